@@ -1,0 +1,85 @@
+# on-api. `make run` and `make test` are all a newcomer needs; `make help` lists the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+POETRY_VERSION := 2.5.1
+MIRROR_PLUGIN_VERSION := 0.6.5
+VENV := .venv
+BIN := $(VENV)/bin
+POETRY_VENV := .tools/poetry
+INSTALLED := $(VENV)/.installed
+
+# PORT, RPC_PORT and GATEWAY_PORT move the ports; everything else is in .env or the environment.
+ifdef PORT
+export ON_API_PORT := $(PORT)
+endif
+ifdef RPC_PORT
+export ON_API_NODE__RPC_PORT := $(RPC_PORT)
+endif
+ifdef GATEWAY_PORT
+export ON_API_NODE__GATEWAY_PORT := $(GATEWAY_PORT)
+endif
+
+# Compiled modules are what makes a start take two seconds instead of five.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install run test check soak migrate openapi clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 18
+
+run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (PORT=, RPC_PORT=, GATEWAY_PORT=)
+	@$(BIN)/on-api init
+	@exec $(BIN)/on-api serve
+
+test: check ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
+	$(BIN)/pytest -m "not soak" $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules, migrations against the models
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@home=$$(mktemp -d) && trap 'rm -rf $$home' EXIT && export ON_API_HOME=$$home ON_API_DATABASE_URL= \
+		&& $(BIN)/alembic upgrade head && $(BIN)/alembic check
+
+soak: $(INSTALLED) ## The long runs under load and faults (minutes)
+	$(BIN)/pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+
+migrate: $(INSTALLED) ## Bring the configured database to the newest revision
+	$(BIN)/alembic upgrade head
+
+openapi: $(INSTALLED) ## Write openapi/v1.json and openapi/v2.json
+	$(BIN)/on-api openapi
+
+install: $(INSTALLED) ## Make .venv with exactly what poetry.lock says
+
+clean: ## Remove what `make install` made; data in .on-api stays
+	rm -rf $(VENV) .tools
+
+# Poetry lives in a venv of its own, so that it neither meets our packages nor must be had before.
+# Its `sync` needs the index's JSON API, which many mirrors lack: the plugin does with the simple index that pip uses.
+$(INSTALLED): poetry.lock pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "on-api needs Python 3.11 or newer; name it with PYTHON=python3.12" >&2; exit 1; }
+	@echo "on-api: installing Poetry $(POETRY_VERSION) into $(POETRY_VENV) ..."
+	@test -x $(POETRY_VENV)/bin/poetry || { rm -rf $(POETRY_VENV) && $(PYTHON) -m venv $(POETRY_VENV); }
+	@$(POETRY_VENV)/bin/pip install --quiet --disable-pip-version-check \
+		poetry==$(POETRY_VERSION) poetry-plugin-pypi-mirror==$(MIRROR_PLUGIN_VERSION)
+	@echo "on-api: installing what poetry.lock names into $(VENV) (about a minute) ..."
+	@test -x $(BIN)/python || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@export POETRY_VIRTUALENVS_IN_PROJECT=true POETRY_NO_INTERACTION=1 VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+		unset PYTHONHOME PYTHONPATH; \
+		if [ -z "$$POETRY_PYPI_MIRROR_URL" ]; then \
+			POETRY_PYPI_MIRROR_URL=$$($(POETRY_VENV)/bin/pip config get global.index-url 2>/dev/null \
+				|| echo "$${PIP_INDEX_URL:-$$($(POETRY_VENV)/bin/python -c 'from pip._internal.models.index import PyPI; print(PyPI.simple_url)')}"); \
+			export POETRY_PYPI_MIRROR_URL; \
+		fi; \
+		log=$$(mktemp) && trap 'rm -f $$log' EXIT; \
+		$(POETRY_VENV)/bin/poetry sync --no-ansi >$$log 2>&1 \
+			|| { cat $$log >&2; echo "on-api: the installation failed; what Poetry said is above" >&2; exit 1; }; \
+		echo "on-api: $$(grep -c 'Installing\|Updating' $$log) packages installed"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib on_api >/dev/null || true
+	@touch $@

@@ -1,0 +1,90 @@
+"""What every command needs: settings with readable mistakes, a transaction, output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from pydantic import ValidationError
+
+from on_api.core.errors import StartupError
+from on_api.core.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from on_api.core.models import Database
+    from on_api.core.services.container import Services
+
+
+def load_settings() -> Settings:
+    """Settings from the environment and `.env`. Raises `StartupError` naming each wrong variable,
+    never its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        mistakes = []
+        for mistake in error.errors(include_url=False, include_input=False, include_context=False):
+            name = "__".join(str(step) for step in mistake["loc"]).upper()
+            mistakes.append(f"ON_API_{name}: {mistake['msg']}" if name else mistake["msg"])
+        raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
+
+
+def prepare_home(home: Path) -> None:
+    """Make `ON_API_HOME` (mode 0700). Raises `StartupError` where that can't be."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = home / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StartupError(
+            f"Can't write to {home.absolute()} ({error.strerror}): "
+            "give yourself access, or set ON_API_HOME to another folder."
+        ) from None
+
+
+def open_database(settings: Settings) -> Database:
+    """The database, proved to be reachable."""
+    from on_api.core.models import Database
+
+    database = Database(settings)
+    with database.session_scope(write=False) as session:
+        session.connection()
+    return database
+
+
+@contextmanager
+def command_scope() -> Iterator[tuple[Services, Session]]:
+    """Services and one transaction: the edge of a command that changes the database."""
+    from on_api.core.models.migrations import check_revision
+    from on_api.core.services.container import Services
+    from on_api.main import connect_node
+
+    settings = load_settings()
+    services = Services.build(settings, connect_node(settings))
+    try:
+        with services.database.session_scope() as session:
+            check_revision(session.connection())
+            yield services, session
+    finally:
+        services.hashers.shutdown()
+        services.database.dispose()
+
+
+def print_json(value: object) -> None:
+    """For scripts: JSON on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def print_table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    """For people: columns as wide as they need to be."""
+    table = [header, *(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())

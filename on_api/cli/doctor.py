@@ -1,0 +1,28 @@
+"""`on-api doctor`: finds the known troubles and says the cure of each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from on_api.cli.context import load_settings, print_json
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Look at everything that is known to go wrong. Exit code 1 when something is."""
+    from on_api.core.services.diagnosis import Verdict, diagnose
+
+    findings = diagnose(load_settings())
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        marks = {Verdict.OK: "ok  ", Verdict.WARNING: "WARN", Verdict.BROKEN: "FAIL"}
+        for finding in findings:
+            typer.echo(f"{marks[finding.verdict]}  {finding.name}: {finding.details}")
+            if finding.cure:
+                typer.echo(f"      cure: {finding.cure}")
+    if any(finding.verdict is Verdict.BROKEN for finding in findings):
+        raise typer.Exit(1)

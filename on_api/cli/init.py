@@ -1,0 +1,75 @@
+"""`on-api init`: everything that must be there before the first start. Safe to repeat."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from on_api.cli.context import load_settings, open_database, prepare_home
+
+if TYPE_CHECKING:
+    from on_api.core.models import Database
+    from on_api.core.settings import Settings
+
+ADMIN_KEY_FILE = "admin.key"
+
+
+def init(
+    username: Annotated[str, typer.Option(help="Name of the first administrator.")] = "admin",
+) -> None:
+    """Make the home folder, the master secret, the database and the first administrator."""
+    from on_api.core.crypto.secrets import create_secret_file
+    from on_api.core.models import migrations
+
+    settings = load_settings()
+    prepare_home(settings.home)
+    if settings.secret_key is None and create_secret_file(settings.home):
+        typer.echo(f"on-api: made the master secret {settings.home / 'secret.key'}: back it up.")
+    database = open_database(settings)
+    try:
+        migrations.upgrade(database)
+        _create_first_administrator(settings, database, username)
+    finally:
+        database.dispose()
+
+
+def _create_first_administrator(settings: Settings, database: Database, username: str) -> None:
+    from sqlalchemy import select
+
+    from on_api.core.crypto.passwords import PasswordHasher
+    from on_api.core.crypto.secrets import MasterSecret
+    from on_api.core.models import User
+    from on_api.core.models.invalidation import Invalidations
+    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.keys import KeyRequest, KeyService, every_scope
+    from on_api.core.services.users import UserService
+
+    invalidations = Invalidations(database)
+    keys = KeyService(MasterSecret.load(settings), invalidations)
+    hasher = PasswordHasher(log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory)
+    path = settings.home / ADMIN_KEY_FILE
+    with database.session_scope() as session:
+        if session.scalar(select(User.id).limit(1)) is not None:
+            return
+        users = UserService(hasher, keys, invalidations)
+        user = users.create(session, username, None, COMMAND_LINE, is_admin=True)
+        request = KeyRequest(name="first key", scopes=every_scope(user))
+        _, secret = keys.issue(session, user.id, request, COMMAND_LINE)
+        # Before the commit: a kill in between leaves a file without an administrator, which the
+        # next `init` replaces, and never an administrator whose key nobody knows.
+        _write_secret(path, secret)
+    typer.echo(
+        f"on-api: made the administrator {user.username!r}. "
+        f"Its key, also in {path}:\n\n    {secret}\n"
+    )
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    draft = path.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secret + "\n")
+    draft.replace(path)

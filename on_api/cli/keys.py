@@ -1,0 +1,77 @@
+"""`on-api keys`: API keys, from the machine that on-api runs on."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from on_api.cli.context import command_scope, print_json, print_table
+
+app = typer.Typer(help="API keys.", no_args_is_help=True)
+
+User = Annotated[str, typer.Option("--user", help="Whose key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+
+@app.command("create")
+def create(
+    user: User,
+    name: Annotated[str, typer.Option(help="What to call it.")] = "command line",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; without: all that the user may do.")
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days it lives.")] = None,
+) -> None:
+    """Make a key; prints it, this once."""
+    from on_api.core.errors import BadRequest
+    from on_api.core.models.database import utc_now
+    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.keys import KeyRequest, every_scope, parse_scopes
+    from on_api.core.services.users import find_user
+
+    with command_scope() as (services, session):
+        owner = find_user(session, user)
+        allowed = every_scope(owner)
+        wanted = parse_scopes(scope) if scope else allowed
+        if wanted - allowed:
+            raise BadRequest(f"{user} is no administrator and can't have the scope admin.")
+        request = KeyRequest(
+            name=name,
+            scopes=wanted,
+            expires_at=utc_now() + timedelta(days=days) if days else None,
+        )
+        _, secret = services.keys.issue(session, owner.id, request, COMMAND_LINE)
+    typer.echo(secret)
+
+
+@app.command("list")
+def list_(user: User, as_json: AsJson = False) -> None:
+    """A user's keys, newest first."""
+    from on_api.core.pagination import MAX_LIMIT, TimePage
+    from on_api.core.services.keys import list_keys
+    from on_api.core.services.users import find_user
+
+    with command_scope() as (_, session):
+        _, keys = list_keys(session, find_user(session, user).id, TimePage(limit=MAX_LIMIT))
+        rows: list[tuple[object, ...]] = [
+            (k.id, k.prefix, k.name, " ".join(k.scopes), k.expires_at, k.last_used_at) for k in keys
+        ]
+    header = ("id", "prefix", "name", "scopes", "expires_at", "last_used_at")
+    if as_json:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+    else:
+        print_table(header, rows)
+
+
+@app.command("revoke")
+def revoke(user: User, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.")]) -> None:
+    """End a key, in every process within a second."""
+    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.users import find_user
+
+    with command_scope() as (services, session):
+        services.keys.revoke(session, find_user(session, user).id, key_id, COMMAND_LINE)
+    typer.echo(f"revoked {key_id}")

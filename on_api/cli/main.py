@@ -1,0 +1,38 @@
+"""`on-api`: the commands, put together, and the one place that prints their errors.
+
+Modules of commands import what they need inside the command: `on-api --help` must not wait for the
+whole house.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from on_api.cli import doctor, init, keys, node, openapi, serve, users
+from on_api.core.errors import OnApiError
+
+app = typer.Typer(
+    name="on-api",
+    help="Your own IPFS storage service.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.command("init")(init.init)
+app.command("openapi")(openapi.openapi)
+app.command("doctor")(doctor.doctor)
+app.add_typer(users.app, name="users")
+app.add_typer(keys.app, name="keys")
+app.add_typer(node.app, name="node")
+
+
+def run() -> None:
+    """Run a command; what goes wrong is one sentence on standard error and exit code 1."""
+    try:
+        app()
+    except OnApiError as error:
+        sys.stderr.write(f"on-api: {error.details}\n")
+        sys.exit(1)

@@ -1,0 +1,152 @@
+"""`on-api node`: run the IPFS node alone, look at it, show the configuration that it should
+have."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from on_api.cli.context import load_settings
+from on_api.core.crypto.secrets import node_rpc_auth
+from on_api.core.errors import NodeError, StartupError
+from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.repo import config_differences, read_config, stale_keys, wanted_config
+from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.services.node import NodeDescription, describe_node
+from on_api.core.settings import Settings
+
+app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
+
+
+@app.command()
+def run() -> None:
+    """Run the IPFS node in the foreground until Ctrl-C."""
+    settings = load_settings()
+    if not settings.manages_node:
+        msg = (
+            f"ON_API_IPFS__RPC_URL names a node that runs elsewhere ({settings.rpc_url}):"
+            " unset it to have on-api run one."
+        )
+        raise StartupError(msg)
+    signal.signal(signal.SIGTERM, _interrupt)
+    node = ManagedNode(settings.home, settings.node, node_rpc_auth(settings), _say)
+    try:
+        with node:
+            typer.echo(f"RPC      {settings.rpc_url}")
+            typer.echo(f"gateway  {settings.visible_gateway_url}/ipfs/CID")
+            typer.echo(f"repo     {node.repo}")
+            typer.echo(f"log      {node.log}")
+            typer.echo("Ctrl-C stops the node.")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        _say("the node has stopped")
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the node's version, identity, peers and store. Exit code 1 when it can't be reached."""
+    settings = load_settings()
+    description: NodeDescription | None = None
+    problem: str | None = None
+    try:
+        description = asyncio.run(_describe(settings))
+    except NodeError as error:
+        problem = error.details
+    if as_json:
+        typer.echo(json.dumps(_as_object(settings, description, problem), indent=2))
+    else:
+        _print_status(settings, description, problem)
+    if description is None:
+        raise typer.Exit(1)
+    if not description.tested:
+        _say(
+            f"warning: the node is {description.agent} {description.version};"
+            f" on-api was tested with {TESTED_RANGE}"
+        )
+
+
+@app.command()
+def config() -> None:
+    """Show, as JSON, the Kubo settings that on-api wants and how the node's config file differs.
+
+    The RPC secret is left out. `stale` names the settings that the next start will write; each of
+    `differences` says what keeps the node from on-api's promises until somebody changes it.
+    """
+    settings = load_settings()
+    repo = settings.home / "ipfs"
+    answer: dict[str, object] = {
+        "config_file": None,
+        "wanted": wanted_config(settings.node, rpc_auth="(secret)"),
+        "stale": None,
+        "differences": None,
+    }
+    if settings.manages_node and (repo / "config").exists():
+        actual = read_config(repo)
+        answer["config_file"] = str((repo / "config").absolute())
+        answer["stale"] = stale_keys(actual, wanted_config(settings.node, node_rpc_auth(settings)))
+        answer["differences"] = config_differences(actual, settings.node)
+    typer.echo(json.dumps(answer, indent=2))
+
+
+async def _describe(settings: Settings) -> NodeDescription:
+    from on_api.core.ipfs.kubo import KuboNode
+
+    async with KuboNode(settings, _rpc_auth(settings)) as node:
+        return await describe_node(node)
+
+
+def _rpc_auth(settings: Settings) -> str | None:
+    if settings.manages_node:
+        return node_rpc_auth(settings)
+    secret = settings.ipfs.rpc_auth
+    return None if secret is None else secret.get_secret_value()
+
+
+def _as_object(
+    settings: Settings, description: NodeDescription | None, problem: str | None
+) -> dict[str, object]:
+    return {
+        "reachable": description is not None,
+        "problem": problem,
+        "rpc_url": settings.rpc_url,
+        "gateway_url": settings.visible_gateway_url,
+        "managed": settings.manages_node,
+        "node": None if description is None else dataclasses.asdict(description),
+    }
+
+
+def _print_status(
+    settings: Settings, description: NodeDescription | None, problem: str | None
+) -> None:
+    if description is None:
+        typer.echo(f"not reachable: {problem}")
+    else:
+        typer.echo(f"version  {description.agent} {description.version} (tested: {TESTED_RANGE})")
+        typer.echo(f"peer id  {description.id}")
+        typer.echo(f"peers    {description.peers}")
+        typer.echo(f"repo     {_gigabytes(description.repo_size)} in {description.objects} blocks")
+        typer.echo(f"limit    {_gigabytes(description.repo_limit)}")
+    typer.echo(f"RPC      {settings.rpc_url}")
+    typer.echo(f"gateway  {settings.visible_gateway_url}/ipfs/CID")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 10**9:,.3f} GB"
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the command as Ctrl-C does: with the node stopped."""
+    raise KeyboardInterrupt

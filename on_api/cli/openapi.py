@@ -1,0 +1,42 @@
+"""`on-api openapi`: the OpenAPI documents, as files."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version as release_of
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def openapi(
+    folder: Annotated[Path, typer.Argument(help="Where to write v1.json and v2.json.")] = Path(
+        "openapi"
+    ),
+) -> None:
+    """Write the OpenAPI document of every version. Needs no database and no node."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in documents().items():
+        (folder / name).write_text(text, encoding="utf-8")
+        typer.echo(folder / name)
+
+
+def documents() -> dict[str, str]:
+    """File name and text of each document, as they are committed."""
+    from pydantic import SecretStr
+
+    from on_api.core.openapi import openapi_document
+    from on_api.core.settings import Settings
+    from on_api.main import VERSIONS, create_app
+
+    # The documents depend on no setting; the secret is only there because nothing starts without
+    # one.
+    app = create_app(Settings(secret_key=SecretStr("for the document only, never used")))
+    return {
+        f"{version.prefix[1:]}.json": json.dumps(
+            openapi_document(app, version, release_of("on-api")), ensure_ascii=False, indent=2
+        )
+        + "\n"
+        for version in VERSIONS
+    }

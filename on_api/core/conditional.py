@@ -1,0 +1,78 @@
+"""Conditional requests and ranges on one representation (RFC 9110, sections 13 and 14), as a pure
+function.
+
+Knows strong ETags only: the bytes behind an id never change without their CID changing. Several
+ranges in one request are answered with the whole, as the RFC allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from on_api.core.errors import PreconditionFailed, RangeNotSatisfiable
+
+_ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_RANGE = re.compile(
+    r"bytes\s*=\s*(?:(\d{1,19})-(\d{0,19})|-(\d{1,19}))\s*", re.ASCII | re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to answer: 200 the whole, 206 a part, 304 nothing. `offset` and `length` in bytes."""
+
+    status: int
+    offset: int
+    length: int
+
+
+def plan(headers: Mapping[str, str], *, etag: str, size: int) -> Plan:
+    """Decide a GET or HEAD of a representation of `size` bytes with the strong `etag` (quotes
+    included).
+
+    `headers` must look names up in lower case. Raises `PreconditionFailed` (412) and
+    `RangeNotSatisfiable` (416).
+    """
+    if_match = headers.get("if-match")
+    if if_match is not None and not _lists(if_match, etag, weak=False):
+        raise PreconditionFailed
+    if_none_match = headers.get("if-none-match")
+    if if_none_match is not None and _lists(if_none_match, etag, weak=True):
+        return Plan(304, 0, 0)
+    whole = Plan(200, 0, size)
+    wanted = headers.get("range")
+    if wanted is None or size == 0:
+        return whole
+    if_range = headers.get("if-range")
+    if if_range is not None and if_range.strip() != etag:
+        return whole
+    return _part(wanted, size) or whole
+
+
+def _part(wanted: str, size: int) -> Plan | None:
+    match = _RANGE.fullmatch(wanted)
+    if match is None:
+        return None  # another unit, several ranges or nonsense: ignored, as the RFC asks
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        length = min(int(suffix), size)
+        if length == 0:
+            raise RangeNotSatisfiable(size)
+        return Plan(206, size - length, length)
+    start = int(first)
+    end = min(int(last), size - 1) if last else size - 1
+    if last and int(last) < start:
+        return None
+    if start >= size:
+        raise RangeNotSatisfiable(size)
+    return Plan(206, start, end - start + 1)
+
+
+def _lists(header: str, etag: str, *, weak: bool) -> bool:
+    """Whether a list of entity tags names ours; `weak` comparison ignores the W/ mark."""
+    if header.strip() == "*":
+        return True
+    ours = etag.strip('"')
+    return any(tag == ours and (weak or not mark) for mark, tag in _ENTITY_TAG.findall(header))

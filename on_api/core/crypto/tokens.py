@@ -1,0 +1,51 @@
+"""API keys and tokens: `onapi_` + 43 random base62 characters + a checksum of 6, kept as an HMAC.
+
+The checksum (CRC-32 of all before it, as GitHub's tokens have) lets a mistyped key be refused
+without the database.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+import string
+import zlib
+
+PREFIX = "onapi_"
+RANDOM_LENGTH = 43
+"""log2(62^43) = 256 bits."""
+CHECKSUM_LENGTH = 6
+SHOWN_LENGTH = len(PREFIX) + 6
+"""How much of a key may be shown, so that its owner recognises it."""
+
+_ALPHABET = string.digits + string.ascii_letters
+_KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{RANDOM_LENGTH + CHECKSUM_LENGTH}}}", re.ASCII)
+
+
+def new_key() -> str:
+    """A new secret key."""
+    body = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH))
+    return body + _checksum(body)
+
+
+def is_well_formed(key: str) -> bool:
+    """Whether `key` has the shape and the checksum of a key of ours. Says nothing of its being
+    valid."""
+    if _KEY.fullmatch(key) is None:
+        return False
+    return hmac.compare_digest(key[-CHECKSUM_LENGTH:], _checksum(key[:-CHECKSUM_LENGTH]))
+
+
+def digest(key: str, subkey: bytes) -> bytes:
+    """What is stored for a key: HMAC-SHA256 under a subkey of the master secret, 32 bytes."""
+    return hmac.digest(subkey, key.encode(), "sha256")
+
+
+def _checksum(body: str) -> str:
+    number = zlib.crc32(body.encode())
+    digits = []
+    for _ in range(CHECKSUM_LENGTH):
+        number, index = divmod(number, len(_ALPHABET))
+        digits.append(_ALPHABET[index])
+    return "".join(reversed(digits))

@@ -1,0 +1,155 @@
+"""Every dependency as an `Annotated` alias: what a handler needs, and what its caller must be
+allowed, is in its signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request, Security
+from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import Unauthorized
+from on_api.core.pagination import DEFAULT_LIMIT, MAX_LIMIT, TimePage
+from on_api.core.schemas.common import GivenMoment, Text
+from on_api.core.schemas.files import Visibility
+from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
+from on_api.core.services.audit import Actor
+from on_api.core.services.container import Services
+from on_api.core.services.files import FileFilter
+from on_api.core.upload_forms import UploadOptions
+
+# Both only document: Swagger's *Authorize* offers a password login and a field for a key. The key
+# itself is read in `get_principal`, which answers in our words.
+_login = OAuth2PasswordBearer(
+    "/v1/auth/token",
+    scheme_name="Password",
+    scopes=SCOPE_DESCRIPTIONS,
+    description="Log in with username and password; the token ends after an hour.",
+    auto_error=False,
+)
+_bearer = HTTPBearer(
+    scheme_name="Key", description="An API key, pasted whole: `onapi_…`", auto_error=False
+)
+
+
+def get_services(request: Request) -> Services:
+    """The process's services."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:
+    """One transaction for the request: a read-only snapshot for GET, else a writer.
+
+    Used with `scope="function"`: it commits before the answer is sent. With FastAPI's default scope
+    a failed commit would come after a 201 that says all is well.
+    """
+    with services.database.session_scope(write=request.method not in {"GET", "HEAD"}) as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+def get_principal(
+    request: Request,
+    services: ServicesDep,
+    scopes: SecurityScopes,
+    _token: Annotated[str | None, Depends(_login)],
+    _key: Annotated[object, Depends(_bearer)],
+) -> Principal:
+    """The caller of a valid key that has the scopes. Uses no session of the request: it may stream
+    for hours.
+
+    Raises `Unauthorized` or `Forbidden`.
+    """
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not key:
+        raise Unauthorized
+    principal = services.authenticator.authenticate(key.strip())
+    principal.require(*(Scope(scope) for scope in scopes.scopes))
+    return principal
+
+
+def _needs(*scopes: Scope) -> Any:
+    return Security(get_principal, scopes=[scope.value for scope in scopes])
+
+
+CurrentUser = Annotated[Principal, _needs()]
+FilesRead = Annotated[Principal, _needs(Scope.FILES_READ)]
+FilesWrite = Annotated[Principal, _needs(Scope.FILES_WRITE)]
+KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
+Admin = Annotated[Principal, _needs(Scope.ADMIN)]
+
+
+def get_client(request: Request) -> Actor:
+    """An actor of whom only the address is known."""
+    return Actor(client=request.client.host if request.client else None)
+
+
+ClientDep = Annotated[Actor, Depends(get_client)]
+
+
+def act_as(principal: Principal, client: Actor) -> Actor:
+    """Who to name in the audit log."""
+    return Actor(principal.user_id, principal.key_id, client.client)
+
+
+def get_page(
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.")
+    ] = DEFAULT_LIMIT,
+    before: Annotated[
+        GivenMoment | None, Query(description="Only what was made before this moment.")
+    ] = None,
+    after: Annotated[
+        GivenMoment | None, Query(description="Only what was made after this moment.")
+    ] = None,
+) -> TimePage:
+    """v1's page of a list."""
+    return TimePage(limit=limit, before=before, after=after)
+
+
+PageQuery = Annotated[TimePage, Depends(get_page)]
+
+
+def get_upload_options(
+    services: ServicesDep,
+    name: Annotated[
+        str | None, Query(description="The file's name.", examples=["地図.pdf"])
+    ] = None,
+    visibility: Annotated[str | None, Query(description="`public` or `private`.")] = None,
+    meta: Annotated[str | None, Query(description="A JSON object.")] = None,
+) -> UploadOptions:
+    """An upload's options from the query; form fields may add to them."""
+    options = UploadOptions(services.settings.files.default_visibility)
+    for field, value in {"name": name, "visibility": visibility, "meta": meta}.items():
+        if value is not None:
+            options.set(field, value)
+    return options
+
+
+UploadQuery = Annotated[UploadOptions, Depends(get_upload_options)]
+
+
+def get_file_filter(
+    name: Annotated[Text | None, Query(max_length=255, description="Exactly this name.")] = None,
+    name_contains: Annotated[
+        Text | None, Query(max_length=255, description="This text in the name, in any case.")
+    ] = None,
+    cid: Annotated[str | None, Query(max_length=128, description="This content.")] = None,
+    media_type: Annotated[
+        Text | None, Query(max_length=255, description="Exactly this media type.")
+    ] = None,
+    visibility: Annotated[Visibility | None, Query(description="Only these.")] = None,
+) -> FileFilter:
+    """Which files a list shows."""
+    return FileFilter(name, name_contains, cid, media_type, visibility)
+
+
+FileQuery = Annotated[FileFilter, Depends(get_file_filter)]

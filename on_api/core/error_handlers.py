@@ -1,0 +1,113 @@
+"""The one renderer of errors: every exception becomes the body of the version whose path was
+asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from on_api.core.error_texts import describe
+from on_api.core.errors import (
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    OnApiError,
+    PayloadTooLarge,
+)
+from on_api.core.logging import request_id
+from on_api.core.schemas.errors import Failure, FailureError, Problem
+
+logger = logging.getLogger(__name__)
+
+Renderer = Callable[[OnApiError], Response]
+
+
+def render_failure(error: OnApiError) -> Response:
+    """v1: the Pinning Service API's `Failure`."""
+    body = Failure(error=FailureError(reason=error.reason, details=error.details))
+    return JSONResponse(body.model_dump(), error.status, headers=error.headers)
+
+
+def render_problem(error: OnApiError) -> Response:
+    """v2: problem details (RFC 9457)."""
+    body = Problem(
+        type="about:blank",
+        title=HTTPStatus(error.status).phrase,
+        status=error.status,
+        detail=error.details,
+        code=error.reason,
+        instance=f"urn:on-api:request:{request_id.get() or ''}",
+    )
+    return JSONResponse(
+        body.model_dump(),
+        error.status,
+        headers=error.headers,
+        media_type="application/problem+json",
+    )
+
+
+class ErrorHandlers:
+    """Renders errors by the path's prefix; paths outside every version read like v1."""
+
+    def __init__(self, renderers: Mapping[str, Renderer]) -> None:
+        self._renderers = dict(renderers)
+
+    def install(self, app: FastAPI) -> None:
+        """Handle every kind of exception that the framework or our code raises."""
+        app.add_exception_handler(OnApiError, self._on_api_error)
+        app.add_exception_handler(RequestValidationError, self._validation_error)
+        app.add_exception_handler(HTTPException, self._http_exception)
+        app.add_exception_handler(ClientDisconnect, _client_gone)
+
+    def internal_error(self, path: str) -> Response:
+        """The 500 for what nobody caught; the log has the rest under the request's id."""
+        details = f"Something went wrong on our side; the log has it under {request_id.get()}."
+        return self.render(path, InternalError(details))
+
+    def render(self, path: str, error: OnApiError) -> Response:
+        """The response for an error on a path."""
+        for prefix, renderer in self._renderers.items():
+            if path == prefix or path.startswith(f"{prefix}/"):
+                return renderer(error)
+        return render_failure(error)
+
+    async def _on_api_error(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, OnApiError):
+            raise error
+        if error.status >= 500:
+            logger.warning("answered %s %s", error.status, error.reason, exc_info=error.__cause__)
+        return self.render(request.url.path, error)
+
+    async def _validation_error(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        return self.render(request.url.path, BadRequest(describe(error.errors())))
+
+    async def _http_exception(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        return self.render(request.url.path, _translate(error))
+
+
+def _translate(error: HTTPException) -> OnApiError:
+    """What Starlette and FastAPI raise themselves, in our words."""
+    if error.status_code == MethodNotAllowed.status:
+        return MethodNotAllowed(headers=error.headers)
+    if error.status_code == PayloadTooLarge.status:
+        return PayloadTooLarge()
+    if 400 <= error.status_code < 500 and error.status_code != NotFound.status:
+        return BadRequest("The body can't be read.")
+    return NotFound()
+
+
+async def _client_gone(_request: Request, _error: Exception) -> Response:
+    # Nobody is there to read it; the status is for the log (nginx's word for the same).
+    return Response(status_code=499)

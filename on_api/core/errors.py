@@ -1,0 +1,227 @@
+"""The one tree of exceptions: what can go wrong, which HTTP status it is, and the stable word
+clients match on.
+
+    OnApiError
+    ├── BadRequest            400 BAD_REQUEST              the input is wrong; the details say where
+    ├── Unauthorized          401 UNAUTHORIZED             no key, or one that is not valid (any
+    more)
+    ├── Forbidden             403 INSUFFICIENT_SCOPE       a valid key that may not do this
+    │   └── QuotaExceeded     403 STORAGE_QUOTA_EXCEEDED
+    ├── NotFound              404 NOT_FOUND                not there, or someone else's
+    ├── MethodNotAllowed      405 METHOD_NOT_ALLOWED
+    ├── RequestTimeout        408 REQUEST_TIMEOUT          the client stopped sending
+    ├── Conflict              409 CONFLICT                 against the present state
+    ├── PreconditionFailed    412 PRECONDITION_FAILED
+    ├── PayloadTooLarge       413 PAYLOAD_TOO_LARGE
+    ├── UnsupportedMediaType  415 UNSUPPORTED_MEDIA_TYPE
+    ├── RangeNotSatisfiable   416 RANGE_NOT_SATISFIABLE
+    ├── TooManyRequests       429 TOO_MANY_REQUESTS        Retry-After says when
+    ├── InternalError         500 INTERNAL_SERVER_ERROR    our fault; the log has the request's id
+    ├── NodeError             502 NODE_ERROR               the IPFS node answered, but not what was
+    asked
+    │   ├── NodeRefused       502 NODE_REFUSED             it refused the call (credentials, paths)
+    │   ├── NodeTruncated     502 NODE_TRUNCATED           its answer ended too soon
+    │   ├── NodeUnavailable   503 NODE_UNAVAILABLE         it can't be reached
+    │   └── NodeTimeout       504 NODE_TIMEOUT             it didn't answer in time
+    ├── ServiceUnavailable    503 SERVICE_UNAVAILABLE      try again soon
+    │   └── DatabaseUnavailable 503 DATABASE_UNAVAILABLE
+    ├── InsufficientStorage   507 INSUFFICIENT_STORAGE     the node's disk or its StorageMax is full
+    └── StartupError          (the command line only)      on-api can't start; the message says the
+    cure
+
+Raised by services and ports; rendered in `error_handlers.py` and by the command line. Knows no web
+framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class OnApiError(Exception):
+    """Base of everything that on-api raises on purpose. `details` is shown to the client: no
+    internals, no secrets."""
+
+    status: ClassVar[int] = 500
+    reason: ClassVar[str] = "INTERNAL_SERVER_ERROR"
+    summary: ClassVar[str] = "Something went wrong on our side."
+
+    def __init__(
+        self, details: str | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.details = details or self.summary
+        self.headers: dict[str, str] = dict(headers or {})
+        super().__init__(self.details)
+
+
+class BadRequest(OnApiError):
+    """The input is wrong."""
+
+    status, reason, summary = 400, "BAD_REQUEST", "The request is not valid."
+
+
+class Unauthorized(OnApiError):
+    """No key was sent, or it is not valid (any more). The answer never says which."""
+
+    status, reason, summary = (
+        401,
+        "UNAUTHORIZED",
+        "A valid key is needed: Authorization: Bearer <key>.",
+    )
+
+    def __init__(self, details: str | None = None) -> None:
+        super().__init__(details, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(OnApiError):
+    """The key is valid but may not do this."""
+
+    status, reason, summary = 403, "INSUFFICIENT_SCOPE", "The key may not do this."
+
+
+class QuotaExceeded(Forbidden):
+    """The user's storage quota would be passed."""
+
+    reason, summary = "STORAGE_QUOTA_EXCEEDED", "The storage quota is used up."
+
+
+class NotFound(OnApiError):
+    """Not there, or someone else's: the two are never told apart."""
+
+    status, reason, summary = 404, "NOT_FOUND", "There is nothing here under this name."
+
+
+class MethodNotAllowed(OnApiError):
+    """The path exists, the method does not."""
+
+    status, reason, summary = 405, "METHOD_NOT_ALLOWED", "This method is not offered here."
+
+
+class RequestTimeout(OnApiError):
+    """The client stopped sending in the middle of a body."""
+
+    status, reason, summary = 408, "REQUEST_TIMEOUT", "No more bytes came; the upload was given up."
+
+
+class Conflict(OnApiError):
+    """The request is fine but contradicts the present state."""
+
+    status, reason, summary = 409, "CONFLICT", "This contradicts what is there."
+
+
+class PreconditionFailed(OnApiError):
+    """An If-Match or If-Unmodified-Since did not hold."""
+
+    status, reason, summary = (
+        412,
+        "PRECONDITION_FAILED",
+        "A condition of the request does not hold.",
+    )
+
+
+class PayloadTooLarge(OnApiError):
+    """The body, or one file of it, is over its limit."""
+
+    status, reason, summary = 413, "PAYLOAD_TOO_LARGE", "The body is too large."
+
+
+class UnsupportedMediaType(OnApiError):
+    """The body is not of a type this operation reads."""
+
+    status, reason, summary = 415, "UNSUPPORTED_MEDIA_TYPE", "This type of body is not read here."
+
+
+class RangeNotSatisfiable(OnApiError):
+    """The Range starts behind the end. `size` is the file's size in bytes."""
+
+    status, reason, summary = 416, "RANGE_NOT_SATISFIABLE", "The range lies outside the file."
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"The range lies outside the file's {size} bytes.",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+
+
+class _RetryLater(OnApiError):
+    """Base of the errors that pass by themselves: they carry `Retry-After` in seconds."""
+
+    def __init__(self, details: str | None = None, *, retry_after: int = 5) -> None:
+        super().__init__(details, headers={"Retry-After": str(max(1, retry_after))})
+
+
+class TooManyRequests(_RetryLater):
+    """Too much in too short a time."""
+
+    status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
+
+
+class InternalError(OnApiError):
+    """Our own fault. Carries nothing of what happened: that is in the log, under the request's
+    id."""
+
+
+class NodeError(_RetryLater):
+    """The IPFS node answered something else than what was asked."""
+
+    status, reason, summary = 502, "NODE_ERROR", "The IPFS node could not do this."
+
+
+class NodeRefused(NodeError):
+    """The node refused the call: credentials, or a path that they don't cover."""
+
+    reason, summary = (
+        "NODE_REFUSED",
+        "The IPFS node refused the call; the operator should look at its credentials.",
+    )
+
+
+class NodeTruncated(NodeError):
+    """The node's answer ended before it was complete."""
+
+    reason, summary = "NODE_TRUNCATED", "The IPFS node's answer was incomplete."
+
+
+class NodeUnavailable(NodeError):
+    """The node can't be reached."""
+
+    status, reason, summary = (
+        503,
+        "NODE_UNAVAILABLE",
+        "The IPFS node can't be reached at the moment.",
+    )
+
+
+class NodeTimeout(NodeError):
+    """The node did not answer, or made no progress, in time."""
+
+    status, reason, summary = 504, "NODE_TIMEOUT", "The IPFS node did not answer in time."
+
+
+class ServiceUnavailable(_RetryLater):
+    """Not now, but soon."""
+
+    status, reason, summary = (
+        503,
+        "SERVICE_UNAVAILABLE",
+        "Not available at the moment; try again soon.",
+    )
+
+
+class DatabaseUnavailable(ServiceUnavailable):
+    """The database can't be reached, or is too busy."""
+
+    reason, summary = "DATABASE_UNAVAILABLE", "The database can't be reached at the moment."
+
+
+class InsufficientStorage(OnApiError):
+    """The node has no room left."""
+
+    status, reason, summary = 507, "INSUFFICIENT_STORAGE", "The IPFS node has no room for this."
+
+
+class StartupError(OnApiError):
+    """on-api can't start or a command can't run. The message is one sentence with the cure."""
+
+    reason, summary = "STARTUP_FAILED", "on-api can't start."

@@ -1,0 +1,101 @@
+"""The port to IPFS: what on-api asks of a node, whoever answers (Kubo, the in-memory node of the
+tests, later a cluster).
+
+Holds the protocol and its plain data. Knows nothing of HTTP, of the database or of users.
+Every method raises a `NodeError` (502, 503, 504) or `InsufficientStorage` (507) in bounded time,
+and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A file that the node has stored completely and pinned recursively."""
+
+    cid: str
+    """Root, CIDv1 in base32."""
+    size: int
+    """Bytes of the file."""
+    dag_size: int
+    """Cumulative size of the DAG in bytes: what the file costs on the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinStatus:
+    """A recursive pin on exactly this CID."""
+
+    cid: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeVersion:
+    """Which program the node is. `tested` says whether on-api was tested with this version."""
+
+    agent: str
+    version: str
+    tested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepoStat:
+    """The node's store, in bytes; `storage_max` is its own soft limit."""
+
+    size: int
+    storage_max: int
+    objects: int
+
+
+class IpfsNode(Protocol):
+    """One IPFS node (or what acts as one)."""
+
+    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+        """Store `source` as one UnixFS file of the profile in `cid.py` and pin it recursively as
+        `pin_name`.
+
+        Returns only when the root's CID, its size and its pin have been verified with the node. An
+        exception raised by `source` comes out as it is, and then nothing was pinned.
+        """
+        ...
+
+    def read(
+        self, cid: str, *, offset: int, length: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open the bytes `[offset, offset + length)` of the UnixFS file `cid`, from what the node
+        has itself.
+
+        Entering the context raises what can be known before the first byte; the iterator raises
+        `NodeTruncated` when fewer than `length` bytes came, so that nothing short ever passes for
+        complete.
+        """
+        ...
+
+    async def pin_status(self, cid: str) -> PinStatus | None:
+        """The recursive pin on exactly `cid`, or None."""
+        ...
+
+    async def version(self) -> NodeVersion:
+        """The node's program and version."""
+        ...
+
+    async def peer_id(self) -> str:
+        """The node's libp2p identity."""
+        ...
+
+    async def peer_count(self) -> int:
+        """How many peers the node is connected to."""
+        ...
+
+    async def repo_stat(self) -> RepoStat:
+        """Size and limit of the node's store."""
+        ...
+
+    async def close(self) -> None:
+        """Free every connection. The node itself goes on."""
+        ...

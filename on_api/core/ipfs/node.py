@@ -1,0 +1,336 @@
+"""The Kubo daemon that on-api runs itself: starting it, keeping it up, stopping it.
+
+Holds the lock on the home, the child process and the one thread that watches it. Which program it
+is and how its repo is set up is decided in `binary.py` and `repo.py`. Knows no asyncio, no service.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from on_api.core.errors import StartupError
+from on_api.core.ipfs.binary import kubo_binary
+from on_api.core.ipfs.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
+from on_api.core.ipfs.repo import kubo_environment, peer_id_of, prepare_repo
+from on_api.core.settings import MIB, NodeSettings
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+"""Seconds before a restart: the first, doubled at each next one, and the most."""
+
+STEADY_AFTER = 60.0
+"""Seconds up after which the next restart begins with `FIRST_PAUSE` again."""
+
+MAX_LOG = 10 * MIB
+"""Bytes of node.log above which it is moved to node.log.1 when Kubo is started."""
+
+_POLL = 0.05
+
+# The empty file as an identity CID: every gateway can answer it without a block.
+_EMPTY_FILE = "/ipfs/bafkqaaa"
+
+# Linux only. Replaces itself by Kubo after asking the kernel to send it SIGTERM when the thread
+# that started it ends (PR_SET_PDEATHSIG is 1), so that also a `kill -9` of on-api leaves no Kubo
+# behind. A program of its own because a `preexec_fn` is not safe in a process with threads.
+_TIED_TO_US = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("on-api ended before Kubo began")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ManagedNode:
+    """One Kubo on loopback, with its repo in `home/ipfs`, kept up from `start()` to `stop()`.
+
+    `rpc_auth` is the RPC secret like `bearer:TOKEN`; `say` shows a line to the person who waits.
+    """
+
+    def __init__(
+        self, home: Path, settings: NodeSettings, rpc_auth: str, say: Callable[[str], None]
+    ) -> None:
+        self.home = home.absolute()
+        self.repo = self.home / "ipfs"
+        self.log = self.home / "node.log"
+        self.restarts = 0
+        """How many times Kubo was started again after it had died."""
+        self._settings = settings
+        self._rpc_auth = rpc_auth
+        self._say = say
+        self._peer_id = ""
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self._home_lock: int | None = None
+        self._log_start = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Kubo's process id while there is one."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    def start(self) -> None:
+        """Take the home, get Kubo ready and start it. Returns when RPC and gateway answer.
+
+        Raises `StartupError` with the cure; then nothing is left running and the home is free.
+        """
+        if self._thread is not None:
+            return
+        self._stopping.clear()
+        self._home_lock = _lock_home(self.home)
+        try:
+            stop_leftover(self.repo, self._rpc_auth, self._settings.shutdown_timeout, self._say)
+            check_ports(self._settings)
+            binary = kubo_binary(self._settings, self._say)
+            prepare_repo(binary, self.repo, self._settings, self._rpc_auth)
+            self._peer_id = peer_id_of(self.repo)
+            started: Future[None] = Future()
+            self._thread = threading.Thread(
+                target=self._supervise, args=(binary, started), name="kubo", daemon=True
+            )
+            self._thread.start()
+            started.result()
+        except OSError as error:
+            self.stop()
+            raise _not_writable(self.home, error) from error
+        except BaseException:  # Ctrl-C during a build, too
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the Kubo that was started here, and nothing else; free the home.
+
+        Kubo gets `shutdown_timeout` seconds, or until a second Ctrl-C, and is killed after that.
+        """
+        with self._guard:
+            self._stopping.set()
+            process = self._process
+        if process is not None:
+            process.terminate()
+        thread, self._thread = self._thread, None
+        try:
+            if thread is not None:
+                thread.join(self._settings.shutdown_timeout)
+        finally:
+            if thread is not None and thread.is_alive() and process is not None:
+                logger.warning("Kubo (process %d) did not stop in time: killing it", process.pid)
+                process.kill()
+                thread.join()
+            if self._home_lock is not None:
+                os.close(self._home_lock)
+                self._home_lock = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _supervise(self, binary: Path, started: Future[None]) -> None:
+        """The thread: every Kubo is spawned here, because it is tied to the life of this thread."""
+        try:
+            self._launch(binary)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            self._wait_for_its_end()
+            if time.monotonic() - began >= STEADY_AFTER:
+                pause = FIRST_PAUSE
+            up = False
+            while not up:
+                if self._stopping.wait(pause):
+                    return
+                pause = min(pause * 2, LONGEST_PAUSE)
+                up = self._relaunch(binary)
+
+    def _relaunch(self, binary: Path) -> bool:
+        self.restarts += 1
+        try:
+            self._launch(binary)
+        except (StartupError, OSError) as error:
+            if not self._stopping.is_set():
+                logger.warning("Kubo could not be restarted: %s", error)
+            return False
+        logger.warning("Kubo is up again (restart %d)", self.restarts)
+        return True
+
+    def _launch(self, binary: Path) -> None:
+        """Spawn Kubo and wait until it answers; on failure it is ended again."""
+        process = self._spawn(binary)
+        try:
+            self._wait_until_ready(process)
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(self._settings.shutdown_timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
+
+    def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
+        command = [str(binary), "daemon", "--migrate=true"]
+        if sys.platform == "linux" and sys.executable:
+            isolated = [sys.executable, "-I", "-S", "-c", _TIED_TO_US]
+            command = [*isolated, str(os.getpid()), *command]
+        with self._guard:
+            if self._stopping.is_set():
+                raise _stopped()
+            if self.log.exists() and self.log.stat().st_size > MAX_LOG:
+                self.log.replace(self.log.with_suffix(".log.1"))
+            with self.log.open("ab") as log:
+                self._log_start = log.tell()
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=kubo_environment(self.repo),
+                    # A Ctrl-C in the terminal is for on-api, which still needs Kubo to finish.
+                    start_new_session=True,
+                )
+            return self._process
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._settings.start_timeout
+        while not self._answers():
+            if process.poll() is not None:
+                check_ports(self._settings)  # the likeliest reason; says which one
+                msg = (
+                    f"Kubo did not start ({self._last_words()}); if its repo {self.repo} is"
+                    " damaged, restore it from a backup or move it away to begin with an empty"
+                    f" node; Kubo's log is {self.log}."
+                )
+                raise StartupError(msg)
+            if time.monotonic() >= deadline:
+                msg = (
+                    f"Kubo did not answer within {self._settings.start_timeout:g} s"
+                    f" ({self._last_words()}): look into its log {self.log},"
+                    " or give it longer with ON_API_NODE__START_TIMEOUT."
+                )
+                raise StartupError(msg)
+            if self._stopping.wait(_POLL):
+                raise _stopped()
+
+    def _answers(self) -> bool:
+        """Whether RPC and gateway answer, and it is our node that does."""
+        if peer_id_at(self._settings.rpc_port, self._rpc_auth) != self._peer_id:
+            return False
+        answer = ask("GET", self._settings.gateway_port, _EMPTY_FILE)
+        return answer is not None and answer[0] == http.HTTPStatus.OK
+
+    def _wait_for_its_end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        code = process.wait()
+        if not self._stopping.is_set():
+            logger.warning("Kubo ended (code %d: %s)", code, self._last_words())
+
+    def _last_words(self) -> str:
+        """The error in what Kubo wrote since its last start, else its last lines."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 16_384))
+                lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+        except OSError:
+            return "its log can't be read"
+        lines = [line for line in lines if line]
+        errors = [index for index, line in enumerate(lines) if line.startswith("Error:")]
+        words = " ".join(lines[errors[-1] :] if errors else lines[-2:])
+        return words[:500] or "it wrote nothing"
+
+
+def check_ports(settings: NodeSettings) -> None:
+    """Raise `StartupError` naming the first port that Kubo could not listen on, and its setting."""
+    wanted = [
+        (LOOPBACK, settings.rpc_port, "ON_API_NODE__RPC_PORT, or `make run RPC_PORT=...`"),
+        (LOOPBACK, settings.gateway_port, "ON_API_NODE__GATEWAY_PORT, or `... GATEWAY_PORT=...`"),
+    ]
+    if settings.network == "public":
+        wanted.append(("0.0.0.0", settings.swarm_port, "ON_API_NODE__SWARM_PORT"))  # noqa: S104 (a port for the world is what `public` asks for)
+    for index, (address, port, setting) in enumerate(wanted):
+        if port in [other for _, other, _ in wanted[:index]]:
+            msg = f"Port {port} is set twice: choose another with {setting}."
+            raise StartupError(msg)
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kubo does
+            try:
+                listener.bind((address, port))
+            except PermissionError as error:
+                msg = f"Port {port} may not be used by this user: choose another with {setting}."
+                raise StartupError(msg) from error
+            except OSError as error:
+                msg = (
+                    f"Port {port} is taken by another program:"
+                    f" stop it, or choose another port with {setting}."
+                )
+                raise StartupError(msg) from error
+
+
+def _lock_home(home: Path) -> int:
+    """Take the home for this process. Returns the descriptor that holds it until it is closed.
+
+    Raises `StartupError` when another on-api has it, or it can't be written.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Not inherited by Kubo, which may outlive us: the lock is on-api's life, not Kubo's.
+        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise _not_writable(home, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        msg = (
+            f"Another on-api (process {holder}) is running in {home}:"
+            " stop it, or set ON_API_HOME to another folder."
+        )
+        raise StartupError(msg) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise _not_writable(home, error) from error
+    return descriptor
+
+
+def _not_writable(home: Path, error: OSError) -> StartupError:
+    return StartupError(
+        f"Can't write to {home} ({error.strerror or error}):"
+        " make it writable, or set ON_API_HOME to another folder."
+    )
+
+
+def _stopped() -> StartupError:
+    return StartupError("The IPFS node was stopped while it was starting.")

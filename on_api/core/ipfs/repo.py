@@ -1,0 +1,386 @@
+"""The repo of the Kubo node that on-api runs: making it, and keeping its config as on-api wants it.
+
+Holds what the configuration should be (as plain data) and the safe writing of it. Starts no daemon
+and speaks no HTTP. Whoever calls `prepare_repo` holds the lock on the home: there is one writer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from on_api.core.errors import StartupError
+from on_api.core.settings import NodeSettings
+
+logger = logging.getLogger(__name__)
+
+RPC_PATHS = (
+    "/api/v0/version",
+    "/api/v0/id",
+    "/api/v0/add",
+    "/api/v0/pin/",
+    "/api/v0/block/stat",
+    "/api/v0/files/stat",
+    "/api/v0/dag/stat",
+    "/api/v0/repo/stat",
+    "/api/v0/repo/version",
+    "/api/v0/swarm/peers",
+    "/api/v0/config/show",
+    "/api/v0/shutdown",
+)
+"""The RPC calls, by prefix, that on-api's secret opens; Kubo refuses everything else."""
+
+INIT_TIMEOUT = 60.0
+"""Seconds that `ipfs init` may take; it needs a fraction of one."""
+
+_CONFIG_PREFIX = ".config-"
+
+# Kubo's profile unixfs-v1-2025. on-api sends the same as options with each `add`, as far as there
+# are any: the HAMT size estimation has none and holds only by being here.
+_UNIXFS_V1_2025: dict[str, object] = {
+    "Import.CidVersion": 1,
+    "Import.UnixFSRawLeaves": True,
+    "Import.UnixFSChunker": "size-1048576",
+    "Import.HashFunction": "sha2-256",
+    "Import.UnixFSFileMaxLinks": 1024,
+    "Import.UnixFSDirectoryMaxLinks": 0,
+    "Import.UnixFSHAMTDirectoryMaxFanout": 256,
+    "Import.UnixFSHAMTDirectorySizeThreshold": "256KiB",
+    "Import.UnixFSHAMTDirectorySizeEstimation": "block",
+    "Import.UnixFSDAGLayout": "balanced",
+}
+
+_GATEWAY: dict[str, object] = {
+    "Gateway.NoFetch": True,
+    "Gateway.NoDNSLink": True,
+    "Gateway.ExposeRoutingAPI": False,
+    "Gateway.DisableHTMLErrors": True,
+    # Without this entry http://localhost:PORT/ipfs/CID answers a redirect to CID.ipfs.localhost.
+    "Gateway.PublicGateways.localhost": {"Paths": ["/ipfs", "/ipns"], "UseSubdomains": False},
+    # Kubo's 30 s also count a reader that pauses: the answer is cut in its middle (measured).
+    # This gateway waits for nothing (NoFetch); on-api has deadlines of its own for both sides.
+    "Gateway.RetrievalTimeout": "0s",
+    # Cuts any answer after 1 h by default, however well it flows; 0 would mean that default.
+    "Gateway.MaxRequestDuration": "168h",
+}
+
+
+def wanted_config(settings: NodeSettings, rpc_auth: str) -> dict[str, object]:
+    """What on-api wants in the node's config file, as dotted key → value.
+
+    Both networks give the same keys, so that switching from one to the other leaves nothing of it
+    behind. Keys not named here stay the operator's. The datastore's layout is not among them: it is
+    fixed when the repo is made.
+    """
+    return {
+        "Addresses.API": f"/ip4/127.0.0.1/tcp/{settings.rpc_port}",
+        "Addresses.Gateway": f"/ip4/127.0.0.1/tcp/{settings.gateway_port}",
+        "API.Authorizations.on-api": {"AuthSecret": rpc_auth, "AllowedPaths": list(RPC_PATHS)},
+        "Datastore.StorageMax": settings.storage_max,
+        "Discovery.MDNS.Enabled": False,
+        "Internal.ShutdownTimeout": f"{settings.shutdown_timeout:g}s",
+        "Plugins.Plugins.telemetry.Disabled": True,
+        # The traffic of strangers through this node would be paid for by its owner.
+        "Swarm.RelayService.Enabled": False,
+        **_GATEWAY,
+        **_UNIXFS_V1_2025,
+        **(_public(settings.swarm_port) if settings.network == "public" else _private()),
+    }
+
+
+def config_differences(actual: Mapping[str, object], settings: NodeSettings) -> list[str]:
+    """What in a node's config keeps on-api from its promises, each a sentence with the cure.
+
+    `actual` is the nested object of the config file or of `/api/v0/config/show`. Covers the import
+    profile (the same bytes get the same CID on every node), durable writes, and a gateway that
+    doesn't fetch.
+    """
+    stale = stale_keys(actual, wanted_config(settings, rpc_auth=""))
+    differences = []
+    if profile := [key for key in stale if key in _UNIXFS_V1_2025]:
+        differences.append(
+            f"The node's {', '.join(profile)} differ from the profile unixfs-v1-2025, so that the"
+            " same files may get other CIDs than elsewhere:"
+            " run `ipfs config profile apply unixfs-v1-2025` and restart the node."
+        )
+    if not _is_durable(_get(actual, "Datastore.Spec")):
+        differences.append(
+            "The node's block store doesn't sync its writes, so that a power cut can lose"
+            ' acknowledged files: set "sync": true for flatfs in Datastore.Spec (or use pebble)'
+            " and restart the node."
+        )
+    if "Gateway.NoFetch" in stale:
+        differences.append(
+            "The node's gateway fetches from the network whatever it is asked for:"
+            " run `ipfs config --json Gateway.NoFetch true` and restart the node."
+        )
+    return differences
+
+
+def stale_keys(actual: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """The dotted keys of `wanted` that `actual` (nested) has otherwise, or not at all."""
+    return [key for key, value in wanted.items() if _get(actual, key) != value]
+
+
+def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str) -> None:
+    """Make the repo if there is none, and write the configuration that on-api wants.
+
+    Safe to be killed at any moment and to be run again: the repo appears complete or not at all,
+    and so does each version of its config file. `binary` is Kubo's program, `rpc_auth` the RPC
+    secret like `bearer:TOKEN`. Raises `StartupError` when the repo is damaged or can't be written.
+    """
+    wanted = wanted_config(settings, rpc_auth)
+    try:
+        if repo.is_symlink():  # renaming onto the link would replace it
+            repo = repo.resolve(strict=True)
+        _remove_half_made(repo)
+        if not (repo / "config").exists():
+            if repo.exists() and any(repo.iterdir()):
+                raise damaged(repo, "it has no config file")
+            _init(binary, repo, wanted)
+        config = read_config(repo)
+        _check_whole(repo, config)
+        if stale_keys(config, wanted):
+            _write_config(repo, _with(config, wanted))
+    except OSError as error:
+        reason = error.strerror or error
+        msg = f"Can't prepare the IPFS node's repo {repo} ({reason}): check disk and permissions."
+        raise StartupError(msg) from error
+    if not _is_durable(_get(config, "Datastore.Spec")):
+        # Not changed here: whoever set it up so may have a reason.
+        logger.warning(
+            "the IPFS node's repo %s does not sync its writes: a power cut can lose acknowledged"
+            ' files (set "sync": true for flatfs in Datastore.Spec of its config)',
+            repo,
+        )
+
+
+def read_config(repo: Path) -> dict[str, object]:
+    """The repo's config file, with its private key: for comparing, never for printing.
+
+    Raises `StartupError` when it can't be read or is no JSON object.
+    """
+    try:
+        config: object = json.loads((repo / "config").read_text("utf-8"))
+    except OSError as error:
+        msg = f"Can't read the IPFS node's config file {repo / 'config'} ({error.strerror})."
+        raise StartupError(msg) from error
+    except ValueError as error:
+        raise damaged(repo, "its config file is not valid JSON") from error
+    if not isinstance(config, dict):
+        raise damaged(repo, "its config file is not a JSON object")
+    return config
+
+
+def peer_id_of(repo: Path) -> str:
+    """The identity in the repo's config. Raises `StartupError` when there is none."""
+    peer_id = _get(read_config(repo), "Identity.PeerID")
+    if not isinstance(peer_id, str) or not peer_id:
+        raise damaged(repo, "its config file has no identity")
+    return peer_id
+
+
+def kubo_environment(repo: Path) -> dict[str, str]:
+    """The environment for Kubo's program: the caller's, without on-api's secrets and telemetry."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ON_API_")}
+    return {**inherited, "IPFS_PATH": str(repo), "IPFS_TELEMETRY": "off"}
+
+
+def damaged(repo: Path, what: str) -> StartupError:
+    """The error for a repo that can't be used as it is: where it is, and the two ways out."""
+    return StartupError(
+        f"The IPFS node's repo {repo} is damaged ({what}): restore it from a backup,"
+        " or move it away to begin with an empty node."
+    )
+
+
+def _private() -> dict[str, object]:
+    """Loopback only: no peers, no lookups, nothing announced, nothing asked of the router."""
+    return {
+        # A free port of the system's choice: a Kubo on the same machine can still be a peer.
+        "Addresses.Swarm": ["/ip4/127.0.0.1/tcp/0"],
+        "AutoConf.Enabled": False,
+        "AutoTLS.Enabled": False,
+        "Bootstrap": [],
+        "DNS.Resolvers": {},
+        "HTTPRetrieval.Enabled": False,
+        "Ipns.DelegatedPublishers": [],
+        "Provide.Enabled": False,
+        "Provide.Strategy": "pinned",
+        "Routing.DelegatedRouters": [],
+        "Routing.Type": "none",
+        "Swarm.DisableNatPortMap": True,
+        "Swarm.RelayClient.Enabled": False,
+    }
+
+
+def _public(port: int) -> dict[str, object]:
+    """A member of the IPFS network that announces what it has pinned. None is Kubo's default."""
+    return {
+        "Addresses.Swarm": [
+            f"/ip4/0.0.0.0/tcp/{port}",
+            f"/ip6/::/tcp/{port}",
+            f"/ip4/0.0.0.0/udp/{port}/quic-v1",
+            f"/ip4/0.0.0.0/udp/{port}/quic-v1/webtransport",
+            f"/ip4/0.0.0.0/udp/{port}/webrtc-direct",
+            f"/ip6/::/udp/{port}/quic-v1",
+            f"/ip6/::/udp/{port}/quic-v1/webtransport",
+            f"/ip6/::/udp/{port}/webrtc-direct",
+        ],
+        "AutoConf.Enabled": True,
+        "AutoTLS.Enabled": None,
+        "Bootstrap": ["auto"],
+        "DNS.Resolvers": {".": "auto"},
+        "HTTPRetrieval.Enabled": True,
+        "Ipns.DelegatedPublishers": ["auto"],
+        "Provide.Enabled": True,
+        "Provide.Strategy": "pinned",
+        "Routing.DelegatedRouters": ["auto"],
+        "Routing.Type": "auto",
+        "Swarm.DisableNatPortMap": False,
+        "Swarm.RelayClient.Enabled": True,
+    }
+
+
+def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
+    """Make the repo beside its place and move it there when it is complete and on disk."""
+    draft = Path(tempfile.mkdtemp(prefix=_init_prefix(repo), dir=repo.parent))
+    try:
+        made = subprocess.run(
+            [binary, "init"],
+            env=kubo_environment(draft),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INIT_TIMEOUT,
+            check=False,
+        )
+        if made.returncode != 0:
+            lines = (made.stderr.strip() or made.stdout.strip()).splitlines()
+            msg = f"`{binary} init` failed ({lines[-1] if lines else made.returncode})."
+            raise StartupError(msg)
+        config = read_config(draft)
+        _make_durable(_get(config, "Datastore.Spec"))
+        _write_config(draft, _with(config, wanted))
+        for path in (*draft.rglob("*"), draft):
+            _sync(path)
+        draft.rename(repo)
+        _sync(repo.parent)
+    except subprocess.TimeoutExpired as error:
+        msg = f"`{binary} init` did not end within {INIT_TIMEOUT:g} s."
+        raise StartupError(msg) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _init_prefix(repo: Path) -> str:
+    return f".{repo.name}.init-"
+
+
+def _remove_half_made(repo: Path) -> None:
+    """Remove what an on-api that was killed has left of its drafts."""
+    for draft in repo.parent.glob(f"{_init_prefix(repo)}*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for draft in repo.glob(f"{_CONFIG_PREFIX}*"):
+        draft.unlink(missing_ok=True)
+
+
+def _check_whole(repo: Path, config: Mapping[str, object]) -> None:
+    """Refuse a repo whose blocks or index are gone: Kubo makes empty ones and starts as if new."""
+    stores = _stores(_get(config, "Datastore.Spec"))
+    names = [path for store in stores if isinstance(path := store.get("path"), str)]
+    for name in ("version", "datastore_spec", *names):
+        if not (repo / name).exists():
+            raise damaged(repo, f"`{name}` is missing")
+
+
+def _make_durable(spec: object) -> None:
+    for store in _stores(spec):
+        if store.get("type") == "flatfs":
+            store["sync"] = True
+
+
+def _is_durable(spec: object) -> bool:
+    """Whether what holds the blocks syncs its writes: flatfs if told to, pebble unless told not."""
+    stores = [store for store in _block_stores(spec) if store.get("type") != "measure"]
+    return bool(stores) and all(
+        (store.get("type") == "flatfs" and store.get("sync") is True)
+        or (store.get("type") == "pebbleds" and not store.get("disableWAL"))
+        for store in stores
+    )
+
+
+def _block_stores(spec: object) -> Iterator[dict[str, object]]:
+    if isinstance(spec, dict) and spec.get("type") == "mount":
+        mounts = _dicts(spec.get("mounts"))
+        # Without a mount of their own the blocks lie in the one at `/`.
+        own = [mount for mount in mounts if mount.get("mountpoint") == "/blocks"]
+        for mount in own or mounts:
+            yield from _block_stores(mount)
+    else:
+        yield from _stores(spec)
+
+
+def _stores(spec: object) -> Iterator[dict[str, object]]:
+    """The nodes of a Datastore.Spec: a store, a `mount` of several, or a `measure` around one."""
+    if isinstance(spec, dict):
+        yield spec
+        yield from _stores(spec.get("child"))
+        for mount in _dicts(spec.get("mounts")):
+            yield from _stores(mount)
+
+
+def _dicts(value: object) -> list[dict[str, object]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _get(config: Mapping[str, object], dotted: str) -> object:
+    value: object = config
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _with(config: Mapping[str, object], wanted: Mapping[str, object]) -> dict[str, object]:
+    """A copy of `config` in which every dotted key of `wanted` has its value."""
+    result: dict[str, object] = json.loads(json.dumps(config))
+    for dotted, value in wanted.items():
+        *groups, name = dotted.split(".")
+        group = result
+        for part in groups:
+            inner = group.get(part)
+            if not isinstance(inner, dict):
+                inner = group[part] = {}
+            group = inner
+        group[name] = value
+    return result
+
+
+def _write_config(repo: Path, config: Mapping[str, object]) -> None:
+    """Replace the config file in one step, mode 0600: it holds a private key and the RPC secret."""
+    descriptor, name = tempfile.mkstemp(prefix=_CONFIG_PREFIX, dir=repo)  # made with 0600
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(repo / "config")
+        _sync(repo)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's entries, on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,81 @@
+"""Logs: one line an event on standard error, for people or as JSON, each with the id of the request
+it belongs to.
+
+Sets up the standard library's logging once, at the start of a process. What is logged must hold no
+secret: queries, bodies and headers are never passed to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+from on_api.core.settings import LogSettings
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request that this task or thread works for."""
+
+EXTRA = "on_api"
+"""Where a record carries its structured fields: `logger.info("…", extra={EXTRA: {…}})`."""
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """Send every logger's lines to standard error in the chosen format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if settings.format == "json" else _ConsoleFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):
+        logger = logging.getLogger(name)
+        logger.handlers = []
+        logger.propagate = True
+    # Our own access log says more, and leaves out what must not be in a log.
+    logging.getLogger("uvicorn.access").disabled = True
+    if settings.level != "DEBUG":
+        for name in ("alembic", "httpx", "urllib3", "asyncio"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """The structured fields of a record, the request's id first."""
+    current = request_id.get()
+    first: dict[str, object] = {} if current is None else {"request_id": current}
+    return first | getattr(record, EXTRA, {})
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _moment(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields_of(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={value}" for name, value in fields_of(record).items())
+        message = _one_line(record.getMessage())
+        line = f"{_moment(record)} {record.levelname:7} {record.name}: {message} {fields}".rstrip()
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _moment(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _one_line(message: str) -> str:
+    """No text from outside may begin a line of its own in the log."""
+    return message.replace("\r", "\\r").replace("\n", "\\n")

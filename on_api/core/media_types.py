@@ -1,0 +1,51 @@
+"""Media types: whether one is well-formed, and which one a file has when its sender doesn't say."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+
+import puremagic
+
+BINARY = "application/octet-stream"
+TEXT = "text/plain"
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 (RFC 9110's word for it)
+_MEDIA_TYPE = re.compile(
+    rf'{_TOKEN}/{_TOKEN}(?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|"[\x20-\x21\x23-\x5b\x5d-\x7e]*"))*',
+    re.ASCII,
+)
+# Python's own table only: what the machine has in /etc must not change the answer.
+_BY_NAME = mimetypes.MimeTypes(filenames=())
+
+
+def is_well_formed(media_type: str) -> bool:
+    """Whether this is `type/subtype`, parameters allowed (RFC 9110, section 8.3.1)."""
+    return len(media_type) <= 255 and _MEDIA_TYPE.fullmatch(media_type) is not None
+
+
+def sniff(name: str, head: bytes) -> str:
+    """The media type by the file's name, else by its first bytes."""
+    by_name, encoding = _BY_NAME.guess_type(name, strict=False)
+    if by_name is not None and encoding is None:
+        return by_name
+    if not head:
+        return BINARY
+    try:
+        found = puremagic.from_string(head, mime=True)
+    except (puremagic.PureError, ValueError):
+        found = ""
+    if found and is_well_formed(found):
+        return found
+    return TEXT if _is_text(head) else BINARY
+
+
+def _is_text(head: bytes) -> bool:
+    """Valid UTF-8 without control characters; the last character may be cut off by the sample's
+    end."""
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data" or error.start < len(head) - 3:
+            return False
+    return not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in head)

@@ -1,0 +1,87 @@
+"""What wraps every request: its id, its line in the access log, headers that every answer has.
+Pure ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from on_api.core.logging import EXTRA, request_id
+
+access_logger = logging.getLogger("on_api.access")
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "x-request-id"
+
+
+class RequestContext:
+    """Gives each request an id, logs it when it is over, and turns what nobody caught into a 500
+    with that id.
+
+    Outermost. `internal_error` makes the 500 for a path, in the words of the version that it
+    belongs to.
+    """
+
+    def __init__(self, app: ASGIApp, internal_error: Callable[[str], ASGIApp]) -> None:
+        self._app = app
+        self._internal_error = internal_error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = secrets.token_hex(8)
+        token = request_id.set(identity)
+        started = time.perf_counter()
+        status = 0
+        sent = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = identity
+                headers.setdefault("x-content-type-options", "nosniff")
+            elif message["type"] == "http.response.body":
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        outcome = "done"
+        try:
+            await self._app(scope, receive, send_marked)
+        except (ClientDisconnect, asyncio.CancelledError) as error:
+            outcome = "client gone"
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        except Exception:
+            outcome = "failed"
+            logger.exception("a request failed")
+            # With the response begun nothing honest can be said any more: returning without its end
+            # makes the server cut the connection, so that the client sees that it is incomplete.
+            if not status:
+                await self._internal_error(scope["path"])(scope, receive, send_marked)
+        finally:
+            access_logger.info(
+                "%s %s",
+                scope["method"],
+                scope["path"],
+                extra={
+                    EXTRA: {
+                        "status": status or "-",
+                        "outcome": outcome,
+                        "bytes_out": sent,
+                        "ms": round((time.perf_counter() - started) * 1000, 1),
+                        "client": scope["client"][0] if scope.get("client") else "-",
+                    }
+                },
+            )
+            request_id.reset(token)

@@ -1,0 +1,24 @@
+"""Every table, so that importing the package fills `Base.metadata` (Alembic and the mappers rely
+on it)."""
+
+from on_api.core.models.content import Content, Deployment, Holding, Lease
+from on_api.core.models.database import Base, Database
+from on_api.core.models.file import File
+from on_api.core.models.key import ApiKey
+from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
+
+__all__ = [
+    "ApiKey",
+    "AuditEvent",
+    "Base",
+    "Content",
+    "Database",
+    "Deployment",
+    "File",
+    "Holding",
+    "Identity",
+    "Lease",
+    "LoginThrottle",
+    "User",
+    "UserUsage",
+]

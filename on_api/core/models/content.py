@@ -1,0 +1,106 @@
+"""What lies on the node: one row a DAG, who holds it, and the leases of the work that is putting
+it there."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from on_api.core.models.database import Base, new_id, utc_now
+
+CID_LENGTH = 128
+
+PINNED = "pinned"
+UNPINNING = "unpinning"
+ABSENT = "absent"
+
+
+class Content(Base):
+    """One DAG, under its normalised CID. `pinned → unpinning(lease_token) → absent` and back to
+    `pinned`.
+
+    `pin_root_id` names the pin that covers it (itself by default). `generation` rises each time it
+    is pinned anew. `unreferenced_at` is set while nobody holds it; the row is locked by whoever
+    changes its holdings.
+    """
+
+    __tablename__ = "contents"
+
+    cid: Mapped[str] = mapped_column(String(CID_LENGTH), primary_key=True)
+    state: Mapped[str] = mapped_column(String(12), default=PINNED)
+    generation: Mapped[int] = mapped_column(default=1)
+    lease_token: Mapped[uuid.UUID | None] = mapped_column()
+    lease_until: Mapped[datetime | None] = mapped_column()
+    pin_root_id: Mapped[str] = mapped_column(String(CID_LENGTH))
+    dag_size: Mapped[int] = mapped_column(BigInteger)
+    """Cumulative size of the DAG on the node in bytes."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    unreferenced_at: Mapped[datetime | None] = mapped_column()
+
+    __table_args__ = (
+        CheckConstraint("state IN ('pinned', 'unpinning', 'absent')", name="state"),
+        Index("ix_contents_pin_root_id", "pin_root_id"),
+        Index(
+            "ix_contents_unreferenced_at",
+            "unreferenced_at",
+            postgresql_where=text("unreferenced_at IS NOT NULL"),
+            sqlite_where=text("unreferenced_at IS NOT NULL"),
+        ),
+    )
+
+
+class Holding(Base):
+    """That a user holds a content, by how many references, and for how many bytes they are
+    charged once."""
+
+    __tablename__ = "holdings"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    cid: Mapped[str] = mapped_column(ForeignKey("contents.cid"), primary_key=True)
+    references: Mapped[int] = mapped_column("reference_count", BigInteger)
+    bytes: Mapped[int] = mapped_column("charged_bytes", BigInteger)
+
+    __table_args__ = (
+        CheckConstraint("reference_count > 0", name="reference_count"),
+        Index("ix_holdings_cid", "cid"),
+    )
+
+
+class Lease(Base):
+    """Work in flight that will pin something: committed before its first byte, renewed while it
+    runs.
+
+    Its id is in the name of every pin that the work makes, so that a pin left by a crash is told
+    from other people's pins: ours by its name, an orphan by its dead lease.
+    """
+
+    __tablename__ = "leases"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str] = mapped_column(String(16))
+    user_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    key_id: Mapped[uuid.UUID | None] = mapped_column()
+    token: Mapped[uuid.UUID] = mapped_column(default=new_id)
+    lease_until: Mapped[datetime] = mapped_column(index=True)
+    reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Quota taken for what may still come."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+    __table_args__ = (Index("ix_leases_user_id", "user_id"),)
+
+
+class Deployment(Base):
+    """The one row that names this deployment; every pin of ours carries the name."""
+
+    __tablename__ = "deployment"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(36))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

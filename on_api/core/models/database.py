@@ -1,0 +1,226 @@
+"""The ground of the database: declarative base, column types, engine, and `session_scope`, the only
+commit.
+
+Works alike on PostgreSQL (psycopg2) and SQLite. Knows nothing of the tables built on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg2.errorcodes
+from sqlalchemy import (
+    JSON,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    MetaData,
+    Table,
+    create_engine,
+    event,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.types import TypeDecorator
+
+from on_api.core.errors import Conflict, DatabaseUnavailable
+from on_api.core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_SQLITE_BEGIN = "on_api_sqlite_begin"
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A moment in UTC, with microseconds. Naive values are refused; SQLite's come back aware."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC. Raises `ValueError` for a naive value."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone can't be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+JSONDocument = JSON().with_variant(postgresql.JSONB(), "postgresql")
+"""A JSON column: JSONB on PostgreSQL, text on SQLite."""
+
+
+class Base(DeclarativeBase):
+    """Base of every table. The names of constraints follow one convention so that Alembic can
+    drop them."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own class attribute)
+        datetime: UTCDateTime,
+        dict[str, Any]: JSONDocument,
+        list[str]: JSONDocument,
+    }
+
+
+def utc_now() -> datetime:
+    """The present moment, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Database:
+    """One engine and its sessions. Made once per process; `dispose` ends it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = _create_engine(settings)
+        reading = self.engine.execution_options(
+            postgresql_readonly=True, **{_SQLITE_BEGIN: "BEGIN DEFERRED"}
+        )
+        self._writer = sessionmaker(self.engine, expire_on_commit=False)
+        self._reader = sessionmaker(reading, expire_on_commit=False)
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether several processes may share it."""
+        return self.engine.dialect.name == "postgresql"
+
+    @contextmanager
+    def session_scope(self, *, write: bool = True) -> Iterator[Session]:
+        """One transaction: committed when the block ends well, rolled back otherwise.
+
+        `write=False` reads one snapshot without taking SQLite's single writer's place (PostgreSQL
+        refuses writes in it). Raises `Conflict` for a lost race, `DatabaseUnavailable` when the
+        database can't be reached or is too busy.
+        """
+        try:
+            with (self._writer if write else self._reader).begin() as session:
+                yield session
+        except IntegrityError as error:
+            if not _is_race(error):
+                raise
+            raise Conflict("Somebody else changed this at the same moment; try again.") from error
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            logger.warning("the database failed: %s", _cause(error))
+            raise DatabaseUnavailable from error
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            logger.warning("the connection to the database was lost: %s", _cause(error))
+            raise DatabaseUnavailable from error
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def insert_unless_there(session: Session, table: type[Base], **values: object) -> None:
+    """`INSERT … ON CONFLICT DO NOTHING`: of two who insert the same row at once, both go on."""
+    target = table.__table__
+    if not isinstance(target, Table):
+        raise TypeError(f"{table.__name__} is no plain table")
+    dialect = session.get_bind().dialect.name
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    session.execute(insert(target).values(**values).on_conflict_do_nothing())
+
+
+def new_id() -> uuid.UUID:
+    """A random id for a row."""
+    return uuid.uuid4()
+
+
+def _create_engine(settings: Settings) -> Engine:
+    url = make_url(settings.sqlalchemy_url)
+    options = settings.database
+    connect_args: dict[str, Any]
+    if url.get_backend_name() == "postgresql":
+        milliseconds = {
+            "statement_timeout": options.statement_timeout,
+            "lock_timeout": options.lock_timeout,
+            "idle_in_transaction_session_timeout": 2 * options.statement_timeout,
+        }
+        connect_args = {
+            "connect_timeout": options.connect_timeout,
+            "application_name": "on-api",
+            "options": " ".join(
+                f"-c {name}={round(value * 1000)}" for name, value in milliseconds.items()
+            ),
+            "keepalives_idle": 30,
+            "tcp_user_timeout": round(options.statement_timeout * 1000),
+        }
+    else:
+        connect_args = {"timeout": options.lock_timeout}
+    engine = create_engine(
+        url,
+        connect_args=connect_args,
+        pool_size=options.pool_size,
+        max_overflow=options.max_overflow,
+        pool_timeout=options.pool_timeout,
+        pool_pre_ping=True,
+        pool_use_lifo=True,
+        # Values in error messages would end in logs: hashes, names, e-mail addresses.
+        hide_parameters=True,
+    )
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own BEGIN comes too late and is always deferred; `_begin_sqlite` does it instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # a 201 survives a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns into a writer fails at once when another one wrote
+    # meanwhile; taking the writer's place at the start waits for it instead (busy time-out).
+    connection.exec_driver_sql(
+        connection.get_execution_options().get(_SQLITE_BEGIN, "BEGIN IMMEDIATE")
+    )
+
+
+def _is_race(error: IntegrityError) -> bool:
+    """A row that is unique, or that another one needs, came or went between our look and our
+    write."""
+    code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
+    return code in {
+        psycopg2.errorcodes.UNIQUE_VIOLATION,
+        psycopg2.errorcodes.FOREIGN_KEY_VIOLATION,
+        "SQLITE_CONSTRAINT_UNIQUE",
+        "SQLITE_CONSTRAINT_PRIMARYKEY",
+        "SQLITE_CONSTRAINT_FOREIGNKEY",
+    }
+
+
+def _cause(error: Exception) -> str:
+    """First line of the driver's message: what happened, without the statement."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -1,0 +1,125 @@
+"""The one port by which caches learn that what they hold has changed, in this process and in the
+others.
+
+A writer announces within its transaction. When that commits, subscribers of this process are told
+at once; those of other processes by NOTIFY (PostgreSQL), or by the file's change counter (SQLite)
+within half a second. Knows nothing of what is cached.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+from collections.abc import Callable
+
+import psycopg2
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, connection
+from sqlalchemy import event, text
+from sqlalchemy.orm import Session
+
+from on_api.core.models.database import Database
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "on_api"
+POLL_SECONDS = 0.5
+RECONNECT_SECONDS = 1.0
+
+
+class Invalidations:
+    """Tells subscribers that something changed. A cache may only be used while `trusted` is true.
+
+    Without `start` (short-lived commands) nothing is heard from other processes and `trusted` stays
+    false.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._subscribers: list[Callable[[], None]] = []
+        self._stopping = threading.Event()
+        self._trusted = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether changes of other processes are being heard at the moment."""
+        return self._trusted.is_set()
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Call `callback` (quick, thread-safe) after every change: forget what you hold."""
+        self._subscribers.append(callback)
+
+    def announce(self, session: Session) -> None:
+        """Tell everyone once this session's transaction has committed; nothing if it doesn't."""
+        if self._database.is_postgresql:
+            session.execute(text(f"NOTIFY {CHANNEL}"))
+        event.listen(session, "after_commit", lambda _session: self._tell(), once=True)
+
+    def start(self) -> None:
+        """Begin to listen to the other processes."""
+        target = self._listen if self._database.is_postgresql else self._watch_file
+        self._thread = threading.Thread(
+            target=self._keep, args=(target,), name="on-api-invalidations", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _tell(self) -> None:
+        for callback in self._subscribers:
+            callback()
+
+    def _keep(self, target: Callable[[], None]) -> None:
+        """Run `target` until `stop`; between its failures nothing cached is trusted."""
+        while not self._stopping.is_set():
+            try:
+                target()
+            except Exception as error:
+                self._trusted.clear()
+                logger.warning("lost the news of other processes: %s", type(error).__name__)
+                self._stopping.wait(RECONNECT_SECONDS)
+
+    def _begin_to_trust(self) -> None:
+        # First forget, then trust: changes made before we listened went unheard.
+        self._tell()
+        self._trusted.set()
+
+    def _listen(self) -> None:
+        url = self._database.engine.url
+        dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        listener: connection = psycopg2.connect(dsn, connect_timeout=5, application_name="on-api")
+        try:
+            listener.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            with listener.cursor() as cursor:
+                cursor.execute(f"LISTEN {CHANNEL}")
+            self._begin_to_trust()
+            while not self._stopping.is_set():
+                if select.select([listener], [], [], POLL_SECONDS)[0]:
+                    listener.poll()
+                    if listener.notifies:
+                        listener.notifies.clear()
+                        self._tell()
+        finally:
+            listener.close()
+
+    def _watch_file(self) -> None:
+        with self._database.engine.connect() as watcher:
+            raw = watcher.connection.driver_connection
+            if raw is None:
+                raise RuntimeError("the pool gave no connection")
+
+            def version() -> int:
+                # Changes when another connection has committed; no lock, no transaction.
+                return int(raw.execute("PRAGMA data_version").fetchone()[0])
+
+            seen = version()
+            self._begin_to_trust()
+            while not self._stopping.wait(POLL_SECONDS):
+                if (now := version()) != seen:
+                    seen = now
+                    self._tell()

@@ -1,0 +1,115 @@
+"""The response that streams a file's bytes: complete, or visibly cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from urllib.parse import quote
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from on_api.core.conditional import plan
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.models import File
+
+SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+"""Of every response that carries users' bytes: whatever they are, they get no origin of ours and
+no script."""
+
+Opener = Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+
+
+class ContentResponse(Response):
+    """Streams what `open_body` yields. Its length must be in the headers: when less comes, the
+    exception that says so leaves here after the start, and the server cuts the connection."""
+
+    def __init__(self, open_body: Opener, status: int, headers: dict[str, str]) -> None:
+        super().__init__(status_code=status)
+        # Not through `Response`: it would add a Content-Length of the empty body.
+        self.raw_headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ]
+        self._open_body = open_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open the body first: what fails before its first byte is still answered as an error."""
+        gone = asyncio.ensure_future(_until_disconnect(receive))
+        try:
+            async with self._open_body() as chunks:
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": self.status_code,
+                        "headers": self.raw_headers,
+                    }
+                )
+                async for chunk in chunks:
+                    if gone.done():
+                        return
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            gone.cancel()
+
+
+def file_response(
+    headers: Mapping[str, str], method: str, file: File, node: IpfsNode, *, download: bool
+) -> Response:
+    """Answer a GET or HEAD of a public file's bytes, whole or in part.
+
+    Raises `PreconditionFailed`, `RangeNotSatisfiable`; from within the response what the node
+    raises.
+    """
+    etag = f'"{file.cid}"'
+    wanted = plan(headers, etag=etag, size=file.size)
+    shared = {
+        "ETag": etag,
+        # Checked again each time: the file may be deleted, the key revoked.
+        "Cache-Control": "private, no-cache",
+        "Vary": "Authorization",
+    }
+    if wanted.status == 304:
+        return Response(status_code=304, headers=shared)
+    shared |= {
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(wanted.length),
+        "Content-Type": file.media_type,
+        "Content-Disposition": content_disposition(file.name, download=download),
+        "Content-Security-Policy": SANDBOX,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if wanted.status == 206:
+        last = wanted.offset + wanted.length - 1
+        shared["Content-Range"] = f"bytes {wanted.offset}-{last}/{file.size}"
+    if method == "HEAD":
+        return Response(status_code=wanted.status, headers=shared)
+    return ContentResponse(
+        lambda: node.read(file.cid, offset=wanted.offset, length=wanted.length),
+        wanted.status,
+        shared,
+    )
+
+
+def content_disposition(name: str, *, download: bool) -> str:
+    """The header for any unicode name (RFC 6266): an ASCII fallback, and `filename*` (RFC 8187)
+    where needed."""
+    kind = "attachment" if download else "inline"
+    # Control characters can't be in a name; what the header's grammar or a file system minds is
+    # replaced.
+    fallback = "".join(
+        character
+        if character.isascii() and character.isprintable() and character not in '"\\/%'
+        else "_"
+        for character in name
+    )
+    if fallback == name:
+        return f'{kind}; filename="{name}"'
+    return f"{kind}; filename=\"{fallback}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,95 @@
+"""How a route reads its request and documents its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import Message, Receive
+
+from on_api.core.errors import OnApiError, PayloadTooLarge
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of
+their own."""
+
+
+class ApiRoute(APIRoute):
+    """A route whose whole-read body is bounded. An endpoint that streams takes the `Request`
+    itself instead."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def handle_bounded(request: Request) -> Response:
+            declared = request.headers.get("content-length", "0")
+            if declared.isascii() and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+                raise PayloadTooLarge
+            return await handle(Request(request.scope, _bounded(request.receive)))
+
+        return handle_bounded
+
+
+def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
+    """`responses=` for the errors an operation may answer besides those that all share.
+
+    Holds the reasons only; each version's document adds its own body to them.
+    """
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        before = responses.get(error.status, {}).get("description")
+        text = f"`{error.reason}` {error.summary}"
+        responses[error.status] = {"description": f"{before} · {text}" if before else text}
+    return responses
+
+
+def _bounded(receive: Receive) -> Receive:
+    received = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise PayloadTooLarge
+        return message
+
+    return receive_bounded
+
+
+UPLOAD_FORM: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "visibility": {"type": "string", "enum": ["public", "private"]},
+                    "name": {"type": "string", "description": "Instead of the part's filename."},
+                    "meta": {"type": "string", "description": "A JSON object."},
+                    "file": {
+                        "type": "array",
+                        "items": {"type": "string", "format": "binary"},
+                        "description": "One or several files.",
+                    },
+                },
+            }
+        }
+    },
+}
+"""The form of an upload, documented by hand: the endpoint reads the stream itself. The options come
+first, so that Swagger sends them before the file."""
+
+RAW_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+"""The raw body of an upload."""

@@ -1,0 +1,41 @@
+"""Logging in and registering."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from on_api.core.models.user import USERNAME_PATTERN
+from on_api.core.schemas.common import Answer, Request
+
+Username = Annotated[
+    str,
+    StringConstraints(pattern=USERNAME_PATTERN),
+    Field(description="1 to 64 letters, digits or ._@+-; upper and lower case are the same."),
+]
+Password = Annotated[
+    str,
+    Field(
+        min_length=8, max_length=256, description="8 to 256 characters.", examples=["correct horse"]
+    ),
+]
+
+
+Bearer = Literal["bearer"]
+BEARER: Bearer = "bearer"
+
+
+class Token(Answer):
+    """A short-lived key for the password."""
+
+    access_token: str = Field(description="Send it as `Authorization: Bearer <access_token>`.")
+    token_type: Bearer = Field(description="Always `bearer`.")
+    expires_in: int = Field(description="Seconds until it ends.", examples=[3600])
+
+
+class Registration(Request):
+    """An account that somebody makes for themselves."""
+
+    username: Username
+    password: Password

@@ -1,0 +1,66 @@
+"""The node, the audit log and the service's health."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+
+from pydantic import Field
+
+from on_api.core.schemas.common import Answer, Moment
+
+
+class Node(Answer):
+    """The IPFS node behind on-api."""
+
+    id: str = Field(description="The node's libp2p peer id.")
+    agent: str = Field(description="The program.", examples=["kubo"])
+    version: str = Field(description="Its version.", examples=["0.43.0"])
+    tested: bool = Field(description="Whether on-api was tested with this version.")
+    tested_range: str = Field(description="The versions tested.", examples=[">=0.43.0,<0.44"])
+    peers: int = Field(description="Connected peers.")
+    repo_size: int = Field(description="Bytes in the node's store.")
+    repo_limit: int = Field(description="The store's soft limit in bytes.")
+    objects: int = Field(description="Blocks in the store.")
+
+
+class AuditEvent(Answer):
+    """One line of the audit log."""
+
+    id: uuid.UUID
+    created_at: Moment = Field(description="When it happened.")
+    actor_id: uuid.UUID | None = Field(description="The user who acted; null: nobody logged in.")
+    actor_key_id: uuid.UUID | None = Field(description="The key they used.")
+    action: str = Field(description="What was done.", examples=["key.create"])
+    target_type: str = Field(description="To what kind of thing.", examples=["key"])
+    target_id: uuid.UUID | None = Field(description="To which one.")
+    client: str | None = Field(description="From which address.")
+    details: dict[str, Any] = Field(description="More, without secrets.")
+
+
+class AuditList(Answer):
+    """A page of the audit log, newest first."""
+
+    count: int = Field(description="How many lines match.")
+    items: list[AuditEvent] = Field(description="The newest of them.")
+
+
+class Health(Answer):
+    """Whether the process lives."""
+
+    status: Literal["ok"]
+
+
+class Check(Answer):
+    """One thing that the service needs."""
+
+    name: str = Field(examples=["database"])
+    ok: bool
+    details: str = Field(description="What is wrong, or what was seen.")
+
+
+class Readiness(Answer):
+    """Whether the service can do its work."""
+
+    ready: bool
+    checks: list[Check]

@@ -1,0 +1,94 @@
+"""Accounts."""
+
+from __future__ import annotations
+
+import uuid
+
+from pydantic import Field
+
+from on_api.core.schemas.auth import Password, Username
+from on_api.core.schemas.common import Answer, Bytes, Moment, Request, left_out
+
+Quota = Bytes | None
+_QUOTA = "Bytes that the user may store; null: no limit."
+_BUDGET = "Bytes that the user's content may send out in a calendar month; null: no limit."
+
+
+class User(Answer):
+    """An account."""
+
+    id: uuid.UUID = Field(description="Never changes.")
+    username: str = Field(description="In lower case.", examples=["ada"])
+    is_admin: bool = Field(description="Whether the user may administer on-api.")
+    active: bool = Field(description="Whether the user's keys and password work.")
+    storage_quota: int | None = Field(description=_QUOTA)
+    egress_budget: int | None = Field(description=_BUDGET)
+    created_at: Moment = Field(description="When the account was made.")
+
+
+class UserCreate(Request):
+    """A new account."""
+
+    username: Username
+    password: Password
+    is_admin: bool = Field(False, description="Make an administrator.")
+    storage_quota: Quota = Field(None, description=_QUOTA)
+    egress_budget: Quota = Field(None, description=_BUDGET)
+
+
+class UserUpdate(Request):
+    """What an administrator may change; what is left out stays.
+
+    `active: false` stops the user's keys and ends their logins; a new password ends the logins.
+    """
+
+    active: bool = left_out()
+    is_admin: bool = left_out()
+    password: Password = left_out()
+    storage_quota: Quota = left_out()
+    egress_budget: Quota = left_out()
+
+
+class MeUpdate(Request):
+    """What everyone may change of themselves."""
+
+    username: Username
+
+
+class PasswordChange(Request):
+    """A new password, proved by the old one."""
+
+    current_password: str = Field(max_length=256, description="The password until now.")
+    new_password: Password
+
+
+class UserList(Answer):
+    """A page of accounts, newest first."""
+
+    count: int = Field(description="How many match.")
+    items: list[User] = Field(description="The newest of them.")
+
+
+class StorageUsage(Answer):
+    """What lies on the node for the user."""
+
+    bytes: int = Field(
+        description="Bytes charged: each content once, with its overhead on the node."
+    )
+    quota: int | None = Field(description=_QUOTA)
+
+
+class EgressUsage(Answer):
+    """What went out this month."""
+
+    bytes: int | None = Field(description="Bytes sent this month; null while they aren't counted.")
+    budget: int | None = Field(description=_BUDGET)
+    forecast: int | None = Field(description="Bytes by the month's end at this rate, or null.")
+    period_end: Moment = Field(description="When the month ends.")
+
+
+class Usage(Answer):
+    """A user's usage."""
+
+    storage: StorageUsage
+    egress: EgressUsage

@@ -1,0 +1,62 @@
+"""The audit log: who did what to whom, written in the transaction that does it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from on_api.core.models import AuditEvent
+from on_api.core.pagination import TimePage
+from on_api.core.services.paging import page_by_time
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: a user through a key and from an address, or nobody (the command line, an
+    anonymous call)."""
+
+    user_id: uuid.UUID | None = None
+    key_id: uuid.UUID | None = None
+    client: str | None = None
+
+
+COMMAND_LINE = Actor(client="command line")
+
+
+def record(
+    session: Session,
+    actor: Actor,
+    action: str,
+    target_type: str,
+    target_id: uuid.UUID | None = None,
+    **details: Any,
+) -> None:
+    """Write one line. `action` reads like `key.create`; `details` must hold no secret."""
+    session.add(
+        AuditEvent(
+            actor_id=actor.user_id,
+            actor_key_id=actor.key_id,
+            action=action,
+            target_type=target_type,
+            target_id=target_id,
+            client=actor.client,
+            details=details,
+        )
+    )
+
+
+def list_events(
+    session: Session, page: TimePage, *, actor_id: uuid.UUID | None, action: str | None
+) -> tuple[int, Sequence[AuditEvent]]:
+    """How many lines match, and the newest of them."""
+    statement = select(AuditEvent)
+    if actor_id is not None:
+        statement = statement.where(AuditEvent.actor_id == actor_id)
+    if action is not None:
+        statement = statement.where(AuditEvent.action == action)
+    return page_by_time(session, statement, AuditEvent.created_at, AuditEvent.id, page)

@@ -1,0 +1,258 @@
+"""Who is behind a key or a password. Keys are checked in memory where possible and forgotten when
+anything changes."""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from collections import OrderedDict
+from datetime import datetime, timedelta
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session, joinedload
+
+from on_api.core.crypto import tokens
+from on_api.core.crypto.passwords import PasswordHasher
+from on_api.core.crypto.secrets import MasterSecret, Purpose
+from on_api.core.errors import TooManyRequests, Unauthorized
+from on_api.core.models import ApiKey, Database, LoginThrottle, User
+from on_api.core.models.database import insert_unless_there, utc_now
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.key import TOKEN
+from on_api.core.models.user import USERNAME_PATTERN
+from on_api.core.services import audit
+from on_api.core.services.access import Principal, Scope
+from on_api.core.services.audit import Actor
+from on_api.core.services.keys import KeyRequest, KeyService, every_scope
+from on_api.core.settings import AuthSettings
+
+CACHED_KEYS = 10_000
+LAST_USED_PRECISION = timedelta(seconds=60)
+"""`last_used_at` is written at most this often per key, so that reading costs no write."""
+LONGEST_PAUSE = timedelta(hours=1)
+
+# What can be a username at all: nothing else needs to reach the database.
+_USERNAME = re.compile(USERNAME_PATTERN)
+
+
+class Authenticator:
+    """Turns the secret of a key into its principal. Thread-safe."""
+
+    def __init__(
+        self, database: Database, secret: MasterSecret, invalidations: Invalidations
+    ) -> None:
+        self._database = database
+        self._subkey = secret.subkey(Purpose.API_KEYS)
+        self._invalidations = invalidations
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, Principal] = OrderedDict()
+        self._used_at: dict[uuid.UUID, datetime] = {}
+        self._generation = 0
+        invalidations.subscribe(self._forget)
+
+    def authenticate(self, key: str) -> Principal:
+        """The principal of a valid key; counts the use of a limited one.
+
+        Raises `Unauthorized`, never saying why. A malformed or mistyped key costs no question to
+        the database.
+        """
+        if not tokens.is_well_formed(key):
+            raise Unauthorized
+        digest = tokens.digest(key, self._subkey)
+        now = utc_now()
+        principal = self._recall(digest)
+        if principal is None:
+            principal = self._look_up(digest, now)
+        if principal.expires_at is not None and principal.expires_at <= now:
+            raise Unauthorized
+        self._touch(principal.key_id, now)
+        return principal
+
+    def _recall(self, digest: bytes) -> Principal | None:
+        if not self._invalidations.trusted:
+            return None
+        with self._lock:
+            return self._known.get(digest)
+
+    def _look_up(self, digest: bytes, now: datetime) -> Principal:
+        generation = self._generation
+        with self._database.session_scope(write=False) as session:
+            key = session.scalar(
+                select(ApiKey).where(ApiKey.digest == digest).options(joinedload(ApiKey.user))
+            )
+            if key is None or key.revoked_at is not None or not _may_act(key.user):
+                raise Unauthorized
+            if key.expires_at is not None and key.expires_at <= now:
+                raise Unauthorized
+            principal = _principal(key)
+            counted = key.max_uses is not None
+        if counted:
+            # Not kept in memory: each use asks the database, the only place where the count is
+            # exact.
+            self._count_use(principal.key_id)
+            return principal
+        with self._lock:
+            # What changed while we looked would otherwise be remembered as it was before.
+            if generation == self._generation:
+                self._known[digest] = principal
+                while len(self._known) > CACHED_KEYS:
+                    self._known.popitem(last=False)
+        return principal
+
+    def _count_use(self, key_id: uuid.UUID) -> None:
+        with self._database.session_scope() as session:
+            counted = session.scalar(
+                update(ApiKey)
+                .where(ApiKey.id == key_id, ApiKey.uses < ApiKey.max_uses)
+                .values(uses=ApiKey.uses + 1)
+                .returning(ApiKey.id)
+            )
+            if counted is None:
+                raise Unauthorized
+
+    def _touch(self, key_id: uuid.UUID, now: datetime) -> None:
+        with self._lock:
+            last = self._used_at.get(key_id)
+            if last is not None and now - last < LAST_USED_PRECISION:
+                return
+            if len(self._used_at) > CACHED_KEYS:
+                self._used_at.clear()
+            self._used_at[key_id] = now
+        with self._database.session_scope() as session:
+            session.execute(
+                update(ApiKey)
+                .where(
+                    ApiKey.id == key_id,
+                    or_(
+                        ApiKey.last_used_at.is_(None),
+                        ApiKey.last_used_at < now - LAST_USED_PRECISION,
+                    ),
+                )
+                .values(last_used_at=now)
+            )
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._generation += 1
+            self._known.clear()
+
+
+class LoginService:
+    """Password logins: a short-lived token for the right password, a growing pause after wrong
+    ones."""
+
+    def __init__(
+        self,
+        database: Database,
+        hasher: PasswordHasher,
+        keys: KeyService,
+        settings: AuthSettings,
+    ) -> None:
+        self._database = database
+        self._hasher = hasher
+        self._keys = keys
+        self._settings = settings
+
+    def log_in(
+        self, username: str, password: str, scopes: frozenset[Scope], actor: Actor
+    ) -> tuple[str, int]:
+        """A token and its life in seconds. `scopes` narrows it; empty means all that the user may
+        do.
+
+        Takes the same time whether the user exists or not. Raises `Unauthorized`, or
+        `TooManyRequests` after too many wrong passwords for this name (counted before each try,
+        over all processes).
+        """
+        username = username.lower()
+        if _USERNAME.fullmatch(username) is None:
+            self._hasher.verify(password, None)
+            raise Unauthorized("Wrong username or password.")
+        self._count_attempt(username)
+        with self._database.session_scope(write=False) as session:
+            user = session.scalar(select(User).where(User.username == username))
+            stored = user.password_hash if user is not None and _may_act(user) else None
+        verdict = self._hasher.verify(password, stored)  # outside: it takes a tenth of a second
+        if user is None or not verdict.correct:
+            with self._database.session_scope() as session:
+                audit.record(session, actor, "login.failed", "user", user.id if user else None)
+            raise Unauthorized("Wrong username or password.")
+        renewed = self._hasher.hash(password) if verdict.outdated else None
+        return self._issue(user.id, scopes, renewed, actor)
+
+    def check_password(self, user_id: uuid.UUID, password: str) -> None:
+        """Raise `Unauthorized` unless it is the user's password; counted like a login."""
+        with self._database.session_scope(write=False) as session:
+            user = session.get_one(User, user_id)
+            username, stored = user.username, user.password_hash
+        self._count_attempt(username)
+        if not self._hasher.verify(password, stored).correct:
+            raise Unauthorized("Wrong password.")
+        with self._database.session_scope() as session:
+            _forget_attempts(session, username)
+
+    def _issue(
+        self, user_id: uuid.UUID, scopes: frozenset[Scope], renewed: str | None, actor: Actor
+    ) -> tuple[str, int]:
+        lifetime = self._settings.token_lifetime
+        with self._database.session_scope() as session:
+            user = session.scalar(select(User).where(User.id == user_id).with_for_update())
+            if user is None or not _may_act(user):
+                raise Unauthorized
+            if renewed is not None:
+                user.password_hash = renewed
+            allowed = every_scope(user)
+            request = KeyRequest(
+                name="login",
+                scopes=(scopes & allowed) or allowed,
+                expires_at=utc_now() + timedelta(seconds=lifetime),
+            )
+            key, secret = self._keys.issue(session, user_id, request, actor, kind=TOKEN)
+            audit.record(session, actor, "login", "user", user_id, key_id=str(key.id))
+            _forget_attempts(session, user.username)
+        return secret, lifetime
+
+    def _count_attempt(self, username: str) -> None:
+        """Count first, forgive after the right password: so many at once can't slip through
+        together."""
+        now = utc_now()
+        with self._database.session_scope() as session:
+            insert_unless_there(
+                session, LoginThrottle, username=username, failures=0, updated_at=now
+            )
+            row = session.scalars(
+                select(LoginThrottle).where(LoginThrottle.username == username).with_for_update()
+            ).one()
+            if row.blocked_until is not None and row.blocked_until > now:
+                seconds = int((row.blocked_until - now).total_seconds()) + 1
+                raise TooManyRequests(
+                    "Too many wrong passwords; try again later.", retry_after=seconds
+                )
+            row.failures += 1
+            row.updated_at = now
+            over = row.failures - self._settings.failures_allowed
+            if over >= 0:
+                pause = timedelta(seconds=self._settings.failure_pause * 2 ** min(over, 16))
+                row.blocked_until = now + min(pause, LONGEST_PAUSE)
+
+
+def _may_act(user: User) -> bool:
+    return user.active and user.deleted_at is None
+
+
+def _forget_attempts(session: Session, username: str) -> None:
+    session.query(LoginThrottle).filter(LoginThrottle.username == username).delete()
+
+
+def _principal(key: ApiKey) -> Principal:
+    return Principal(
+        user_id=key.user_id,
+        username=key.user.username,
+        is_admin=key.user.is_admin,
+        key_id=key.id,
+        scopes=frozenset(Scope(word) for word in key.scopes if word in set(Scope)),
+        expires_at=key.expires_at,
+        limited=key.max_uses is not None or key.max_bytes is not None,
+        max_bytes=key.max_bytes,
+        from_login=key.kind == TOKEN,
+    )

@@ -1,0 +1,69 @@
+"""The object graph: everything a process needs, built once from settings, for the web application
+and the commands."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from on_api.core.crypto.passwords import PasswordHasher
+from on_api.core.crypto.secrets import MasterSecret
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.models import Database
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.services.authentication import Authenticator, LoginService
+from on_api.core.services.keys import KeyService
+from on_api.core.services.leases import LeaseService
+from on_api.core.services.uploads import UploadService
+from on_api.core.services.users import UserService
+from on_api.core.settings import Settings
+
+HASHING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Services:
+    """One process's services. Thread-safe; `close` frees what they hold."""
+
+    settings: Settings
+    database: Database
+    node: IpfsNode
+    invalidations: Invalidations
+    authenticator: Authenticator
+    login: LoginService
+    users: UserService
+    keys: KeyService
+    uploads: UploadService
+    hashers: ThreadPoolExecutor
+
+    @classmethod
+    def build(cls, settings: Settings, node: IpfsNode) -> Services:
+        """Wire everything up. Opens no connection. Raises `StartupError` without a master
+        secret."""
+        secret = MasterSecret.load(settings)
+        database = Database(settings)
+        invalidations = Invalidations(database)
+        hasher = PasswordHasher(
+            log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory
+        )
+        keys = KeyService(secret, invalidations)
+        leases = LeaseService(database, settings.files.lease_seconds)
+        hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
+        return cls(
+            settings=settings,
+            database=database,
+            node=node,
+            invalidations=invalidations,
+            authenticator=Authenticator(database, secret, invalidations),
+            login=LoginService(database, hasher, keys, settings.auth),
+            users=UserService(hasher, keys, invalidations),
+            keys=keys,
+            uploads=UploadService(database, node, leases, hashers, settings.files.idle_timeout),
+            hashers=hashers,
+        )
+
+    async def close(self) -> None:
+        """Free connections and threads."""
+        await self.node.close()
+        self.hashers.shutdown()
+        self.database.dispose()

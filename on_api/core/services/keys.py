@@ -1,0 +1,153 @@
+"""API keys: made, listed, revoked. How a key is checked is in `authentication.py`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+
+from on_api.core.crypto import tokens
+from on_api.core.crypto.secrets import CURRENT_VERSION, MasterSecret, Purpose
+from on_api.core.errors import BadRequest, Forbidden, NotFound
+from on_api.core.models import ApiKey, User
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.key import KEY
+from on_api.core.pagination import TimePage
+from on_api.core.services import audit
+from on_api.core.services.access import Principal, Scope, owned
+from on_api.core.services.audit import Actor
+from on_api.core.services.paging import page_by_time
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """What a new key shall be. Times are moments, `max_bytes` is bytes uploaded."""
+
+    name: str
+    scopes: frozenset[Scope]
+    expires_at: datetime | None = None
+    max_uses: int | None = None
+    max_bytes: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the key ends by use."""
+        return self.max_uses is not None or self.max_bytes is not None
+
+
+class KeyService:
+    """Makes and revokes keys."""
+
+    def __init__(self, secret: MasterSecret, invalidations: Invalidations) -> None:
+        self._subkey = secret.subkey(Purpose.API_KEYS)
+        self._invalidations = invalidations
+
+    def create(
+        self, session: Session, maker: Principal, request: KeyRequest, actor: Actor
+    ) -> tuple[ApiKey, str]:
+        """Make a key for its maker. Returns the row and the secret, which can't be had again.
+
+        Raises `Forbidden` when it would exceed its maker's scopes, limits or expiry.
+        """
+        if request.limited and Scope.KEYS_WRITE in request.scopes:
+            raise BadRequest("A key with max_uses or max_bytes can't have the scope keys:write.")
+        if maker.limited:
+            raise Forbidden("A key with max_uses or max_bytes can't make keys.")
+        maker.require(*sorted(request.scopes))
+        # A login's token is short-lived so that a browser need not keep a password; what it makes
+        # may last.
+        if (
+            not maker.from_login
+            and maker.expires_at is not None
+            and (request.expires_at is None or request.expires_at > maker.expires_at)
+        ):
+            raise Forbidden("A key can't outlive the key that makes it: set expires_at.")
+        return self.issue(session, maker.user_id, request, actor)
+
+    def issue(
+        self,
+        session: Session,
+        user_id: uuid.UUID,
+        request: KeyRequest,
+        actor: Actor,
+        *,
+        kind: str = KEY,
+    ) -> tuple[ApiKey, str]:
+        """Make a key or token for a user, without asking who wants it. Returns the row and the
+        secret."""
+        if request.expires_at is not None and request.expires_at <= utc_now():
+            raise BadRequest("expires_at lies in the past.")
+        secret = tokens.new_key()
+        key = ApiKey(
+            id=new_id(),
+            user_id=user_id,
+            kind=kind,
+            name=request.name,
+            prefix=secret[: tokens.SHOWN_LENGTH],
+            digest=tokens.digest(secret, self._subkey),
+            secret_version=CURRENT_VERSION,
+            scopes=sorted(request.scopes),
+            expires_at=request.expires_at,
+            max_uses=request.max_uses,
+            max_bytes=request.max_bytes,
+        )
+        session.add(key)
+        if kind == KEY:
+            audit.record(session, actor, "key.create", "key", key.id, scopes=key.scopes)
+        session.flush()
+        return key, secret
+
+    def revoke(self, session: Session, user_id: uuid.UUID, key_id: uuid.UUID, actor: Actor) -> None:
+        """End a key at once, in every process. Raises `NotFound` for a key that isn't the
+        user's."""
+        key = session.scalar(_live_keys(user_id).where(ApiKey.id == key_id).with_for_update())
+        if key is None:
+            raise NotFound
+        key.revoked_at = utc_now()
+        audit.record(session, actor, "key.revoke", "key", key.id)
+        self._invalidations.announce(session)
+
+    def revoke_tokens(self, session: Session, user_id: uuid.UUID) -> None:
+        """End every password login of a user."""
+        session.query(ApiKey).filter(ApiKey.user_id == user_id, ApiKey.kind != KEY).delete()
+        self._invalidations.announce(session)
+
+
+def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
+    """One key of a user. Raises `NotFound` otherwise."""
+    key = session.scalar(_live_keys(user_id).where(ApiKey.id == key_id))
+    if key is None:
+        raise NotFound
+    return key
+
+
+def list_keys(session: Session, user_id: uuid.UUID, page: TimePage) -> tuple[int, Sequence[ApiKey]]:
+    """A user's keys that are neither revoked nor expired; login tokens are not among them."""
+    statement = _live_keys(user_id).where(
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now())
+    )
+    return page_by_time(session, statement, ApiKey.created_at, ApiKey.id, page)
+
+
+def every_scope(user: User) -> frozenset[Scope]:
+    """All that a user may do themselves."""
+    return frozenset(Scope) if user.is_admin else frozenset(Scope) - {Scope.ADMIN}
+
+
+def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
+    """Scopes from their words. Raises `BadRequest` for an unknown one."""
+    try:
+        return frozenset(Scope(word) for word in words)
+    except ValueError:
+        raise BadRequest(f"Unknown scope; known are: {', '.join(Scope)}.") from None
+
+
+def _live_keys(user_id: uuid.UUID) -> Select[ApiKey]:
+    return owned(select(ApiKey), ApiKey.user_id, user_id).where(
+        ApiKey.kind == KEY, ApiKey.revoked_at.is_(None)
+    )

@@ -1,0 +1,52 @@
+"""What on-api knows of its node."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from on_api.core.crypto.secrets import node_rpc_auth
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDescription:
+    """The node as it is now; sizes in bytes."""
+
+    id: str
+    agent: str
+    version: str
+    tested: bool
+    tested_range: str
+    peers: int
+    repo_size: int
+    repo_limit: int
+    objects: int
+
+
+async def describe_node(node: IpfsNode) -> NodeDescription:
+    """Ask the node about itself. Raises a `NodeError` when it can't be had."""
+    version, peer_id, peers, repo = await asyncio.gather(
+        node.version(), node.peer_id(), node.peer_count(), node.repo_stat()
+    )
+    return NodeDescription(
+        id=peer_id,
+        agent=version.agent,
+        version=version.version,
+        tested=version.tested,
+        tested_range=TESTED_RANGE,
+        peers=peers,
+        repo_size=repo.size,
+        repo_limit=repo.storage_max,
+        objects=repo.objects,
+    )
+
+
+def node_auth(settings: Settings) -> str | None:
+    """What the node's RPC asks for: as configured, or the secret that on-api shares with its own
+    node."""
+    if settings.ipfs.rpc_auth is not None:
+        return settings.ipfs.rpc_auth.get_secret_value()
+    return node_rpc_auth(settings) if settings.manages_node else None

@@ -1,0 +1,53 @@
+"""Whether what on-api needs is there: the database, its structure, the node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anyio import to_thread
+
+from on_api.core.errors import NodeError, OnApiError
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.models import Database
+from on_api.core.models.migrations import check_revision
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    ok: bool
+    details: str
+
+
+async def check_readiness(database: Database, node: IpfsNode) -> Sequence[Check]:
+    """Look at everything at once. Takes no longer than the time-outs of database and node."""
+    of_database, of_node = await asyncio.gather(
+        to_thread.run_sync(_check_database, database), _check_node(node)
+    )
+    return [*of_database, of_node]
+
+
+def _check_database(database: Database) -> Sequence[Check]:
+    try:
+        with database.session_scope(write=False) as session:
+            reached = Check("database", ok=True, details="reachable")
+            try:
+                check_revision(session.connection())
+            except OnApiError as error:
+                return [reached, Check("migrations", ok=False, details=error.details)]
+            return [reached, Check("migrations", ok=True, details="at head")]
+    except OnApiError as error:
+        unknown = Check("migrations", ok=False, details="not known without the database")
+        return [Check("database", ok=False, details=error.details), unknown]
+
+
+async def _check_node(node: IpfsNode) -> Check:
+    try:
+        version = await node.version()
+    except NodeError as error:
+        return Check("node", ok=False, details=error.details)
+    return Check("node", ok=True, details=f"{version.agent} {version.version}")

@@ -1,0 +1,194 @@
+"""Uploads: bytes stream from the client to the node, and become files when all of them lie there,
+pinned.
+
+No database connection is held while bytes flow: one short transaction before (the lease), one after
+(the record).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from anyio import CancelScope, to_thread
+
+from on_api.core.errors import BadRequest, OnApiError, RequestTimeout
+from on_api.core.ipfs.client import Added, IpfsNode
+from on_api.core.media_types import sniff
+from on_api.core.models import Database, File, User
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.services import contents
+from on_api.core.services.access import Principal
+from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 1024 * 1024
+"""Bytes gathered before they are hashed in a thread and written to the node in one piece."""
+SNIFFED_BYTES = 4096
+
+
+@dataclass
+class IncomingFile:
+    """One file as it comes in. `media_type=None`: find out.
+
+    `name` and `meta` may still change until the last byte of the whole upload is read.
+    """
+
+    name: str
+    media_type: str | None
+    visibility: str
+    meta: dict[str, Any]
+    body: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    incoming: IncomingFile
+    added: Added
+    sha256: bytes
+    media_type: str
+
+
+class UploadService:
+    """Streams uploads to the node and records them."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        leases: LeaseService,
+        hashers: Executor,
+        idle_timeout: float,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._leases = leases
+        self._hashers = hashers
+        self._idle_timeout = idle_timeout
+
+    async def store(
+        self, principal: Principal, incoming: AsyncIterator[IncomingFile]
+    ) -> Sequence[File]:
+        """Store every incoming file, or none: they are recorded in one transaction after the last
+        byte.
+
+        Raises `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending, a
+        `NodeError` when the node fails. What the node has pinned by then is left with a dead lease
+        and no record.
+        """
+        lease = await to_thread.run_sync(
+            self._leases.open, UPLOAD, principal.user_id, principal.key_id
+        )
+        started = False
+        try:
+            async with self._leases.kept_alive(lease):
+                stored: list[_Stored] = []
+                async for file in incoming:
+                    started = True
+                    stored.append(await self._send(file, lease))
+                if not stored:
+                    raise BadRequest("No file was sent: name the part `file`.")
+                return await to_thread.run_sync(self._record, principal, lease, stored)
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._abandon(lease, pinned=started)
+            raise
+
+    async def _send(self, file: IncomingFile, lease: LeaseHandle) -> _Stored:
+        digest = hashlib.sha256()
+        head = bytearray()
+
+        async def through() -> AsyncIterator[bytes]:
+            async for block in self._hashed(file.body, digest):
+                if len(head) < SNIFFED_BYTES:
+                    head.extend(block[: SNIFFED_BYTES - len(head)])
+                yield block
+
+        added = await self._node.add(through(), pin_name=lease.pin_name)
+        media_type = file.media_type or sniff(file.name, bytes(head))
+        return _Stored(file, added, digest.digest(), media_type)
+
+    async def _hashed(
+        self, body: AsyncIterator[bytes], digest: hashlib._Hash
+    ) -> AsyncIterator[bytes]:
+        """Pass the body on in larger blocks, each hashed in a thread while the next one is being
+        received."""
+        loop = asyncio.get_running_loop()
+        hashing: asyncio.Future[None] | None = None
+        gathered: list[bytes] = []
+        size = 0
+        chunks = aiter(body)
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_timeout):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                raise RequestTimeout from None
+            if chunk is not None:
+                gathered.append(chunk)
+                size += len(chunk)
+                if size < BLOCK_BYTES:
+                    continue
+            if hashing is not None:
+                await hashing
+            if size:
+                block = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+                hashing = loop.run_in_executor(self._hashers, digest.update, block)
+                yield block
+                gathered, size = [], 0
+            if chunk is None:
+                break
+        if hashing is not None:
+            await hashing
+
+    def _record(
+        self, principal: Principal, lease: LeaseHandle, stored: Sequence[_Stored]
+    ) -> Sequence[File]:
+        files = []
+        with self._database.session_scope() as session:
+            user = session.get_one(User, principal.user_id)
+            if user.deleted_at is not None:
+                raise BadRequest("The account was deleted meanwhile.")
+            usage = contents.lock_usage(session, user.id)
+            # In order of CID, as everyone locks content.
+            for cid, dag_size in sorted({(s.added.cid, s.added.dag_size) for s in stored}):
+                for _ in (s for s in stored if s.added.cid == cid):
+                    contents.add_reference(session, usage, cid, dag_size)
+            # Strictly rising per user: `before` and `after` then never skip a file.
+            moment = utc_now()
+            if usage.last_created_at is not None:
+                moment = max(moment, usage.last_created_at + timedelta(microseconds=1))
+            for position, item in enumerate(stored):
+                files.append(
+                    File(
+                        id=new_id(),
+                        user_id=user.id,
+                        cid=item.added.cid,
+                        name=item.incoming.name,
+                        size=item.added.size,
+                        media_type=item.media_type,
+                        sha256=item.sha256,
+                        visibility=item.incoming.visibility,
+                        meta=item.incoming.meta,
+                        created_at=moment + timedelta(microseconds=position),
+                    )
+                )
+            usage.last_created_at = files[-1].created_at
+            usage.file_count += len(files)
+            session.add_all(files)
+            self._leases.close(session, lease)
+        return files
+
+    async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
+        try:
+            await to_thread.run_sync(lambda: self._leases.abandon(lease, pinned=pinned))
+        except OnApiError:
+            # It dies by itself; the reason of the failure is on its way to the client.
+            logger.warning("could not give back lease %s", lease.id)

@@ -1,0 +1,302 @@
+"""Every setting of on-api, read from the environment (prefix `ON_API_`, nested with `__`) and from
+`.env`.
+
+Holds values, bounds and defaults only: it opens no file but `.env`, and knows nothing of the rest
+of the house.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+KIB = 1024
+MIB = 1024 * KIB
+GB = 10**9
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+"""A duration in seconds."""
+
+
+class Group(BaseModel):
+    """A nested group of settings; a misspelt name is an error, not a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseSettings(Group):
+    """Connections to the database. `pool_size + max_overflow` is never below the number of worker
+    threads."""
+
+    pool_size: int = Field(20, ge=1, le=1000, description="Connections kept open by one process.")
+    max_overflow: int = Field(
+        25, ge=0, le=1000, description="Further connections opened under load."
+    )
+    connect_timeout: int = Field(
+        5, ge=1, le=60, description="Seconds to wait for a new connection."
+    )
+    pool_timeout: Seconds = Field(10, description="Seconds to wait for a free connection.")
+    statement_timeout: Seconds = Field(
+        30, description="Seconds after which PostgreSQL ends a statement."
+    )
+    lock_timeout: Seconds = Field(
+        10, description="Seconds to wait for a lock, on SQLite for the writer's turn."
+    )
+
+
+class IpfsSettings(Group):
+    """The IPFS node that on-api talks to. Without `rpc_url` on-api runs a node of its own (see
+    `NodeSettings`)."""
+
+    rpc_url: str | None = Field(
+        None, description="RPC of an existing Kubo, e.g. http://127.0.0.1:5001"
+    )
+    gateway_url: str | None = Field(
+        None, description="Gateway of that Kubo, e.g. http://127.0.0.1:8080"
+    )
+    rpc_auth: SecretStr | None = Field(
+        None, description="Its RPC secret: `bearer:TOKEN` or `basic:USER:PASSWORD`."
+    )
+    connect_timeout: Seconds = Field(3, description="Seconds to reach the node.")
+    control_timeout: Seconds = Field(10, description="Seconds for a short question to the node.")
+    stall_timeout: Seconds = Field(
+        30, description="Seconds without progress after which a transfer is given up."
+    )
+    finish_timeout: Seconds = Field(
+        300, description="Seconds for the node to store and pin a file already sent."
+    )
+
+    @field_validator("rpc_url", "gateway_url")
+    @classmethod
+    def _is_plain_http_url(cls, value: str | None) -> str | None:
+        return None if value is None else _http_origin(value)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.rpc_url is None) != (self.gateway_url is None):
+            msg = "set both ON_API_IPFS__RPC_URL and ON_API_IPFS__GATEWAY_URL, or neither"
+            raise ValueError(msg)
+        return self
+
+
+class NodeSettings(Group):
+    """The Kubo node that on-api finds or builds, initialises and runs itself."""
+
+    binary: Path | None = Field(
+        None, description="The `ipfs` program to run; searched for or built when not set."
+    )
+    network: Literal["private", "public"] = Field(
+        "private",
+        description="`private`: loopback only, no peers. `public`: joins the IPFS network.",
+    )
+    rpc_port: Port = Field(5001, description="Loopback port of the node's RPC.")
+    gateway_port: Port = Field(8080, description="Loopback port of the node's gateway.")
+    swarm_port: Port = Field(4001, description="Port for other IPFS nodes (`public` only).")
+    storage_max: str = Field(
+        "1TB", pattern=r"^\d+(\.\d+)?[kKMGTP]?i?B$", description="The node's StorageMax."
+    )
+    start_timeout: Seconds = Field(60, description="Seconds that the node may take to start.")
+    shutdown_timeout: Seconds = Field(30, description="Seconds that the node may take to stop.")
+
+
+class AuthSettings(Group):
+    """Accounts, passwords and short-lived tokens."""
+
+    token_lifetime: int = Field(
+        3600, ge=60, le=86_400, description="Seconds that a password login's token lives."
+    )
+    scrypt_log_n: int = Field(
+        15, ge=10, le=18, description="log2 of scrypt's cost for new password hashes."
+    )
+    scrypt_memory: int = Field(
+        256 * MIB,
+        ge=32 * MIB,
+        description="Bytes that password hashing may use at once in a process.",
+    )
+    failures_allowed: int = Field(
+        5, ge=1, le=100, description="Wrong passwords for one name before a pause."
+    )
+    failure_pause: int = Field(
+        60, ge=1, le=86_400, description="Seconds of the first pause; doubled at each next one."
+    )
+
+
+class FilesSettings(Group):
+    """Uploads."""
+
+    default_visibility: Literal["public", "private"] = Field(
+        "public", description="Used when an upload names no visibility."
+    )
+    idle_timeout: Seconds = Field(
+        60, description="Seconds without a byte from the client before an upload ends."
+    )
+    lease_seconds: int = Field(
+        120, ge=10, le=3600, description="Life of an upload's lease; renewed while it runs."
+    )
+    max_parts: int = Field(1000, ge=1, le=10_000, description="Parts in one multipart upload.")
+
+
+class CorsSettings(Group):
+    """Browsers' cross-origin calls."""
+
+    origins: list[str] = Field(
+        default=[], description='Origins allowed, e.g. ["https://app.example"], or ["*"].'
+    )
+    credentials: bool = Field(
+        False, description="Allow cookies and HTTP authentication; never together with `*`."
+    )
+
+    @model_validator(mode="after")
+    def _never_any_origin_with_credentials(self) -> Self:
+        if self.credentials and "*" in self.origins:
+            msg = "ON_API_CORS__CREDENTIALS can't be combined with the origin *"
+            raise ValueError(msg)
+        return self
+
+
+class LogSettings(Group):
+    """Logs, written to standard error."""
+
+    format: Literal["console", "json"] = Field("console", description="`json`: one object a line.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least level written."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings. Read once per process and handed to `create_app`; never a global."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ON_API_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+    )
+
+    home: Path = Field(
+        Path(".on-api"), description="Folder for everything on-api keeps: database, node, secrets."
+    )
+    host: str = Field("127.0.0.1", description="Address to serve on.")
+    port: Port = Field(8000, description="Port to serve on.")
+    public_url: str | None = Field(
+        None, description="The address people use, for every URL given out."
+    )
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="Proxies whose X-Forwarded-* is believed: addresses or networks, by commas.",
+    )
+    secret_key: SecretStr | None = Field(
+        None,
+        description="The master secret, at least 32 characters; else $ON_API_HOME/secret.key.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="postgresql+psycopg2://USER:PASSWORD@HOST/NAME; else SQLite in $ON_API_HOME.",
+    )
+    registration: Literal["closed", "open"] = Field(
+        "closed", description="`open`: anyone may make an account."
+    )
+    threads: int = Field(
+        40, ge=4, le=500, description="Threads for short database work in one process."
+    )
+
+    auth: AuthSettings = AuthSettings()
+    cors: CorsSettings = CorsSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    files: FilesSettings = FilesSettings()
+    ipfs: IpfsSettings = IpfsSettings()
+    log: LogSettings = LogSettings()
+    node: NodeSettings = NodeSettings()
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()]
+            if isinstance(value, str)
+            else value
+        )
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_plain_http_url(cls, value: str | None) -> str | None:
+        return None if value is None else _http_origin(value)
+
+    @field_validator("secret_key")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 32:
+            msg = "ON_API_SECRET_KEY needs at least 32 characters (try: openssl rand -base64 48)"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_its_driver(cls, value: SecretStr | None) -> SecretStr | None:
+        """A plain `postgresql://` means psycopg2 here, whatever SQLAlchemy's own default is."""
+        if value is None:
+            return None
+        url = value.get_secret_value()
+        scheme, separator, rest = url.partition("://")
+        if scheme in {"postgres", "postgresql"}:
+            scheme = "postgresql+psycopg2"
+        if not separator or scheme not in {"postgresql+psycopg2", "sqlite", "sqlite+pysqlite"}:
+            msg = "ON_API_DATABASE_URL must start with postgresql+psycopg2:// or sqlite:///"
+            raise ValueError(msg)
+        return SecretStr(f"{scheme}://{rest}")
+
+    @model_validator(mode="after")
+    def _every_thread_finds_a_connection(self) -> Self:
+        if self.database.pool_size + self.database.max_overflow < self.threads:
+            msg = "DATABASE__POOL_SIZE + DATABASE__MAX_OVERFLOW must not be below THREADS"
+            raise ValueError(msg)
+        return self
+
+    @cached_property
+    def sqlalchemy_url(self) -> str:
+        """The database's URL, password included: for the engine only, never for a log."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home.absolute() / 'on-api.db'}"
+
+    @property
+    def manages_node(self) -> bool:
+        """Whether on-api runs the node itself."""
+        return self.ipfs.rpc_url is None
+
+    @property
+    def rpc_url(self) -> str:
+        """Origin of the node's RPC, without a trailing slash."""
+        return self.ipfs.rpc_url or f"http://127.0.0.1:{self.node.rpc_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """Origin of the node's gateway as on-api reaches it, without a trailing slash."""
+        return self.ipfs.gateway_url or f"http://127.0.0.1:{self.node.gateway_port}"
+
+    @property
+    def visible_gateway_url(self) -> str:
+        """Origin of the node's gateway as it is given out to people."""
+        return self.ipfs.gateway_url or f"http://localhost:{self.node.gateway_port}"
+
+    @property
+    def base_url(self) -> str:
+        """Origin of on-api itself as people reach it."""
+        host = "localhost" if self.host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else self.host  # noqa: S104 (compared, not bound)
+        return self.public_url or f"http://{host}:{self.port}"
+
+
+def _http_origin(value: str) -> str:
+    scheme, separator, rest = value.rstrip("/").partition("://")
+    if scheme not in {"http", "https"} or not separator or not rest or "@" in rest:
+        msg = "must be an http:// or https:// URL without a user or password in it"
+        raise ValueError(msg)
+    return f"{scheme}://{rest}"

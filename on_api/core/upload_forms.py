@@ -1,0 +1,143 @@
+"""What an upload says about its files: options from the query or from form fields, checked, joined
+to the bytes.
+
+Between the multipart reader, which knows no meaning, and the upload service, which knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from on_api.core.error_texts import describe
+from on_api.core.errors import BadRequest
+from on_api.core.media_types import is_well_formed
+from on_api.core.models.file import PRIVATE
+from on_api.core.multipart import MultipartReader, Part
+from on_api.core.schemas.common import Meta
+from on_api.core.schemas.files import FileName, Visibility
+from on_api.core.services.uploads import IncomingFile
+
+FILE_FIELD = "file"
+
+# curl's own word for `--data-binary`: it says nothing about the file.
+_MEANINGLESS = "application/x-www-form-urlencoded"
+
+_OPTIONS: dict[str, TypeAdapter[Any]] = {
+    "name": TypeAdapter(FileName),
+    "meta": TypeAdapter(Meta),
+    "visibility": TypeAdapter(Visibility),
+}
+
+
+@dataclass
+class UploadOptions:
+    """What may be said of an upload, by query or by form field."""
+
+    default_visibility: str
+    name: str | None = None
+    meta: dict[str, Any] | None = None
+    visibility: str | None = None
+
+    def set(self, field: str, value: str) -> None:
+        """Take one option as text. Raises `BadRequest` for an unknown, invalid or contradicting
+        one."""
+        adapter = _OPTIONS.get(field)
+        if adapter is None:
+            raise BadRequest(f"A form field is not known here; known are: {', '.join(_OPTIONS)}.")
+        try:
+            checked = adapter.validate_python(_json_object(value) if field == "meta" else value)
+        except ValidationError as error:
+            raise BadRequest(f"{field}: {describe(error.errors())}") from None
+        before = getattr(self, field)
+        if before is not None and before != checked:
+            raise BadRequest(f"{field}: given twice, with different values.")
+        setattr(self, field, checked)
+
+    def describe_file(
+        self, body: AsyncIterator[bytes], filename: str | None, media_type: str | None
+    ) -> IncomingFile:
+        """An incoming file under these options. Raises `BadRequest` for a name or media type that
+        is none."""
+        visibility = self.visibility or self.default_visibility
+        if visibility == PRIVATE:
+            raise BadRequest("visibility: private files are not offered yet; use public.")
+        name = self.name or _check_name(filename)
+        if media_type is not None and media_type.lower() == _MEANINGLESS:
+            media_type = None
+        if media_type is not None and not is_well_formed(media_type):
+            raise BadRequest("The file's Content-Type is not a media type.")
+        return IncomingFile(
+            name=name,
+            media_type=media_type or None,
+            visibility=visibility,
+            meta=self.meta or {},
+            body=body,
+        )
+
+
+async def incoming_files(
+    reader: MultipartReader, options: UploadOptions
+) -> AsyncIterator[IncomingFile]:
+    """The files of a form, one after the other as they come.
+
+    `name` and `meta` may also follow the file; `visibility` must come first, since the bytes are
+    already on their way to the node by then.
+    """
+    files: list[IncomingFile] = []
+    async for part in reader.parts():
+        if part.name == FILE_FIELD:
+            if part.filename == "" and await _is_empty(part):
+                continue  # a browser's file input in which nothing was chosen
+            if part.filename is None and options.name is None:
+                raise BadRequest(
+                    "The part `file` has no filename. With curl write -F file=@PATH, "
+                    "or name the file by the field `name` before it."
+                )
+            files.append(
+                options.describe_file(part.chunks(), _last_step(part.filename), part.media_type)
+            )
+            if len(files) > 1 and options.name is not None:
+                raise BadRequest("name: can only be given for a single file.")
+            yield files[-1]
+        elif part.filename is not None:
+            raise BadRequest(f"Send files in parts named `{FILE_FIELD}`.")
+        else:
+            if files and part.name not in {"name", "meta"}:
+                raise BadRequest("Every field but name and meta must come before the file.")
+            options.set(part.name, await part.text())
+            for file in files:
+                file.name = options.name or file.name
+                file.meta = options.meta or file.meta
+
+
+async def _is_empty(part: Part) -> bool:
+    async for chunk in part.chunks():
+        if chunk:
+            raise BadRequest("A file was sent without a name.")
+    return True
+
+
+def _check_name(name: str | None) -> str:
+    if not name:
+        raise BadRequest("The file has no name: send a filename, or `name`.")
+    try:
+        return _OPTIONS["name"].validate_python(name)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise BadRequest(f"filename: {describe(error.errors())}") from None
+
+
+def _last_step(filename: str | None) -> str | None:
+    """A path in a part's filename is the sender's own business (RFC 7578, section 4.2)."""
+    return None if filename is None else filename.rpartition("/")[2]
+
+
+def _json_object(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequest("meta: not valid JSON.") from None

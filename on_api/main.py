@@ -1,0 +1,93 @@
+"""The web application: settings in, FastAPI out. `uvicorn --factory on_api.main:create_app` serves
+it.
+
+Makes no connection and no thread before its lifespan begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version as release_of
+
+from anyio import to_thread
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from on_api.core.error_handlers import ErrorHandlers
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.middleware import RequestContext
+from on_api.core.models.migrations import check_revision
+from on_api.core.services.container import Services
+from on_api.core.services.node import node_auth
+from on_api.core.settings import Settings
+from on_api.public import docs, health
+from on_api.v1.api import VERSION as V1
+from on_api.v2.api import VERSION as V2
+
+VERSIONS = (V1, V2)
+
+
+def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -> FastAPI:
+    """The application. Without arguments: settings from the environment, and the Kubo that they
+    name.
+
+    Raises `StartupError` without a master secret; its lifespan raises it for a database that is not
+    at the revision this code needs.
+    """
+    settings = settings or Settings()
+    services = Services.build(settings, node or connect_node(settings))
+    app = FastAPI(
+        title="on-api",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+
+    handlers = ErrorHandlers({version.prefix: version.render_error for version in VERSIONS})
+    handlers.install(app)
+    if settings.cors.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_credentials=settings.cors.credentials,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Content-Range", "Content-Disposition", "X-Request-Id"],
+        )
+    app.add_middleware(RequestContext, internal_error=handlers.internal_error)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
+
+    for version in VERSIONS:
+        app.include_router(version.router)
+    app.include_router(health.router)
+    docs.install_docs(app, VERSIONS, release_of("on-api"))
+    return app
+
+
+def connect_node(settings: Settings) -> KuboNode:
+    """The Kubo that the settings name; nothing is sent to it yet."""
+    return KuboNode(settings, node_auth(settings))
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    to_thread.current_default_thread_limiter().total_tokens = services.settings.threads
+    await to_thread.run_sync(_check_database, services)
+    services.invalidations.start()
+    try:
+        yield
+    finally:
+        await to_thread.run_sync(services.invalidations.stop)
+        await services.close()
+
+
+def _check_database(services: Services) -> None:
+    with services.database.session_scope(write=False) as session:
+        check_revision(session.connection())

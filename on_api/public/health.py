@@ -1,0 +1,27 @@
+"""Whether the process lives (`/healthz`, asks nobody) and whether it can do its work
+(`/readyz`)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from on_api.core.dependencies import ServicesDep
+from on_api.core.schemas.node import Check, Health, Readiness
+from on_api.core.services.readiness import check_readiness
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def get_health() -> Health:
+    """The process lives."""
+    return Health(status="ok")
+
+
+@router.get("/readyz")
+async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
+    """Database, its structure, and node; 503 unless all are well."""
+    checks = await check_readiness(services.database, services.node)
+    ready = all(check.ok for check in checks)
+    response.status_code = 200 if ready else 503
+    return Readiness(ready=ready, checks=[Check.model_validate(check) for check in checks])

@@ -1,0 +1,31 @@
+"""The audit log, for administrators."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from on_api.core.dependencies import Admin, PageQuery, SessionDep
+from on_api.core.routing import ApiRoute
+from on_api.core.schemas.common import Text
+from on_api.core.schemas.node import AuditEvent, AuditList
+from on_api.core.services.audit import list_events
+
+v1_only = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
+
+
+@v1_only.get("")
+def list_audit_events(
+    _principal: Admin,
+    session: SessionDep,
+    page: PageQuery,
+    actor_id: Annotated[uuid.UUID | None, Query(description="Only what this user did.")] = None,
+    action: Annotated[
+        Text | None, Query(max_length=64, description="Only this action.", examples=["key.create"])
+    ] = None,
+) -> AuditList:
+    """Who did what, newest first."""
+    count, events = list_events(session, page, actor_id=actor_id, action=action)
+    return AuditList(count=count, items=[AuditEvent.model_validate(event) for event in events])

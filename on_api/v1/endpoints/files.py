@@ -1,0 +1,164 @@
+"""Files: upload by streaming, list, change, delete, download."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from on_api.core.dependencies import (
+    FileQuery,
+    FilesRead,
+    FilesWrite,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+    UploadQuery,
+)
+from on_api.core.errors import (
+    InsufficientStorage,
+    NodeError,
+    NodeTimeout,
+    NodeUnavailable,
+    NotFound,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from on_api.core.models import File as FileRow
+from on_api.core.multipart import MultipartReader
+from on_api.core.responses import file_response
+from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
+from on_api.core.schemas.files import File, FileItems, FileList, FileUpdate
+from on_api.core.services.files import (
+    change_file,
+    delete_file,
+    get_file,
+    list_files,
+)
+from on_api.core.services.uploads import IncomingFile
+from on_api.core.upload_forms import incoming_files
+
+router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
+v1_only = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
+
+_UPLOAD_ERRORS = documented(
+    RequestTimeout, NodeError, NodeUnavailable, NodeTimeout, InsufficientStorage
+)
+_CONTENT_ERRORS = documented(
+    NotFound, PreconditionFailed, RangeNotSatisfiable, NodeError, NodeUnavailable, NodeTimeout
+)
+_CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file's bytes.", "content": {"*/*": {}}},
+    206: {"description": "The part asked for by `Range`.", "content": {"*/*": {}}},
+    304: {"description": "You have it already (`If-None-Match`)."},
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses={**_UPLOAD_ERRORS, **documented(UnsupportedMediaType)},
+    openapi_extra={"requestBody": UPLOAD_FORM},
+)
+async def upload_files(
+    request: Request, principal: FilesWrite, options: UploadQuery, services: ServicesDep
+) -> File | FileItems:
+    """Upload one or many files as `multipart/form-data`, in parts named `file`.
+
+    The bytes stream to the IPFS node as they come. One part answers the file, several `{"items":
+    […]}`: all of them are stored, or none. The options may be form fields or query parameters;
+    `visibility` must come before the file.
+    """
+    reader = MultipartReader(
+        request.headers.get("content-type", ""),
+        request.stream(),
+        max_parts=services.settings.files.max_parts,
+    )
+    rows = await services.uploads.store(principal, incoming_files(reader, options))
+    files = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    return files[0] if len(files) == 1 else FileItems(items=files)
+
+
+@router.put("", status_code=201, responses=_UPLOAD_ERRORS, openapi_extra={"requestBody": RAW_BODY})
+async def upload_file(
+    request: Request, principal: FilesWrite, options: UploadQuery, services: ServicesDep
+) -> File:
+    """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`."""
+    file = options.describe_file(request.stream(), None, request.headers.get("content-type"))
+
+    async def only_this() -> AsyncIterator[IncomingFile]:
+        yield file
+
+    rows = await services.uploads.store(principal, only_this())
+    return File.of(rows[0], services.settings.visible_gateway_url)
+
+
+@v1_only.get("")
+def list_my_files(
+    principal: FilesRead,
+    session: SessionDep,
+    services: ServicesDep,
+    page: PageQuery,
+    wanted: FileQuery,
+) -> FileList:
+    """Your files, newest first. Repeat with `before` = the last one's `created_at` to see more."""
+    count, rows = list_files(session, principal.user_id, wanted, page)
+    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    return FileList(count=count, items=items)
+
+
+@router.get("/{file_id}", responses=documented(NotFound))
+def get_one_file(
+    file_id: uuid.UUID, principal: FilesRead, session: SessionDep, services: ServicesDep
+) -> File:
+    """One of your files."""
+    row = get_file(session, principal.user_id, file_id)
+    return File.of(row, services.settings.visible_gateway_url)
+
+
+@router.patch("/{file_id}", responses=documented(NotFound))
+def change_one_file(
+    file_id: uuid.UUID,
+    body: FileUpdate,
+    principal: FilesWrite,
+    session: SessionDep,
+    services: ServicesDep,
+) -> File:
+    """Change a file's name or meta. Meta is replaced as a whole."""
+    changes = body.model_dump(exclude_unset=True)
+    row = change_file(session, principal.user_id, file_id, changes)
+    return File.of(row, services.settings.visible_gateway_url)
+
+
+@router.delete("/{file_id}", status_code=204, responses=documented(NotFound))
+def delete_one_file(file_id: uuid.UUID, principal: FilesWrite, session: SessionDep) -> None:
+    """Delete a file. Others who hold the same content keep it."""
+    delete_file(session, principal.user_id, file_id)
+
+
+@router.head("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
+@router.get("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
+async def get_content(
+    file_id: uuid.UUID,
+    request: Request,
+    principal: FilesRead,
+    services: ServicesDep,
+    download: Annotated[
+        bool, Query(description="Ask the browser to save it rather than show it.")
+    ] = False,
+) -> Response:
+    """The file's bytes. `Range`, `If-Range`, `If-None-Match` and `If-Match` are honoured."""
+
+    def look_up() -> FileRow:
+        with services.database.session_scope(write=False) as session:
+            return get_file(session, principal.user_id, file_id)
+
+    # Not the request's session: it would stay open while the bytes stream.
+    row = await run_in_threadpool(look_up)
+    return file_response(request.headers, request.method, row, services.node, download=download)

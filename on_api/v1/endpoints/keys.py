@@ -1,0 +1,70 @@
+"""API keys."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter, Response
+
+from on_api.core.dependencies import (
+    ClientDep,
+    KeysWrite,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+    act_as,
+)
+from on_api.core.errors import NotFound
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.keys import Key, KeyCreate, KeyCreated, KeyList
+from on_api.core.services.keys import KeyRequest, get_key, list_keys
+
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
+v1_only = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
+
+
+@router.post("", status_code=201)
+def create_key(
+    body: KeyCreate,
+    principal: KeysWrite,
+    session: SessionDep,
+    services: ServicesDep,
+    client: ClientDep,
+    response: Response,
+) -> KeyCreated:
+    """Make a key. Its secret is in this answer and nowhere else."""
+    request = KeyRequest(
+        name=body.name,
+        scopes=frozenset(body.scopes),
+        expires_at=body.expires_at,
+        max_uses=body.max_uses,
+        max_bytes=body.max_bytes,
+    )
+    key, secret = services.keys.create(session, principal, request, act_as(principal, client))
+    response.headers["Cache-Control"] = "no-store"
+    return KeyCreated(**Key.model_validate(key).model_dump(), key=secret)
+
+
+@v1_only.get("")
+def list_my_keys(principal: KeysWrite, session: SessionDep, page: PageQuery) -> KeyList:
+    """Your keys that are still valid, newest first."""
+    count, keys = list_keys(session, principal.user_id, page)
+    return KeyList(count=count, items=[Key.model_validate(key) for key in keys])
+
+
+@router.get("/{key_id}", responses=documented(NotFound))
+def get_one_key(key_id: uuid.UUID, principal: KeysWrite, session: SessionDep) -> Key:
+    """One of your keys."""
+    return Key.model_validate(get_key(session, principal.user_id, key_id))
+
+
+@router.delete("/{key_id}", status_code=204, responses=documented(NotFound))
+def revoke_key(
+    key_id: uuid.UUID,
+    principal: KeysWrite,
+    session: SessionDep,
+    services: ServicesDep,
+    client: ClientDep,
+) -> None:
+    """Revoke a key, at once."""
+    services.keys.revoke(session, principal.user_id, key_id, act_as(principal, client))

@@ -1,0 +1,151 @@
+"""Accounts: administrators manage them, everyone sees and changes their own."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from fastapi import APIRouter
+
+from on_api.core.dependencies import (
+    Admin,
+    ClientDep,
+    CurrentUser,
+    KeysWrite,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+    act_as,
+)
+from on_api.core.errors import Conflict, NotFound, TooManyRequests
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.files import File, FileList
+from on_api.core.schemas.users import (
+    MeUpdate,
+    PasswordChange,
+    Usage,
+    User,
+    UserCreate,
+    UserList,
+    UserUpdate,
+)
+from on_api.core.services.files import FileFilter, list_files
+from on_api.core.services.usage import usage_of
+from on_api.core.services.users import get_user, list_users
+
+router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
+v1_only = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
+
+
+@router.get("/me")
+def get_me(principal: CurrentUser, session: SessionDep) -> User:
+    """Your own account."""
+    return User.model_validate(get_user(session, principal.user_id))
+
+
+@router.patch("/me", responses=documented(Conflict))
+def change_me(
+    body: MeUpdate,
+    principal: KeysWrite,
+    session: SessionDep,
+    services: ServicesDep,
+    client: ClientDep,
+) -> User:
+    """Change your own account. The password has an operation of its own."""
+    user = services.users.rename(
+        session, principal.user_id, body.username, act_as(principal, client)
+    )
+    return User.model_validate(user)
+
+
+@router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
+def change_my_password(
+    body: PasswordChange, principal: KeysWrite, services: ServicesDep, client: ClientDep
+) -> None:
+    """Change your password. Every login ends, this one too; API keys stay."""
+    services.login.check_password(principal.user_id, body.current_password)
+    changes = {"password_hash": services.users.hash_password(body.new_password)}
+    with services.database.session_scope() as session:
+        services.users.change(session, principal.user_id, changes, act_as(principal, client))
+
+
+@router.get("/me/usage")
+def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
+    """What you store and what went out this month."""
+    return Usage.model_validate(usage_of(get_user(session, principal.user_id)))
+
+
+@router.post("", status_code=201, responses=documented(Conflict))
+def create_user(
+    body: UserCreate, principal: Admin, services: ServicesDep, client: ClientDep
+) -> User:
+    """Make an account."""
+    password_hash = services.users.hash_password(body.password)
+    with services.database.session_scope() as session:
+        user = services.users.create(
+            session,
+            body.username,
+            password_hash,
+            act_as(principal, client),
+            is_admin=body.is_admin,
+            limits={"storage_quota": body.storage_quota, "egress_budget": body.egress_budget},
+        )
+        return User.model_validate(user)
+
+
+@v1_only.get("")
+def list_all_users(_principal: Admin, session: SessionDep, page: PageQuery) -> UserList:
+    """All accounts, newest first."""
+    count, users = list_users(session, page)
+    return UserList(count=count, items=[User.model_validate(user) for user in users])
+
+
+@router.get("/{user_id}", responses=documented(NotFound))
+def get_one_user(user_id: uuid.UUID, _principal: Admin, session: SessionDep) -> User:
+    """One account."""
+    return User.model_validate(get_user(session, user_id))
+
+
+@router.patch("/{user_id}", responses=documented(NotFound, Conflict))
+def change_user(
+    user_id: uuid.UUID,
+    body: UserUpdate,
+    principal: Admin,
+    services: ServicesDep,
+    client: ClientDep,
+) -> User:
+    """Change quota, budget, rights or password, or deactivate."""
+    changes: dict[str, Any] = body.model_dump(exclude_unset=True)
+    if (password := changes.pop("password", None)) is not None:
+        changes["password_hash"] = services.users.hash_password(password)
+    with services.database.session_scope() as session:
+        user = services.users.change(session, user_id, changes, act_as(principal, client))
+        return User.model_validate(user)
+
+
+@router.delete("/{user_id}", status_code=202, responses=documented(NotFound, Conflict))
+def delete_user(
+    user_id: uuid.UUID,
+    principal: Admin,
+    session: SessionDep,
+    services: ServicesDep,
+    client: ClientDep,
+) -> None:
+    """Delete an account. From the answer on it is gone for everyone; its files are removed in the
+    background."""
+    services.users.delete(session, user_id, act_as(principal, client))
+
+
+@v1_only.get("/{user_id}/files", responses=documented(NotFound))
+def list_files_of_user(
+    user_id: uuid.UUID,
+    _principal: Admin,
+    session: SessionDep,
+    services: ServicesDep,
+    page: PageQuery,
+) -> FileList:
+    """Any user's files, newest first."""
+    get_user(session, user_id)
+    count, rows = list_files(session, user_id, FileFilter(), page)
+    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    return FileList(count=count, items=items)

@@ -1,0 +1,30 @@
+"""Version 2, the whole truth of it: per resource v1's router, unchanged, or v2's own."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from on_api.core.error_handlers import render_problem
+from on_api.core.openapi import ApiVersion
+from on_api.core.schemas.errors import Problem
+from on_api.v1.endpoints.auth import router as auth
+from on_api.v1.endpoints.files import router as files
+from on_api.v1.endpoints.keys import router as keys
+from on_api.v1.endpoints.node import router as node
+from on_api.v1.endpoints.users import router as users
+
+router = APIRouter(prefix="/v2")
+router.include_router(auth)
+router.include_router(users)
+router.include_router(keys)
+router.include_router(files)
+router.include_router(node)
+
+VERSION = ApiVersion(
+    prefix="/v2",
+    router=router,
+    render_error=render_problem,
+    error_models=(Problem,),
+    error_media_type="application/problem+json",
+    description="Your own IPFS storage service. Errors are problem details (RFC 9457).",
+)
