@@ -26,6 +26,7 @@ from on_api.core.settings import Settings
 from on_api.public import docs, health
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
+from on_api.worker.housekeeping import Housekeeper
 
 VERSIONS = (V1, V2)
 
@@ -80,10 +81,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     to_thread.current_default_thread_limiter().total_tokens = services.settings.threads
     await to_thread.run_sync(_check_database, services)
+    housekeeper = Housekeeper(services.database, services.invalidations)
     services.invalidations.start()
+    housekeeper.start()
     try:
         yield
     finally:
+        await to_thread.run_sync(housekeeper.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()
 

@@ -80,7 +80,8 @@ def _bind(settings: Settings) -> socket.socket:
         listener.close()
         raise StartupError(
             f"Can't serve on {settings.host} port {settings.port} "
-            f"({os.strerror(error.errno or 0)}): stop what uses it, or choose another with ON_API_PORT (make run PORT=…)."
+            f"({os.strerror(error.errno or 0)}): stop what uses it, or choose another with "
+            "ON_API_PORT (make run PORT=…)."
         ) from None
     listener.set_inheritable(True)
     return listener

@@ -12,7 +12,7 @@ import uuid
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import ServiceUnavailable
+from on_api.core.errors import ServiceUnavailable, Unauthorized
 from on_api.core.models import Content, Holding, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import insert_unless_there, utc_now
@@ -68,11 +68,14 @@ def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
 
 
 def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
-    """A user's counters, locked: taken before any content, so that the order is the same
-    everywhere."""
-    return session.scalars(
-        select(UserUsage).where(UserUsage.user_id == user_id).with_for_update()
-    ).one()
+    """A user's counters, locked: before any content, so that the order is the same everywhere.
+
+    Raises `Unauthorized` for a user who is gone.
+    """
+    usage = session.scalar(select(UserUsage).where(UserUsage.user_id == user_id).with_for_update())
+    if usage is None:
+        raise Unauthorized
+    return usage
 
 
 def _lock(session: Session, cid: str) -> Content:

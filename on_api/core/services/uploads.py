@@ -18,7 +18,7 @@ from typing import Any
 
 from anyio import CancelScope, to_thread
 
-from on_api.core.errors import BadRequest, OnApiError, RequestTimeout
+from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.models import Database, File, User
@@ -153,10 +153,9 @@ class UploadService:
     ) -> Sequence[File]:
         files = []
         with self._database.session_scope() as session:
-            user = session.get_one(User, principal.user_id)
-            if user.deleted_at is not None:
-                raise BadRequest("The account was deleted meanwhile.")
-            usage = contents.lock_usage(session, user.id)
+            usage = contents.lock_usage(session, principal.user_id)
+            if session.get_one(User, principal.user_id).deleted_at is not None:
+                raise Unauthorized  # deleted while the bytes came
             # In order of CID, as everyone locks content.
             for cid, dag_size in sorted({(s.added.cid, s.added.dag_size) for s in stored}):
                 for _ in (s for s in stored if s.added.cid == cid):
@@ -169,7 +168,7 @@ class UploadService:
                 files.append(
                     File(
                         id=new_id(),
-                        user_id=user.id,
+                        user_id=usage.user_id,
                         cid=item.added.cid,
                         name=item.incoming.name,
                         size=item.added.size,

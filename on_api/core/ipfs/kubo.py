@@ -1,0 +1,174 @@
+"""A Kubo node as `IpfsNode`. Control goes through ipfshttpclient in threads of its own; data
+through `kubo_data.py`.
+
+The only module that imports ipfshttpclient.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from typing import Self, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+
+from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
+from on_api.core.ipfs.client import Added, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.kubo_data import KuboData
+from on_api.core.ipfs.version import TESTED_RANGE, is_tested
+from on_api.core.settings import Settings
+
+# Must be set before the import: it would otherwise patch `requests` for the whole process.
+os.environ.setdefault("PY_IPFS_HTTP_CLIENT_PATCH_REQUESTS", "no")
+import ipfshttpclient
+
+logger = logging.getLogger(__name__)
+
+CONTROL_THREADS = 8
+"""Short questions at once; a node that hangs can occupy no more threads than these."""
+NOT_PINNED = "is not pinned"
+
+T = TypeVar("T")
+
+
+class KuboNode:
+    """One Kubo, by its RPC and its gateway. Thread-bound to the event loop of its first call."""
+
+    def __init__(self, settings: Settings, rpc_auth: str | None = None) -> None:
+        self._timeout = settings.ipfs.control_timeout
+        self._threads = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="on-api-kubo")
+        header = authorization(rpc_auth)
+        # Never `connect()`: it checks the version against a list that ended in 2021.
+        self._client = ipfshttpclient.Client(
+            multiaddr_of(settings.rpc_url),
+            session=True,
+            timeout=(settings.ipfs.connect_timeout, settings.ipfs.control_timeout),
+            headers={} if header is None else {"Authorization": header},
+        )
+        self._data = KuboData(settings, header, self.pin_status)
+        self._warned = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+        """See `IpfsNode.add`."""
+        return await self._data.add(source, pin_name=pin_name)
+
+    def read(
+        self, cid: str, *, offset: int, length: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See `IpfsNode.read`."""
+        return self._data.read(cid, offset=offset, length=length)
+
+    async def pin_status(self, cid: str) -> PinStatus | None:
+        """See `IpfsNode.pin_status`. Asks for exactly this CID: an unfiltered list costs the
+        whole pin set."""
+        try:
+            found = await self._ask(
+                lambda: self._client.pin.ls(cid, type="recursive", opts={"names": True})
+            )
+        except NodeError as error:
+            if isinstance(error.__cause__, ipfshttpclient.exceptions.ErrorResponse) and (
+                NOT_PINNED in str(error.__cause__)
+            ):
+                return None
+            raise
+        pin = found["Keys"].get(cid)
+        return None if pin is None else PinStatus(cid, pin.get("Name", ""))
+
+    async def version(self) -> NodeVersion:
+        """See `IpfsNode.version`. Warns once when the version is none that on-api was tested
+        with."""
+        answer = await self._ask(self._client.version)
+        version = str(answer["Version"])
+        tested = is_tested(version)
+        if not tested and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Kubo %s is outside the range that on-api was tested with (%s)",
+                version,
+                TESTED_RANGE,
+            )
+        return NodeVersion("kubo", version, tested)
+
+    async def peer_id(self) -> str:
+        """See `IpfsNode.peer_id`."""
+        return str((await self._ask(self._client.id))["ID"])
+
+    async def peer_count(self) -> int:
+        """See `IpfsNode.peer_count`."""
+        return len((await self._ask(self._client.swarm.peers))["Peers"] or ())
+
+    async def repo_stat(self) -> RepoStat:
+        """See `IpfsNode.repo_stat`."""
+        answer = await self._ask(self._client.repo.stat)
+        return RepoStat(
+            size=int(answer["RepoSize"]),
+            storage_max=int(answer["StorageMax"]),
+            objects=int(answer["NumObjects"]),
+        )
+
+    async def close(self) -> None:
+        """See `IpfsNode.close`."""
+        await self._data.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    async def _ask(self, question: Callable[[], T]) -> T:
+        """Ask in a thread; back in bounded time with the answer or a `NodeError`."""
+        loop = asyncio.get_running_loop()
+        try:
+            # The client's own time-out is per read; this one is for the whole, waiting for a thread
+            # included.
+            async with asyncio.timeout(2 * self._timeout):
+                return await loop.run_in_executor(self._threads, question)
+        except (TimeoutError, requests.Timeout, ipfshttpclient.exceptions.TimeoutError) as error:
+            raise NodeTimeout from error
+        except (requests.ConnectionError, ipfshttpclient.exceptions.ConnectionError) as error:
+            raise NodeUnavailable from error
+        except ipfshttpclient.exceptions.StatusError as error:
+            refused = error.original.response is not None and (
+                error.original.response.status_code in {401, 403}
+            )
+            raise (NodeRefused if refused else NodeError) from error
+        except (ipfshttpclient.exceptions.Error, requests.RequestException) as error:
+            raise NodeError from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise NodeError("The IPFS node's answer was not understood.") from error
+
+
+def authorization(rpc_auth: str | None) -> str | None:
+    """The Authorization header for a secret as Kubo's `API.Authorizations` spells it.
+
+    `bearer:TOKEN` and `basic:USER:PASSWORD`; anything else is sent as a bearer token.
+    """
+    if rpc_auth is None:
+        return None
+    kind, _, value = rpc_auth.partition(":")
+    if kind == "basic":
+        return f"Basic {base64.b64encode(value.encode()).decode()}"
+    return f"Bearer {value if kind == 'bearer' else rpc_auth}"
+
+
+def multiaddr_of(url: str) -> str:
+    """`http://127.0.0.1:5001` as ipfshttpclient wants it: `/ip4/127.0.0.1/tcp/5001/http`."""
+    parts = urlsplit(url)
+    host = parts.hostname or "localhost"
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if ":" in host:
+        kind = "ip6"
+    elif host.replace(".", "").isdigit():
+        kind = "ip4"
+    else:
+        kind = "dns"
+    return f"/{kind}/{host}/tcp/{port}/{parts.scheme}"

@@ -1,0 +1,75 @@
+"""How a file becomes a DAG under the profile: a balanced tree of raw leaves (UnixFS specification,
+dag-pb).
+
+Lets the in-memory node, and tests, know a file's CID and size on the node without asking Kubo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import libipld
+
+from on_api.core.ipfs.cid import (
+    CHUNK_BYTES,
+    DAG_PB,
+    MAX_LINKS,
+    SHA2_256,
+    encode,
+    raw_leaf_cid,
+    varint,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DagNode:
+    """The root of a (sub-)tree. Sizes in bytes: of the file below it, and of the whole DAG."""
+
+    cid: str
+    file_size: int
+    dag_size: int
+
+
+def build_file(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> DagNode:
+    """The DAG of a file's bytes."""
+    starts = range(0, len(data), chunk_bytes) or range(1)
+    level = [_leaf(data[start : start + chunk_bytes]) for start in starts]
+    while len(level) > 1:
+        level = [_parent(children) for children in _batches(level, MAX_LINKS)]
+    return level[0]
+
+
+def _leaf(block: bytes) -> DagNode:
+    return DagNode(raw_leaf_cid(hashlib.sha256(block).digest()), len(block), len(block))
+
+
+def _parent(children: list[DagNode]) -> DagNode:
+    links = b"".join(_field(2, _link(child)) for child in children)
+    file_size = sum(child.file_size for child in children)
+    sizes = b"".join(_number(4, child.file_size) for child in children)
+    unixfs = _number(1, 2) + _number(3, file_size) + sizes  # Type=File, filesize, blocksizes
+    block = links + _field(1, unixfs)  # dag-pb writes links before data
+    cid = encode(DAG_PB, SHA2_256, hashlib.sha256(block).digest())
+    return DagNode(cid, file_size, len(block) + sum(child.dag_size for child in children))
+
+
+def _link(child: DagNode) -> bytes:
+    binary = libipld.decode_multibase(child.cid)[1]
+    return _field(1, binary) + _field(2, b"") + _number(3, child.dag_size)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def _number(number: int, value: int) -> bytes:
+    return varint(number << 3) + varint(value)
+
+
+def _batches(nodes: Iterable[DagNode], size: int) -> Iterator[list[DagNode]]:
+    remaining = iter(nodes)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,266 @@
+"""Fixtures for everyone: a real Kubo, both databases, real servers, and accounts of one's own.
+
+Servers and the node live as long as the run; each test makes the users it needs, so that none sees
+another's things.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from sqlalchemy import create_engine, text
+
+from on_api.core.ipfs.node import ManagedNode
+from on_api.core.models import Database, migrations
+from on_api.core.services.container import Services
+from on_api.core.settings import AuthSettings, IpfsSettings, NodeSettings, Settings
+from on_api.main import create_app
+from on_api.tests.deadline import until
+from on_api.tests.postgres import running_postgres
+
+RPC_SECRET = "bearer:a secret between the tests and their node"
+PASSWORD = "correct horse battery staple"
+FAST_SCRYPT = 10
+"""log2 of the cost: the tests make hundreds of accounts."""
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The one event loop that on-api runs on."""
+    return "asyncio"
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Kubo:
+    """A running node, as settings."""
+
+    home: Path
+    ipfs: IpfsSettings
+
+
+@pytest.fixture(scope="session")
+def kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
+    """A real Kubo, run by on-api's own code."""
+    home = tmp_path_factory.mktemp("node")
+    node = NodeSettings(rpc_port=free_port(), gateway_port=free_port())
+    with ManagedNode(home, node, RPC_SECRET, print):
+        yield Kubo(
+            home,
+            IpfsSettings(
+                rpc_url=f"http://127.0.0.1:{node.rpc_port}",
+                gateway_url=f"http://127.0.0.1:{node.gateway_port}",
+                rpc_auth=SecretStr(RPC_SECRET),
+            ),
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL that lives as long as the run."""
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+class DatabaseMaker:
+    """Hands out fresh, migrated databases of one kind; each is a copy of one that was migrated
+    once."""
+
+    def __init__(self, folder: Path, postgres: str | None) -> None:
+        self._folder = folder
+        self._postgres = postgres
+        self._numbers = itertools.count()
+        self._template = self._url("template")
+        if postgres is not None:
+            self._run("CREATE DATABASE template")
+        database = Database(_settings(folder, self._template))
+        migrations.upgrade(database)
+        database.dispose()
+
+    def __call__(self) -> str:
+        """The URL of a new one."""
+        name = f"on_api_{os.getpid()}_{next(self._numbers)}"
+        if self._postgres is not None:
+            self._run(f"CREATE DATABASE {name} TEMPLATE template")
+        else:
+            shutil.copy(self._folder / "template.db", self._folder / f"{name}.db")
+        return self._url(name)
+
+    def _url(self, name: str) -> str:
+        if self._postgres is None:
+            return f"sqlite:///{self._folder / name}.db"
+        return self._postgres.rpartition("/")[0] + f"/{name}"
+
+    def _run(self, statement: str) -> None:
+        url = (self._postgres or "").replace("postgresql://", "postgresql+psycopg2://")
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+        engine.dispose()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def new_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> DatabaseMaker:
+    """A maker of databases; every test that uses it runs once for each kind."""
+    url = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    return DatabaseMaker(tmp_path_factory.mktemp(request.param), url)
+
+
+def _settings(home: Path, database_url: str, **changes: object) -> Settings:
+    values: dict[str, object] = {
+        "home": home,
+        "database_url": SecretStr(database_url),
+        "secret_key": SecretStr("a master secret that only the tests know"),
+        "auth": AuthSettings(scrypt_log_n=FAST_SCRYPT),
+        **changes,
+    }
+    return Settings(_env_file=None, **values)  # type: ignore[arg-type]  # checked by Pydantic
+
+
+@pytest.fixture
+def settings_for(kubo: Kubo, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings for a database's URL, with the running node; anything may be changed by name."""
+
+    def make(database_url: str, **changes: object) -> Settings:
+        return _settings(tmp_path, database_url, **{"ipfs": kubo.ipfs, **changes})
+
+    return make
+
+
+class Server:
+    """A real uvicorn in a thread, and a way to look behind it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        app = create_app(settings)
+        self.services: Services = app.state.services
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, access_log=False)
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True
+        )
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        until(lambda: self._server.started or not self._thread.is_alive(), "the server starts")
+        assert self._server.started, "the application refused to start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+        self._listener.close()
+
+    def client(self, key: str | None = None, **options: object) -> httpx.Client:
+        """A client; anonymous without a key."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=60,
+            trust_env=False,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def new_user(self, *, admin: bool = False) -> Account:
+        """A new account with a key that may do everything."""
+        from on_api.core.services.audit import COMMAND_LINE
+        from on_api.core.services.keys import KeyRequest, every_scope
+
+        users, keys = self.services.users, self.services.keys
+        password_hash = users.hash_password(PASSWORD)
+        with self.services.database.session_scope() as session:
+            user = users.create(
+                session, f"user-{next(self._numbers)}", password_hash, COMMAND_LINE, is_admin=admin
+            )
+            request = KeyRequest(name="all", scopes=every_scope(user))
+            _, key = keys.issue(session, user.id, request, COMMAND_LINE)
+            return Account(str(user.id), user.username, key, self.client(key))
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of the tests, with a client that speaks for them."""
+
+    id: str
+    username: str
+    key: str
+    client: httpx.Client
+
+    def make_key(self, *scopes: str, **limits: object) -> str:
+        """A narrower key."""
+        answer = self.client.post(
+            "/v1/keys", json={"name": "narrow", "scopes": list(scopes), **limits}
+        )
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
+
+    def upload(self, data: bytes, name: str = "a file", **query: str) -> dict[str, object]:
+        """A file, by PUT."""
+        answer = self.client.put("/v1/files", params={"name": name, **query}, content=data)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+
+@pytest.fixture(scope="session")
+def server(
+    new_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server on each kind of database, shared by every test that doesn't break it."""
+    settings = _settings(tmp_path_factory.mktemp("home"), new_database(), ipfs=kubo.ipfs)
+    with Server(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def alice(server: Server) -> Iterator[Account]:
+    """Somebody."""
+    account = server.new_user()
+    with account.client:
+        yield account
+
+
+@pytest.fixture
+def bob(server: Server) -> Iterator[Account]:
+    """Somebody else."""
+    account = server.new_user()
+    with account.client:
+        yield account
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[Account]:
+    """An administrator."""
+    account = server.new_user(admin=True)
+    with account.client:
+        yield account
+
+
+@pytest.fixture
+def anonymous(server: Server) -> Iterator[httpx.Client]:
+    """Nobody."""
+    with server.client() as client:
+        yield client

@@ -1,0 +1,68 @@
+"""The thread that keeps the house: removes deleted accounts, ended logins, forgotten throttles."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import timedelta
+
+from sqlalchemy import delete
+
+from on_api.core.errors import OnApiError
+from on_api.core.models import ApiKey, Database, LoginThrottle
+from on_api.core.models.database import utc_now
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.key import TOKEN
+from on_api.worker.removal import remove_deleted_accounts
+
+logger = logging.getLogger(__name__)
+
+PERIOD_SECONDS = 60
+THROTTLE_MEMORY = timedelta(days=1)
+
+
+class Housekeeper:
+    """Runs once at the start, each minute, and soon after anything was announced as changed."""
+
+    def __init__(self, database: Database, invalidations: Invalidations) -> None:
+        self._database = database
+        self._due = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="on-api-housekeeper", daemon=True)
+        invalidations.subscribe(self._due.set)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the piece of work under way."""
+        self._stopping.set()
+        self._due.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        swept_at = float("-inf")
+        while not self._stopping.is_set():
+            self._due.clear()
+            try:
+                remove_deleted_accounts(self._database)
+                if time.monotonic() - swept_at >= PERIOD_SECONDS:
+                    remove_what_has_ended(self._database)
+                    swept_at = time.monotonic()
+            except OnApiError as error:
+                logger.warning("housekeeping is put off: %s", error.details)
+            except Exception:
+                logger.exception("housekeeping failed")
+            self._due.wait(PERIOD_SECONDS)
+
+
+def remove_what_has_ended(database: Database) -> None:
+    """Delete logins that are over and throttles that nobody runs into any more."""
+    now = utc_now()
+    with database.session_scope() as session:
+        session.execute(delete(ApiKey).where(ApiKey.kind == TOKEN, ApiKey.expires_at < now))
+        session.execute(
+            delete(LoginThrottle).where(LoginThrottle.updated_at < now - THROTTLE_MEMORY)
+        )

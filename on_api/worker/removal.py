@@ -1,0 +1,54 @@
+"""Removes what deleted accounts leave behind, in pieces, until nothing is left. A crash loses no
+more than a piece."""
+
+from __future__ import annotations
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from on_api.core.models import Database, File, User
+from on_api.core.services import contents
+
+BATCH = 200
+"""Files removed in one transaction."""
+
+
+def remove_deleted_accounts(database: Database) -> int:
+    """Remove everything that is due now. Returns how many accounts are gone for good."""
+    gone = 0
+    while _any_left(database):
+        with database.session_scope() as session:
+            # Skipped: another process is at it.
+            user = session.scalar(
+                select(User)
+                .where(User.deleted_at.is_not(None))
+                .order_by(User.deleted_at)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            if user is None:
+                break
+            if not _remove_files(session, user):
+                session.delete(user)
+                gone += 1
+    return gone
+
+
+def _any_left(database: Database) -> bool:
+    """Asked by reading alone: on SQLite looking must not take the writer's place."""
+    with database.session_scope(write=False) as session:
+        return bool(session.scalar(select(exists().where(User.deleted_at.is_not(None)))))
+
+
+def _remove_files(session: Session, user: User) -> bool:
+    """Remove one batch. Returns whether there was any."""
+    usage = contents.lock_usage(session, user.id)
+    files = session.scalars(
+        select(File).where(File.user_id == user.id).order_by(File.cid).limit(BATCH)
+    ).all()
+    for file in files:
+        session.delete(file)
+        session.flush()
+        contents.drop_reference(session, usage, file.cid)
+    usage.file_count -= len(files)
+    return bool(files)
