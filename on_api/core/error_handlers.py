@@ -94,7 +94,10 @@ class ErrorHandlers:
     async def _http_exception(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
-        return self.render(request.url.path, _translate(error))
+        # FastAPI wraps what is raised while a body is read.
+        cause = error.__cause__
+        translated = cause if isinstance(cause, OnApiError) else _translate(error)
+        return self.render(request.url.path, translated)
 
 
 def _translate(error: HTTPException) -> OnApiError:

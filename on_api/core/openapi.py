@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
 from on_api.core.error_handlers import Renderer
@@ -37,8 +37,8 @@ def openapi_document(app: FastAPI, version: ApiVersion, release: str) -> dict[st
         description=version.description,
         routes=[
             route
-            for route in app.routes
-            if isinstance(route, APIRoute) and route.path.startswith(f"{version.prefix}/")
+            for route in iter_route_contexts(app.routes)
+            if (route.path or "").startswith(f"{version.prefix}/")
         ],
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})

@@ -6,6 +6,7 @@ another's things.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -20,6 +21,7 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 
 from on_api.core.ipfs.node import ManagedNode
 from on_api.core.models import Database, migrations
@@ -106,7 +108,7 @@ class DatabaseMaker:
     def _url(self, name: str) -> str:
         if self._postgres is None:
             return f"sqlite:///{self._folder / name}.db"
-        return self._postgres.rpartition("/")[0] + f"/{name}"
+        return make_url(self._postgres).set(database=name).render_as_string(hide_password=False)
 
     def _run(self, statement: str) -> None:
         url = (self._postgres or "").replace("postgresql://", "postgresql+psycopg2://")
@@ -153,26 +155,37 @@ class Server:
         self.settings = settings
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        app = create_app(settings)
-        self.services: Services = app.state.services
+        self.app = create_app(settings)
+        self.services: Services = self.app.state.services
         self._server = uvicorn.Server(
-            uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, access_log=False)
+            uvicorn.Config(
+                self.app,
+                http="httptools",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+            )
         )
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._numbers = itertools.count()
 
     def __enter__(self) -> Server:
         self._thread.start()
         until(lambda: self._server.started or not self._thread.is_alive(), "the server starts")
-        assert self._server.started, "the application refused to start"
+        if not self._server.started:
+            self._listener.close()
+            pytest.fail("the application refused to start")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join(30)
         self._listener.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(SystemExit):  # uvicorn's way to say that the lifespan failed
+            self._server.run(sockets=[self._listener])
 
     def client(self, key: str | None = None, **options: object) -> httpx.Client:
         """A client; anonymous without a key."""

@@ -26,12 +26,12 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def left_out() -> Any:
+def left_out(description: str | None = None) -> Any:
     """Default of a field of an update: left out means unchanged (`model_dump(exclude_unset=True)`).
 
     It is no value that could be sent, so the document shows none.
     """
-    return Field(default=None, json_schema_extra=_hide_default)
+    return Field(default=None, description=description, json_schema_extra=_hide_default)
 
 
 def _hide_default(schema: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ class FailureError(BaseModel):
 class Failure(BaseModel):
     """The body of every error of v1."""
 
-    error: FailureError
+    error: FailureError = Field(description="What went wrong.")
 
 
 class Problem(BaseModel):

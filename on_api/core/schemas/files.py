@@ -24,7 +24,7 @@ class File(Answer):
     id: uuid.UUID = Field(description="Never changes.")
     cid: str = Field(
         description="Root of the file's DAG on the node: CIDv1, base32.",
-        examples=["bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"],
+        examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"],
     )
     source_cid: str | None = Field(description="The CID as you gave it, where you gave one.")
     name: str = Field(description="The file's name.", examples=["地図.pdf"])
@@ -59,7 +59,7 @@ class File(Answer):
 class FileItems(Answer):
     """Several files from one upload, in the order they were sent."""
 
-    items: list[File]
+    items: list[File] = Field(description="Each file.")
 
 
 class FileList(Answer):

@@ -27,7 +27,7 @@ class Node(Answer):
 class AuditEvent(Answer):
     """One line of the audit log."""
 
-    id: uuid.UUID
+    id: uuid.UUID = Field(description="Never changes.")
     created_at: Moment = Field(description="When it happened.")
     actor_id: uuid.UUID | None = Field(description="The user who acted; null: nobody logged in.")
     actor_key_id: uuid.UUID | None = Field(description="The key they used.")
@@ -48,19 +48,19 @@ class AuditList(Answer):
 class Health(Answer):
     """Whether the process lives."""
 
-    status: Literal["ok"]
+    status: Literal["ok"] = Field(description="Always `ok`: else there is no answer.")
 
 
 class Check(Answer):
     """One thing that the service needs."""
 
-    name: str = Field(examples=["database"])
-    ok: bool
+    name: str = Field(description="What was looked at.", examples=["database"])
+    ok: bool = Field(description="Whether it is well.")
     details: str = Field(description="What is wrong, or what was seen.")
 
 
 class Readiness(Answer):
     """Whether the service can do its work."""
 
-    ready: bool
-    checks: list[Check]
+    ready: bool = Field(description="Whether all of them are well.")
+    checks: list[Check] = Field(description="Each thing looked at.")

@@ -42,11 +42,11 @@ class UserUpdate(Request):
     `active: false` stops the user's keys and ends their logins; a new password ends the logins.
     """
 
-    active: bool = left_out()
-    is_admin: bool = left_out()
+    active: bool = left_out("Whether the user's keys and password work.")
+    is_admin: bool = left_out("Whether the user may administer on-api.")
     password: Password = left_out()
-    storage_quota: Quota = left_out()
-    egress_budget: Quota = left_out()
+    storage_quota: Quota = left_out(_QUOTA)
+    egress_budget: Quota = left_out(_BUDGET)
 
 
 class MeUpdate(Request):
@@ -90,5 +90,5 @@ class EgressUsage(Answer):
 class Usage(Answer):
     """A user's usage."""
 
-    storage: StorageUsage
-    egress: EgressUsage
+    storage: StorageUsage = Field(description="Now.")
+    egress: EgressUsage = Field(description="This month.")

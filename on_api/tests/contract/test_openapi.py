@@ -1,0 +1,195 @@
+"""The documents are the contract: committed, compared, and every operation in them tried by those
+who may not."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from on_api.cli.openapi import documents
+from on_api.core.models.migrations import PROJECT
+from on_api.tests.conftest import Account, Server
+
+COMMITTED = PROJECT / "openapi"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of one version."""
+
+    method: str
+    path: str
+    scopes: frozenset[str] | None
+    """None: open to everyone."""
+    body: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+def operations() -> Iterator[Operation]:
+    """Every operation of every version's document."""
+    for text in documents().values():
+        document = json.loads(text)
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                security = operation.get("security")
+                scopes = None
+                if security is not None:
+                    scopes = frozenset(
+                        s for need in security for wanted in need.values() for s in wanted
+                    )
+                yield Operation(method.upper(), path, scopes, operation)
+
+
+OPERATIONS = list(operations())
+GUARDED = [op for op in OPERATIONS if op.scopes is not None]
+OPEN = {"POST /v1/auth/token", "POST /v1/auth/register"}
+ADMIN = frozenset({"admin"})
+EVERY_SCOPE = {
+    "files:read", "files:write", "pins:read", "pins:write", "shares:write", "traffic:read",
+    "imports:write", "keys:write",
+}  # fmt: skip
+
+# A body that each operation takes, so that what is refused is the caller and not the body.
+BODIES: dict[str, dict[str, Any]] = {
+    "POST /keys": {"json": {"name": "k", "scopes": ["files:read"]}},
+    "POST /files": {"files": {"file": ("a", b"x")}},
+    "PUT /files": {"params": {"name": "a"}, "content": b"x"},
+    "PATCH /files/{file_id}": {"json": {"name": "stolen"}},
+    "POST /users": {"json": {"username": "intruder", "password": "12345678"}},
+    "PATCH /users/{user_id}": {"json": {"active": False}},
+    "PATCH /users/me": {"json": {"username": f"me-{uuid.uuid4().hex[:8]}"}},
+    "POST /users/me/password": {"json": {"current_password": "x", "new_password": "12345678"}},
+}
+
+
+def call(client: httpx.Client, operation: Operation, **ids: object) -> httpx.Response:
+    """Call an operation with a body that it takes."""
+    kind = f"{operation.method} {operation.path[3:]}"
+    path = operation.path.format(**ids) if ids else operation.path
+    return client.request(operation.method, path, **BODIES.get(kind, {}))
+
+
+def some_ids(operation: Operation, **known: object) -> dict[str, object]:
+    """Values for the path's parameters."""
+    names = [p["name"] for p in operation.body.get("parameters", []) if p["in"] == "path"]
+    return {name: known.get(name, uuid.uuid4()) for name in names}
+
+
+@pytest.mark.parametrize("name", documents())
+def test_the_committed_documents_are_what_the_code_says(name: str) -> None:
+    """A change of the contract is seen in the diff. `make openapi` writes them anew."""
+    assert (COMMITTED / name).read_text(encoding="utf-8") == documents()[name]
+
+
+def test_open_operations_are_those_we_know() -> None:
+    """Nothing becomes public by forgetting its scope."""
+    assert {str(op).replace("/v2/", "/v1/") for op in OPERATIONS if op.scopes is None} == OPEN
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=str)
+def test_anonymous_is_401(anonymous: httpx.Client, operation: Operation) -> None:
+    """With the challenge, in the version's own words."""
+    answer = call(anonymous, operation, **some_ids(operation))
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    if operation.method == "HEAD":
+        return
+    if operation.path.startswith("/v2/"):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["code"] == "UNAUTHORIZED"
+    else:
+        assert answer.json()["error"]["reason"] == "UNAUTHORIZED"
+
+
+@pytest.mark.parametrize("operation", [op for op in GUARDED if op.scopes], ids=str)
+def test_wrong_scope_is_403(server: Server, alice: Account, operation: Operation) -> None:
+    """With a key that has every scope but the one that is needed."""
+    assert operation.scopes is not None
+    key = alice.make_key(*(EVERY_SCOPE - operation.scopes))
+    with server.client(key) as client:
+        assert call(client, operation, **some_ids(operation)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [op for op in GUARDED if "{" in op.path and op.scopes != ADMIN],
+    ids=str,
+)
+def test_someone_elses_is_404(alice: Account, bob: Account, operation: Operation) -> None:
+    """As if it weren't there; and it is unharmed afterwards."""
+    file = alice.upload(b"of alice", "alice.txt")
+    key = alice.client.post("/v1/keys", json={"name": "k", "scopes": ["files:read"]}).json()
+    known = some_ids(operation, file_id=file["id"], key_id=key["id"])
+    theirs = call(bob.client, operation, **known)
+    nobodys = call(bob.client, operation, **some_ids(operation))
+    assert theirs.status_code == nobodys.status_code == 404
+    if operation.method != "HEAD":
+        strip = ("instance",)
+        one, other = (
+            {k: v for k, v in r.json().items() if k not in strip} for r in (theirs, nobodys)
+        )
+        assert one == other
+    assert alice.client.get(f"/v1/files/{file['id']}").json() == file
+    assert alice.client.get(f"/v1/keys/{key['id']}").status_code == 200
+
+
+@pytest.mark.parametrize("operation", [op for op in GUARDED if op.scopes == ADMIN], ids=str)
+def test_what_is_for_administrators_is_403_for_others(alice: Account, operation: Operation) -> None:
+    """Whoever isn't one learns nothing of what is there."""
+    assert call(alice.client, operation, **some_ids(operation)).status_code == 403
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_the_documents_tell_the_whole(operation: Operation) -> None:
+    """Each operation has a summary and a description, its errors have the version's body."""
+    body = operation.body
+    assert body.get("summary")
+    assert body.get("description")
+    problem = operation.path.startswith("/v2/")
+    media_type = "application/problem+json" if problem else "application/json"
+    for status, response in body["responses"].items():
+        assert response["description"], status
+        if status.startswith(("4", "5")):
+            assert list(response["content"]) == [media_type]
+    assert "422" not in body["responses"]
+
+
+def test_every_field_is_described() -> None:
+    """A developer in Swagger reads what each field means."""
+    for text in documents().values():
+        schemas = json.loads(text)["components"]["schemas"]
+        for name, schema in schemas.items():
+            for field, described in schema.get("properties", {}).items():
+                # The login form is OAuth2's own, made by FastAPI.
+                said = {"description", "$ref"} & set(described)
+                assert said or name.startswith("Body_"), (name, field)
+
+
+def test_operation_ids_are_unique() -> None:
+    """Generated clients need that, within each document."""
+    for text in documents().values():
+        ids = [
+            operation["operationId"]
+            for methods in json.loads(text)["paths"].values()
+            for operation in methods.values()
+        ]
+        assert len(ids) == len(set(ids))
+
+
+def test_unknown_paths_and_methods(anonymous: httpx.Client) -> None:
+    """404 and 405 in each version's words."""
+    assert anonymous.get("/v1/nothing").json()["error"]["reason"] == "NOT_FOUND"
+    assert anonymous.get("/v2/nothing").json()["code"] == "NOT_FOUND"
+    assert anonymous.get("/nothing").json()["error"]["reason"] == "NOT_FOUND"
+    answer = anonymous.put("/v1/keys")
+    assert answer.status_code == 405
+    assert answer.json()["error"]["reason"] == "METHOD_NOT_ALLOWED"
+    assert answer.headers["allow"]

@@ -1,0 +1,211 @@
+"""What is outside the versions: health, documents, Swagger UI, headers that every answer has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from on_api.core.models import Database
+from on_api.core.settings import CorsSettings, IpfsSettings, Settings
+from on_api.tests.conftest import DatabaseMaker, Server, free_port
+
+
+def test_health_asks_nobody(anonymous: httpx.Client) -> None:
+    """The process lives."""
+    answer = anonymous.get("/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_ready_when_all_is_well(anonymous: httpx.Client) -> None:
+    """Database, migrations and node are named."""
+    answer = anonymous.get("/readyz")
+    assert answer.status_code == 200
+    checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
+    assert checks == {"database": True, "migrations": True, "node": True}
+
+
+def test_not_ready_without_the_node(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """503 says what is missing; the rest goes on; the node's absence is a 503 for uploads, with
+    Retry-After."""
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    settings = settings_for(
+        new_database(), ipfs=IpfsSettings(rpc_url=nowhere, gateway_url=nowhere, connect_timeout=1)
+    )
+    with Server(settings) as server:
+        user = server.new_user(admin=True)
+        with user.client as client:
+            answer = client.get("/readyz")
+            assert answer.status_code == 503
+            checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
+            assert checks == {"database": True, "migrations": True, "node": False}
+            refused = client.put("/v1/files?name=x", content=b"x")
+            assert refused.status_code == 503
+            assert refused.json()["error"]["reason"] == "NODE_UNAVAILABLE"
+            assert int(refused.headers["retry-after"]) > 0
+            assert "127.0.0.1" not in refused.text
+            assert client.get("/v1/node").status_code == 503
+            assert client.get("/v1/files").json() == {"count": 0, "items": []}
+            assert client.get("/healthz").status_code == 200
+
+
+def test_a_database_that_is_behind_is_not_served(
+    settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Neither an empty one nor one of the future."""
+    settings = settings_for(f"sqlite:///{tmp_path / 'empty.db'}")
+    with pytest.raises(pytest.fail.Exception, match="refused to start"), Server(settings):
+        pass
+
+
+def test_not_ready_when_the_database_falls_behind(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """Somebody downgrades under a running server."""
+    settings = settings_for(new_database())
+    with Server(settings) as server, server.client() as client:
+        database = Database(settings)
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'other'")
+        database.dispose()
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        failed = {c["name"]: c["details"] for c in answer.json()["checks"] if not c["ok"]}
+        assert list(failed) == ["migrations"]
+        assert "other" in failed["migrations"]
+
+
+@pytest.mark.parametrize("page", ["/docs", "/v1/docs", "/v2/docs"])
+def test_swagger_needs_nothing_from_elsewhere(anonymous: httpx.Client, page: str) -> None:
+    """Every script and style of the page is here; the policy forbids any other host."""
+    answer = anonymous.get(page)
+    assert answer.status_code == 200
+    sources = re.findall(r'(?:src|href)="([^"]+)"', answer.text)
+    assert len(sources) >= 2
+    for source in sources:
+        assert source.startswith(("/", "data:")), source
+        if source.startswith("/"):
+            assert anonymous.get(source).status_code == 200
+    document = re.search(r"url: '([^']+)'", answer.text)
+    assert document is not None
+    assert anonymous.get(document[1]).json()["openapi"].startswith("3.1")
+    assert "http" not in answer.headers["content-security-policy"]
+
+
+def test_every_answer_has_an_id_and_is_not_sniffed(anonymous: httpx.Client) -> None:
+    """The id leads to the log; two requests have two."""
+    first, second = anonymous.get("/healthz"), anonymous.get("/v1/nothing")
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    for answer in (first, second):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_unhandled_errors_are_500_with_the_id_in_the_log(
+    server: Server, anonymous: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client gets the id and nothing of what happened; the log has both."""
+
+    async def explode() -> None:
+        raise RuntimeError("the secret inside")
+
+    app = server.app
+    app.router.add_api_route("/explode", explode, methods=["GET"])
+    answer = anonymous.get("/explode")
+    assert answer.status_code == 500
+    identity = answer.headers["x-request-id"]
+    assert identity in answer.json()["error"]["details"]
+    assert "secret" not in answer.text
+    assert any("the secret inside" in str(r.exc_info) for r in caplog.records if r.exc_info)
+
+
+def test_bodies_that_are_read_whole_are_bounded(anonymous: httpx.Client) -> None:
+    """413 over a mebibyte, announced or not; before anyone asks who sends it."""
+    large = b'{"username": "' + b"a" * 2**20 + b'"}'
+    json_type = {"Content-Type": "application/json"}
+    announced = anonymous.post("/v1/auth/register", content=large, headers=json_type)
+    assert announced.status_code == 413
+    assert announced.json()["error"]["reason"] == "PAYLOAD_TOO_LARGE"
+    chunked = anonymous.post("/v1/auth/register", content=iter([large]), headers=json_type)
+    assert chunked.status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff", b"null", b"[]", b'"x"', b""])
+def test_what_is_no_json_object(anonymous: httpx.Client, body: bytes) -> None:
+    """400, never 422 or 500, and never an echo."""
+    answer = anonymous.post(
+        "/v1/auth/register", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["reason"] == "BAD_REQUEST"
+
+
+def test_validation_errors_name_the_field_and_echo_nothing(anonymous: httpx.Client) -> None:
+    """A password must not come back in an answer, nor the name of an unknown field."""
+    answer = anonymous.post(
+        "/v1/auth/register",
+        json={"username": "x y z", "password": "hunter2", "hunter2-field": "hunter2"},
+    )
+    assert answer.status_code == 400
+    assert "username" in answer.json()["error"]["details"]
+    assert "hunter2" not in answer.text
+    assert "x y z" not in answer.text
+
+
+def test_cors_only_for_the_origins_named(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """Other origins get no header; the named one gets those it needs."""
+    settings = settings_for(new_database(), cors=CorsSettings(origins=["https://app.example"]))
+    with Server(settings) as server, server.client() as client:
+        ask = {"Access-Control-Request-Method": "PUT"}
+        good = client.options("/v1/files", headers={"Origin": "https://app.example", **ask})
+        assert good.status_code == 200
+        assert good.headers["access-control-allow-origin"] == "https://app.example"
+        bad = client.options("/v1/files", headers={"Origin": "https://evil.example", **ask})
+        assert "access-control-allow-origin" not in bad.headers
+
+
+def test_addresses_are_believed_only_of_trusted_proxies(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """The audit log names the client behind a proxy, and never one that a stranger makes up."""
+    for trusted, seen in (([], "127.0.0.1"), (["127.0.0.1"], "203.0.113.7")):
+        settings = settings_for(new_database(), trusted_proxies=trusted)
+        with Server(settings) as server:
+            account = server.new_user(admin=True)
+            with account.client as client:
+                client.post(
+                    "/v1/keys",
+                    json={"name": "k", "scopes": ["files:read"]},
+                    headers={"X-Forwarded-For": "203.0.113.7"},
+                )
+                line = client.get("/v1/audit?action=key.create").json()["items"][0]
+                assert line["client"] == seen
+
+
+def test_open_registration(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """Anyone may make an account, never an administrator; two at once get one."""
+    settings = settings_for(
+        new_database(),
+        registration="open",
+        secret_key=SecretStr("another secret of 32 characters!"),
+    )
+    with Server(settings) as server, server.client() as client:
+        body = {"username": "newcomer", "password": "a long password"}
+        answer = client.post("/v1/auth/register", json=body)
+        assert answer.status_code == 201
+        assert answer.json()["is_admin"] is False
+        assert client.post("/v1/auth/register", json=body).status_code == 409
+        elevated = client.post("/v1/auth/register", json={**body, "is_admin": True})
+        assert elevated.status_code == 400
+        token = client.post("/v1/auth/token", data=body).json()["access_token"]
+        me = client.get("/v1/users/me", headers={"Authorization": f"Bearer {token}"})
+        assert me.json()["username"] == "newcomer"
