@@ -17,11 +17,10 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
-from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.middleware import RequestContext
 from on_api.core.models.migrations import check_revision
 from on_api.core.services.container import Services
-from on_api.core.services.node import node_auth
+from on_api.core.services.node import connect_node
 from on_api.core.settings import Settings
 from on_api.public import docs, health
 from on_api.v1.api import VERSION as V1
@@ -69,11 +68,6 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
     app.include_router(health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     return app
-
-
-def connect_node(settings: Settings) -> KuboNode:
-    """The Kubo that the settings name; nothing is sent to it yet."""
-    return KuboNode(settings, node_auth(settings))
 
 
 @asynccontextmanager

@@ -63,7 +63,7 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
     """Services and one transaction: the edge of a command that changes the database."""
     from on_api.core.models.migrations import check_revision
     from on_api.core.services.container import Services
-    from on_api.main import connect_node
+    from on_api.core.services.node import connect_node
 
     settings = load_settings()
     services = Services.build(settings, connect_node(settings))

@@ -44,7 +44,7 @@ class UserUpdate(Request):
 
     active: bool = left_out("Whether the user's keys and password work.")
     is_admin: bool = left_out("Whether the user may administer on-api.")
-    password: Password = left_out()
+    password: Password = left_out("A new password, 8 to 256 characters; ends the user's logins.")
     storage_quota: Quota = left_out(_QUOTA)
     egress_budget: Quota = left_out(_BUDGET)
 

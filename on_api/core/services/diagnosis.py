@@ -90,16 +90,12 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _node(settings: Settings) -> Iterator[Finding]:
-    from on_api.core.ipfs.kubo import KuboNode
     from on_api.core.ipfs.version import TESTED_RANGE
-    from on_api.core.services.node import node_auth
+    from on_api.core.services.node import connect_node
 
     async def ask() -> Finding:
-        node = KuboNode(settings, node_auth(settings))
-        try:
+        async with connect_node(settings) as node:
             version = await node.version()
-        finally:
-            await node.close()
         if version.tested:
             return Finding("node", Verdict.OK, f"{version.agent} {version.version}")
         return Finding(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from on_api.core.crypto.secrets import node_rpc_auth
 from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.settings import Settings
 
@@ -42,6 +43,11 @@ async def describe_node(node: IpfsNode) -> NodeDescription:
         repo_limit=repo.storage_max,
         objects=repo.objects,
     )
+
+
+def connect_node(settings: Settings) -> KuboNode:
+    """The Kubo that the settings name; nothing is sent to it yet."""
+    return KuboNode(settings, node_auth(settings))
 
 
 def node_auth(settings: Settings) -> str | None:
