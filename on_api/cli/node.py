@@ -9,18 +9,17 @@ import json
 import signal
 import threading
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from on_api.cli.context import load_settings
-from on_api.core.crypto.secrets import node_rpc_auth
 from on_api.core.errors import NodeError, StartupError
-from on_api.core.ipfs.node import ManagedNode
-from on_api.core.ipfs.repo import config_differences, read_config, stale_keys, wanted_config
 from on_api.core.ipfs.version import TESTED_RANGE
-from on_api.core.services.node import NodeDescription, describe_node
 from on_api.core.settings import Settings
+
+if TYPE_CHECKING:
+    from on_api.core.services.node import NodeDescription
 
 app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
 
@@ -28,6 +27,9 @@ app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
 @app.command()
 def run() -> None:
     """Run the IPFS node in the foreground until Ctrl-C."""
+    from on_api.core.crypto.secrets import node_rpc_auth
+    from on_api.core.ipfs.node import ManagedNode
+
     settings = load_settings()
     if not settings.manages_node:
         msg = (
@@ -81,6 +83,9 @@ def config() -> None:
     The RPC secret is left out. `stale` names the settings that the next start will write; each of
     `differences` says what keeps the node from on-api's promises until somebody changes it.
     """
+    from on_api.core.crypto.secrets import node_rpc_auth
+    from on_api.core.ipfs.repo import config_differences, read_config, stale_keys, wanted_config
+
     settings = load_settings()
     repo = settings.home / "ipfs"
     answer: dict[str, object] = {
@@ -98,17 +103,10 @@ def config() -> None:
 
 
 async def _describe(settings: Settings) -> NodeDescription:
-    from on_api.core.ipfs.kubo import KuboNode
+    from on_api.core.services.node import connect_node, describe_node
 
-    async with KuboNode(settings, _rpc_auth(settings)) as node:
+    async with connect_node(settings) as node:
         return await describe_node(node)
-
-
-def _rpc_auth(settings: Settings) -> str | None:
-    if settings.manages_node:
-        return node_rpc_auth(settings)
-    secret = settings.ipfs.rpc_auth
-    return None if secret is None else secret.get_secret_value()
 
 
 def _as_object(

@@ -29,6 +29,10 @@ def serve(
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
     # What can be known to fail is found before anything is started.
     prepare_home(settings.home)
+    if settings.manages_node:
+        from on_api.core.ipfs.node import check_home
+
+        check_home(settings.home)
     listener = _bind(settings)
     _check_database(settings)
 

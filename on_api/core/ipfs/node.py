@@ -296,6 +296,11 @@ def check_ports(settings: NodeSettings) -> None:
                 raise StartupError(msg) from error
 
 
+def check_home(home: Path) -> None:
+    """Raise `StartupError` when another on-api runs in this home, or it can't be written."""
+    os.close(_lock_home(home.absolute()))
+
+
 def _lock_home(home: Path) -> int:
     """Take the home for this process. Returns the descriptor that holds it until it is closed.
 

@@ -1,0 +1,139 @@
+"""on-api as its operator starts it: processes of their own, with homes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from on_api.core.models.migrations import PROJECT
+from on_api.tests.conftest import free_port
+from on_api.tests.deadline import until
+
+ON_API = Path(sys.executable).parent / "on-api"
+
+
+@dataclass
+class Home:
+    """One `ON_API_HOME` with ports of its own."""
+
+    path: Path
+    extra: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    rpc_port: int = field(default_factory=free_port)
+    gateway_port: int = field(default_factory=free_port)
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its processes: nothing of on-api's from ours."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("ON_API_")}
+        return {
+            **inherited,
+            "ON_API_HOME": str(self.path),
+            "ON_API_PORT": str(self.port),
+            "ON_API_NODE__RPC_PORT": str(self.rpc_port),
+            "ON_API_NODE__GATEWAY_PORT": str(self.gateway_port),
+            "ON_API_AUTH__SCRYPT_LOG_N": "10",
+            **self.extra,
+        }
+
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run one command to its end."""
+        return subprocess.run(
+            [ON_API, *arguments],
+            env=self.environment,
+            cwd=PROJECT,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def init(self) -> str:
+        """`on-api init`; returns the administrator's key."""
+        done = self.run("init")
+        assert done.returncode == 0, done.stderr
+        return (self.path / "admin.key").read_text().strip()
+
+    def client(self, key: str) -> httpx.Client:
+        """A client with a key."""
+        return httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=60,
+            trust_env=False,
+        )
+
+    @contextmanager
+    def serving(self) -> Iterator[subprocess.Popen[bytes]]:
+        """`on-api serve`, ready; ended by Ctrl-C's signal unless the test has ended it."""
+        with (self.path / "serve.log").open("ab") as log:
+            process = subprocess.Popen(
+                [ON_API, "serve"],
+                env=self.environment,
+                cwd=PROJECT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            until(lambda: process.poll() is not None or self.ready(), "on-api is ready", 60)
+            assert process.poll() is None, self.log()
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(60)
+
+    def ready(self) -> bool:
+        """Whether `/readyz` says so."""
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def log(self) -> str:
+        """What `serve` wrote."""
+        return (self.path / "serve.log").read_text()
+
+    def kubo_pid(self) -> int:
+        """The Kubo of this home, by the lock that it holds in its repo."""
+        return next(
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit()
+            and _environment(entry).get("IPFS_PATH") == str(self.path / "ipfs")
+            and b"daemon" in _read(entry / "cmdline")
+        )
+
+    def kubo_runs(self) -> bool:
+        """Whether there is one."""
+        try:
+            return self.kubo_pid() > 0
+        except StopIteration:
+            return False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _environment(process: Path) -> dict[str, str]:
+    pairs = _read(process / "environ").decode(errors="replace").split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
