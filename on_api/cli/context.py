@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from on_api.core.errors import StartupError
-from on_api.core.settings import Settings
+from on_api.core.settings import Settings, UnknownSettingError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -26,6 +26,8 @@ def load_settings() -> Settings:
     never its value."""
     try:
         return Settings()
+    except UnknownSettingError as error:
+        raise StartupError(f"The settings are wrong: {error}.") from None
     except ValidationError as error:
         mistakes = []
         for mistake in error.errors(include_url=False, include_input=False, include_context=False):

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -23,6 +29,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 """A duration in seconds."""
 
 
+class UnknownSettingError(ValueError):
+    """A name in the environment or `.env` that looks like a setting but is none."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is no setting (see .env.example)")
+
+
 class Group(BaseModel):
     """A nested group of settings; a misspelt name is an error, not a silent default."""
 
@@ -30,8 +43,7 @@ class Group(BaseModel):
 
 
 class DatabaseSettings(Group):
-    """Connections to the database. `pool_size + max_overflow` is never below the number of worker
-    threads."""
+    """Connections to the database."""
 
     pool_size: int = Field(20, ge=1, le=1000, description="Connections kept open by one process.")
     max_overflow: int = Field(
@@ -50,8 +62,7 @@ class DatabaseSettings(Group):
 
 
 class IpfsSettings(Group):
-    """The IPFS node that on-api talks to. Without `rpc_url` on-api runs a node of its own (see
-    `NodeSettings`)."""
+    """An existing IPFS node; without one, on-api runs its own (`NodeSettings`)."""
 
     rpc_url: str | None = Field(
         None, description="RPC of an existing Kubo, e.g. http://127.0.0.1:5001"
@@ -177,7 +188,8 @@ class Settings(BaseSettings):
         env_file=".env",
         env_file_encoding="utf-8",
         env_ignore_empty=True,
-        extra="forbid",
+        # What is not ours in `.env` is somebody else's; what is ours but misspelt is found below.
+        extra="ignore",
         frozen=True,
     )
 
@@ -259,6 +271,28 @@ class Settings(BaseSettings):
             msg = "DATABASE__POOL_SIZE + DATABASE__MAX_OVERFLOW must not be below THREADS"
             raise ValueError(msg)
         return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual sources, after a look for names that begin with `ON_API_` but are no setting.
+
+        Raises `UnknownSettingError`: a misspelt name must not pass for its default.
+        """
+        prefix = str(cls.model_config["env_prefix"]).lower()
+        for source in (env_settings, dotenv_settings):
+            if isinstance(source, EnvSettingsSource):
+                for name in source.env_vars:
+                    field = name.lower().removeprefix(prefix).partition("__")[0]
+                    if name.lower().startswith(prefix) and field not in cls.model_fields:
+                        raise UnknownSettingError(name.upper())
+        return init_settings, env_settings, dotenv_settings
 
     @cached_property
     def sqlalchemy_url(self) -> str:

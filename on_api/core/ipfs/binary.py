@@ -102,7 +102,7 @@ def program_version(program: Path) -> str | None:
         answer = subprocess.run(
             [program, "version", "--number"],
             # A folder that isn't there: the answer is the program's own, not that of a daemon.
-            env={**os.environ, "IPFS_PATH": str(program.parent / "no-repo")},
+            env={**inherited_environment(), "IPFS_PATH": str(program.parent / "no-repo")},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -113,6 +113,11 @@ def program_version(program: Path) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def inherited_environment() -> dict[str, str]:
+    """Our environment for a program that is not ours: without on-api's settings and secrets."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("ON_API_")}
 
 
 def build_with_go(program: Path, say: Say) -> None:
@@ -282,7 +287,7 @@ def _run_showing_time(command: list[str], folder: Path, say: Say) -> tuple[int, 
     """Run the build in `folder`. Returns its exit code and the last line that it wrote."""
     # The build is for this machine and needs no C compiler, whatever else Go is used for here.
     dropped = {"GOOS", "GOARCH", "GOWORK"}
-    environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    environment = {k: v for k, v in inherited_environment().items() if k not in dropped}
     environment.setdefault("CGO_ENABLED", "0")
     log = folder / "build.log"
     began = time.monotonic()

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from on_api.core.errors import StartupError
+from on_api.core.ipfs.binary import inherited_environment
 from on_api.core.settings import NodeSettings
 
 logger = logging.getLogger(__name__)
@@ -187,9 +188,8 @@ def peer_id_of(repo: Path) -> str:
 
 
 def kubo_environment(repo: Path) -> dict[str, str]:
-    """The environment for Kubo's program: the caller's, without on-api's secrets and telemetry."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ON_API_")}
-    return {**inherited, "IPFS_PATH": str(repo), "IPFS_TELEMETRY": "off"}
+    """The environment for Kubo's program: without on-api's secrets and without telemetry."""
+    return {**inherited_environment(), "IPFS_PATH": str(repo), "IPFS_TELEMETRY": "off"}
 
 
 def damaged(repo: Path, what: str) -> StartupError:
