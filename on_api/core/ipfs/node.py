@@ -123,10 +123,10 @@ class ManagedNode:
         with self._guard:
             self._stopping.set()
             process = self._process
-        if process is not None:
-            process.terminate()
         thread, self._thread = self._thread, None
         try:
+            if process is not None:
+                process.terminate()
             if thread is not None:
                 thread.join(self._settings.shutdown_timeout)
         finally:

@@ -1,0 +1,148 @@
+"""What every node behind the port must do: the same tests on a real Kubo and on the one in
+memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+from pydantic import SecretStr
+
+from on_api.core.errors import NodeError
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.memory import MemoryNode
+from on_api.core.ipfs.unixfs import build_file
+from on_api.core.settings import Settings
+from on_api.tests.conftest import RPC_SECRET, Kubo
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+SIZES = [0, 1, 65535, 65536, 65537, MIB - 1, MIB, MIB + 1, 5 * MIB]
+
+
+@pytest.fixture(params=["kubo", "memory"])
+async def node(request: pytest.FixtureRequest) -> AsyncIterator[IpfsNode]:
+    """One of the implementations."""
+    made: IpfsNode
+    if request.param == "memory":
+        made = MemoryNode()
+    else:
+        kubo: Kubo = request.getfixturevalue("kubo")
+        settings = Settings(_env_file=None, ipfs=kubo.ipfs, secret_key=SecretStr("x" * 32))
+        made = KuboNode(settings, RPC_SECRET)
+    yield made
+    await made.close()
+
+
+async def source(data: bytes, chunk: int = 65536) -> AsyncIterator[bytes]:
+    """The bytes, in chunks."""
+    for start in range(0, len(data), chunk):
+        yield data[start : start + chunk]
+
+
+async def read(node: IpfsNode, cid: str, offset: int, length: int) -> bytes:
+    """The bytes of a range."""
+    async with node.read(cid, offset=offset, length=length) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_add_gives_the_profiles_cid_and_size(node: IpfsNode, size: int) -> None:
+    """CID and cumulative size are those of the profile, computed independently; pinned by name."""
+    data = os.urandom(size)
+    added = await node.add(source(data), pin_name="on-api/test/1")
+    expected = build_file(data)
+    assert (added.cid, added.size, added.dag_size) == (expected.cid, size, expected.dag_size)
+    pin = await node.pin_status(added.cid)
+    assert pin is not None
+    assert pin.name == "on-api/test/1"
+    assert await read(node, added.cid, 0, size) == data
+
+
+async def test_ranges_are_slices(node: IpfsNode) -> None:
+    """At every boundary of blocks and of the file."""
+    data = os.urandom(2 * MIB + 11)
+    cid = (await node.add(source(data), pin_name="on-api/test/2")).cid
+    edges = sorted({0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, len(data) - 1})
+    for offset in edges:
+        for length in (0, 1, 2, MIB, len(data) - offset):
+            if offset + length <= len(data):
+                assert await read(node, cid, offset, length) == data[offset : offset + length]
+
+
+async def test_the_same_bytes_twice_are_one_pin(node: IpfsNode) -> None:
+    """The later name stands; the content stays pinned throughout."""
+    data = os.urandom(2000)
+    first = await node.add(source(data), pin_name="on-api/test/first")
+    second = await node.add(source(data), pin_name="on-api/test/second")
+    assert first == second
+    pin = await node.pin_status(first.cid)
+    assert pin is not None
+    assert pin.name == "on-api/test/second"
+
+
+async def test_many_at_once(node: IpfsNode) -> None:
+    """Of the same bytes and of different ones."""
+    same, different = os.urandom(MIB + 1), [os.urandom(5000 + n) for n in range(16)]
+    everything = [same] * 16 + different
+    added = await asyncio.gather(
+        *(node.add(source(d), pin_name=f"on-api/test/{n}") for n, d in enumerate(everything))
+    )
+    assert [a.cid for a in added] == [build_file(d).cid for d in everything]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3 * MIB])
+async def test_a_source_that_fails_leaves_nothing(node: IpfsNode, after: int) -> None:
+    """Its exception comes out unchanged; neither the part nor the whole is pinned."""
+
+    class ClientGone(Exception):
+        pass
+
+    data = os.urandom(after)
+
+    async def failing() -> AsyncIterator[bytes]:
+        async for chunk in source(data):
+            yield chunk
+        raise ClientGone
+
+    with pytest.raises(ClientGone):
+        await node.add(failing(), pin_name="on-api/test/failed")
+    if after:  # the empty file may be pinned by another test
+        assert await node.pin_status(build_file(data).cid) is None
+    assert (await node.add(source(b"again"), pin_name="on-api/test/again")).size == 5
+
+
+async def test_a_reader_that_stops_early_does_no_harm(node: IpfsNode) -> None:
+    """The node answers others afterwards."""
+    data = os.urandom(8 * MIB)
+    cid = (await node.add(source(data), pin_name="on-api/test/stop")).cid
+    for _ in range(5):
+        async with node.read(cid, offset=0, length=len(data)) as chunks:
+            assert await anext(aiter(chunks))
+    assert await read(node, cid, 100, 10) == data[100:110]
+
+
+async def test_what_the_node_does_not_have(node: IpfsNode) -> None:
+    """An error in bounded time, before the first byte; never a search on the network."""
+    missing = build_file(os.urandom(100)).cid
+    assert await node.pin_status(missing) is None
+    async with asyncio.timeout(10):
+        with pytest.raises(NodeError):
+            async with node.read(missing, offset=0, length=100):
+                pytest.fail("opened what is not there")
+
+
+async def test_it_can_say_who_it_is(node: IpfsNode) -> None:
+    """Version, identity, peers, store."""
+    version = await node.version()
+    assert version.tested
+    assert await node.peer_id()
+    assert await node.peer_count() == 0
+    before = await node.repo_stat()
+    await node.add(source(os.urandom(100_000)), pin_name="on-api/test/stat")
+    assert (await node.repo_stat()).objects > before.objects
+    assert (await node.repo_stat()).storage_max > 10**9
