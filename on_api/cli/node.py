@@ -29,6 +29,7 @@ def run() -> None:
     """Run the IPFS node in the foreground until Ctrl-C."""
     from on_api.core.crypto.secrets import node_rpc_auth
     from on_api.core.ipfs.node import ManagedNode
+    from on_api.core.logging import configure_logging
 
     settings = load_settings()
     if not settings.manages_node:
@@ -37,6 +38,7 @@ def run() -> None:
             " unset it to have on-api run one."
         )
         raise StartupError(msg)
+    configure_logging(settings.log)
     signal.signal(signal.SIGTERM, _interrupt)
     node = ManagedNode(settings.home, settings.node, node_rpc_auth(settings), _say)
     try:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
 from on_api.core.pagination import DEFAULT_LIMIT, MAX_LIMIT, TimePage
-from on_api.core.schemas.common import GivenMoment, Text
+from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
 from on_api.core.services.audit import Actor
@@ -105,10 +105,10 @@ def get_page(
         int, Query(ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.")
     ] = DEFAULT_LIMIT,
     before: Annotated[
-        GivenMoment | None, Query(description="Only what was made before this moment.")
+        GivenMoment | Absent, Query(description="Only what was made before this moment.")
     ] = None,
     after: Annotated[
-        GivenMoment | None, Query(description="Only what was made after this moment.")
+        GivenMoment | Absent, Query(description="Only what was made after this moment.")
     ] = None,
 ) -> TimePage:
     """v1's page of a list."""
@@ -121,10 +121,10 @@ PageQuery = Annotated[TimePage, Depends(get_page)]
 def get_upload_options(
     services: ServicesDep,
     name: Annotated[
-        str | None, Query(description="The file's name.", examples=["地図.pdf"])
+        str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
     ] = None,
-    visibility: Annotated[str | None, Query(description="`public` or `private`.")] = None,
-    meta: Annotated[str | None, Query(description="A JSON object.")] = None,
+    visibility: Annotated[str | Absent, Query(description="`public` or `private`.")] = None,
+    meta: Annotated[str | Absent, Query(description="A JSON object.")] = None,
 ) -> UploadOptions:
     """An upload's options from the query; form fields may add to them."""
     options = UploadOptions(services.settings.files.default_visibility)
@@ -138,15 +138,15 @@ UploadQuery = Annotated[UploadOptions, Depends(get_upload_options)]
 
 
 def get_file_filter(
-    name: Annotated[Text | None, Query(max_length=255, description="Exactly this name.")] = None,
+    name: Annotated[Text | Absent, Query(max_length=255, description="Exactly this name.")] = None,
     name_contains: Annotated[
-        Text | None, Query(max_length=255, description="This text in the name, in any case.")
+        Text | Absent, Query(max_length=255, description="This text in the name, in any case.")
     ] = None,
-    cid: Annotated[str | None, Query(max_length=128, description="This content.")] = None,
+    cid: Annotated[str | Absent, Query(max_length=128, description="This content.")] = None,
     media_type: Annotated[
-        Text | None, Query(max_length=255, description="Exactly this media type.")
+        Text | Absent, Query(max_length=255, description="Exactly this media type.")
     ] = None,
-    visibility: Annotated[Visibility | None, Query(description="Only these.")] = None,
+    visibility: Annotated[Visibility | Absent, Query(description="Only these.")] = None,
 ) -> FileFilter:
     """Which files a list shows."""
     return FileFilter(name, name_contains, cid, media_type, visibility)

@@ -67,7 +67,7 @@ class Unauthorized(OnApiError):
     status, reason, summary = (
         401,
         "UNAUTHORIZED",
-        "A valid key is needed: Authorization: Bearer <key>.",
+        "A valid key is needed: `Authorization: Bearer KEY`.",
     )
 
     def __init__(self, details: str | None = None) -> None:

@@ -71,8 +71,13 @@ UPLOAD_FORM: dict[str, Any] = {
                 "required": ["file"],
                 "properties": {
                     "visibility": {"type": "string", "enum": ["public", "private"]},
-                    "name": {"type": "string", "description": "Instead of the part's filename."},
-                    "meta": {"type": "string", "description": "A JSON object."},
+                    # Without an example Swagger would fill in the word "string".
+                    "name": {
+                        "type": "string",
+                        "description": "Instead of the part's filename.",
+                        "example": "",
+                    },
+                    "meta": {"type": "string", "description": "A JSON object.", "example": ""},
                     "file": {
                         "type": "array",
                         "items": {"type": "string", "format": "binary"},

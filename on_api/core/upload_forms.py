@@ -58,6 +58,11 @@ class UploadOptions:
             raise BadRequest(f"{field}: given twice, with different values.")
         setattr(self, field, checked)
 
+    def set_from_form(self, field: str, value: str) -> None:
+        """Like `set`; what a person left empty in a form is as if it weren't there."""
+        if value or field not in _OPTIONS:
+            self.set(field, value)
+
     def describe_file(
         self, body: AsyncIterator[bytes], filename: str | None, media_type: str | None
     ) -> IncomingFile:
@@ -109,7 +114,7 @@ async def incoming_files(
         else:
             if files and part.name not in {"name", "meta"}:
                 raise BadRequest("Every field but name and meta must come before the file.")
-            options.set(part.name, await part.text())
+            options.set_from_form(part.name, await part.text())
             for file in files:
                 file.name = options.name or file.name
                 file.meta = options.meta or file.meta

@@ -76,6 +76,7 @@ class ManagedNode:
         self._peer_id = ""
         self._guard = threading.Lock()
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self._home_lock: int | None = None
@@ -103,8 +104,9 @@ class ManagedNode:
             prepare_repo(binary, self.repo, self._settings, self._rpc_auth)
             self._peer_id = peer_id_of(self.repo)
             started: Future[None] = Future()
+            self._ended.clear()
             self._thread = threading.Thread(
-                target=self._supervise, args=(binary, started), name="kubo", daemon=True
+                target=self._run, args=(binary, started), name="kubo", daemon=True
             )
             self._thread.start()
             started.result()
@@ -128,12 +130,13 @@ class ManagedNode:
             if process is not None:
                 process.terminate()
             if thread is not None:
-                thread.join(self._settings.shutdown_timeout)
+                # Not `join`: in Python 3.11 a Ctrl-C in it marks a thread that runs as ended.
+                self._ended.wait(self._settings.shutdown_timeout)
         finally:
-            if thread is not None and thread.is_alive() and process is not None:
+            if thread is not None and process is not None and not self._ended.is_set():
                 logger.warning("Kubo (process %d) did not stop in time: killing it", process.pid)
                 process.kill()
-                thread.join()
+                self._ended.wait()
             if self._home_lock is not None:
                 os.close(self._home_lock)
                 self._home_lock = None
@@ -150,14 +153,21 @@ class ManagedNode:
     ) -> None:
         self.stop()
 
-    def _supervise(self, binary: Path, started: Future[None]) -> None:
+    def _run(self, binary: Path, started: Future[None]) -> None:
         """The thread: every Kubo is spawned here, because it is tied to the life of this thread."""
         try:
             self._launch(binary)
+            started.set_result(None)
+            self._keep_up(binary)
         except BaseException as error:
+            if started.done():  # nobody waits for it any more
+                raise
             started.set_exception(error)
-            return
-        started.set_result(None)
+        finally:
+            self._ended.set()
+
+    def _keep_up(self, binary: Path) -> None:
+        """Start Kubo again whenever it has died, until a stop is asked for."""
         pause = FIRST_PAUSE
         while True:
             began = time.monotonic()
@@ -272,8 +282,8 @@ class ManagedNode:
 def check_ports(settings: NodeSettings) -> None:
     """Raise `StartupError` naming the first port that Kubo could not listen on, and its setting."""
     wanted = [
-        (LOOPBACK, settings.rpc_port, "ON_API_NODE__RPC_PORT, or `make run RPC_PORT=...`"),
-        (LOOPBACK, settings.gateway_port, "ON_API_NODE__GATEWAY_PORT, or `... GATEWAY_PORT=...`"),
+        (LOOPBACK, settings.rpc_port, "ON_API_NODE__RPC_PORT (make run RPC_PORT=…)"),
+        (LOOPBACK, settings.gateway_port, "ON_API_NODE__GATEWAY_PORT (make run GATEWAY_PORT=…)"),
     ]
     if settings.network == "public":
         wanted.append(("0.0.0.0", settings.swarm_port, "ON_API_NODE__SWARM_PORT"))  # noqa: S104 (a port for the world is what `public` asks for)

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.json_schema import SkipJsonSchema
 
 META_MAX_BYTES = 16 * 1024
 META_MAX_DEPTH = 8
@@ -99,6 +100,10 @@ Moment = Annotated[
 
 GivenMoment = Annotated[AwareDatetime, Field(examples=["2027-01-01T00:00:00Z"])]
 """A moment in a request: RFC 3339 with its offset."""
+
+Absent = SkipJsonSchema[None]
+"""A query parameter that may be left out: the document doesn't offer null, which no URL can
+carry."""
 
 Bytes = Annotated[int, Field(ge=0, le=2**62)]
 """A number of bytes."""

@@ -63,7 +63,7 @@ def change(repo: Path, edit: Callable[[Json], object]) -> None:
 def foreign_repo(binary: Path, path: Path, profile: str) -> Json:
     """The config of a repo that on-api did not make."""
     path.mkdir()
-    command = [binary, "init", f"--profile={profile}"]
+    command = [str(binary), "init", f"--profile={profile}"]
     subprocess.run(command, env=kubo_environment(path), capture_output=True, check=True)
     return config_of(path)
 
@@ -221,7 +221,11 @@ def remove(*names: str) -> Callable[[Path], None]:
 
 def write(name: str, content: str) -> Callable[[Path], None]:
     """Damage by other content."""
-    return lambda repo: (repo / name).write_text(content) and None
+
+    def damage(repo: Path) -> None:
+        (repo / name).write_text(content)
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -339,14 +343,13 @@ prepare_repo(Path(sys.argv[1]), Path(sys.argv[2]), settings, {SECRET!r})
 def test_killed_while_the_repo_is_made(binary: Path, tmp_path: Path, step: int) -> None:
     """At any of its steps to the disk: the repo is there whole or not at all, and then is made."""
     repo = tmp_path / "ipfs"
-    # From the end: after the config's two, its rename and the folders', one for each entry.
-    total = 0
-    if step < 0:
+    if step < 0:  # counted from the end
         other = tmp_path / "other" / "ipfs"
         other.parent.mkdir()
         prepare_repo(binary, other, PRIVATE, SECRET)
-        total = 3 + len(list(other.rglob("*"))) + 1 + 2 + 1
-    code = [sys.executable, "-c", KILLED, str(binary), str(repo), str(total + step)]
+        # Config: file, rename, folder. Then each entry, the draft itself, its rename, its parent.
+        step += 3 + len(list(other.rglob("*"))) + 3 + 1
+    code = [sys.executable, "-c", KILLED, str(binary), str(repo), str(step)]
     assert subprocess.run(code, check=False).returncode == -signal.SIGKILL
     if repo.exists():
         assert stale_keys(config_of(repo), wanted_config(PRIVATE, SECRET)) == []

@@ -83,6 +83,30 @@ def test_shape_of_a_file(alice: Account) -> None:
     }
 
 
+def test_what_is_left_empty_in_a_form_is_not_there(alice: Account) -> None:
+    """Browsers send every input, filled in or not; an empty file input is no file."""
+
+    def form(*parts: str) -> httpx.Response:
+        lines = "".join(f"--b\r\nContent-Disposition: form-data; {part}\r\n" for part in parts)
+        return alice.client.post(
+            "/v1/files",
+            content=f"{lines}--b--\r\n".encode(),
+            headers={"Content-Type": "multipart/form-data; boundary=b"},
+        )
+
+    nothing_chosen = 'name="file"; filename=""\r\nContent-Type: application/octet-stream\r\n\r\n'
+    answer = form(
+        'name="name"\r\n\r\n',
+        'name="meta"\r\n\r\n',
+        'name="visibility"\r\n\r\n',
+        'name="file"; filename="chosen.txt"\r\n\r\nhello',
+        nothing_chosen,
+    )
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["name"], answer.json()["meta"]) == ("chosen.txt", {})
+    assert form(nothing_chosen).status_code == 400
+
+
 def test_several_files_in_one_upload_keep_their_order(alice: Account) -> None:
     """Several parts answer `items`; the list shows the last one first."""
     parts = [("file", (f"{n}.txt", f"file {n}".encode(), "text/plain")) for n in range(5)]

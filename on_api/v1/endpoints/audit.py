@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from on_api.core.dependencies import Admin, PageQuery, SessionDep
 from on_api.core.routing import ApiRoute
-from on_api.core.schemas.common import Text
+from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.node import AuditEvent, AuditList
 from on_api.core.services.audit import list_events
 
@@ -21,9 +21,10 @@ def list_audit_events(
     _principal: Admin,
     session: SessionDep,
     page: PageQuery,
-    actor_id: Annotated[uuid.UUID | None, Query(description="Only what this user did.")] = None,
+    actor_id: Annotated[uuid.UUID | Absent, Query(description="Only what this user did.")] = None,
     action: Annotated[
-        Text | None, Query(max_length=64, description="Only this action.", examples=["key.create"])
+        Text | Absent,
+        Query(max_length=64, description="Only this action.", examples=["key.create"]),
     ] = None,
 ) -> AuditList:
     """Who did what, newest first."""
