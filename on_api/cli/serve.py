@@ -4,9 +4,11 @@ together."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -27,6 +29,9 @@ def serve(
     given = {"host": host, "port": port}
     settings = load_settings()
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
+    # While the node starts (uvicorn has handlers of its own later) a polite end is an end like
+    # Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
     # What can be known to fail is found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:
@@ -69,6 +74,10 @@ def serve(
         server.run(sockets=[listener])
     if not server.started:
         raise StartupError("The API could not start; the log above says why.")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -1,0 +1,107 @@
+"""What changes is heard: here at commit, elsewhere within a second, and silence is never
+trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import text
+
+from on_api.core.models import Database, LoginThrottle
+from on_api.core.models.database import utc_now
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.settings import Settings
+from on_api.tests.conftest import DatabaseMaker
+from on_api.tests.deadline import until
+
+
+class Heard:
+    """Counts what is told."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[tuple[Database, Invalidations, Heard]]:
+    """A process of its own, as far as the database can tell."""
+    database = Database(settings)
+    invalidations, heard = Invalidations(database), Heard()
+    invalidations.subscribe(heard)
+    invalidations.start()
+    try:
+        until(lambda: invalidations.trusted, "it listens")
+        yield database, invalidations, heard
+    finally:
+        invalidations.stop()
+        database.dispose()
+
+
+@pytest.fixture
+def settings(new_database: DatabaseMaker, settings_for: Callable[..., Settings]) -> Settings:
+    """Of a database of one's own."""
+    return settings_for(new_database())
+
+
+def change(database: Database, invalidations: Invalidations) -> None:
+    """Something that must be heard."""
+    with database.session_scope() as session:
+        session.merge(LoginThrottle(username="x", failures=1, updated_at=utc_now()))
+        invalidations.announce(session)
+
+
+def test_heard_at_commit_in_this_process_and_not_on_rollback(settings: Settings) -> None:
+    """At once after the commit, not before, not without."""
+    database = Database(settings)
+    invalidations, heard = Invalidations(database), Heard()
+    invalidations.subscribe(heard)
+    assert not invalidations.trusted
+    with database.session_scope() as session:
+        invalidations.announce(session)
+        assert heard.times == 0
+    assert heard.times == 1
+
+    def announce_and_fail() -> None:
+        with database.session_scope() as session:
+            invalidations.announce(session)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        announce_and_fail()
+    assert heard.times == 1
+    database.dispose()
+
+
+def test_heard_in_other_processes(settings: Settings) -> None:
+    """Within a second of the commit."""
+    with listening(settings) as (_, _, heard), listening(settings) as (other, news, _):
+        before = heard.times
+        change(other, news)
+        until(lambda: heard.times > before, "the other one hears", 1)
+
+
+def test_what_can_not_be_heard_is_not_trusted(settings: Settings) -> None:
+    """PostgreSQL: the listener's connection is cut. It distrusts, comes back, and forgets
+    everything."""
+    if not settings.sqlalchemy_url.startswith("postgresql"):
+        pytest.skip("SQLite is read from its file: there is no connection to lose")
+    with listening(settings) as (database, invalidations, heard):
+        before = heard.times
+        with database.session_scope() as session:
+            session.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+                )
+            )
+        until(lambda: not invalidations.trusted, "it distrusts")
+        until(lambda: invalidations.trusted, "it listens again")
+        assert heard.times > before
+        again = heard.times
+        change(database, invalidations)
+        until(lambda: heard.times > again, "it hears again", 1)

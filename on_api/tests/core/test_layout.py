@@ -1,0 +1,110 @@
+"""The house as its user fixed it, and the habits that keep it clean."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from on_api.core.models.migrations import PROJECT
+
+PACKAGE = PROJECT / "on_api"
+TOP_LEVEL = {
+    # given
+    "pyproject.toml", "poetry.lock", "alembic.ini", "alembic", "on_api", "README.md",
+    ".env.example",
+    # ours
+    "Makefile", ".ci", ".gitignore", ".importlinter", "openapi", "docs", "ARCHITECTURE.md",
+    "CHANGELOG.md", "LICENSE", "benchmarks", "deploy",
+}  # fmt: skip
+
+
+def modules(*below: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Every module of the package outside the tests, or those below some folders."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[0] != "tests" and (not below or str(inside).startswith(below)):
+            yield inside, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """What a module imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not ours"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "core/models/database.py", "core/schemas/users.py", "core/settings.py", "v1/api.py",
+        "v1/endpoints/__init__.py", "v2/api.py", "v2/endpoints/__init__.py", "tests/v1/__init__.py",
+        "main.py",
+    ],
+)  # fmt: skip
+def test_what_must_be_where(path: str) -> None:
+    """The layout that was asked for."""
+    assert (PACKAGE / path).is_file()
+
+
+def test_only_agreed_names_at_the_top() -> None:
+    """Little is added beside what was given."""
+    listed = subprocess.run(
+        ["git", "ls-files"],  # noqa: S607 (wherever git is)
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} <= TOP_LEVEL
+
+
+def test_every_folder_with_python_is_a_package() -> None:
+    """But not `alembic/`, which would shadow the library."""
+    for path in PACKAGE.rglob("*.py"):
+        assert (path.parent / "__init__.py").is_file(), path
+    assert not (PROJECT / "alembic" / "__init__.py").exists()
+
+
+def test_imports_are_absolute_and_versions_know_their_order() -> None:
+    """v2 is built from v1; nothing but main knows v2."""
+    of_v2 = {name for _, tree in modules("v2/") for name in imports(tree)}
+    assert any(name.startswith("on_api.v1.endpoints.") for name in of_v2)
+    for path, tree in modules():
+        if path.parts[0] not in {"v2", "main.py"}:
+            assert not any(name.startswith("on_api.v2") for name in imports(tree)), path
+
+
+def test_nobody_commits_but_session_scope() -> None:
+    """A commit anywhere else would be a second transaction that nobody sees."""
+    for path, tree in modules("core/services", "v1", "v2", "public", "worker", "cli"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"commit", "rollback"}, f"{path}:{node.lineno}"
+
+
+def test_every_module_and_public_function_says_what_it_is() -> None:
+    """A docstring each; no `utils`."""
+    for path, tree in modules():
+        assert "utils" not in path.stem, path
+        if path.name != "__init__.py" or tree.body:
+            assert ast.get_docstring(tree), path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name}"
+                members = node.body
+            elif isinstance(node, ast.Module):
+                members = node.body
+            else:
+                continue
+            for member in members:
+                if isinstance(
+                    member, ast.FunctionDef | ast.AsyncFunctionDef
+                ) and not member.name.startswith("_"):
+                    assert ast.get_docstring(member), f"{path}: {member.name}"

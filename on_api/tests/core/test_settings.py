@@ -1,0 +1,125 @@
+"""Settings: complete in `.env.example`, strict about names, silent about secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from on_api.core.models.migrations import PROJECT
+from on_api.core.settings import Settings, UnknownSettingError
+
+EXAMPLE = PROJECT / ".env.example"
+SECRET = "postgresql://ada:hunter2-hunter2-hunter2-hunter2@db/x"
+
+
+def every_setting(
+    model: type[BaseModel] = Settings, prefix: str = "ON_API_"
+) -> Iterator[tuple[str, Any, str | None]]:
+    """Name, default and description of each, nested ones by their full name."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from every_setting(kind, f"{prefix}{name}__".upper())
+        else:
+            yield f"{prefix}{name}".upper(), field.default, field.description
+
+
+def as_written(value: object) -> str:
+    """A default as an environment variable."""
+    if value is None or value == []:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    """Nothing missing, nothing too much, each with its description above it."""
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    found = {}
+    for above, line in pairwise(lines):
+        if match := re.fullmatch(r"#(ON_API_\w+)=(.*)", line):
+            found[match[1]] = (match[2].replace("[]", ""), above.removeprefix("# "))
+    expected = {name: (as_written(d), text) for name, d, text in every_setting()}
+    assert found == expected
+
+
+def test_env_example_uncommented_is_the_default(tmp_path: Path) -> None:
+    """Copying it and uncommenting everything changes nothing."""
+    text = re.sub(r"(?m)^#(ON_API_\w+=)", r"\1", EXAMPLE.read_text(encoding="utf-8"))
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+    assert Settings(_env_file=tmp_path / ".env") == Settings(_env_file=None)
+
+
+def test_misspelt_names_are_errors_and_others_are_none_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the environment and in `.env`, at the top and nested."""
+    env = tmp_path / ".env"
+    env.write_text("POSTGRES_PASSWORD=x\nON_API_PORT=8111\n")
+    assert Settings(_env_file=env).port == 8111
+    env.write_text("ON_API_PROT=8111\n")
+    with pytest.raises(UnknownSettingError, match="ON_API_PROT"):
+        Settings(_env_file=env)
+    for name, error in (
+        ("ON_API_PROT", UnknownSettingError),
+        ("ON_API_NODE__RCP_PORT", ValidationError),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "1")
+            with pytest.raises(error):
+                Settings(_env_file=None)
+
+
+def test_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists, nested names, normalised addresses."""
+    for name, value in {
+        "ON_API_TRUSTED_PROXIES": "10.0.0.1, 192.168.0.0/16",
+        "ON_API_CORS__ORIGINS": '["https://a.example"]',
+        "ON_API_DATABASE_URL": SECRET,
+        "ON_API_PUBLIC_URL": "https://files.example/",
+        "ON_API_NODE__NETWORK": "public",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(_env_file=None)
+    assert settings.trusted_proxies == ["10.0.0.1", "192.168.0.0/16"]
+    assert settings.cors.origins == ["https://a.example"]
+    assert settings.sqlalchemy_url == SECRET.replace("postgresql://", "postgresql+psycopg2://")
+    assert settings.base_url == "https://files.example"
+    assert settings.node.network == "public"
+    assert settings.manages_node
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ON_API_SECRET_KEY", "too short"),
+        ("ON_API_DATABASE_URL", "mysql://x/y"),
+        ("ON_API_PUBLIC_URL", "https://user:password@host"),
+        ("ON_API_IPFS__RPC_URL", "http://127.0.0.1:5001"),  # without its gateway
+        ("ON_API_THREADS", "500"),  # more than connections
+        ("ON_API_NODE__STORAGE_MAX", "plenty"),
+        ("ON_API_CORS", '{"origins": ["*"], "credentials": true}'),
+    ],
+)
+def test_what_can_not_be(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """Refused at the start rather than in the middle."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings(_env_file=None)
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in repr, str or a dump."""
+    monkeypatch.setenv("ON_API_DATABASE_URL", SECRET)
+    monkeypatch.setenv("ON_API_SECRET_KEY", "hunter2" * 8)
+    settings = Settings(_env_file=None)
+    for shown in (repr(settings), str(settings), str(settings.model_dump())):
+        assert "hunter2" not in shown
