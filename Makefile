@@ -35,7 +35,8 @@ run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (P
 	@exec $(BIN)/on-api serve
 
 test: check ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
-	$(BIN)/pytest -m "not soak" $(PYTEST_ARGS)
+	@$(BIN)/on-api node install
+	$(BIN)/pytest -n 2 -m "not soak" $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules, migrations against the models
 	$(BIN)/ruff check .
@@ -46,6 +47,7 @@ check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules,
 		&& $(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 soak: $(INSTALLED) ## The long runs under load and faults (minutes)
+	@$(BIN)/on-api node install
 	$(BIN)/pytest -m soak --timeout 3600 $(PYTEST_ARGS)
 
 migrate: $(INSTALLED) ## Bring the configured database to the newest revision

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -76,6 +78,15 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
     finally:
         services.hashers.shutdown()
         services.database.dispose()
+
+
+def end_politely_on_sigterm() -> None:
+    """SIGTERM ends the command as Ctrl-C does: with what it started stopped."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def print_json(value: object) -> None:

@@ -6,14 +6,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import signal
 import threading
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import load_settings
+from on_api.cli.context import end_politely_on_sigterm, load_settings
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.settings import Settings
@@ -22,6 +20,14 @@ if TYPE_CHECKING:
     from on_api.core.services.node import NodeDescription
 
 app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
+
+
+@app.command()
+def install() -> None:
+    """Find, build or download the Kubo program, and print where it is."""
+    from on_api.core.ipfs.binary import kubo_binary
+
+    typer.echo(kubo_binary(load_settings().node, _say))
 
 
 @app.command()
@@ -39,7 +45,7 @@ def run() -> None:
         )
         raise StartupError(msg)
     configure_logging(settings.log)
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_politely_on_sigterm()
     node = ManagedNode(settings.home, settings.node, node_rpc_auth(settings), _say)
     try:
         with node:
@@ -145,8 +151,3 @@ def _gigabytes(size: int) -> str:
 
 def _say(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the command as Ctrl-C does: with the node stopped."""
-    raise KeyboardInterrupt

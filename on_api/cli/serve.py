@@ -4,16 +4,19 @@ together."""
 from __future__ import annotations
 
 import os
-import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from on_api.cli.context import load_settings, open_database, prepare_home
+from on_api.cli.context import (
+    end_politely_on_sigterm,
+    load_settings,
+    open_database,
+    prepare_home,
+)
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 
@@ -31,7 +34,7 @@ def serve(
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
     # While the node starts (uvicorn has handlers of its own later) a polite end is an end like
     # Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_politely_on_sigterm()
     # What can be known to fail is found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:
@@ -71,13 +74,11 @@ def serve(
             )
         )
         _say_what_to_try(settings)
-        server.run(sockets=[listener])
+        # uvicorn has ended everything by then; it raises the signal once more for whoever waits.
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
     if not server.started:
         raise StartupError("The API could not start; the log above says why.")
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _bind(settings: Settings) -> socket.socket:
