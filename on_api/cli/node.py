@@ -139,7 +139,7 @@ def _print_status(
         typer.echo(f"version  {description.agent} {description.version} (tested: {TESTED_RANGE})")
         typer.echo(f"peer id  {description.id}")
         typer.echo(f"peers    {description.peers}")
-        typer.echo(f"repo     {_gigabytes(description.repo_size)} in {description.objects} blocks")
+        typer.echo(f"repo     {_gigabytes(description.repo_size)}")
         typer.echo(f"limit    {_gigabytes(description.repo_limit)}")
     typer.echo(f"RPC      {settings.rpc_url}")
     typer.echo(f"gateway  {settings.visible_gateway_url}/ipfs/CID")

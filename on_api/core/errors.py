@@ -6,7 +6,8 @@ clients match on.
     ├── Unauthorized          401 UNAUTHORIZED             no key, or one that is not valid (any
     more)
     ├── Forbidden             403 INSUFFICIENT_SCOPE       a valid key that may not do this
-    │   └── QuotaExceeded     403 STORAGE_QUOTA_EXCEEDED
+    │   ├── QuotaExceeded     403 STORAGE_QUOTA_EXCEEDED
+    │   └── KeyLimitReached   403 KEY_LIMIT_REACHED        the key's own max_bytes
     ├── NotFound              404 NOT_FOUND                not there, or someone else's
     ├── MethodNotAllowed      405 METHOD_NOT_ALLOWED
     ├── RequestTimeout        408 REQUEST_TIMEOUT          the client stopped sending
@@ -84,6 +85,12 @@ class QuotaExceeded(Forbidden):
     """The user's storage quota would be passed."""
 
     reason, summary = "STORAGE_QUOTA_EXCEEDED", "The storage quota is used up."
+
+
+class KeyLimitReached(Forbidden):
+    """The key's `max_bytes` would be passed."""
+
+    reason, summary = "KEY_LIMIT_REACHED", "The key may not upload as many bytes."
 
 
 class NotFound(OnApiError):

@@ -111,6 +111,9 @@ class NodeSettings(Group):
     storage_max: str = Field(
         "1TB", pattern=r"^\d+(\.\d+)?[kKMGTP]?i?B$", description="The node's StorageMax."
     )
+    min_free: int = Field(
+        1 * GB, ge=0, le=2**62, description="Bytes of disk kept free: below, uploads stop with 507."
+    )
     start_timeout: Seconds = Field(60, description="Seconds that the node may take to start.")
     shutdown_timeout: Seconds = Field(30, description="Seconds that the node may take to stop.")
 
@@ -143,6 +146,7 @@ class FilesSettings(Group):
     default_visibility: Literal["public", "private"] = Field(
         "public", description="Used when an upload names no visibility."
     )
+    max_size: int = Field(100 * GB, ge=1, le=2**62, description="Bytes that one file may have.")
     idle_timeout: Seconds = Field(
         60, description="Seconds without a byte from the client before an upload ends."
     )
@@ -215,6 +219,9 @@ class Settings(BaseSettings):
     )
     registration: Literal["closed", "open"] = Field(
         "closed", description="`open`: anyone may make an account."
+    )
+    max_requests: int = Field(
+        1000, ge=10, le=100_000, description="Requests at once in one process; more get a 503."
     )
     threads: int = Field(
         40, ge=4, le=500, description="Threads for short database work in one process."

@@ -7,22 +7,26 @@ Between the multipart reader, which knows no meaning, and the upload service, wh
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from on_api.core.error_texts import describe
-from on_api.core.errors import BadRequest
+from on_api.core.errors import BadRequest, PayloadTooLarge
 from on_api.core.media_types import is_well_formed
 from on_api.core.models.file import PRIVATE
 from on_api.core.multipart import MultipartReader, Part
 from on_api.core.schemas.common import Meta
 from on_api.core.schemas.files import FileName, Visibility
+from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
 
 FILE_FIELD = "file"
+FORM_OVERHEAD = 64 * 1024
+"""Bytes that a form's boundaries, headers and fields are taken to need: only an early refusal
+depends on it."""
 
 # curl's own word for `--data-binary`: it says nothing about the file.
 _MEANINGLESS = "application/x-www-form-urlencoded"
@@ -85,6 +89,24 @@ class UploadOptions:
         )
 
 
+def announced_by_body(headers: Mapping[str, str], max_size: int) -> Announced:
+    """What a raw body's headers say of its size. Raises `PayloadTooLarge` when they say too
+    much."""
+    length = _content_length(headers)
+    if length is None:
+        return Announced()
+    if length > max_size:
+        raise PayloadTooLarge(f"A file may have {max_size} bytes.")
+    return Announced(least=length, most=length)
+
+
+def announced_by_form(headers: Mapping[str, str]) -> Announced:
+    """What a form's headers say of its files' size: its own length, less what a form may add to
+    it."""
+    length = _content_length(headers)
+    return Announced() if length is None else Announced(max(0, length - FORM_OVERHEAD), length)
+
+
 async def incoming_files(
     reader: MultipartReader, options: UploadOptions
 ) -> AsyncIterator[IncomingFile]:
@@ -139,6 +161,11 @@ def _check_name(name: str | None) -> str:
 def _last_step(filename: str | None) -> str | None:
     """A path in a part's filename is the sender's own business (RFC 7578, section 4.2)."""
     return None if filename is None else filename.rpartition("/")[2]
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _json_object(text: str) -> object:

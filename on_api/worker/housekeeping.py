@@ -14,6 +14,7 @@ from on_api.core.models import ApiKey, Database, LoginThrottle
 from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
+from on_api.core.services.leases import release_dead_leases
 from on_api.worker.removal import remove_deleted_accounts
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Housekeeper:
             self._due.clear()
             try:
                 remove_deleted_accounts(self._database)
+                release_dead_leases(self._database)
                 if time.monotonic() - swept_at >= PERIOD_SECONDS:
                     remove_what_has_ended(self._database)
                     swept_at = time.monotonic()

@@ -49,7 +49,6 @@ class RepoStat:
 
     size: int
     storage_max: int
-    objects: int
 
 
 class IpfsNode(Protocol):

@@ -111,12 +111,9 @@ class KuboNode:
 
     async def repo_stat(self) -> RepoStat:
         """See `IpfsNode.repo_stat`."""
-        answer = await self._ask(self._client.repo.stat)
-        return RepoStat(
-            size=int(answer["RepoSize"]),
-            storage_max=int(answer["StorageMax"]),
-            objects=int(answer["NumObjects"]),
-        )
+        # `size-only`: counting the blocks would read the whole store's index.
+        answer = await self._ask(lambda: self._client.repo.stat(opts={"size-only": True}))
+        return RepoStat(size=int(answer["RepoSize"]), storage_max=int(answer["StorageMax"]))
 
     async def close(self) -> None:
         """See `IpfsNode.close`."""

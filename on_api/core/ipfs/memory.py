@@ -61,7 +61,7 @@ class MemoryNode:
     async def repo_stat(self) -> RepoStat:
         """See `IpfsNode.repo_stat`."""
         size = sum(len(data) for data in self._files.values())
-        return RepoStat(size=size, storage_max=2**40, objects=len(self._files))
+        return RepoStat(size=size, storage_max=2**40)
 
     async def close(self) -> None:
         """See `IpfsNode.close`."""

@@ -21,7 +21,6 @@ class Node(Answer):
     peers: int = Field(description="Connected peers.")
     repo_size: int = Field(description="Bytes in the node's store.")
     repo_limit: int = Field(description="The store's soft limit in bytes.")
-    objects: int = Field(description="Blocks in the store.")
 
 
 class AuditEvent(Answer):

@@ -12,6 +12,8 @@ from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.services.authentication import Authenticator, LoginService
+from on_api.core.services.capacity import Capacity
+from on_api.core.services.intake import IntakeLimits
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
 from on_api.core.services.uploads import UploadService
@@ -47,7 +49,6 @@ class Services:
             log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory
         )
         keys = KeyService(secret, invalidations)
-        leases = LeaseService(database, settings.files.lease_seconds)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         return cls(
             settings=settings,
@@ -58,7 +59,14 @@ class Services:
             login=LoginService(database, hasher, keys, settings.auth),
             users=UserService(hasher, keys, invalidations),
             keys=keys,
-            uploads=UploadService(database, node, leases, hashers, settings.files.idle_timeout),
+            uploads=UploadService(
+                database,
+                node,
+                LeaseService(database, settings.files.lease_seconds),
+                Capacity(node, settings),
+                hashers,
+                IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
+            ),
             hashers=hashers,
         )
 

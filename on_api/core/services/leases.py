@@ -12,25 +12,34 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from anyio import to_thread
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import DatabaseUnavailable, ServiceUnavailable
-from on_api.core.models import Database, Deployment, Lease
+from on_api.core.models import Database, Deployment, Lease, UserUsage
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.services import contents, reservations
+from on_api.core.services.access import Principal
+from on_api.core.services.reservations import Announced
 
 logger = logging.getLogger(__name__)
 
 UPLOAD = "upload"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeaseHandle:
-    """A lease held by this process. `pin_name` is what every pin made under it is called."""
+    """A lease held by this process. `pin_name` is what every pin made under it is called.
+
+    `covered`: how many bytes are reserved; None when nothing limits the work.
+    """
 
     id: uuid.UUID
     token: uuid.UUID
+    user_id: uuid.UUID
     pin_name: str
+    announced: Announced
+    covered: int | None
 
 
 class LeaseService:
@@ -41,14 +50,17 @@ class LeaseService:
         self._life = timedelta(seconds=seconds)
         self._deployment: str | None = None
 
-    def open(self, kind: str, user_id: uuid.UUID, key_id: uuid.UUID) -> LeaseHandle:
-        """Commit a lease for work that is about to begin."""
+    def open(self, kind: str, principal: Principal, announced: Announced) -> LeaseHandle:
+        """Commit a lease, and what it reserves, for work that is about to begin.
+
+        Raises `QuotaExceeded` or `KeyLimitReached` when what is announced can't be had.
+        """
         lease = Lease(
             id=new_id(),
             token=new_id(),
             kind=kind,
-            user_id=user_id,
-            key_id=key_id,
+            user_id=principal.user_id,
+            key_id=principal.key_id,
             lease_until=utc_now() + self._life,
             reserved_bytes=0,
         )
@@ -56,61 +68,117 @@ class LeaseService:
             if self._deployment is None:
                 self._deployment = deployment_name(session)
             session.add(lease)
-        return LeaseHandle(lease.id, lease.token, f"on-api/{self._deployment}/{lease.id}")
+            session.flush()
+            limited = reservations.has_limits(session, principal.user_id, principal.max_bytes)
+            if limited:
+                usage = contents.lock_usage(session, principal.user_id)
+                least = announced.least
+                reservations.reserve(
+                    session, usage, lease, wanted=announced.next_slice(least), needed=least
+                )
+        return LeaseHandle(
+            id=lease.id,
+            token=lease.token,
+            user_id=principal.user_id,
+            pin_name=f"on-api/{self._deployment}/{lease.id}",
+            announced=announced,
+            covered=lease.reserved_bytes if limited else None,
+        )
+
+    def cover(self, handle: LeaseHandle, received: int) -> None:
+        """Reserve more, before `received` bytes in all are passed on. Raises as `open` does."""
+        with self._database.session_scope() as session:
+            usage = contents.lock_usage(session, handle.user_id)
+            lease = _mine(session, handle)
+            wanted = handle.announced.next_slice(received)
+            reservations.reserve(session, usage, lease, wanted=wanted, needed=received)
+            handle.covered = lease.reserved_bytes
 
     @asynccontextmanager
-    async def kept_alive(self, lease: LeaseHandle) -> AsyncIterator[None]:
+    async def kept_alive(self, handle: LeaseHandle) -> AsyncIterator[None]:
         """Renew the lease while the block runs."""
-        renewing = asyncio.create_task(self._keep_renewing(lease))
+        renewing = asyncio.create_task(self._keep_renewing(handle))
         try:
             yield
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
-    def close(self, session: Session, lease: LeaseHandle) -> None:
-        """End the lease in the transaction that records its result.
+    def close(self, session: Session, handle: LeaseHandle, usage: UserUsage, uploaded: int) -> None:
+        """End the lease in the transaction that records its result, and settle what it reserved.
 
-        Raises `ServiceUnavailable` when it is not ours any more: somebody has cleaned up after us,
-        and what we pinned may be gone.
+        `uploaded` bytes are counted for the key. Raises `ServiceUnavailable` when the lease is not
+        ours any more: somebody has cleaned up after us, and what we pinned may be gone.
         """
-        closed = session.scalar(
-            delete(Lease)
-            .where(Lease.id == lease.id, Lease.token == lease.token)
-            .returning(Lease.id)
-        )
-        if closed is None:
-            raise ServiceUnavailable("This took too long and was given up; send it again.")
+        lease = _mine(session, handle)
+        reservations.settle(session, usage, lease, uploaded)
+        session.delete(lease)
 
-    def abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
+    def abandon(self, handle: LeaseHandle, *, pinned: bool) -> None:
         """Give the work up. What may have been `pinned` leaves a dead lease, by which its pins
         are found."""
         with self._database.session_scope() as session:
+            usage = contents.lock_usage(session, handle.user_id)
+            lease = session.get(Lease, handle.id, with_for_update=True)
+            if lease is None:
+                return
+            reservations.release(session, usage, lease)
             if pinned:
-                session.execute(
-                    update(Lease).where(Lease.id == lease.id).values(lease_until=utc_now())
-                )
+                lease.lease_until = utc_now()
             else:
-                session.execute(delete(Lease).where(Lease.id == lease.id))
+                session.delete(lease)
 
-    async def _keep_renewing(self, lease: LeaseHandle) -> None:
+    async def _keep_renewing(self, handle: LeaseHandle) -> None:
         while True:
             await asyncio.sleep(self._life.total_seconds() / 4)
             try:
-                await to_thread.run_sync(self._renew, lease)
+                await to_thread.run_sync(self._renew, handle)
             except DatabaseUnavailable:
-                logger.warning("could not renew lease %s; trying again", lease.id)
+                logger.warning("could not renew lease %s; trying again", handle.id)
 
-    def _renew(self, lease: LeaseHandle) -> None:
+    def _renew(self, handle: LeaseHandle) -> None:
         with self._database.session_scope() as session:
             session.execute(
                 update(Lease)
-                .where(Lease.id == lease.id, Lease.token == lease.token)
+                .where(Lease.id == handle.id, Lease.token == handle.token)
                 .values(lease_until=utc_now() + self._life)
             )
+
+
+def release_dead_leases(database: Database, limit: int = 100) -> int:
+    """Give back what up to `limit` dead leases have reserved. Returns how many there were.
+
+    The leases stay: by them the pins of their work are found.
+    """
+    # Without its user there is nobody to give back to.
+    is_due = (Lease.lease_until < utc_now(), Lease.reserved_bytes > 0, Lease.user_id.is_not(None))
+    with database.session_scope(write=False) as session:
+        dead = session.execute(select(Lease.id, Lease.user_id).where(*is_due).limit(limit)).all()
+    for lease_id, user_id in dead:
+        if user_id is None:
+            continue
+        with database.session_scope() as session:
+            usage = contents.lock_usage(session, user_id)
+            lease = session.scalar(
+                select(Lease).where(Lease.id == lease_id, *is_due).with_for_update()
+            )
+            if lease is not None:
+                # Another token: should its owner only have been asleep, it can't close it any more.
+                lease.token = new_id()
+                reservations.release(session, usage, lease)
+    return len(dead)
 
 
 def deployment_name(session: Session) -> str:
     """This deployment's name, made at the first call."""
     insert_unless_there(session, Deployment, id=1, name=new_id().hex[:12], created_at=utc_now())
     return session.scalars(select(Deployment.name)).one()
+
+
+def _mine(session: Session, handle: LeaseHandle) -> Lease:
+    lease = session.scalar(
+        select(Lease).where(Lease.id == handle.id, Lease.token == handle.token).with_for_update()
+    )
+    if lease is None:
+        raise ServiceUnavailable("This took too long and was given up; send it again.")
+    return lease

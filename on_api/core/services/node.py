@@ -24,7 +24,6 @@ class NodeDescription:
     peers: int
     repo_size: int
     repo_limit: int
-    objects: int
 
 
 async def describe_node(node: IpfsNode) -> NodeDescription:
@@ -41,7 +40,6 @@ async def describe_node(node: IpfsNode) -> NodeDescription:
         peers=peers,
         repo_size=repo.size,
         repo_limit=repo.storage_max,
-        objects=repo.objects,
     )
 
 

@@ -7,8 +7,6 @@ No database connection is held while bytes flow: one short transaction before (t
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
@@ -18,20 +16,19 @@ from typing import Any
 
 from anyio import CancelScope, to_thread
 
-from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, Unauthorized
+from on_api.core.errors import BadRequest, OnApiError, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.models import Database, File, User
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents
 from on_api.core.services.access import Principal
+from on_api.core.services.capacity import Capacity
+from on_api.core.services.intake import FilePassage, Intake, IntakeLimits
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
+from on_api.core.services.reservations import Announced
 
 logger = logging.getLogger(__name__)
-
-BLOCK_BYTES = 1024 * 1024
-"""Bytes gathered before they are hashed in a thread and written to the node in one piece."""
-SNIFFED_BYTES = 4096
 
 
 @dataclass
@@ -64,35 +61,38 @@ class UploadService:
         database: Database,
         node: IpfsNode,
         leases: LeaseService,
+        capacity: Capacity,
         hashers: Executor,
-        idle_timeout: float,
+        limits: IntakeLimits,
     ) -> None:
         self._database = database
         self._node = node
         self._leases = leases
+        self._capacity = capacity
         self._hashers = hashers
-        self._idle_timeout = idle_timeout
+        self._limits = limits
 
     async def store(
-        self, principal: Principal, incoming: AsyncIterator[IncomingFile]
+        self, principal: Principal, incoming: AsyncIterator[IncomingFile], announced: Announced
     ) -> Sequence[File]:
-        """Store every incoming file, or none: they are recorded in one transaction after the last
-        byte.
+        """Store every incoming file, or none: they are recorded in one transaction at the end.
 
-        Raises `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending, a
+        What is announced is refused before a byte is read where it can't be had. Raises
+        `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
+        `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
         `NodeError` when the node fails. What the node has pinned by then is left with a dead lease
         and no record.
         """
-        lease = await to_thread.run_sync(
-            self._leases.open, UPLOAD, principal.user_id, principal.key_id
-        )
+        await self._capacity.require(announced.least)
+        lease = await to_thread.run_sync(self._leases.open, UPLOAD, principal, announced)
+        intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
         started = False
         try:
             async with self._leases.kept_alive(lease):
                 stored: list[_Stored] = []
                 async for file in incoming:
                     started = True
-                    stored.append(await self._send(file, lease))
+                    stored.append(await self._send(file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
                 return await to_thread.run_sync(self._record, principal, lease, stored)
@@ -101,52 +101,11 @@ class UploadService:
                 await self._abandon(lease, pinned=started)
             raise
 
-    async def _send(self, file: IncomingFile, lease: LeaseHandle) -> _Stored:
-        digest = hashlib.sha256()
-        head = bytearray()
-
-        async def through() -> AsyncIterator[bytes]:
-            async for block in self._hashed(file.body, digest):
-                if len(head) < SNIFFED_BYTES:
-                    head.extend(block[: SNIFFED_BYTES - len(head)])
-                yield block
-
-        added = await self._node.add(through(), pin_name=lease.pin_name)
-        media_type = file.media_type or sniff(file.name, bytes(head))
-        return _Stored(file, added, digest.digest(), media_type)
-
-    async def _hashed(
-        self, body: AsyncIterator[bytes], digest: hashlib._Hash
-    ) -> AsyncIterator[bytes]:
-        """Pass the body on in larger blocks, each hashed in a thread while the next one is being
-        received."""
-        loop = asyncio.get_running_loop()
-        hashing: asyncio.Future[None] | None = None
-        gathered: list[bytes] = []
-        size = 0
-        chunks = aiter(body)
-        while True:
-            try:
-                async with asyncio.timeout(self._idle_timeout):
-                    chunk = await anext(chunks, None)
-            except TimeoutError:
-                raise RequestTimeout from None
-            if chunk is not None:
-                gathered.append(chunk)
-                size += len(chunk)
-                if size < BLOCK_BYTES:
-                    continue
-            if hashing is not None:
-                await hashing
-            if size:
-                block = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-                hashing = loop.run_in_executor(self._hashers, digest.update, block)
-                yield block
-                gathered, size = [], 0
-            if chunk is None:
-                break
-        if hashing is not None:
-            await hashing
+    async def _send(self, file: IncomingFile, lease: LeaseHandle, intake: Intake) -> _Stored:
+        passage = FilePassage()
+        added = await self._node.add(intake.through(file.body, passage), pin_name=lease.pin_name)
+        media_type = file.media_type or sniff(file.name, passage.head)
+        return _Stored(file, added, passage.digest.digest(), media_type)
 
     def _record(
         self, principal: Principal, lease: LeaseHandle, stored: Sequence[_Stored]
@@ -182,7 +141,7 @@ class UploadService:
             usage.last_created_at = files[-1].created_at
             usage.file_count += len(files)
             session.add_all(files)
-            self._leases.close(session, lease)
+            self._leases.close(session, lease, usage, sum(file.size for file in files))
         return files
 
     async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:

@@ -144,5 +144,5 @@ async def test_it_can_say_who_it_is(node: IpfsNode) -> None:
     assert await node.peer_count() == 0
     before = await node.repo_stat()
     await node.add(source(os.urandom(100_000)), pin_name="on-api/test/stat")
-    assert (await node.repo_stat()).objects > before.objects
+    assert (await node.repo_stat()).size > before.size
     assert (await node.repo_stat()).storage_max > 10**9

@@ -21,11 +21,14 @@ from on_api.core.dependencies import (
 )
 from on_api.core.errors import (
     InsufficientStorage,
+    KeyLimitReached,
     NodeError,
     NodeTimeout,
     NodeUnavailable,
     NotFound,
+    PayloadTooLarge,
     PreconditionFailed,
+    QuotaExceeded,
     RangeNotSatisfiable,
     RequestTimeout,
     UnsupportedMediaType,
@@ -42,13 +45,20 @@ from on_api.core.services.files import (
     list_files,
 )
 from on_api.core.services.uploads import IncomingFile
-from on_api.core.upload_forms import incoming_files
+from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 
 _UPLOAD_ERRORS = documented(
-    RequestTimeout, NodeError, NodeUnavailable, NodeTimeout, InsufficientStorage
+    QuotaExceeded,
+    KeyLimitReached,
+    RequestTimeout,
+    PayloadTooLarge,
+    NodeError,
+    NodeUnavailable,
+    NodeTimeout,
+    InsufficientStorage,
 )
 _CONTENT_ERRORS = documented(
     NotFound, PreconditionFailed, RangeNotSatisfiable, NodeError, NodeUnavailable, NodeTimeout
@@ -80,7 +90,8 @@ async def upload_files(
         request.stream(),
         max_parts=services.settings.files.max_parts,
     )
-    rows = await services.uploads.store(principal, incoming_files(reader, options))
+    announced = announced_by_form(request.headers)
+    rows = await services.uploads.store(principal, incoming_files(reader, options), announced)
     files = [File.of(row, services.settings.visible_gateway_url) for row in rows]
     return files[0] if len(files) == 1 else FileItems(items=files)
 
@@ -95,7 +106,8 @@ async def upload_file(
     async def only_this() -> AsyncIterator[IncomingFile]:
         yield file
 
-    rows = await services.uploads.store(principal, only_this())
+    announced = announced_by_body(request.headers, services.settings.files.max_size)
+    rows = await services.uploads.store(principal, only_this(), announced)
     return File.of(rows[0], services.settings.visible_gateway_url)
 
 

@@ -1,0 +1,115 @@
+"""The bytes of an upload on their way from the client to the node: gathered, limited, hashed, never
+kept.
+
+Memory stays at a few blocks per upload whatever its size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from anyio import to_thread
+
+from on_api.core.errors import PayloadTooLarge, RequestTimeout
+from on_api.core.services.capacity import Capacity
+from on_api.core.services.leases import LeaseHandle, LeaseService
+
+BLOCK_BYTES = 1024 * 1024
+"""Bytes gathered before they are hashed in a thread and passed on in one piece."""
+LOOK_EVERY = 64 * 1024 * 1024
+"""Bytes between two looks at the node's room."""
+SNIFFED_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """What one upload must keep to: seconds between two chunks, bytes of one file."""
+
+    idle_timeout: float
+    max_file_size: int
+
+
+class FilePassage:
+    """One file passing through. After its last byte `sha256` and `head` (its first bytes) are
+    known."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.head = b""
+        self.size = 0
+
+
+class Intake:
+    """Everything that passes under one lease."""
+
+    def __init__(
+        self,
+        lease: LeaseHandle,
+        leases: LeaseService,
+        capacity: Capacity,
+        hashers: Executor,
+        limits: IntakeLimits,
+    ) -> None:
+        self._lease = lease
+        self._leases = leases
+        self._capacity = capacity
+        self._hashers = hashers
+        self._limits = limits
+        self.received = 0
+        """Bytes of all files so far."""
+
+    async def through(
+        self, body: AsyncIterator[bytes], passage: FilePassage
+    ) -> AsyncIterator[bytes]:
+        """Pass a file's body on in blocks; each is hashed in a thread while the next one is being
+        received.
+
+        Raises `RequestTimeout`, `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
+        `InsufficientStorage`: each before the block that would be too much is passed on.
+        """
+        loop = asyncio.get_running_loop()
+        hashing: asyncio.Future[None] | None = None
+        async for block in self._blocks(body):
+            passage.size += len(block)
+            if passage.size > self._limits.max_file_size:
+                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+            await self._allow(len(block))
+            if len(passage.head) < SNIFFED_BYTES:
+                passage.head += block[: SNIFFED_BYTES - len(passage.head)]
+            if hashing is not None:
+                await hashing
+            hashing = loop.run_in_executor(self._hashers, passage.digest.update, block)
+            yield block
+        if hashing is not None:
+            await hashing
+
+    async def _allow(self, size: int) -> None:
+        before, self.received = self.received, self.received + size
+        covered = self._lease.covered
+        if covered is not None and self.received > covered:
+            await to_thread.run_sync(self._leases.cover, self._lease, self.received)
+        if before // LOOK_EVERY != self.received // LOOK_EVERY:
+            await self._capacity.require(0)
+
+    async def _blocks(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        gathered: list[bytes] = []
+        size = 0
+        chunks = aiter(body)
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_timeout):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                raise RequestTimeout from None
+            if chunk is not None:
+                gathered.append(chunk)
+                size += len(chunk)
+            if size >= BLOCK_BYTES or (chunk is None and size):
+                yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+                gathered, size = [], 0
+            if chunk is None:
+                return

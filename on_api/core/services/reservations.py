@@ -1,0 +1,101 @@
+"""What an upload may still take: quota of its user and limit of its key, reserved before the bytes
+are.
+
+A reservation belongs to a lease and is settled with it: what was really stored is charged, the rest
+given back. Unknown lengths are reserved in slices, so that a limit is never passed and a
+transaction is rare. All of this is in the database, so that it is exact over all processes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import KeyLimitReached, QuotaExceeded
+from on_api.core.models import ApiKey, Lease, User, UserUsage
+
+SLICE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What is known of an upload before its bytes: at most `most`, at least `least`; None: nothing
+    is known.
+
+    The two differ for multipart, whose length includes boundaries and headers.
+    """
+
+    least: int = 0
+    most: int | None = None
+
+    def next_slice(self, needed: int) -> int:
+        """How much to reserve when `needed` bytes in all are needed: a slice more, but no more
+        than can come."""
+        generous = needed + SLICE_BYTES
+        return max(needed, generous if self.most is None else min(generous, self.most))
+
+
+def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, needed: int) -> None:
+    """Raise the lease's reservation to `wanted` bytes, or, where that is too much, to `needed`.
+
+    `usage` is locked. Raises `QuotaExceeded` or `KeyLimitReached` when not even that is left.
+    """
+    before = lease.reserved_bytes
+    left = wanted - before
+    if left <= 0:
+        return
+    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    if quota is not None:
+        left = min(left, quota - usage.storage_bytes - usage.reserved_bytes)
+        if before + left < needed:
+            raise QuotaExceeded
+    key = session.get(ApiKey, lease.key_id, with_for_update=True)
+    if key is not None and key.max_bytes is not None:
+        left = min(left, key.max_bytes - key.bytes_used)
+        if before + left < needed:
+            raise KeyLimitReached
+    _add(session, usage, lease, left)
+
+
+def settle(session: Session, usage: UserUsage, lease: Lease, uploaded: int) -> None:
+    """Give the reservation back and count what was uploaded with the key; `usage` is charged
+    already.
+
+    Raises `QuotaExceeded` when what was charged is more than the quota after all (the DAG's own
+    overhead).
+    """
+    _add(session, usage, lease, -lease.reserved_bytes)
+    session.execute(
+        update(ApiKey)
+        .where(ApiKey.id == lease.key_id, ApiKey.max_bytes.is_not(None))
+        .values(bytes_used=ApiKey.bytes_used + uploaded)
+    )
+    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    if quota is not None and usage.storage_bytes + usage.reserved_bytes > quota:
+        raise QuotaExceeded
+
+
+def release(session: Session, usage: UserUsage, lease: Lease) -> None:
+    """Give everything back that a lease has reserved, as when its work is given up or dead."""
+    _add(session, usage, lease, -lease.reserved_bytes)
+
+
+def has_limits(session: Session, user_id: uuid.UUID, max_bytes: int | None) -> bool:
+    """Whether anything limits this upload at all; without limits nothing is reserved."""
+    if max_bytes is not None:
+        return True
+    return session.scalar(select(User.storage_quota).where(User.id == user_id)) is not None
+
+
+def _add(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
+    lease.reserved_bytes += size
+    usage.reserved_bytes += size
+    session.execute(
+        update(ApiKey)
+        .where(ApiKey.id == lease.key_id, ApiKey.max_bytes.is_not(None))
+        .values(bytes_used=ApiKey.bytes_used + size)
+    )
+    session.flush()
