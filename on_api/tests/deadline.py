@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
+def until(condition: Callable[[], T | None], what: str, seconds: float = 15) -> T:
     """Poll until the condition is truthy and return it; fail naming `what` after the deadline."""
     end = time.monotonic() + seconds
     while True:

@@ -43,6 +43,8 @@ class Capacity:
                     await self._look()
         if self._free - size < self._min_free:
             raise InsufficientStorage
+        # Until the next look: what was just allowed is on its way.
+        self._free -= size
 
     async def _look(self) -> None:
         try:
