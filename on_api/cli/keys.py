@@ -51,11 +51,12 @@ def create(
 def list_(user: User, as_json: AsJson = False) -> None:
     """A user's keys, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
-    from on_api.core.services.keys import list_keys
+    from on_api.core.services.keys import keys_of
     from on_api.core.services.users import find_user
 
     with command_scope() as (_, session):
-        _, keys = list_keys(session, find_user(session, user).id, TimePage(limit=MAX_LIMIT))
+        listing = keys_of(find_user(session, user).id)
+        _, keys = listing.by_time(session, TimePage(limit=MAX_LIMIT))
         rows: list[tuple[object, ...]] = [
             (k.id, k.prefix, k.name, " ".join(k.scopes), k.expires_at, k.last_used_at) for k in keys
         ]

@@ -46,10 +46,10 @@ def create(
 def list_(as_json: AsJson = False) -> None:
     """All accounts, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
-    from on_api.core.services.users import list_users
+    from on_api.core.services.users import all_users
 
     with command_scope() as (_, session):
-        _, users = list_users(session, TimePage(limit=MAX_LIMIT))
+        _, users = all_users().by_time(session, TimePage(limit=MAX_LIMIT))
         rows: list[tuple[object, ...]] = [
             (u.username, u.id, u.is_admin, u.active, u.usage.file_count, u.usage.storage_bytes)
             for u in users

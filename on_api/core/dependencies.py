@@ -11,14 +11,21 @@ from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
-from on_api.core.pagination import DEFAULT_LIMIT, MAX_LIMIT, TimePage
+from on_api.core.pagination import (
+    DEFAULT_LIMIT,
+    MAX_CURSOR_LENGTH,
+    MAX_LIMIT,
+    CursorPage,
+    Position,
+    TimePage,
+)
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.files import FileFilter
-from on_api.core.upload_forms import UploadOptions
+from on_api.core.upload_forms import UploadOptions, check_option
 
 # Both only document: Swagger's *Authorize* offers a password login and a field for a key. The key
 # itself is read in `get_principal`, which answers in our words.
@@ -118,6 +125,38 @@ def get_page(
 PageQuery = Annotated[TimePage, Depends(get_page)]
 
 
+class Cursors:
+    """v2's page of a list, and the cursor of the next one."""
+
+    def __init__(
+        self,
+        request: Request,
+        services: ServicesDep,
+        limit: Annotated[
+            int, Query(ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.")
+        ] = DEFAULT_LIMIT,
+        cursor: Annotated[
+            str | Absent,
+            Query(max_length=MAX_CURSOR_LENGTH, description="`next_cursor` of the page before."),
+        ] = None,
+    ) -> None:
+        self._signer = services.cursors
+        # Another path or filter is another list, to which the cursor doesn't belong.
+        others = [item for item in request.query_params.multi_items() if item[0] not in _PAGING]
+        self._scope = repr((request.url.path, sorted(others)))
+        behind = None if cursor is None else self._signer.read(cursor, self._scope)
+        self.page = CursorPage(limit, behind)
+
+    def next(self, behind: Position | None) -> str | None:
+        """The cursor of the page behind a position; None at the end."""
+        return None if behind is None else self._signer.write(behind, self._scope)
+
+
+_PAGING = {"limit", "cursor"}
+
+CursorQuery = Annotated[Cursors, Depends()]
+
+
 def get_upload_options(
     services: ServicesDep,
     name: Annotated[
@@ -147,9 +186,13 @@ def get_file_filter(
         Text | Absent, Query(max_length=255, description="Exactly this media type.")
     ] = None,
     visibility: Annotated[Visibility | Absent, Query(description="Only these.")] = None,
+    meta: Annotated[
+        str | Absent, Query(description="A JSON object that the file's meta contains.")
+    ] = None,
 ) -> FileFilter:
     """Which files a list shows."""
-    return FileFilter(name, name_contains, cid, media_type, visibility)
+    contained = None if meta is None else check_option("meta", meta)
+    return FileFilter(name, name_contains, cid, media_type, visibility, contained)
 
 
 FileQuery = Annotated[FileFilter, Depends(get_file_filter)]

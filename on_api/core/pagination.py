@@ -1,12 +1,26 @@
-"""Pages of lists. v1's: newest first, bounded by `limit`, walked by `before`/`after` times."""
+"""Pages of lists, newest first. v1's are walked by times, v2's by an opaque, signed cursor.
+
+Holds positions and how a cursor is written; how a statement is narrowed by them is in
+`services/paging.py`.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
+from on_api.core.errors import BadRequest
+
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 1000
+MAX_CURSOR_LENGTH = 512
+_MAC_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +31,58 @@ class TimePage:
     limit: int = DEFAULT_LIMIT
     before: datetime | None = None
     after: datetime | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether no time narrows the list."""
+        return self.before is None and self.after is None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A row's place in a list: the next page begins behind it."""
+
+    created_at: datetime
+    id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class CursorPage:
+    """Which part of a list: at most `limit` rows behind a position."""
+
+    limit: int = DEFAULT_LIMIT
+    behind: Position | None = None
+
+
+class CursorSigner:
+    """Writes and reads cursors. A cursor holds for one list only: the same user, path and
+    filters."""
+
+    def __init__(self, subkey: bytes) -> None:
+        self._subkey = subkey
+
+    def write(self, position: Position, scope: str) -> str:
+        """The cursor of the page behind a position."""
+        payload = json.dumps([position.created_at.isoformat(), position.id.hex]).encode()
+        return base64.urlsafe_b64encode(self._mac(payload, scope) + payload).decode().rstrip("=")
+
+    def read(self, cursor: str, scope: str) -> Position:
+        """Where a cursor points. Raises `BadRequest` for one that isn't ours, or is another
+        list's."""
+        try:
+            raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        except (binascii.Error, ValueError):
+            raise _no_cursor() from None
+        mac, payload = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(payload, scope)):
+            raise _no_cursor()
+        created_at, row_id = json.loads(payload)
+        return Position(datetime.fromisoformat(created_at), uuid.UUID(row_id))
+
+    def _mac(self, payload: bytes, scope: str) -> bytes:
+        bound = hashlib.sha256(scope.encode()).digest() + payload
+        return hmac.digest(self._subkey, bound, "sha256")[:_MAC_BYTES]
+
+
+def _no_cursor() -> BadRequest:
+    return BadRequest("cursor: not one of this list; begin again without it.")

@@ -50,13 +50,7 @@ class UploadOptions:
     def set(self, field: str, value: str) -> None:
         """Take one option as text. Raises `BadRequest` for an unknown, invalid or contradicting
         one."""
-        adapter = _OPTIONS.get(field)
-        if adapter is None:
-            raise BadRequest(f"A form field is not known here; known are: {', '.join(_OPTIONS)}.")
-        try:
-            checked = adapter.validate_python(_json_object(value) if field == "meta" else value)
-        except ValidationError as error:
-            raise BadRequest(f"{field}: {describe(error.errors())}") from None
+        checked = check_option(field, value)
         before = getattr(self, field)
         if before is not None and before != checked:
             raise BadRequest(f"{field}: given twice, with different values.")
@@ -87,6 +81,17 @@ class UploadOptions:
             meta=self.meta or {},
             body=body,
         )
+
+
+def check_option(field: str, value: str) -> Any:
+    """The value of an option given as text. Raises `BadRequest` for an unknown or invalid one."""
+    adapter = _OPTIONS.get(field)
+    if adapter is None:
+        raise BadRequest(f"A form field is not known here; known are: {', '.join(_OPTIONS)}.")
+    try:
+        return adapter.validate_python(_json_object(value) if field == "meta" else value)
+    except ValidationError as error:
+        raise BadRequest(f"{field}: {describe(error.errors())}") from None
 
 
 def announced_by_body(headers: Mapping[str, str], max_size: int) -> Announced:

@@ -8,10 +8,11 @@ from on_api.core.error_handlers import render_problem
 from on_api.core.openapi import ApiVersion
 from on_api.core.schemas.errors import Problem
 from on_api.v1.endpoints.auth import router as auth
-from on_api.v1.endpoints.files import router as files
-from on_api.v1.endpoints.keys import router as keys
 from on_api.v1.endpoints.node import router as node
-from on_api.v1.endpoints.users import router as users
+from on_api.v2.endpoints.audit import router as audit
+from on_api.v2.endpoints.files import router as files
+from on_api.v2.endpoints.keys import router as keys
+from on_api.v2.endpoints.users import router as users
 
 router = APIRouter(prefix="/v2")
 router.include_router(auth)
@@ -19,6 +20,7 @@ router.include_router(users)
 router.include_router(keys)
 router.include_router(files)
 router.include_router(node)
+router.include_router(audit)
 
 VERSION = ApiVersion(
     prefix="/v2",
@@ -26,5 +28,6 @@ VERSION = ApiVersion(
     render_error=render_problem,
     error_models=(Problem,),
     error_media_type="application/problem+json",
-    description="Your own IPFS storage service. Errors are problem details (RFC 9457).",
+    description="Your own IPFS storage service. Lists answer `{items, next_cursor}`, errors are "
+    "problem details (RFC 9457).",
 )

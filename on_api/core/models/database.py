@@ -34,6 +34,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 from on_api.core.errors import Conflict, DatabaseUnavailable
+from on_api.core.models.json_contains import json_contains
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ def _create_engine(settings: Settings) -> Engine:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own BEGIN comes too late and is always deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None
+    connection.create_function("json_contains", 2, json_contains, deterministic=True)
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # a 201 survives a power cut

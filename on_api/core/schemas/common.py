@@ -105,5 +105,9 @@ Absent = SkipJsonSchema[None]
 """A query parameter that may be left out: the document doesn't offer null, which no URL can
 carry."""
 
+NextCursor = Annotated[
+    str | None, Field(description="Send it as `cursor` for the next page; null at the end.")
+]
+
 Bytes = Annotated[int, Field(ge=0, le=2**62)]
 """A number of bytes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from on_api.core.models import AuditEvent
-from on_api.core.pagination import TimePage
-from on_api.core.services.paging import page_by_time
+from on_api.core.services.paging import Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +48,11 @@ def record(
     )
 
 
-def list_events(
-    session: Session, page: TimePage, *, actor_id: uuid.UUID | None, action: str | None
-) -> tuple[int, Sequence[AuditEvent]]:
-    """How many lines match, and the newest of them."""
+def events(*, actor_id: uuid.UUID | None, action: str | None) -> Listing[AuditEvent]:
+    """The log, or the lines of one actor or action."""
     statement = select(AuditEvent)
     if actor_id is not None:
         statement = statement.where(AuditEvent.actor_id == actor_id)
     if action is not None:
         statement = statement.where(AuditEvent.action == action)
-    return page_by_time(session, statement, AuditEvent.created_at, AuditEvent.id, page)
+    return Listing(statement, AuditEvent.created_at, AuditEvent.id)

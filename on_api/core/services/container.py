@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from on_api.core.crypto.passwords import PasswordHasher
-from on_api.core.crypto.secrets import MasterSecret
+from on_api.core.crypto.secrets import MasterSecret, Purpose
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
+from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.intake import IntakeLimits
@@ -36,6 +37,7 @@ class Services:
     users: UserService
     keys: KeyService
     uploads: UploadService
+    cursors: CursorSigner
     hashers: ThreadPoolExecutor
 
     @classmethod
@@ -67,6 +69,7 @@ class Services:
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
             ),
+            cursors=CursorSigner(secret.subkey(Purpose.CURSORS)),
             hashers=hashers,
         )
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import NotFound
 from on_api.core.ipfs.cid import normalise
-from on_api.core.models import File
-from on_api.core.pagination import TimePage
+from on_api.core.models import File, UserUsage
 from on_api.core.services import contents
 from on_api.core.services.access import owned
-from on_api.core.services.paging import page_by_time
+from on_api.core.services.paging import Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class FileFilter:
     cid: str | None = None
     media_type: str | None = None
     visibility: str | None = None
+    meta: dict[str, Any] | None = None
+    """Contained in the file's own meta, as PostgreSQL's `@>` understands it."""
 
 
 def get_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> File:
@@ -38,11 +41,14 @@ def get_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> File:
     return file
 
 
-def list_files(
-    session: Session, user_id: uuid.UUID, wanted: FileFilter, page: TimePage
-) -> tuple[int, Sequence[File]]:
-    """How many of a user's files match, and the newest of them."""
-    return page_by_time(session, _matching(_mine(user_id), wanted), File.created_at, File.id, page)
+def files_of(session: Session, user_id: uuid.UUID, wanted: FileFilter) -> Listing[File]:
+    """A user's files that match. All of them are counted by the user's counter, not by reading
+    them."""
+    statement = _matching(session, _mine(user_id), wanted)
+    known = None
+    if wanted == FileFilter():
+        known = session.scalar(select(UserUsage.file_count).where(UserUsage.user_id == user_id))
+    return Listing(statement, File.created_at, File.id, known)
 
 
 def change_file(
@@ -74,7 +80,7 @@ def _mine(user_id: uuid.UUID) -> Select[File]:
     return owned(select(File), File.user_id, user_id)
 
 
-def _matching(statement: Select[File], wanted: FileFilter) -> Select[File]:
+def _matching(session: Session, statement: Select[File], wanted: FileFilter) -> Select[File]:
     if wanted.name is not None:
         statement = statement.where(File.name == wanted.name)
     if wanted.name_contains is not None:
@@ -85,4 +91,10 @@ def _matching(statement: Select[File], wanted: FileFilter) -> Select[File]:
         statement = statement.where(File.media_type == wanted.media_type)
     if wanted.visibility is not None:
         statement = statement.where(File.visibility == wanted.visibility)
+    if wanted.meta is not None:
+        if session.get_bind().dialect.name == "postgresql":
+            contained = type_coerce(File.meta, JSONB).contains(wanted.meta)
+        else:
+            contained = func.json_contains(File.meta, json.dumps(wanted.meta))
+        statement = statement.where(contained)
     return statement

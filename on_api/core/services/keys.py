@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,11 +17,10 @@ from on_api.core.models import ApiKey, User
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import KEY
-from on_api.core.pagination import TimePage
 from on_api.core.services import audit
 from on_api.core.services.access import Principal, Scope, owned
 from on_api.core.services.audit import Actor
-from on_api.core.services.paging import page_by_time
+from on_api.core.services.paging import Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +125,12 @@ def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
     return key
 
 
-def list_keys(session: Session, user_id: uuid.UUID, page: TimePage) -> tuple[int, Sequence[ApiKey]]:
+def keys_of(user_id: uuid.UUID) -> Listing[ApiKey]:
     """A user's keys that are neither revoked nor expired; login tokens are not among them."""
     statement = _live_keys(user_id).where(
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now())
     )
-    return page_by_time(session, statement, ApiKey.created_at, ApiKey.id, page)
+    return Listing(statement, ApiKey.created_at, ApiKey.id)
 
 
 def every_scope(user: User) -> frozenset[Scope]:

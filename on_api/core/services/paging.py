@@ -4,53 +4,61 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from on_api.core.models import Base
-from on_api.core.pagination import TimePage
+from on_api.core.pagination import CursorPage, Position, TimePage
 
 Entity = TypeVar("Entity", bound=Base)
 
 
-def page_by_time(
-    session: Session,
-    statement: Select[Entity],
-    created_at: InstrumentedAttribute[datetime],
-    row_id: InstrumentedAttribute[uuid.UUID],
-    page: TimePage,
-) -> tuple[int, Sequence[Entity]]:
-    """How many rows match (`before` and `after` included), and the newest `limit` of them, newest
-    first.
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[Entity]):
+    """A list that can be shown in pages: its rows, and the columns that order them, newest
+    first."""
 
-    A client that repeats with `before` = the last item's time until `count == len(items)` has seen
-    every row.
-    """
-    statement = within(statement, created_at, page)
-    count = session.scalar(select(func.count()).select_from(statement.subquery())) or 0
-    return count, newest_first(session, statement, created_at, row_id, page.limit)
+    statement: Select[Entity]
+    created_at: InstrumentedAttribute[datetime]
+    id: InstrumentedAttribute[uuid.UUID]
+    known_count: int | None = None
+    """How many rows there are, where a counter knows."""
 
+    def by_time(self, session: Session, page: TimePage) -> tuple[int, Sequence[Entity]]:
+        """How many rows match (`before` and `after` included), and the newest `limit` of them.
 
-def within(
-    statement: Select[Entity], created_at: InstrumentedAttribute[datetime], page: TimePage
-) -> Select[Entity]:
-    """Narrow a statement to the page's times."""
-    if page.before is not None:
-        statement = statement.where(created_at < page.before)
-    if page.after is not None:
-        statement = statement.where(created_at > page.after)
-    return statement
+        A client that repeats with `before` = the last item's time until `count == len(items)` has
+        seen every row.
+        """
+        statement = self.statement
+        if page.before is not None:
+            statement = statement.where(self.created_at < page.before)
+        if page.after is not None:
+            statement = statement.where(self.created_at > page.after)
+        count = self.known_count
+        if count is None or not page.whole:
+            count = session.scalar(select(func.count()).select_from(statement.subquery())) or 0
+        return count, self._newest(session, statement, page.limit)
 
+    def by_cursor(
+        self, session: Session, page: CursorPage
+    ) -> tuple[Sequence[Entity], Position | None]:
+        """The next `limit` rows, and the position behind which there are more, if there are."""
+        statement = self.statement
+        if page.behind is not None:
+            place = (page.behind.created_at, page.behind.id)
+            statement = statement.where(tuple_(self.created_at, self.id) < place)
+        rows = self._newest(session, statement, page.limit + 1)
+        if len(rows) <= page.limit:
+            return rows, None
+        rows = rows[: page.limit]
+        last = rows[-1]
+        return rows, Position(getattr(last, self.created_at.key), getattr(last, self.id.key))
 
-def newest_first(
-    session: Session,
-    statement: Select[Entity],
-    created_at: InstrumentedAttribute[datetime],
-    row_id: InstrumentedAttribute[uuid.UUID],
-    limit: int,
-) -> Sequence[Entity]:
-    """The newest `limit` rows."""
-    return session.scalars(statement.order_by(created_at.desc(), row_id.desc()).limit(limit)).all()
+    def _newest(self, session: Session, statement: Select[Entity], limit: int) -> Sequence[Entity]:
+        ordered = statement.order_by(self.created_at.desc(), self.id.desc())
+        return session.scalars(ordered.limit(limit)).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
@@ -14,11 +14,10 @@ from on_api.core.errors import Conflict, NotFound
 from on_api.core.models import ApiKey, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
-from on_api.core.pagination import TimePage
 from on_api.core.services import audit
 from on_api.core.services.audit import Actor
 from on_api.core.services.keys import KeyService
-from on_api.core.services.paging import page_by_time
+from on_api.core.services.paging import Listing
 
 
 class UserService:
@@ -134,10 +133,10 @@ def find_user(session: Session, username: str) -> User:
     return user
 
 
-def list_users(session: Session, page: TimePage) -> tuple[int, Sequence[User]]:
-    """How many accounts there are, and the newest of them."""
+def all_users() -> Listing[User]:
+    """All accounts."""
     statement = select(User).where(User.deleted_at.is_(None)).options(joinedload(User.usage))
-    return page_by_time(session, statement, User.created_at, User.id, page)
+    return Listing(statement, User.created_at, User.id)
 
 
 def _claim_name(session: Session, username: str) -> None:

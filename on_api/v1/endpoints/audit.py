@@ -11,7 +11,7 @@ from on_api.core.dependencies import Admin, PageQuery, SessionDep
 from on_api.core.routing import ApiRoute
 from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.node import AuditEvent, AuditList
-from on_api.core.services.audit import list_events
+from on_api.core.services.audit import events
 
 v1_only = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
 
@@ -28,5 +28,5 @@ def list_audit_events(
     ] = None,
 ) -> AuditList:
     """Who did what, newest first."""
-    count, events = list_events(session, page, actor_id=actor_id, action=action)
-    return AuditList(count=count, items=[AuditEvent.model_validate(event) for event in events])
+    count, rows = events(actor_id=actor_id, action=action).by_time(session, page)
+    return AuditList(count=count, items=[AuditEvent.model_validate(row) for row in rows])

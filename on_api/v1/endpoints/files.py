@@ -41,8 +41,8 @@ from on_api.core.schemas.files import File, FileItems, FileList, FileUpdate
 from on_api.core.services.files import (
     change_file,
     delete_file,
+    files_of,
     get_file,
-    list_files,
 )
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
@@ -120,7 +120,7 @@ def list_my_files(
     wanted: FileQuery,
 ) -> FileList:
     """Your files, newest first. Repeat with `before` = the last one's `created_at` to see more."""
-    count, rows = list_files(session, principal.user_id, wanted, page)
+    count, rows = files_of(session, principal.user_id, wanted).by_time(session, page)
     items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
     return FileList(count=count, items=items)
 

@@ -17,7 +17,7 @@ from on_api.core.dependencies import (
 from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.keys import Key, KeyCreate, KeyCreated, KeyList
-from on_api.core.services.keys import KeyRequest, get_key, list_keys
+from on_api.core.services.keys import KeyRequest, get_key, keys_of
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
@@ -48,7 +48,7 @@ def create_key(
 @v1_only.get("")
 def list_my_keys(principal: KeysWrite, session: SessionDep, page: PageQuery) -> KeyList:
     """Your keys that are still valid, newest first."""
-    count, keys = list_keys(session, principal.user_id, page)
+    count, keys = keys_of(principal.user_id).by_time(session, page)
     return KeyList(count=count, items=[Key.model_validate(key) for key in keys])
 
 

@@ -29,9 +29,9 @@ from on_api.core.schemas.users import (
     UserList,
     UserUpdate,
 )
-from on_api.core.services.files import FileFilter, list_files
+from on_api.core.services.files import FileFilter, files_of
 from on_api.core.services.usage import usage_of
-from on_api.core.services.users import get_user, list_users
+from on_api.core.services.users import all_users, get_user
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
@@ -96,7 +96,7 @@ def create_user(
 @v1_only.get("")
 def list_all_users(_principal: Admin, session: SessionDep, page: PageQuery) -> UserList:
     """All accounts, newest first."""
-    count, users = list_users(session, page)
+    count, users = all_users().by_time(session, page)
     return UserList(count=count, items=[User.model_validate(user) for user in users])
 
 
@@ -146,6 +146,6 @@ def list_files_of_user(
 ) -> FileList:
     """Any user's files, newest first."""
     get_user(session, user_id)
-    count, rows = list_files(session, user_id, FileFilter(), page)
+    count, rows = files_of(session, user_id, FileFilter()).by_time(session, page)
     items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
     return FileList(count=count, items=items)

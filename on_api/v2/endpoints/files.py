@@ -1,0 +1,42 @@
+"""Files in version 2: lists by cursor; everything else is v1's."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from on_api.core.dependencies import CursorQuery, FileQuery, FilesRead, ServicesDep, SessionDep
+from on_api.core.routing import ApiRoute
+from on_api.core.schemas.common import Answer, NextCursor
+from on_api.core.schemas.files import File
+from on_api.core.services.files import files_of
+from on_api.v1.endpoints.files import router as unchanged
+
+router = APIRouter(route_class=ApiRoute)
+own = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
+
+
+class FilePage(Answer):
+    """A page of files, newest first."""
+
+    items: list[File] = Field(description="The files of this page.")
+    next_cursor: NextCursor
+
+
+@own.get("")
+def list_my_files(
+    principal: FilesRead,
+    session: SessionDep,
+    services: ServicesDep,
+    cursors: CursorQuery,
+    wanted: FileQuery,
+) -> FilePage:
+    """Your files, newest first."""
+    listing = files_of(session, principal.user_id, wanted)
+    rows, behind = listing.by_cursor(session, cursors.page)
+    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    return FilePage(items=items, next_cursor=cursors.next(behind))
+
+
+router.include_router(own)
+router.include_router(unchanged)

@@ -1,0 +1,35 @@
+"""API keys in version 2: lists by cursor; everything else is v1's."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from on_api.core.dependencies import CursorQuery, KeysWrite, SessionDep
+from on_api.core.routing import ApiRoute
+from on_api.core.schemas.common import Answer, NextCursor
+from on_api.core.schemas.keys import Key
+from on_api.core.services.keys import keys_of
+from on_api.v1.endpoints.keys import router as unchanged
+
+router = APIRouter(route_class=ApiRoute)
+own = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
+
+
+class KeyPage(Answer):
+    """A page of keys, newest first."""
+
+    items: list[Key] = Field(description="The keys of this page.")
+    next_cursor: NextCursor
+
+
+@own.get("")
+def list_my_keys(principal: KeysWrite, session: SessionDep, cursors: CursorQuery) -> KeyPage:
+    """Your keys that are still valid, newest first."""
+    rows, behind = keys_of(principal.user_id).by_cursor(session, cursors.page)
+    items = [Key.model_validate(row) for row in rows]
+    return KeyPage(items=items, next_cursor=cursors.next(behind))
+
+
+router.include_router(own)
+router.include_router(unchanged)

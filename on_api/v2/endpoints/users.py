@@ -1,0 +1,56 @@
+"""Accounts in version 2: lists by cursor; everything else is v1's."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from on_api.core.dependencies import Admin, CursorQuery, ServicesDep, SessionDep
+from on_api.core.errors import NotFound
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.common import Answer, NextCursor
+from on_api.core.schemas.files import File
+from on_api.core.schemas.users import User
+from on_api.core.services.files import FileFilter, files_of
+from on_api.core.services.users import all_users, get_user
+from on_api.v1.endpoints.users import router as unchanged
+from on_api.v2.endpoints.files import FilePage
+
+router = APIRouter(route_class=ApiRoute)
+own = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
+
+
+class UserPage(Answer):
+    """A page of accounts, newest first."""
+
+    items: list[User] = Field(description="The accounts of this page.")
+    next_cursor: NextCursor
+
+
+@own.get("")
+def list_all_users(_principal: Admin, session: SessionDep, cursors: CursorQuery) -> UserPage:
+    """All accounts, newest first."""
+    rows, behind = all_users().by_cursor(session, cursors.page)
+    items = [User.model_validate(row) for row in rows]
+    return UserPage(items=items, next_cursor=cursors.next(behind))
+
+
+@own.get("/{user_id}/files", responses=documented(NotFound))
+def list_files_of_user(
+    user_id: uuid.UUID,
+    _principal: Admin,
+    session: SessionDep,
+    services: ServicesDep,
+    cursors: CursorQuery,
+) -> FilePage:
+    """Any user's files, newest first."""
+    get_user(session, user_id)
+    rows, behind = files_of(session, user_id, FileFilter()).by_cursor(session, cursors.page)
+    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    return FilePage(items=items, next_cursor=cursors.next(behind))
+
+
+router.include_router(own)
+router.include_router(unchanged)
