@@ -17,7 +17,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
-from on_api.core.middleware import RequestContext
+from on_api.core.middleware import InFlightLimit, RequestContext
 from on_api.core.models.migrations import check_revision
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
@@ -59,7 +59,15 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
             allow_headers=["*"],
             expose_headers=["ETag", "Content-Range", "Content-Disposition", "X-Request-Id"],
         )
-    app.add_middleware(RequestContext, internal_error=handlers.internal_error)
+    app.add_middleware(
+        InFlightLimit,
+        limit=settings.max_requests,
+        refuse=handlers.too_busy,
+        metrics=services.metrics,
+    )
+    app.add_middleware(
+        RequestContext, internal_error=handlers.internal_error, metrics=services.metrics
+    )
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 

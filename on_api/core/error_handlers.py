@@ -21,6 +21,7 @@ from on_api.core.errors import (
     NotFound,
     OnApiError,
     PayloadTooLarge,
+    ServiceUnavailable,
 )
 from on_api.core.logging import request_id
 from on_api.core.schemas.errors import Failure, FailureError, Problem
@@ -71,6 +72,10 @@ class ErrorHandlers:
         """The 500 for what nobody caught; the log has the rest under the request's id."""
         details = f"Something went wrong on our side; the log has it under {request_id.get()}."
         return self.render(path, InternalError(details))
+
+    def too_busy(self, path: str) -> Response:
+        """The 503 for a request over the number that may be under way at once."""
+        return self.render(path, ServiceUnavailable("Too many requests at once.", retry_after=1))
 
     def render(self, path: str, error: OnApiError) -> Response:
         """The response for an error on a path."""

@@ -14,11 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from on_api.core.logging import EXTRA, request_id
+from on_api.core.metrics import Metrics
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
+
+_ALWAYS_ANSWERED = {"/healthz", "/metrics"}
 
 
 class RequestContext:
@@ -29,9 +32,12 @@ class RequestContext:
     belongs to.
     """
 
-    def __init__(self, app: ASGIApp, internal_error: Callable[[str], ASGIApp]) -> None:
+    def __init__(
+        self, app: ASGIApp, internal_error: Callable[[str], ASGIApp], metrics: Metrics
+    ) -> None:
         self._app = app
         self._internal_error = internal_error
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -70,6 +76,8 @@ class RequestContext:
             if not status:
                 await self._internal_error(scope["path"])(scope, receive, send_marked)
         finally:
+            seconds = time.perf_counter() - started
+            self._count(scope, status, sent, seconds)
             access_logger.info(
                 "%s %s",
                 scope["method"],
@@ -79,9 +87,59 @@ class RequestContext:
                         "status": status or "-",
                         "outcome": outcome,
                         "bytes_out": sent,
-                        "ms": round((time.perf_counter() - started) * 1000, 1),
+                        "ms": round(seconds * 1000, 1),
                         "client": scope["client"][0] if scope.get("client") else "-",
                     }
                 },
             )
             request_id.reset(token)
+
+    def _count(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
+        route = _pattern(scope)
+        self._metrics.requests.labels(scope["method"], route, status).inc()
+        self._metrics.request_seconds.labels(scope["method"], route).observe(seconds)
+        self._metrics.sent_bytes.labels(route).inc(sent)
+
+
+class InFlightLimit:
+    """Refuses requests over a number at once, so that those under way can end. Health and metrics
+    always pass.
+
+    `refuse` makes the 503 for a path.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limit: int, refuse: Callable[[str], ASGIApp], metrics: Metrics
+    ) -> None:
+        self._app = app
+        self._limit = limit
+        self._refuse = refuse
+        self._metrics = metrics
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http" or scope["path"] in _ALWAYS_ANSWERED:
+            await self._app(scope, receive, send)
+            return
+        if self._under_way >= self._limit:
+            self._metrics.refused.inc()
+            await self._refuse(scope["path"])(scope, receive, send)
+            return
+        self._under_way += 1
+        self._metrics.in_flight.set(self._under_way)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
+            self._metrics.in_flight.set(self._under_way)
+
+
+def _pattern(scope: Scope) -> str:
+    """The route's pattern, not the path: the number of series must not grow with what is stored."""
+    route = getattr(scope.get("route"), "path", None)
+    if route is None:
+        return "(none)"
+    # FastAPI tells the route within its router; what comes before it is the router's own prefix.
+    segments = scope["path"].split("/")
+    return "/".join(segments[: 1 + max(0, len(segments) - 1 - route.count("/"))]) + str(route)

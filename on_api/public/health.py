@@ -6,6 +6,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from on_api.core.dependencies import ServicesDep
+from on_api.core.metrics import CONTENT_TYPE
 from on_api.core.schemas.node import Check, Health, Readiness
 from on_api.core.services.readiness import check_readiness
 
@@ -25,3 +26,9 @@ async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     ready = all(check.ok for check in checks)
     response.status_code = 200 if ready else 503
     return Readiness(ready=ready, checks=[Check.model_validate(check) for check in checks])
+
+
+@router.get("/metrics")
+async def get_metrics(services: ServicesDep) -> Response:
+    """For Prometheus. Holds no names and no content; a proxy should keep it inside all the same."""
+    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE)

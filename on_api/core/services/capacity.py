@@ -28,7 +28,8 @@ class Capacity:
         self._min_free = settings.node.min_free
         # The disk of a node that somebody else runs can't be seen from here.
         self._disk = settings.home if settings.manages_node else None
-        self._free = 0
+        self._free: int | None = None
+        """Bytes; None while nobody knows."""
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
@@ -41,6 +42,8 @@ class Capacity:
             async with self._looking:
                 if time.monotonic() - self._looked_at > LOOK_SECONDS:
                     await self._look()
+        if self._free is None:
+            return
         if self._free - size < self._min_free:
             raise InsufficientStorage
         # Until the next look: what was just allowed is on its way.
@@ -50,6 +53,7 @@ class Capacity:
         try:
             stat = await self._node.repo_stat()
         except NodeError:
+            self._free = None
             return
         self._free = stat.storage_max - stat.size
         if self._disk is not None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import MasterSecret, Purpose
 from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.measured import MeasuredNode
+from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
@@ -38,6 +40,7 @@ class Services:
     keys: KeyService
     uploads: UploadService
     cursors: CursorSigner
+    metrics: Metrics
     hashers: ThreadPoolExecutor
 
     @classmethod
@@ -46,6 +49,9 @@ class Services:
         secret."""
         secret = MasterSecret.load(settings)
         database = Database(settings)
+        metrics = Metrics()
+        metrics.watch_pool(database.connections_in_use)
+        node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
         hasher = PasswordHasher(
             log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory
@@ -68,8 +74,10 @@ class Services:
                 Capacity(node, settings),
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
+                metrics,
             ),
             cursors=CursorSigner(secret.subkey(Purpose.CURSORS)),
+            metrics=metrics,
             hashers=hashers,
         )
 

@@ -19,6 +19,7 @@ from anyio import CancelScope, to_thread
 from on_api.core.errors import BadRequest, OnApiError, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
+from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents
@@ -64,6 +65,7 @@ class UploadService:
         capacity: Capacity,
         hashers: Executor,
         limits: IntakeLimits,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._node = node
@@ -71,6 +73,7 @@ class UploadService:
         self._capacity = capacity
         self._hashers = hashers
         self._limits = limits
+        self._metrics = metrics
 
     async def store(
         self, principal: Principal, incoming: AsyncIterator[IncomingFile], announced: Announced
@@ -95,11 +98,16 @@ class UploadService:
                     stored.append(await self._send(file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
-                return await to_thread.run_sync(self._record, principal, lease, stored)
-        except BaseException:
+                files = await to_thread.run_sync(self._record, principal, lease, stored)
+        except BaseException as error:
+            reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
+            self._metrics.uploads.labels(reason).inc()
             with CancelScope(shield=True):
                 await self._abandon(lease, pinned=started)
             raise
+        self._metrics.uploads.labels("stored").inc()
+        self._metrics.uploaded_bytes.inc(intake.received)
+        return files
 
     async def _send(self, file: IncomingFile, lease: LeaseHandle, intake: Intake) -> _Stored:
         passage = FilePassage()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,7 +14,8 @@ from pydantic import SecretStr
 
 from on_api.core.models import Database
 from on_api.core.settings import CorsSettings, IpfsSettings, Settings
-from on_api.tests.conftest import DatabaseMaker, Server, free_port
+from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
+from on_api.tests.deadline import until
 
 
 def test_health_asks_nobody(anonymous: httpx.Client) -> None:
@@ -209,3 +212,51 @@ def test_open_registration(
         token = client.post("/v1/auth/token", data=body).json()["access_token"]
         me = client.get("/v1/users/me", headers={"Authorization": f"Bearer {token}"})
         assert me.json()["username"] == "newcomer"
+
+
+def test_metrics_count_what_happens(server: Server, alice: Account) -> None:
+    """By route, never by path: ids and names don't become labels."""
+    file = alice.upload(b"counted", "a name")
+    alice.client.get(f"/v1/files/{file['id']}/content")
+    text = alice.client.get("/metrics").text
+    assert 'on_api_requests_total{method="PUT",route="/v1/files",status="201"}' in text
+    assert 'route="/v1/files/{file_id}/content"' in text
+    assert 'on_api_uploads_total{outcome="stored"}' in text
+    assert 'on_api_node_calls_total{call="add",outcome="ok"}' in text
+    assert "on_api_database_connections_in_use" in text
+    assert str(file["id"]) not in text
+    assert "a name" not in text
+
+
+def test_too_many_requests_at_once(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """503 with Retry-After over the limit; health is still answered; all is well when they have
+    ended."""
+    with Server(settings_for(new_database(), max_requests=10)) as server:
+        account = server.new_user()
+        go_on = threading.Event()
+
+        def slow(number: int) -> Iterator[bytes]:
+            yield b"begun"
+            go_on.wait(30)
+            yield str(number).encode()
+
+        def send(number: int) -> int:
+            with server.client(account.key) as client:
+                return client.put(f"/v1/files?name={number}", content=slow(number)).status_code
+
+        with ThreadPoolExecutor(10) as threads, account.client as client:
+            answers = [threads.submit(send, number) for number in range(10)]
+            until(
+                lambda: "on_api_requests_in_flight 10.0" in client.get("/metrics").text,
+                "ten are under way",
+            )
+            refused = client.get("/v1/files")
+            assert refused.status_code == 503
+            assert refused.json()["error"]["reason"] == "SERVICE_UNAVAILABLE"
+            assert refused.headers["retry-after"] == "1"
+            assert client.get("/healthz").status_code == 200
+            go_on.set()
+            assert [answer.result() for answer in answers] == [201] * 10
+            assert client.get("/v1/files").json()["count"] == 10

@@ -1,0 +1,72 @@
+"""What Prometheus may ask of one process: counters and gauges, each with its unit in its name.
+
+Labels are few and bounded: routes, methods, statuses, never names or ids of users' things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "on_api_requests",
+            "Requests answered.",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "on_api_request_seconds",
+            "From a request's first byte to its answer's last.",
+            ["method", "route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "on_api_requests_in_flight", "Requests under way.", registry=registry
+        )
+        self.refused = Counter(
+            "on_api_requests_refused",
+            "Requests refused because too many were under way.",
+            registry=registry,
+        )
+        self.sent_bytes = Counter(
+            "on_api_sent_bytes", "Bytes of answers' bodies.", ["route"], registry=registry
+        )
+        self.uploads = Counter("on_api_uploads", "Uploads ended.", ["outcome"], registry=registry)
+        self.uploaded_bytes = Counter(
+            "on_api_uploaded_bytes", "Bytes of files stored.", registry=registry
+        )
+        self.node_calls = Counter(
+            "on_api_node_calls", "Calls to the IPFS node.", ["call", "outcome"], registry=registry
+        )
+        self.node_seconds = Histogram(
+            "on_api_node_call_seconds",
+            "Time of a call to the IPFS node.",
+            ["call"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def watch_pool(self, connections_in_use: Callable[[], int]) -> None:
+        """Show how many database connections are in use, asked at each scrape."""
+        gauge = Gauge(
+            "on_api_database_connections_in_use",
+            "Connections to the database in use.",
+            registry=self._registry,
+        )
+        gauge.set_function(connections_in_use)
+
+    def exposition(self) -> bytes:
+        """Everything, in the text format."""
+        return generate_latest(self._registry)
