@@ -65,7 +65,7 @@ class PasswordHasher:
     def verify(self, password: str, stored: str | None) -> Verdict:
         """Compare in constant time. `stored=None` (no such user) takes as long and is never
         correct."""
-        match = _STORED.fullmatch(stored or self._nobody)
+        match = _STORED.fullmatch(self._nobody if stored is None else stored)
         if match is None:
             return Verdict(correct=False)
         log_n, block_size, parallelism = (int(match[index]) for index in (1, 2, 3))
