@@ -1,0 +1,136 @@
+"""`kill -9` at random moments of concurrent uploads: what was promised holds after the restart."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from on_api.core.crypto.secrets import node_rpc_auth
+from on_api.core.ipfs.cid import normalise
+from on_api.core.models import Content, Database, File, Holding, Lease, UserUsage
+from on_api.core.settings import Settings
+from on_api.tests.cli.processes import Home
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="starts and kills whole process trees, as on Linux"
+)
+
+
+EMPTY_FOLDER = normalise("QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn")
+"""Pinned by `ipfs init` itself, without a name."""
+
+
+@dataclass
+class Uploader:
+    """Uploads fresh bytes until told to stop; remembers what was promised."""
+
+    home: Home
+    key: str
+    stopping: threading.Event
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """Id and bytes of every 201."""
+    tried: int = 0
+
+    def run(self) -> None:
+        """In a thread."""
+        while not self.stopping.is_set():
+            with self.home.client(self.key) as client:
+                try:
+                    while not self.stopping.is_set():
+                        self.one(client)
+                except httpx.TransportError:
+                    # Killed under us; it is back in a moment.
+                    self.stopping.wait(0.05)
+
+    def one(self, client: httpx.Client) -> None:
+        """Of any size from a few bytes to several blocks; now and then what is there already."""
+        data = os.urandom(random.choice([10, 5_000, 1_100_000, 3_000_000]))
+        if self.stored and random.random() < 0.2:
+            data = random.choice(list(self.stored.values()))
+        self.tried += 1
+        answer = client.put(f"/v1/files?name={self.tried}", content=data)
+        if answer.status_code == 201:
+            self.stored[answer.json()["id"]] = data
+
+
+def pins_on_node(home: Home) -> dict[str, str]:
+    """CID and name of every recursive pin."""
+    settings = Settings(_env_file=None, home=home.path)
+    answer = httpx.post(
+        f"http://127.0.0.1:{home.rpc_port}/api/v0/pin/ls",
+        params={"type": "recursive", "names": "true"},
+        headers={"Authorization": node_rpc_auth(settings).replace("bearer:", "Bearer ")},
+        trust_env=False,
+    )
+    return {normalise(cid): pin["Name"] for cid, pin in answer.json()["Keys"].items()}
+
+
+def check(home: Home, key: str, promised: dict[str, bytes], own: httpx.Client) -> None:
+    """Everything promised is there and readable, nothing else is recorded, the sums agree."""
+    recorded = own.get("/v1/files", params={"limit": 1000}).json()
+    ids = {item["id"] for item in recorded["items"]}
+    assert promised.keys() <= ids
+    # A client that was cut off before its answer can't know: at most one each.
+    for file_id in random.sample(sorted(promised), min(len(promised), 30)):
+        assert own.get(f"/v1/files/{file_id}/content").content == promised[file_id]
+    settings = Settings(_env_file=None, home=home.path)
+    database = Database(settings)
+    with database.session_scope(write=False) as session:
+        [usage] = session.scalars(select(UserUsage)).all()
+        held = sum(holding.bytes for holding in session.scalars(select(Holding)))
+        files = session.scalars(select(File)).all()
+        contents = set(session.scalars(select(Content.cid)))
+        leases = {str(lease) for lease in session.scalars(select(Lease.id))}
+        assert usage.storage_bytes == held
+        assert usage.file_count == len(files) == recorded["count"]
+        assert {file.cid for file in files} == contents
+    database.dispose()
+    pins = pins_on_node(home)
+    assert contents <= pins.keys()
+    for cid in pins.keys() - contents - {EMPTY_FOLDER}:
+        name = pins[cid].split("/")
+        assert name[0] == "on-api", "an orphan without our name"
+        assert name[2] in leases, "an orphan without a lease"
+
+
+@pytest.mark.parametrize(
+    "kills", [5, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+)
+def test_kill_9_at_random_moments(tmp_path: Path, kills: int) -> None:
+    """Four uploaders, one server killed again and again, and now and then its node."""
+    (tmp_path / "home").mkdir(mode=0o700)
+    home = Home(tmp_path / "home", extra={"ON_API_FILES__LEASE_SECONDS": "3600"})
+    key = home.init()
+    stopping = threading.Event()
+    uploaders = [Uploader(home, key, stopping) for _ in range(4)]
+    threads = [threading.Thread(target=uploader.run, daemon=True) for uploader in uploaders]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(kills):
+            with home.serving() as process:
+                # The moment is the thing under test, and must be random.
+                time.sleep(random.uniform(0.0, 0.6))
+                if number % 5 == 4:
+                    os.kill(home.kubo_pid(), signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(60)
+    promised = {i: data for uploader in uploaders for i, data in uploader.stored.items()}
+    assert promised, "the test has proved nothing: not one upload got through"
+    with home.serving(), home.client(key) as client:
+        check(home, key, promised, client)
+        assert client.put("/v1/files?name=after", content=b"after").status_code == 201
