@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic.config import Config
@@ -21,6 +22,7 @@ PROJECT = Path(on_api.__file__).resolve().parent.parent
 _ADVISORY_LOCK = 0x6F6E6170
 
 
+@cache
 def needed_revision() -> str:
     """The newest revision in `alembic/versions`."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
