@@ -12,6 +12,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -126,6 +127,42 @@ def test_kubo_killed_in_mid_upload(home: Home) -> None:
         data = os.urandom(3 * MIB)
         file = client.put("/v1/files?name=after", content=data).json()
         assert client.get(f"/v1/files/{file['id']}/content").content == data
+
+
+def test_a_hung_node_harms_nobody_else(home: Home) -> None:
+    """Uploads and downloads end with 504 in bounded time; everything else answers meanwhile; then
+    all is well."""
+    home.extra = {
+        "ON_API_IPFS__STALL_TIMEOUT": "2",
+        "ON_API_IPFS__FINISH_TIMEOUT": "2",
+        "ON_API_IPFS__CONTROL_TIMEOUT": "1",
+    }
+    key = home.init()
+    with home.serving(), home.client(key) as client:
+        data = os.urandom(4 * MIB)
+        kept = client.put("/v1/files?name=kept", content=data).json()
+        kubo = home.kubo_pid()
+        os.kill(kubo, signal.SIGSTOP)
+        try:
+
+            def use(number: int) -> int:
+                with home.client(key) as own:
+                    if number % 2:
+                        return own.put(f"/v1/files?name={number}", content=data).status_code
+                    return own.get(f"/v1/files/{kept['id']}/content").status_code
+
+            with ThreadPoolExecutor(20) as threads:
+                answers = [threads.submit(use, number) for number in range(20)]
+                while not all(answer.done() for answer in answers):
+                    assert client.get("/v1/files").json()["count"] == 1
+                    assert client.get("/healthz").status_code == 200
+            assert {answer.result() for answer in answers} == {504}
+            assert client.get("/readyz").status_code == 503
+        finally:
+            os.kill(kubo, signal.SIGCONT)
+        until(home.ready, "the node answers again", 30)
+        assert client.get(f"/v1/files/{kept['id']}/content").content == data
+        assert client.put("/v1/files?name=after", content=data).status_code == 201
 
 
 def test_a_killed_on_api_leaves_no_kubo_in_the_way(home: Home) -> None:

@@ -1,0 +1,74 @@
+"""Many at once beside the very slow: all are served, none waits for the slow ones, no connection
+is held by them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from on_api.tests.conftest import Account, Server
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+UPLOADS = 200
+
+
+async def trickle(until: asyncio.Event) -> AsyncIterator[bytes]:
+    """About a kilobyte a second, until told."""
+    yield b"x" * 1000
+    while not until.is_set():
+        yield b"x" * 100
+        await asyncio.sleep(0.1)  # the pace is the thing under test
+
+
+async def test_many_uploads_beside_slow_clients(server: Server, alice: Account) -> None:
+    """200 of 1 MiB, while one trickles in and one is read at 10 kB/s."""
+    database = server.services.database
+    large = alice.upload(os.urandom(20 * MIB), "large")
+    idle = database.connections_in_use()
+    done = asyncio.Event()
+    async with httpx.AsyncClient(
+        base_url=server.url,
+        headers={"Authorization": f"Bearer {alice.key}"},
+        limits=httpx.Limits(max_connections=None),
+        timeout=120,
+        trust_env=False,
+    ) as client:
+
+        async def read_slowly() -> int:
+            received = 0
+            async with client.stream("GET", f"/v1/files/{large['id']}/content") as answer:
+                async for chunk in answer.aiter_raw(1000):
+                    received += len(chunk)
+                    if not done.is_set():
+                        await asyncio.sleep(0.1)  # the same
+            return received
+
+        slow_upload = asyncio.create_task(client.put("/v1/files?name=slow", content=trickle(done)))
+        slow_download = asyncio.create_task(read_slowly())
+        # Both stream by now, and hold nothing of the pool.
+        async with asyncio.timeout(30):
+            while server.services.metrics.in_flight._value.get() < 2:
+                await asyncio.sleep(0.01)
+            while database.connections_in_use() > idle:
+                await asyncio.sleep(0.01)
+
+        async def upload(number: int) -> int:
+            body = os.urandom(MIB)
+            return (await client.put(f"/v1/files?name={number}", content=body)).status_code
+
+        answers = await asyncio.gather(*(upload(number) for number in range(UPLOADS)))
+        assert answers == [201] * UPLOADS
+        assert not slow_upload.done()
+        assert not slow_download.done()
+        done.set()
+        assert (await slow_upload).status_code == 201
+        assert await slow_download == 20 * MIB
+        count = (await client.get("/v1/files")).json()["count"]
+    assert count == UPLOADS + 2
+    assert database.connections_in_use() == idle
