@@ -118,13 +118,23 @@ class DatabaseMaker:
         engine.dispose()
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def new_database(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> DatabaseMaker:
+@pytest.fixture(scope="session")
+def sqlite_database(tmp_path_factory: pytest.TempPathFactory) -> DatabaseMaker:
+    """A maker of SQLite files."""
+    return DatabaseMaker(tmp_path_factory.mktemp("sqlite"), None)
+
+
+@pytest.fixture(scope="session")
+def postgres_database(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> DatabaseMaker:
+    """A maker of PostgreSQL databases."""
+    return DatabaseMaker(tmp_path_factory.mktemp("postgresql"), postgres)
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def new_database(request: pytest.FixtureRequest) -> DatabaseMaker:
     """A maker of databases; every test that uses it runs once for each kind."""
-    url = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    return DatabaseMaker(tmp_path_factory.mktemp(request.param), url)
+    maker: DatabaseMaker = request.getfixturevalue(f"{request.param}_database")
+    return maker
 
 
 def _settings(home: Path, database_url: str, **changes: object) -> Settings:

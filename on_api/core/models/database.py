@@ -36,9 +36,13 @@ from sqlalchemy.types import TypeDecorator
 
 from on_api.core.errors import Conflict, DatabaseUnavailable
 from on_api.core.models.json_contains import json_contains
+from on_api.core.models.watchdog import Watchdog
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+ANSWER_MARGIN = 5.0
+"""Seconds that an answer of PostgreSQL may take beyond `statement_timeout`."""
 
 _SQLITE_BEGIN = "on_api_sqlite_begin"
 
@@ -98,7 +102,9 @@ class Database:
     """One engine and its sessions. Made once per process; `dispose` ends it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.engine = _create_engine(settings)
+        # Longer than the server's own limit, which says more.
+        self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN)
+        self.engine = _create_engine(settings, self._watchdog)
         reading = self.engine.execution_options(
             postgresql_readonly=True, **{_SQLITE_BEGIN: "BEGIN DEFERRED"}
         )
@@ -142,6 +148,7 @@ class Database:
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+        self._watchdog.stop()
 
 
 def insert_unless_there(session: Session, table: type[Base], **values: object) -> None:
@@ -159,7 +166,7 @@ def new_id() -> uuid.UUID:
     return uuid.uuid4()
 
 
-def _create_engine(settings: Settings) -> Engine:
+def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
     url = make_url(settings.sqlalchemy_url)
     options = settings.database
     connect_args: dict[str, Any]
@@ -172,6 +179,7 @@ def _create_engine(settings: Settings) -> Engine:
         connect_args = {
             "connect_timeout": options.connect_timeout,
             "application_name": "on-api",
+            "connection_factory": watchdog.connection_factory(),
             "options": " ".join(
                 f"-c {name}={round(value * 1000)}" for name, value in milliseconds.items()
             ),

@@ -1,0 +1,104 @@
+"""A TCP proxy in a thread that can be told to misbehave: between on-api and whatever it talks
+to."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from enum import Enum
+
+
+class Mood(Enum):
+    """What it does with connections, old and new."""
+
+    GOOD = "pass everything on"
+    REFUSE = "accept and close at once; old ones are cut"
+    HANG = "take everything, pass nothing on"
+
+
+class TcpProxy:
+    """Passes bytes between clients of `port` and what `dial` connects to."""
+
+    def __init__(self, dial: Callable[[], socket.socket]) -> None:
+        self._dial = dial
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = int(self._listener.getsockname()[1])
+        self._open: set[socket.socket] = set()
+        self._good = threading.Event()
+        self._good.set()
+        self._mood = Mood.GOOD
+        self._ended = False
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    @property
+    def mood(self) -> Mood:
+        """How it behaves now."""
+        return self._mood
+
+    @mood.setter
+    def mood(self, mood: Mood) -> None:
+        self._mood = mood
+        if mood is Mood.HANG:
+            self._good.clear()
+        else:
+            self._good.set()
+        if mood is Mood.REFUSE:
+            self._cut_all()
+
+    def close(self) -> None:
+        """Cut everything and end."""
+        self._ended = True
+        self.mood = Mood.REFUSE
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(5)
+
+    def _cut_all(self) -> None:
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while not self._ended:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._mood is Mood.REFUSE:
+                client.close()
+                continue
+            try:
+                server = self._dial()
+            except OSError:
+                client.close()
+                continue
+            self._open |= {client, server}
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._good.wait()
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, target):
+                self._open.discard(end)
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+
+@contextlib.contextmanager
+def proxied(dial: Callable[[], socket.socket]) -> Iterator[TcpProxy]:
+    """A proxy that is ended with the block."""
+    proxy = TcpProxy(dial)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

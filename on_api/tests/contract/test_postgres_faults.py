@@ -1,0 +1,114 @@
+"""A PostgreSQL that refuses, hangs or cuts: 503 in bounded time, nothing lost, the pool recovers
+by itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from on_api.core.settings import DatabaseSettings, Settings
+from on_api.tests.conftest import Account, DatabaseMaker, Server
+from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
+from on_api.tests.deadline import until
+
+QUICK = DatabaseSettings(
+    connect_timeout=2, pool_timeout=2, statement_timeout=1, lock_timeout=1, pool_size=20
+)
+
+
+@pytest.fixture
+def proxy_and_server(
+    postgres_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> Iterator[tuple[TcpProxy, Server]]:
+    """A server whose way to its database goes through the proxy."""
+    direct = make_url(postgres_database())
+    folder = direct.query["host"]
+
+    def dial() -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(Path(str(folder)) / f".s.PGSQL.{direct.port or 5432}"))
+        return connection
+
+    with proxied(dial) as proxy:
+        url = direct.set(host="127.0.0.1", port=proxy.port, query={})
+        settings = settings_for(url.render_as_string(hide_password=False), database=QUICK)
+        with Server(settings) as server:
+            yield proxy, server
+
+
+def elapsed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    started = time.monotonic()
+    call()
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("mood", [Mood.REFUSE, Mood.HANG])
+def test_database_gone_and_back(proxy_and_server: tuple[TcpProxy, Server], mood: Mood) -> None:
+    """Lists and uploads are 503 with Retry-After; health answers at once; then everything works
+    again."""
+    proxy, server = proxy_and_server
+    account: Account = server.new_user()
+    with account.client as client:
+        kept = account.upload(b"kept")
+        proxy.mood = mood
+        answers = []
+
+        def ask() -> None:
+            answers.append(client.get("/v1/files"))
+            answers.append(client.put("/v1/files?name=x", content=os.urandom(100)))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while asking.is_alive():
+            with server.client() as other:
+                assert elapsed(lambda: other.get("/healthz")) < 2
+            time.sleep(0.05)  # not to be the load itself
+        assert [answer.status_code for answer in answers] == [503, 503]
+        for answer in answers:
+            assert answer.json()["error"]["reason"] == "DATABASE_UNAVAILABLE"
+            assert int(answer.headers["retry-after"]) > 0
+            assert "127.0.0.1" not in answer.text
+        assert client.get("/readyz").status_code == 503
+        proxy.mood = Mood.GOOD
+        until(lambda: client.get("/readyz").status_code == 200, "the database is back", 20)
+        assert client.get(f"/v1/files/{kept['id']}/content").content == b"kept"
+        assert client.put("/v1/files?name=y", content=b"after").status_code == 201
+        assert client.get("/v1/files").json()["count"] == 2
+        until(lambda: server.services.database.connections_in_use() == 0, "the pool is whole")
+
+
+def test_database_lost_while_bytes_flow(proxy_and_server: tuple[TcpProxy, Server]) -> None:
+    """The upload that can't be recorded is 503 and leaves no record; its pin is left with a
+    lease."""
+    proxy, server = proxy_and_server
+    account = server.new_user()
+    begun = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield os.urandom(2_000_000)
+        begun.set()
+        until(lambda: proxy.mood is not Mood.GOOD, "the database is gone")
+        yield b"the end"
+
+    with account.client as client:
+        answers = []
+        uploading = threading.Thread(
+            target=lambda: answers.append(client.put("/v1/files?name=x", content=body()))
+        )
+        uploading.start()
+        assert begun.wait(10)
+        proxy.mood = Mood.REFUSE
+        uploading.join(60)
+        assert answers[0].status_code == 503
+        proxy.mood = Mood.GOOD
+        until(lambda: client.get("/readyz").status_code == 200, "the database is back", 20)
+        assert client.get("/v1/files").json()["count"] == 0
+        assert client.get("/v1/users/me/usage").json()["storage"]["bytes"] == 0
