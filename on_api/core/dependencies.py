@@ -4,13 +4,14 @@ allowed, is in its signature."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import Unauthorized
+from on_api.core.errors import OnApiError, Unauthorized
 from on_api.core.pagination import (
     DEFAULT_LIMIT,
     MAX_CURSOR_LENGTH,
@@ -25,6 +26,7 @@ from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.files import FileFilter
+from on_api.core.services.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.upload_forms import UploadOptions, check_option
 
 # Both only document: Swagger's *Authorize* offers a password login and a field for a key. The key
@@ -63,10 +65,31 @@ def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
+def end_attempt(request: Request, services: ServicesDep) -> Iterator[None]:
+    """End the claim of the request's Idempotency-Key, after everything that was begun after it.
+
+    So the request's transaction has committed, or has failed, when its answer is recorded or the
+    claim given back. (`get_principal` comes before `SessionDep` in every signature; function scope
+    ends them in reverse.)
+    """
+    try:
+        yield
+    except BaseException:
+        if isinstance(claim := getattr(request.state, "attempt", None), Claim):
+            # Where even that fails the claim dies by itself; the first error is the one to tell.
+            with suppress(OnApiError):
+                services.idempotency.release(claim)
+        raise
+    claim, answer = (getattr(request.state, name, None) for name in ("attempt", "answer"))
+    if isinstance(claim, Claim) and isinstance(answer, Answered):
+        services.idempotency.finish_alone(claim, answer)
+
+
 def get_principal(
     request: Request,
     services: ServicesDep,
     scopes: SecurityScopes,
+    _ending: Annotated[None, Depends(end_attempt, scope="function")],
     _token: Annotated[str | None, Depends(_login)],
     _key: Annotated[object, Depends(_bearer)],
 ) -> Principal:
@@ -80,7 +103,33 @@ def get_principal(
         raise Unauthorized
     principal = services.authenticator.authenticate(key.strip())
     principal.require(*(Scope(scope) for scope in scopes.scopes))
+    _claim_idempotency_key(request, services, principal)
     return principal
+
+
+def _claim_idempotency_key(request: Request, services: Services, principal: Principal) -> None:
+    """Claim the request's Idempotency-Key, before its body where that is streamed.
+
+    `request.state.attempt` is what came of it; a repeat whose body was read already ends here.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is None or request.method not in {"POST", "PUT"}:
+        return
+    route = f"{request.method} {request.url.path}"
+    attempt = services.idempotency.claim(principal, route, key)
+    body_digest = getattr(request.state, "body_digest", None)
+    if body_digest is not None and isinstance(attempt, Answered):
+        raise AlreadyAnswered(attempt.for_repeat(body_digest.digest()))
+    request.state.attempt = attempt
+
+
+def get_attempt(request: Request) -> Claim | Answered | None:
+    """What came of the request's Idempotency-Key, for an endpoint that streams its body."""
+    attempt: Claim | Answered | None = getattr(request.state, "attempt", None)
+    return attempt
+
+
+AttemptDep = Annotated[Claim | Answered | None, Depends(get_attempt)]
 
 
 def _needs(*scopes: Scope) -> Any:

@@ -12,6 +12,8 @@ clients match on.
     ├── MethodNotAllowed      405 METHOD_NOT_ALLOWED
     ├── RequestTimeout        408 REQUEST_TIMEOUT          the client stopped sending
     ├── Conflict              409 CONFLICT                 against the present state
+    ├── InProgress            409 IN_PROGRESS              the same Idempotency-Key is being worked
+    on
     ├── PreconditionFailed    412 PRECONDITION_FAILED
     ├── PayloadTooLarge       413 PAYLOAD_TOO_LARGE
     ├── UnsupportedMediaType  415 UNSUPPORTED_MEDIA_TYPE
@@ -162,6 +164,12 @@ class TooManyRequests(_RetryLater):
     """Too much in too short a time."""
 
     status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
+
+
+class InProgress(_RetryLater):
+    """A request with the same Idempotency-Key is still being done."""
+
+    status, reason, summary = 409, "IN_PROGRESS", "The same request is still being done."
 
 
 class InternalError(OnApiError):

@@ -13,6 +13,15 @@ from pydantic import BaseModel
 from on_api.core.error_handlers import Renderer
 from on_api.core.errors import BadRequest, Forbidden, OnApiError, Unauthorized
 
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Repeat a request with the same key and it is done once: the same answer comes "
+    "again, for 24 hours. 409 `IN_PROGRESS` while it runs, 409 `CONFLICT` for another request.",
+    "schema": {"type": "string", "maxLength": 255},
+}
+
 REF = "#/components/schemas/{model}"
 
 
@@ -48,8 +57,10 @@ def openapi_document(app: FastAPI, version: ApiVersion, release: str) -> dict[st
         schemas[model.__name__] = model.model_json_schema(ref_template=REF)
         schemas[model.__name__].pop("$defs", None)
     for path in document["paths"].values():
-        for operation in path.values():
+        for method, operation in path.items():
             _describe_errors(operation, version)
+            if method in {"post", "put"} and "security" in operation:
+                operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
 

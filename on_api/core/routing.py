@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Message, Receive
 
 from on_api.core.errors import OnApiError, PayloadTooLarge
+from on_api.core.services.idempotency import AlreadyAnswered, Answered
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of
@@ -17,22 +19,33 @@ their own."""
 
 
 class ApiRoute(APIRoute):
-    """A route whose whole-read body is bounded. An endpoint that streams takes the `Request`
-    itself instead."""
+    """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`.
+
+    An endpoint that streams takes the `Request` itself, and its attempt from
+    `dependencies.AttemptDep`. The key is claimed, and the claim ended, in `dependencies.py`.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
         handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
+        reads_whole_body = self.body_field is not None
 
-        async def handle_bounded(request: Request) -> Response:
-            declared = request.headers.get("content-length", "0")
-            if declared.isascii() and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-                raise PayloadTooLarge
-            return await handle(Request(request.scope, _bounded(request.receive)))
+        async def handle_once(request: Request) -> Response:
+            if reads_whole_body:
+                _refuse_too_large(request)
+                digest = hashlib.sha256(request.url.query.encode())
+                request = Request(request.scope, _bounded(request.receive, digest.update))
+                request.state.body_digest = digest
+            try:
+                response = await handle(request)
+            except AlreadyAnswered as repeat:
+                return _again(repeat.answer)
+            if reads_whole_body:
+                body = bytes(response.body)
+                request.state.answer = Answered(digest.digest(), response.status_code, body)
+            return response
 
-        return handle_bounded
+        return handle_once
 
 
 def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
@@ -48,18 +61,36 @@ def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def _bounded(receive: Receive) -> Receive:
+def _refuse_too_large(request: Request) -> None:
+    declared = request.headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise PayloadTooLarge
+
+
+def _bounded(receive: Receive, look: Callable[[bytes], None]) -> Receive:
+    """Pass messages on, no more than `MAX_BODY_BYTES` of them, showing each to `look`."""
     received = 0
 
     async def receive_bounded() -> Message:
         nonlocal received
         message = await receive()
-        received += len(message.get("body", b""))
+        body = message.get("body", b"")
+        received += len(body)
         if received > MAX_BODY_BYTES:
             raise PayloadTooLarge
+        look(body)
         return message
 
     return receive_bounded
+
+
+def _again(answer: Answered) -> Response:
+    return Response(
+        answer.body,
+        answer.status,
+        headers={"Idempotent-Replayed": "true", "Cache-Control": "no-store"},
+        media_type="application/json" if answer.body else None,
+    )
 
 
 UPLOAD_FORM: dict[str, Any] = {

@@ -30,6 +30,7 @@ class Purpose(StrEnum):
     API_KEYS = "api-keys"
     NODE_RPC = "node-rpc"
     CURSORS = "cursors"
+    ANSWERS = "answers"
 
 
 class MasterSecret:

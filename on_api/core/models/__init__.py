@@ -4,6 +4,7 @@ on it)."""
 from on_api.core.models.content import Content, Deployment, Holding, Lease
 from on_api.core.models.database import Base, Database
 from on_api.core.models.file import File
+from on_api.core.models.idempotency import IdempotencyRecord
 from on_api.core.models.key import ApiKey
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
@@ -16,6 +17,7 @@ __all__ = [
     "Deployment",
     "File",
     "Holding",
+    "IdempotencyRecord",
     "Identity",
     "Lease",
     "LoginThrottle",

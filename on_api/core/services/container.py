@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from on_api.core.crypto.passwords import PasswordHasher
+from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import MasterSecret, Purpose
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
@@ -16,6 +17,7 @@ from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.intake import IntakeLimits
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
@@ -40,6 +42,7 @@ class Services:
     keys: KeyService
     uploads: UploadService
     cursors: CursorSigner
+    idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
 
@@ -58,6 +61,9 @@ class Services:
         )
         keys = KeyService(secret, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
+        idempotency = IdempotencyService(
+            database, Sealer(secret.subkey(Purpose.ANSWERS)), settings.files.lease_seconds
+        )
         return cls(
             settings=settings,
             database=database,
@@ -75,8 +81,10 @@ class Services:
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
                 metrics,
+                idempotency,
             ),
             cursors=CursorSigner(secret.subkey(Purpose.CURSORS)),
+            idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
         )

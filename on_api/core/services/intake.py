@@ -73,7 +73,7 @@ class Intake:
         """
         loop = asyncio.get_running_loop()
         hashing: asyncio.Future[None] | None = None
-        async for block in self._blocks(body):
+        async for block in blocks(body, self._limits.idle_timeout):
             passage.size += len(block)
             if passage.size > self._limits.max_file_size:
                 raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
@@ -95,21 +95,24 @@ class Intake:
         if before // LOOK_EVERY != self.received // LOOK_EVERY:
             await self._capacity.require(0)
 
-    async def _blocks(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        gathered: list[bytes] = []
-        size = 0
-        chunks = aiter(body)
-        while True:
-            try:
-                async with asyncio.timeout(self._limits.idle_timeout):
-                    chunk = await anext(chunks, None)
-            except TimeoutError:
-                raise RequestTimeout from None
-            if chunk is not None:
-                gathered.append(chunk)
-                size += len(chunk)
-            if size >= BLOCK_BYTES or (chunk is None and size):
-                yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
-                gathered, size = [], 0
-            if chunk is None:
-                return
+
+async def blocks(body: AsyncIterator[bytes], idle_timeout: float) -> AsyncIterator[bytes]:
+    """The body in larger pieces. Raises `RequestTimeout` after `idle_timeout` seconds without a
+    byte."""
+    gathered: list[bytes] = []
+    size = 0
+    chunks = aiter(body)
+    while True:
+        try:
+            async with asyncio.timeout(idle_timeout):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise RequestTimeout from None
+        if chunk is not None:
+            gathered.append(chunk)
+            size += len(chunk)
+        if size >= BLOCK_BYTES or (chunk is None and size):
+            yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            gathered, size = [], 0
+        if chunk is None:
+            return

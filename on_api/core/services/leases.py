@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -94,15 +94,9 @@ class LeaseService:
             reservations.reserve(session, usage, lease, wanted=wanted, needed=received)
             handle.covered = lease.reserved_bytes
 
-    @asynccontextmanager
-    async def kept_alive(self, handle: LeaseHandle) -> AsyncIterator[None]:
+    def kept_alive(self, handle: LeaseHandle) -> AbstractAsyncContextManager[None]:
         """Renew the lease while the block runs."""
-        renewing = asyncio.create_task(self._keep_renewing(handle))
-        try:
-            yield
-        finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+        return renewed(lambda: self._renew(handle), self._life)
 
     def close(self, session: Session, handle: LeaseHandle, usage: UserUsage, uploaded: int) -> None:
         """End the lease in the transaction that records its result, and settle what it reserved.
@@ -128,14 +122,6 @@ class LeaseService:
             else:
                 session.delete(lease)
 
-    async def _keep_renewing(self, handle: LeaseHandle) -> None:
-        while True:
-            await asyncio.sleep(self._life.total_seconds() / 4)
-            try:
-                await to_thread.run_sync(self._renew, handle)
-            except DatabaseUnavailable:
-                logger.warning("could not renew lease %s; trying again", handle.id)
-
     def _renew(self, handle: LeaseHandle) -> None:
         with self._database.session_scope() as session:
             session.execute(
@@ -143,6 +129,26 @@ class LeaseService:
                 .where(Lease.id == handle.id, Lease.token == handle.token)
                 .values(lease_until=utc_now() + self._life)
             )
+
+
+@asynccontextmanager
+async def renewed(renew: Callable[[], None], life: timedelta) -> AsyncIterator[None]:
+    """Call `renew` (in a thread) four times in each `life` while the block runs."""
+
+    async def keep_renewing() -> None:
+        while True:
+            await asyncio.sleep(life.total_seconds() / 4)
+            try:
+                await to_thread.run_sync(renew)
+            except DatabaseUnavailable:
+                logger.warning("could not renew a lease; trying again")
+
+    renewing = asyncio.create_task(keep_renewing())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
 
 
 def release_dead_leases(database: Database, limit: int = 100) -> int:

@@ -7,8 +7,10 @@ No database connection is held while bytes flow: one short transaction before (t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +18,7 @@ from typing import Any
 
 from anyio import CancelScope, to_thread
 
-from on_api.core.errors import BadRequest, OnApiError, Unauthorized
+from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
@@ -25,7 +27,14 @@ from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents
 from on_api.core.services.access import Principal
 from on_api.core.services.capacity import Capacity
-from on_api.core.services.intake import FilePassage, Intake, IntakeLimits
+from on_api.core.services.idempotency import (
+    AlreadyAnswered,
+    Answered,
+    Claim,
+    IdempotencyService,
+    fingerprint,
+)
+from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.reservations import Announced
 
@@ -54,6 +63,14 @@ class _Stored:
     media_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Under which claim to record which answer."""
+
+    claim: Claim
+    render: Callable[[Sequence[File]], bytes]
+
+
 class UploadService:
     """Streams uploads to the node and records them."""
 
@@ -66,6 +83,7 @@ class UploadService:
         hashers: Executor,
         limits: IntakeLimits,
         metrics: Metrics,
+        idempotency: IdempotencyService,
     ) -> None:
         self._database = database
         self._node = node
@@ -74,9 +92,43 @@ class UploadService:
         self._hashers = hashers
         self._limits = limits
         self._metrics = metrics
+        self._idempotency = idempotency
+
+    async def store_once(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        announced: Announced,
+        attempt: Claim | Answered,
+        render: Callable[[Sequence[File]], bytes],
+    ) -> Sequence[File]:
+        """Like `store`, under an Idempotency-Key: what is stored and its answer are one
+        transaction.
+
+        `render` makes the answer's body. Raises `AlreadyAnswered` for a repeat, `Conflict` when it
+        isn't one: both only after its whole body was read, since that is what tells.
+        """
+        if isinstance(attempt, Answered):
+            repeated = [await self._look_at(file) async for file in incoming]
+            raise AlreadyAnswered(attempt.for_repeat(fingerprint(*repeated)))
+        async with self._idempotency.kept_alive(attempt):
+            return await self.store(principal, incoming, announced, Recording(attempt, render))
+
+    async def _look_at(self, file: IncomingFile) -> bytes:
+        digest, size = hashlib.sha256(), 0
+        async for block in blocks(file.body, self._limits.idle_timeout):
+            size += len(block)
+            if size > self._limits.max_file_size:
+                raise PayloadTooLarge
+            digest.update(block)
+        return _describe(file, digest.digest())
 
     async def store(
-        self, principal: Principal, incoming: AsyncIterator[IncomingFile], announced: Announced
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        announced: Announced,
+        recording: Recording | None = None,
     ) -> Sequence[File]:
         """Store every incoming file, or none: they are recorded in one transaction at the end.
 
@@ -98,7 +150,7 @@ class UploadService:
                     stored.append(await self._send(file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
-                files = await to_thread.run_sync(self._record, principal, lease, stored)
+                files = await to_thread.run_sync(self._record, principal, lease, stored, recording)
         except BaseException as error:
             reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
             self._metrics.uploads.labels(reason).inc()
@@ -116,7 +168,11 @@ class UploadService:
         return _Stored(file, added, passage.digest.digest(), media_type)
 
     def _record(
-        self, principal: Principal, lease: LeaseHandle, stored: Sequence[_Stored]
+        self,
+        principal: Principal,
+        lease: LeaseHandle,
+        stored: Sequence[_Stored],
+        recording: Recording | None,
     ) -> Sequence[File]:
         files = []
         with self._database.session_scope() as session:
@@ -150,6 +206,11 @@ class UploadService:
             usage.file_count += len(files)
             session.add_all(files)
             self._leases.close(session, lease, usage, sum(file.size for file in files))
+            if recording is not None:
+                session.flush()
+                described = [_describe(item.incoming, item.sha256) for item in stored]
+                answer = Answered(fingerprint(*described), 201, recording.render(files))
+                self._idempotency.finish(session, recording.claim, answer)
         return files
 
     async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
@@ -158,3 +219,10 @@ class UploadService:
         except OnApiError:
             # It dies by itself; the reason of the failure is on its way to the client.
             logger.warning("could not give back lease %s", lease.id)
+
+
+def _describe(file: IncomingFile, sha256: bytes) -> bytes:
+    """What makes two uploads of a file the same request, whatever their boundaries or chunks
+    were."""
+    meta = json.dumps(file.meta, sort_keys=True)
+    return fingerprint(file.name, file.media_type or "", file.visibility, meta, sha256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from on_api.core.dependencies import (
+    AttemptDep,
     FileQuery,
     FilesRead,
     FilesWrite,
@@ -38,12 +39,16 @@ from on_api.core.multipart import MultipartReader
 from on_api.core.responses import file_response
 from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
 from on_api.core.schemas.files import File, FileItems, FileList, FileUpdate
+from on_api.core.services.access import Principal
+from on_api.core.services.container import Services
 from on_api.core.services.files import (
     change_file,
     delete_file,
     files_of,
     get_file,
 )
+from on_api.core.services.idempotency import Answered, Claim
+from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
 
@@ -77,7 +82,11 @@ _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
     openapi_extra={"requestBody": UPLOAD_FORM},
 )
 async def upload_files(
-    request: Request, principal: FilesWrite, options: UploadQuery, services: ServicesDep
+    request: Request,
+    principal: FilesWrite,
+    attempt: AttemptDep,
+    options: UploadQuery,
+    services: ServicesDep,
 ) -> File | FileItems:
     """Upload one or many files as `multipart/form-data`, in parts named `file`.
 
@@ -91,14 +100,17 @@ async def upload_files(
         max_parts=services.settings.files.max_parts,
     )
     announced = announced_by_form(request.headers)
-    rows = await services.uploads.store(principal, incoming_files(reader, options), announced)
-    files = [File.of(row, services.settings.visible_gateway_url) for row in rows]
-    return files[0] if len(files) == 1 else FileItems(items=files)
+    files = incoming_files(reader, options)
+    return await _store(services, principal, files, announced, attempt)
 
 
 @router.put("", status_code=201, responses=_UPLOAD_ERRORS, openapi_extra={"requestBody": RAW_BODY})
 async def upload_file(
-    request: Request, principal: FilesWrite, options: UploadQuery, services: ServicesDep
+    request: Request,
+    principal: FilesWrite,
+    attempt: AttemptDep,
+    options: UploadQuery,
+    services: ServicesDep,
 ) -> File:
     """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`."""
     file = options.describe_file(request.stream(), None, request.headers.get("content-type"))
@@ -107,8 +119,8 @@ async def upload_file(
         yield file
 
     announced = announced_by_body(request.headers, services.settings.files.max_size)
-    rows = await services.uploads.store(principal, only_this(), announced)
-    return File.of(rows[0], services.settings.visible_gateway_url)
+    stored = await _store(services, principal, only_this(), announced, attempt)
+    return stored if isinstance(stored, File) else stored.items[0]
 
 
 @v1_only.get("")
@@ -174,3 +186,25 @@ async def get_content(
     # Not the request's session: it would stay open while the bytes stream.
     row = await run_in_threadpool(look_up)
     return file_response(request.headers, request.method, row, services.node, download=download)
+
+
+async def _store(
+    services: Services,
+    principal: Principal,
+    files: AsyncIterator[IncomingFile],
+    announced: Announced,
+    attempt: Claim | Answered | None,
+) -> File | FileItems:
+    """Store an upload, once per Idempotency-Key where one was sent."""
+
+    def show(rows: Sequence[FileRow]) -> File | FileItems:
+        items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+        return items[0] if len(items) == 1 else FileItems(items=items)
+
+    if attempt is None:
+        return show(await services.uploads.store(principal, files, announced))
+    return show(
+        await services.uploads.store_once(
+            principal, files, announced, attempt, lambda rows: show(rows).model_dump_json().encode()
+        )
+    )

@@ -1,0 +1,38 @@
+"""Requests that must not be done twice: who has claimed a key, and what was answered."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, LargeBinary, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from on_api.core.models.database import Base, new_id, utc_now
+
+KEY_LENGTH = 255
+ROUTE_LENGTH = 255
+
+
+class IdempotencyRecord(Base):
+    """One `Idempotency-Key` of one user, key and route. Without an answer: claimed until
+    `lease_until`."""
+
+    __tablename__ = "idempotency_records"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    key_id: Mapped[uuid.UUID] = mapped_column()
+    route: Mapped[str] = mapped_column(String(ROUTE_LENGTH))
+    key: Mapped[str] = mapped_column(String(KEY_LENGTH))
+    token: Mapped[uuid.UUID] = mapped_column(default=new_id)
+    lease_until: Mapped[datetime] = mapped_column()
+    fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    """Of the request that was answered: SHA-256 over its options and the hash of each part."""
+    status: Mapped[int | None] = mapped_column()
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """The answer's body, sealed: it may hold a secret that is shown once."""
+    secret_version: Mapped[int] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
+
+    __table_args__ = (UniqueConstraint("user_id", "key_id", "route", "key"),)

@@ -1,0 +1,179 @@
+"""`Idempotency-Key`: a request repeated with the same key is done once and answered alike.
+
+A key is claimed before the body is read, under a lease; the answer is recorded with its
+fingerprint. Failures are not recorded: they release the claim, so that the repeat may succeed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.crypto.sealing import Sealer
+from on_api.core.crypto.secrets import CURRENT_VERSION
+from on_api.core.errors import BadRequest, Conflict, InProgress, ServiceUnavailable
+from on_api.core.models import Database, IdempotencyRecord
+from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.idempotency import KEY_LENGTH, ROUTE_LENGTH
+from on_api.core.services.access import Principal
+from on_api.core.services.leases import renewed
+
+MEMORY = timedelta(hours=24)
+"""How long an answer is kept."""
+
+_KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_LENGTH}}}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to do this request now."""
+
+    id: uuid.UUID
+    token: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The request was done before: what was answered to which fingerprint."""
+
+    fingerprint: bytes
+    status: int
+    body: bytes
+
+    def for_repeat(self, fingerprint: bytes) -> Answered:
+        """This answer, if the repeat is the same request. Raises `Conflict` otherwise."""
+        if fingerprint != self.fingerprint:
+            raise Conflict("This Idempotency-Key was used for another request.")
+        return self
+
+
+class AlreadyAnswered(Exception):
+    """Carries the recorded answer past the handler, which must not run again."""
+
+    def __init__(self, answer: Answered) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class IdempotencyService:
+    """Claims keys and records answers, over all processes. A claim of a crash is free after
+    `lease_seconds`."""
+
+    def __init__(self, database: Database, sealer: Sealer, lease_seconds: int) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._life = timedelta(seconds=lease_seconds)
+
+    def claim(self, principal: Principal, route: str, key: str) -> Claim | Answered:
+        """Claim a key, or learn what was answered. Raises `InProgress` while somebody else does
+        the request."""
+        if _KEY.fullmatch(key) is None:
+            raise BadRequest(f"Idempotency-Key: 1 to {KEY_LENGTH} visible ASCII characters.")
+        now, token = utc_now(), new_id()
+        place = {
+            "user_id": principal.user_id,
+            "key_id": principal.key_id,
+            "route": route[:ROUTE_LENGTH],
+            "key": key,
+        }
+        with self._database.session_scope() as session:
+            insert_unless_there(
+                session,
+                IdempotencyRecord,
+                id=new_id(),
+                token=token,
+                lease_until=now + self._life,
+                secret_version=CURRENT_VERSION,
+                created_at=now,
+                **place,
+            )
+            record = session.scalars(
+                select(IdempotencyRecord).filter_by(**place).with_for_update()
+            ).one()
+            if record.token == token:
+                return Claim(record.id, token)
+            if record.answer is not None and now - record.created_at < MEMORY:
+                return self._answered(record)
+            if record.answer is None and record.lease_until > now:
+                seconds = int((record.lease_until - now).total_seconds()) + 1
+                raise InProgress(retry_after=min(seconds, 5))
+            # A crash's claim, or an answer that is forgotten: begun anew.
+            record.token, record.lease_until, record.created_at = token, now + self._life, now
+            record.answer = record.fingerprint = record.status = None
+            return Claim(record.id, token)
+
+    def finish(self, session: Session, claim: Claim, answer: Answered) -> None:
+        """Record the answer in the transaction of what it tells.
+
+        Raises `ServiceUnavailable` when the claim is not ours any more: then nothing may be done
+        under it.
+        """
+        record = session.scalar(
+            update(IdempotencyRecord)
+            .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)
+            .values(
+                fingerprint=answer.fingerprint,
+                status=answer.status,
+                answer=self._sealer.seal(answer.body, claim.id.bytes),
+            )
+            .returning(IdempotencyRecord.id)
+        )
+        if record is None:
+            raise ServiceUnavailable("This took too long and was given up; send it again.")
+
+    def finish_alone(self, claim: Claim, answer: Answered) -> None:
+        """Record the answer in a transaction of its own, right after that of what it tells."""
+        with self._database.session_scope() as session:
+            self.finish(session, claim, answer)
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim without an answer back: the request failed and may be tried again."""
+        with self._database.session_scope() as session:
+            session.execute(
+                delete(IdempotencyRecord).where(
+                    IdempotencyRecord.id == claim.id,
+                    IdempotencyRecord.token == claim.token,
+                    IdempotencyRecord.answer.is_(None),
+                )
+            )
+
+    def kept_alive(self, claim: Claim) -> AbstractAsyncContextManager[None]:
+        """Renew the claim while the block runs."""
+        return renewed(lambda: self._renew(claim), self._life)
+
+    def _renew(self, claim: Claim) -> None:
+        with self._database.session_scope() as session:
+            session.execute(
+                update(IdempotencyRecord)
+                .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)
+                .values(lease_until=utc_now() + self._life)
+            )
+
+    def _answered(self, record: IdempotencyRecord) -> Answered:
+        if record.answer is None or record.fingerprint is None or record.status is None:
+            raise ServiceUnavailable
+        body = self._sealer.open(record.answer, record.id.bytes)
+        return Answered(record.fingerprint, record.status, body)
+
+
+def fingerprint(*parts: str | bytes) -> bytes:
+    """SHA-256 over parts, each with its length before it, so that none runs into the next."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.digest()
+
+
+def forget_old_answers(session: Session) -> None:
+    """Delete what is older than answers are kept."""
+    session.execute(
+        delete(IdempotencyRecord).where(IdempotencyRecord.created_at < utc_now() - MEMORY)
+    )
