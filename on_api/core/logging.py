@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from on_api.core.settings import LogSettings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that this task or thread works for."""
+
+_API_KEY = re.compile(r"(onapi_[0-9A-Za-z]{6})[0-9A-Za-z]{10,}")
 
 EXTRA = "on_api"
 """Where a record carries its structured fields: `logger.info("…", extra={EXTRA: {…}})`."""
@@ -58,7 +61,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _masked(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class _ConsoleFormatter(logging.Formatter):
@@ -68,7 +71,12 @@ class _ConsoleFormatter(logging.Formatter):
         line = f"{_moment(record)} {record.levelname:7} {record.name}: {message} {fields}".rstrip()
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return _masked(line)
+
+
+def _masked(line: str) -> str:
+    """API keys are recognised by their form and cut off: a client may put its key into a path."""
+    return _API_KEY.sub(r"\1…", line)
 
 
 def _moment(record: logging.LogRecord) -> str:

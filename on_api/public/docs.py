@@ -4,7 +4,6 @@ else."""
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -13,9 +12,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from on_api.core.openapi import ApiVersion, openapi_document
+from on_api.core.services.diagnosis import SWAGGER_FOLDER
 
-STATIC = Path(__file__).parent / "static"
-SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 STATIC_URL = "/docs/static"
 
 # Swagger UI's own page sets styles and starts itself by an inline script.
@@ -27,7 +25,7 @@ _POLICY = (
 
 def install_docs(app: FastAPI, versions: Sequence[ApiVersion], release: str) -> None:
     """Add a document and a Swagger UI for each version, and `/docs` for the first."""
-    app.mount(STATIC_URL, StaticFiles(directory=STATIC), name="docs-static")
+    app.mount(STATIC_URL, StaticFiles(directory=SWAGGER_FOLDER), name="docs-static")
     router = APIRouter(include_in_schema=False)
     for version in versions:
         _add_version(app, router, version, release)

@@ -115,6 +115,10 @@ class KuboNode:
         answer = await self._ask(lambda: self._client.repo.stat(opts={"size-only": True}))
         return RepoStat(size=int(answer["RepoSize"]), storage_max=int(answer["StorageMax"]))
 
+    async def config(self) -> dict[str, object]:
+        """The daemon's configuration, without its private key. Kubo's own: no part of the port."""
+        return dict(await self._ask(self._client.config.get))
+
     async def close(self) -> None:
         """See `IpfsNode.close`."""
         await self._data.close()

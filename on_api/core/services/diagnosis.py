@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
+from pathlib import Path
 
+import httpx
+from sqlalchemy import text
+
+import on_api
 from on_api.core.errors import OnApiError, StartupError
 from on_api.core.settings import Settings
+
+SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
+SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
+WEAK_BELOW = 10
+"""Different characters in a master secret given by hand."""
 
 
 class Verdict(StrEnum):
@@ -39,6 +51,8 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
         "database": _database,
         "node": _node,
         "node's settings": _node_settings,
+        "ports": _ports,
+        "Swagger UI": _swagger,
     }
     findings: list[Finding] = []
     for name, look in looks.items():
@@ -63,11 +77,25 @@ def _crypto(_settings: Settings) -> Iterator[Finding]:
 
 
 def _secret(settings: Settings) -> Iterator[Finding]:
-    from on_api.core.crypto.secrets import MasterSecret
+    from on_api.core.crypto.secrets import SECRET_FILE, MasterSecret
 
     MasterSecret.load(settings)
-    source = "ON_API_SECRET_KEY" if settings.secret_key is not None else "secret.key"
-    yield Finding("master secret", Verdict.OK, f"from {source}")
+    if settings.secret_key is None:
+        mode = stat.S_IMODE((settings.home / SECRET_FILE).stat().st_mode)
+        if mode & 0o077:
+            yield Finding(
+                "master secret",
+                Verdict.BROKEN,
+                "others on this machine can read it",
+                f"chmod 600 {settings.home / SECRET_FILE}",
+            )
+            return
+        yield Finding("master secret", Verdict.OK, f"from {SECRET_FILE}")
+    elif len(set(settings.secret_key.get_secret_value())) < WEAK_BELOW:
+        cure = "make a new one before anything depends on it: openssl rand -base64 48"
+        yield Finding("master secret", Verdict.WARNING, "it looks weak: so few characters", cure)
+    else:
+        yield Finding("master secret", Verdict.OK, "from ON_API_SECRET_KEY")
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
@@ -85,6 +113,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
                 yield Finding("migrations", Verdict.BROKEN, error.details)
             else:
                 yield Finding("migrations", Verdict.OK, "at head")
+            if database.is_postgresql:
+                allowed = int(session.scalar(text("SHOW max_connections")) or 0)
+                yield _pool(settings, allowed)
     finally:
         database.dispose()
 
@@ -116,14 +147,69 @@ def _node_settings(settings: Settings) -> Iterator[Finding]:
     from on_api.core.ipfs.repo import config_differences
 
     name = "node's settings"
-    if not settings.manages_node:
-        return
-    path = settings.home / "ipfs" / "config"
-    if not path.exists():
-        yield Finding(name, Verdict.WARNING, "there is no repo yet", "`on-api serve` makes it")
-        return
-    differences = config_differences(json.loads(path.read_text()), settings.node)
+    if settings.manages_node:
+        path = settings.home / "ipfs" / "config"
+        if not path.exists():
+            yield Finding(name, Verdict.WARNING, "there is no repo yet", "`on-api serve` makes it")
+            return
+        config = json.loads(path.read_text())
+    else:
+        config = asyncio.run(_ask_for_config(settings))
+    differences = config_differences(config, settings.node)
     for difference in differences:
-        yield Finding(name, Verdict.WARNING, difference, "start on-api again; it sets them anew")
+        details, _, cure = difference.partition(": ")
+        yield Finding(name, Verdict.WARNING, details, cure)
     if not differences:
         yield Finding(name, Verdict.OK, "durable, with the CID profile")
+
+
+async def _ask_for_config(settings: Settings) -> dict[str, object]:
+    from on_api.core.services.node import connect_node
+
+    async with connect_node(settings) as node:
+        return await node.config()
+
+
+def _pool(settings: Settings, allowed: int) -> Finding:
+    wanted = settings.database.pool_size + settings.database.max_overflow
+    details = f"{wanted} connections a process at most, {allowed} allowed by the server"
+    if wanted < allowed:
+        return Finding("connections", Verdict.OK, details)
+    cure = "lower ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (with ON_API_THREADS), or raise it"
+    return Finding("connections", Verdict.WARNING, details, cure)
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    """Whether ours can be taken; one that a healthy on-api holds is fine."""
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        taken = probe.connect_ex((settings.host, settings.port)) == 0
+    if not taken:
+        yield Finding("ports", Verdict.OK, f"{settings.port} is free")
+    elif _is_on_api(settings):
+        yield Finding("ports", Verdict.OK, f"{settings.port} is on-api's")
+    else:
+        yield Finding(
+            "ports",
+            Verdict.BROKEN,
+            f"{settings.port} is taken by another program",
+            "stop it, or choose another port with ON_API_PORT",
+        )
+
+
+def _is_on_api(settings: Settings) -> bool:
+    url = f"http://{settings.host}:{settings.port}/healthz"
+    try:
+        return bool(httpx.get(url, timeout=2, trust_env=False).json() == {"status": "ok"})
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _swagger(_settings: Settings) -> Iterator[Finding]:
+    missing = [name for name in SWAGGER_FILES if not (SWAGGER_FOLDER / name).is_file()]
+    if missing:
+        cure = "restore on_api/public/static from the release"
+        details = f"missing: {', '.join(missing)}"
+        yield Finding("Swagger UI", Verdict.BROKEN, details, cure)
+    else:
+        yield Finding("Swagger UI", Verdict.OK, "its files are here")
