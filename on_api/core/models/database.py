@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg2
 import psycopg2.errorcodes
 from sqlalchemy import (
     JSON,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Engine,
+    ExceptionContext,
     MetaData,
     Table,
     create_engine,
@@ -134,6 +136,10 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             logger.warning("the database failed: %s", _cause(error))
             raise DatabaseUnavailable from error
+        except UnicodeDecodeError as error:
+            # How psycopg2 fails on an error message that is noise; nothing of ours decodes in here.
+            logger.warning("the database said something that is no text")
+            raise DatabaseUnavailable from error
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
@@ -199,10 +205,18 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
         # Values in error messages would end in logs: hashes, names, e-mail addresses.
         hide_parameters=True,
     )
+    event.listen(engine, "handle_error", _distrust_confusion)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _distrust_confusion(context: ExceptionContext) -> None:
+    # psycopg2 raises its bare DatabaseError when the server's words make no sense to it: whatever
+    # was between us, this connection can't be used any more.
+    if type(context.original_exception) is psycopg2.DatabaseError:
+        context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -4,8 +4,10 @@ to."""
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 
@@ -16,6 +18,13 @@ class Mood(Enum):
     GOOD = "pass everything on"
     REFUSE = "accept and close at once; old ones are cut"
     HANG = "take everything, pass nothing on"
+    CUT = "cut each answer after a few bytes"
+    GARBAGE = "answer noise"
+    SLOW = "answer late and in small pieces"
+
+
+NOISE = random.Random(0).randbytes(65536)
+"""The same each time: a test must not depend on what noise happens to say."""
 
 
 class TcpProxy:
@@ -76,14 +85,29 @@ class TcpProxy:
                 client.close()
                 continue
             self._open |= {client, server}
-            for source, target in ((client, server), (server, client)):
-                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+            for source, target, spoil in (
+                (client, server, False),
+                (server, client, True),
+            ):
+                threading.Thread(
+                    target=self._pass, args=(source, target, spoil), daemon=True
+                ).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, spoil: bool) -> None:
         try:
             while data := source.recv(65536):
                 self._good.wait()
-                target.sendall(data)
+                if not spoil or self._mood is Mood.GOOD:
+                    target.sendall(data)
+                elif self._mood is Mood.CUT:
+                    target.sendall(data[:7])
+                    return
+                elif self._mood is Mood.GARBAGE:
+                    target.sendall(NOISE[: len(data)])
+                else:
+                    for start in range(0, len(data), 50):
+                        time.sleep(0.005)  # slowness is the thing under test
+                        target.sendall(data[start : start + 50])
         except OSError:
             pass
         finally:

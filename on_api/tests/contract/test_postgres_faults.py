@@ -50,7 +50,7 @@ def elapsed(call: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("mood", [Mood.REFUSE, Mood.HANG])
+@pytest.mark.parametrize("mood", [Mood.REFUSE, Mood.HANG, Mood.CUT, Mood.GARBAGE])
 def test_database_gone_and_back(proxy_and_server: tuple[TcpProxy, Server], mood: Mood) -> None:
     """Lists and uploads are 503 with Retry-After; health answers at once; then everything works
     again."""
@@ -112,3 +112,14 @@ def test_database_lost_while_bytes_flow(proxy_and_server: tuple[TcpProxy, Server
         until(lambda: client.get("/readyz").status_code == 200, "the database is back", 20)
         assert client.get("/v1/files").json()["count"] == 0
         assert client.get("/v1/users/me/usage").json()["storage"]["bytes"] == 0
+
+
+def test_a_slow_database_is_only_slow(proxy_and_server: tuple[TcpProxy, Server]) -> None:
+    """Late answers are answers."""
+    proxy, server = proxy_and_server
+    account = server.new_user()
+    with account.client as client:
+        proxy.mood = Mood.SLOW
+        assert client.put("/v1/files?name=x", content=b"x").status_code == 201
+        assert client.get("/v1/files").json()["count"] == 1
+        proxy.mood = Mood.GOOD
