@@ -139,6 +139,8 @@ def _needs(*scopes: Scope) -> Any:
 CurrentUser = Annotated[Principal, _needs()]
 FilesRead = Annotated[Principal, _needs(Scope.FILES_READ)]
 FilesWrite = Annotated[Principal, _needs(Scope.FILES_WRITE)]
+PinsRead = Annotated[Principal, _needs(Scope.PINS_READ)]
+PinsWrite = Annotated[Principal, _needs(Scope.PINS_WRITE)]
 KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 

@@ -156,6 +156,55 @@ class FilesSettings(Group):
     max_parts: int = Field(1000, ge=1, le=10_000, description="Parts in one multipart upload.")
 
 
+class PinsSettings(Group):
+    """Pins that have to be fetched from other IPFS nodes."""
+
+    deadline: int = Field(
+        86_400, ge=1, le=365 * 86_400, description="Seconds after which a pin not found has failed."
+    )
+    patience: Seconds = Field(
+        60, description="Seconds without a new block after which a fetch makes room for another."
+    )
+    concurrency: int = Field(16, ge=1, le=1000, description="Fetches at once in one worker.")
+    dial_private: bool = Field(
+        False, description="Dial origins at loopback, private and link-local addresses too."
+    )
+    delegates: list[str] = Field(
+        default=[],
+        max_length=20,
+        description="Addresses told to clients, each ending in /p2p/ID; else the node's own.",
+    )
+
+
+class WorkerSettings(Group):
+    """Work that no request waits for: fetching pins, unpinning, garbage collection."""
+
+    embedded: bool = Field(
+        True, description="Work inside `on-api serve`; else run `on-api worker` beside it."
+    )
+    poll: Seconds = Field(0.5, description="Seconds between two looks for new work.")
+    lease_seconds: int = Field(
+        30,
+        ge=2,
+        le=3600,
+        description="Life of a job's lease; a crashed worker's jobs wait so long.",
+    )
+
+
+class GcSettings(Group):
+    """Freeing what nobody holds."""
+
+    grace: int = Field(
+        3600, ge=0, le=365 * 86_400, description="Seconds from the last reference to the unpinning."
+    )
+    interval: int = Field(
+        86_400, ge=0, le=365 * 86_400, description="Seconds between garbage collections; 0: never."
+    )
+    patience: Seconds = Field(
+        60, description="Seconds to wait for uploads under way before it is put off."
+    )
+
+
 class CorsSettings(Group):
     """Browsers' cross-origin calls."""
 
@@ -231,9 +280,12 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     database: DatabaseSettings = DatabaseSettings()
     files: FilesSettings = FilesSettings()
+    gc: GcSettings = GcSettings()
     ipfs: IpfsSettings = IpfsSettings()
     log: LogSettings = LogSettings()
     node: NodeSettings = NodeSettings()
+    pins: PinsSettings = PinsSettings()
+    worker: WorkerSettings = WorkerSettings()
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

@@ -1,5 +1,5 @@
-"""A Kubo node as `IpfsNode`. Control goes through ipfshttpclient in threads of its own; data
-through `kubo_data.py`.
+"""A Kubo node as `IpfsNode`. Control goes through ipfshttpclient in threads of its own; bytes
+through `kubo_data.py`, long answers through `kubo_pins.py`.
 
 The only module that imports ipfshttpclient.
 """
@@ -21,6 +21,8 @@ import requests
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
 from on_api.core.ipfs.client import Added, NodeVersion, PinStatus, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
+from on_api.core.ipfs.kubo_http import KuboHttp
+from on_api.core.ipfs.kubo_pins import KuboPins
 from on_api.core.ipfs.version import TESTED_RANGE, is_tested
 from on_api.core.settings import Settings
 
@@ -32,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 CONTROL_THREADS = 8
 """Short questions at once; a node that hangs can occupy no more threads than these."""
-NOT_PINNED = "is not pinned"
+NOT_PINNED = ("is not pinned", "not pinned or pinned indirectly")
 
 T = TypeVar("T")
 
 
-class KuboNode:
-    """One Kubo, by its RPC and its gateway. Thread-bound to the event loop of its first call."""
+class KuboNode(KuboPins):
+    """One Kubo, by its RPC and its gateway. Bound to the event loop of its first call."""
 
     def __init__(self, settings: Settings, rpc_auth: str | None = None) -> None:
         self._timeout = settings.ipfs.control_timeout
@@ -51,7 +53,8 @@ class KuboNode:
             timeout=(settings.ipfs.connect_timeout, settings.ipfs.control_timeout),
             headers={} if header is None else {"Authorization": header},
         )
-        self._data = KuboData(settings, header, self.pin_status)
+        super().__init__(KuboHttp(settings, header), settings.ipfs)
+        self._data = KuboData(self._http, settings.ipfs, self.pin_status)
         self._warned = False
 
     async def __aenter__(self) -> Self:
@@ -78,13 +81,19 @@ class KuboNode:
                 lambda: self._client.pin.ls(cid, type="recursive", opts={"names": True})
             )
         except NodeError as error:
-            if isinstance(error.__cause__, ipfshttpclient.exceptions.ErrorResponse) and (
-                NOT_PINNED in str(error.__cause__)
-            ):
+            if _says_not_pinned(error):
                 return None
             raise
         pin = found["Keys"].get(cid)
         return None if pin is None else PinStatus(cid, pin.get("Name", ""))
+
+    async def unpin(self, cid: str) -> None:
+        """See `IpfsNode.unpin`."""
+        try:
+            await self._ask(lambda: self._client.pin.rm(cid))
+        except NodeError as error:
+            if not _says_not_pinned(error):
+                raise
 
     async def version(self) -> NodeVersion:
         """See `IpfsNode.version`. Warns once when the version is none that on-api was tested
@@ -121,7 +130,7 @@ class KuboNode:
 
     async def close(self) -> None:
         """See `IpfsNode.close`."""
-        await self._data.close()
+        await self._http.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
@@ -146,6 +155,13 @@ class KuboNode:
             raise NodeError from error
         except (KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
+
+
+def _says_not_pinned(error: NodeError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ipfshttpclient.exceptions.ErrorResponse) and any(
+        words in str(cause) for words in NOT_PINNED
+    )
 
 
 def authorization(rpc_auth: str | None) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,25 +18,14 @@ from typing import Any
 
 import aiohttp
 
-from on_api.core.errors import (
-    BadRequest,
-    InsufficientStorage,
-    NodeError,
-    NodeRefused,
-    NodeTimeout,
-    NodeTruncated,
-    NodeUnavailable,
-)
+from on_api.core.errors import BadRequest, NodeError, NodeTruncated
 from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, normalise, raw_leaf_cid
 from on_api.core.ipfs.client import Added, PinStatus
-from on_api.core.settings import Settings
+from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
+from on_api.core.settings import IpfsSettings
 
-logger = logging.getLogger(__name__)
-
-READ_BUFFER = 1024 * 1024
 MAX_ANSWER_BYTES = 64 * 1024
 """Of the answer to one `add`: a line or two."""
-_NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
 
 
 @dataclass
@@ -59,16 +47,13 @@ class KuboData:
 
     def __init__(
         self,
-        settings: Settings,
-        authorization: str | None,
+        http: KuboHttp,
+        limits: IpfsSettings,
         pin_status: Callable[[str], Awaitable[PinStatus | None]],
     ) -> None:
-        self._rpc = settings.rpc_url
-        self._gateway = settings.gateway_url
-        self._limits = settings.ipfs
-        self._headers = {} if authorization is None else {"Authorization": authorization}
+        self._http = http
+        self._limits = limits
         self._pin_status = pin_status
-        self._session: aiohttp.ClientSession | None = None
 
     async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
@@ -87,30 +72,16 @@ class KuboData:
             yield _nothing()
             return
         last = offset + length - 1
-        try:
-            async with asyncio.timeout(self._limits.stall_timeout):
-                response = await self._open_session().get(
-                    f"{self._gateway}/ipfs/{cid}",
-                    headers={"Range": f"bytes={offset}-{last}", "Accept-Encoding": "identity"},
-                    allow_redirects=False,
-                )
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _translate(error) from error
+        response = await self._http.get_content(cid, {"Range": f"bytes={offset}-{last}"})
         try:
             if response.status != 206 or response.content_length != length:
-                raise await _unexpected(response)
+                raise await unexpected(response)
             if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-{last}/"):
                 raise NodeError("The IPFS node answered another range.")
             yield self._chunks(response, length)
         finally:
             # Not `release`: what is left of a body that nobody wants is not worth reading.
             response.close()
-
-    async def close(self) -> None:
-        """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     async def _chunks(self, response: aiohttp.ClientResponse, length: int) -> AsyncIterator[bytes]:
         left = length
@@ -120,7 +91,7 @@ class KuboData:
                 async with asyncio.timeout(self._limits.stall_timeout):
                     chunk = await response.content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise _translate(error) from error
+                raise translate(error) from error
             if not chunk:
                 raise NodeTruncated
             left -= len(chunk)
@@ -134,8 +105,8 @@ class KuboData:
         # first.
         try:
             async with asyncio.timeout(self._limits.stall_timeout) as clock:
-                async with self._open_session().post(
-                    f"{self._rpc}/api/v0/add",
+                async with self._http.session().post(
+                    f"{self._http.rpc_url}/api/v0/add",
                     params={
                         **ADD_OPTIONS,
                         "pin": "true",
@@ -143,13 +114,13 @@ class KuboData:
                         "progress": "false",
                     },
                     headers={
-                        **self._headers,
+                        **self._http.headers,
                         "Content-Type": f"multipart/form-data; boundary={boundary}",
                     },
                     data=self._framed(source, boundary, sent, clock),
                 ) as response:
                     if response.status != 200:
-                        raise await _unexpected(response)
+                        raise await unexpected(response)
                     answer = await response.content.read(MAX_ANSWER_BYTES)
                     while chunk := await response.content.read(MAX_ANSWER_BYTES):
                         answer += chunk
@@ -159,7 +130,7 @@ class KuboData:
         except (aiohttp.ClientError, TimeoutError) as error:
             if sent.failure is not None:
                 raise sent.failure from None
-            raise _translate(error) from error
+            raise translate(error) from error
 
     async def _framed(
         self, source: AsyncIterator[bytes], boundary: str, sent: _Sent, clock: asyncio.Timeout
@@ -205,37 +176,11 @@ class KuboData:
 
     async def _file_size(self, cid: str) -> int:
         """The size that the UnixFS root states, in bytes."""
+        answer = await self._http.call("files/stat", {"arg": f"/ipfs/{cid}"})
         try:
-            async with (
-                asyncio.timeout(self._limits.control_timeout),
-                self._open_session().post(
-                    f"{self._rpc}/api/v0/files/stat",
-                    params={"arg": f"/ipfs/{cid}"},
-                    headers=self._headers,
-                ) as response,
-            ):
-                if response.status != 200:
-                    raise await _unexpected(response)
-                return int((await response.json())["Size"])
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _translate(error) from error
+            return int(answer["Size"])
         except (KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._limits.connect_timeout
-                ),
-                read_bufsize=READ_BUFFER,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                headers={"User-Agent": "on-api"},
-            )
-        return self._session
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -251,36 +196,7 @@ def _root(answer: bytes) -> tuple[str, int]:
     try:
         last = json.loads(lines[-1])
         if last.get("Type") == "error" or "Hash" not in last:
-            raise _failure(str(last.get("Message", "")))
+            raise failure(str(last.get("Message", "")))
         return normalise(last["Hash"]), int(last["Size"])
     except (ValueError, KeyError, TypeError, AttributeError, BadRequest) as error:
         raise NodeTruncated("The IPFS node's answer was not understood.") from error
-
-
-async def _unexpected(response: aiohttp.ClientResponse) -> NodeError | InsufficientStorage:
-    """The error for a status that was not expected; what Kubo said goes to the log."""
-    try:
-        body = await response.content.read(4096)
-    except aiohttp.ClientError:
-        body = b""
-    message = body.decode(errors="replace").strip()
-    logger.warning("Kubo answered %s: %s", response.status, message[:500])
-    if response.status in {401, 403}:
-        return NodeRefused()
-    if response.status in {504, 408}:
-        return NodeTimeout()
-    return _failure(message)
-
-
-def _failure(message: str) -> NodeError | InsufficientStorage:
-    if any(words.lower() in message.lower() for words in _NO_SPACE):
-        return InsufficientStorage()
-    return NodeError()
-
-
-def _translate(error: BaseException) -> NodeError:
-    if isinstance(error, TimeoutError | aiohttp.ServerTimeoutError):
-        return NodeTimeout()
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return NodeUnavailable()
-    return NodeTruncated()

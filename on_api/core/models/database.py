@@ -79,8 +79,10 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-JSONDocument = JSON().with_variant(postgresql.JSONB(), "postgresql")
-"""A JSON column: JSONB on PostgreSQL, text on SQLite."""
+JSONDocument = JSON(none_as_null=True).with_variant(
+    postgresql.JSONB(none_as_null=True), "postgresql"
+)
+"""A JSON column: JSONB on PostgreSQL, text on SQLite; None is SQL's NULL, not JSON's."""
 
 
 class Base(DeclarativeBase):
@@ -91,6 +93,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own class attribute)
         datetime: UTCDateTime,
         dict[str, Any]: JSONDocument,
+        dict[str, str]: JSONDocument,
         list[str]: JSONDocument,
     }
 
@@ -222,12 +225,23 @@ def _distrust_confusion(context: ExceptionContext) -> None:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own BEGIN comes too late and is always deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None
+    # What PostgreSQL has under these names; SQLite's own `lower` knows ASCII only.
     connection.create_function("json_contains", 2, json_contains, deterministic=True)
+    connection.create_function("lower", 1, _lower, deterministic=True)
+    connection.create_function("strpos", 2, _strpos, deterministic=True)
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # a 201 survives a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
+
+
+def _strpos(text: str | None, part: str) -> int | None:
+    return None if text is None else text.find(part) + 1
 
 
 def _begin_sqlite(connection: Connection) -> None:

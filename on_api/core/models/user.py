@@ -60,6 +60,8 @@ class UserUsage(Base):
         ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
     )
     file_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    pinned_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Pins that are `pinned`."""
     storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Sum of the user's holdings."""
     reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -65,14 +65,20 @@ def _check(value: object, depth: int) -> None:
             _check(item, depth - 1)
     elif isinstance(value, str):
         # What PostgreSQL's JSONB can't hold is refused on every database.
-        if "\x00" in value or (not value.isascii() and _has_surrogate(value)):
-            raise ValueError("must not contain NUL characters or lone surrogates")
+        storable_text(value)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must not contain NaN or infinite numbers")
 
 
+def storable_text(value: str) -> str:
+    """Any text that every database can hold. Raises `ValueError` for NUL and lone surrogates."""
+    if "\x00" in value or _has_surrogate(value):
+        raise ValueError("must not contain NUL characters or lone surrogates")
+    return value
+
+
 def _has_surrogate(value: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in value)
+    return not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _rfc3339(value: datetime) -> str:

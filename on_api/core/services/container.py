@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
@@ -16,11 +17,16 @@ from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
+from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.intake import IntakeLimits
+from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
+from on_api.core.services.node_watch import NodeWatch
+from on_api.core.services.pins import PinService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.settings import Settings
@@ -41,6 +47,12 @@ class Services:
     users: UserService
     keys: KeyService
     uploads: UploadService
+    pins: PinService
+    keeper: Keeper
+    capacity: Capacity
+    garbage: GarbageCollector
+    watch: NodeWatch
+    bell: Bell
     cursors: CursorSigner
     idempotency: IdempotencyService
     metrics: Metrics
@@ -64,6 +76,9 @@ class Services:
         idempotency = IdempotencyService(
             database, Sealer(secret.subkey(Purpose.ANSWERS)), settings.files.lease_seconds
         )
+        capacity = Capacity(node, settings)
+        keeper = Keeper(database, node, settings.worker.lease_seconds)
+        bell = Bell()
         return cls(
             settings=settings,
             database=database,
@@ -76,13 +91,20 @@ class Services:
             uploads=UploadService(
                 database,
                 node,
+                keeper,
                 LeaseService(database, settings.files.lease_seconds),
-                Capacity(node, settings),
+                capacity,
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
                 metrics,
                 idempotency,
             ),
+            pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
+            keeper=keeper,
+            capacity=capacity,
+            garbage=GarbageCollector(database, node, metrics),
+            watch=NodeWatch(settings, database, node),
+            bell=bell,
             cursors=CursorSigner(secret.subkey(Purpose.CURSORS)),
             idempotency=idempotency,
             metrics=metrics,

@@ -23,7 +23,7 @@ from on_api.core.models import Database, IdempotencyRecord
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
 from on_api.core.models.idempotency import KEY_LENGTH, ROUTE_LENGTH
 from on_api.core.services.access import Principal
-from on_api.core.services.leases import renewed
+from on_api.core.services.renewal import renewed
 
 MEMORY = timedelta(hours=24)
 """How long an answer is kept."""

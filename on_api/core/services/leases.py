@@ -3,26 +3,21 @@ with its result."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from anyio import to_thread
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import DatabaseUnavailable, ServiceUnavailable
+from on_api.core.errors import ServiceUnavailable
 from on_api.core.models import Database, Deployment, Lease, UserUsage
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
-from on_api.core.services import contents, reservations
+from on_api.core.services import contents, maintenance, reservations
 from on_api.core.services.access import Principal
+from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
-
-logger = logging.getLogger(__name__)
 
 UPLOAD = "upload"
 
@@ -65,6 +60,8 @@ class LeaseService:
             reserved_bytes=0,
         )
         with self._database.session_scope() as session:
+            if maintenance.is_under_way(session, maintenance.GARBAGE):
+                raise ServiceUnavailable("The node is being tidied up; send it again soon.")
             if self._deployment is None:
                 self._deployment = deployment_name(session)
             session.add(lease)
@@ -129,26 +126,6 @@ class LeaseService:
                 .where(Lease.id == handle.id, Lease.token == handle.token)
                 .values(lease_until=utc_now() + self._life)
             )
-
-
-@asynccontextmanager
-async def renewed(renew: Callable[[], None], life: timedelta) -> AsyncIterator[None]:
-    """Call `renew` (in a thread) four times in each `life` while the block runs."""
-
-    async def keep_renewing() -> None:
-        while True:
-            await asyncio.sleep(life.total_seconds() / 4)
-            try:
-                await to_thread.run_sync(renew)
-            except DatabaseUnavailable:
-                logger.warning("could not renew a lease; trying again")
-
-    renewing = asyncio.create_task(keep_renewing())
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
 
 
 def release_dead_leases(database: Database, limit: int = 100) -> int:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from sqlalchemy.orm import Session
+
 from on_api.core.crypto.secrets import node_rpc_auth
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.services import maintenance
+from on_api.core.services.maintenance import Outcome
 from on_api.core.settings import Settings
 
 
@@ -24,6 +28,22 @@ class NodeDescription:
     peers: int
     repo_size: int
     repo_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """How the last garbage collection and the last check ended."""
+
+    gc: Outcome
+    fsck: Outcome
+
+
+def maintenance_report(session: Session) -> MaintenanceReport:
+    """What the database remembers of maintenance."""
+    return MaintenanceReport(
+        gc=maintenance.last_outcome(session, maintenance.GARBAGE),
+        fsck=maintenance.last_outcome(session, maintenance.FSCK),
+    )
 
 
 async def describe_node(node: IpfsNode) -> NodeDescription:

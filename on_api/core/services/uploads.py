@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,8 +23,8 @@ from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User
-from on_api.core.models.database import new_id, utc_now
-from on_api.core.services import contents
+from on_api.core.models.database import new_id
+from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.idempotency import (
@@ -35,10 +35,14 @@ from on_api.core.services.idempotency import (
     fingerprint,
 )
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
+from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.reservations import Announced
 
 logger = logging.getLogger(__name__)
+
+MICROSECOND = timedelta(microseconds=1)
+"""In which a file's `created_at` is counted."""
 
 
 @dataclass
@@ -78,6 +82,7 @@ class UploadService:
         self,
         database: Database,
         node: IpfsNode,
+        keeper: Keeper,
         leases: LeaseService,
         capacity: Capacity,
         hashers: Executor,
@@ -87,6 +92,7 @@ class UploadService:
     ) -> None:
         self._database = database
         self._node = node
+        self._keeper = keeper
         self._leases = leases
         self._capacity = capacity
         self._hashers = hashers
@@ -150,7 +156,7 @@ class UploadService:
                     stored.append(await self._send(file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
-                files = await to_thread.run_sync(self._record, principal, lease, stored, recording)
+                files = await self._record_secured(principal, lease, stored, recording)
         except BaseException as error:
             reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
             self._metrics.uploads.labels(reason).inc()
@@ -167,12 +173,30 @@ class UploadService:
         media_type = file.media_type or sniff(file.name, passage.head)
         return _Stored(file, added, passage.digest.digest(), media_type)
 
+    async def _record_secured(
+        self,
+        principal: Principal,
+        lease: LeaseHandle,
+        stored: Sequence[_Stored],
+        recording: Recording | None,
+    ) -> Sequence[File]:
+        """Record it, after making sure of whatever was being unpinned while it was sent."""
+        secured: dict[str, int] = {}
+        while True:
+            try:
+                return await to_thread.run_sync(
+                    self._record, principal, lease, stored, recording, secured
+                )
+            except contents.NotSecuredError as error:
+                secured[error.cid] = await self._keeper.secure(error.cid, lease.pin_name)
+
     def _record(
         self,
         principal: Principal,
         lease: LeaseHandle,
         stored: Sequence[_Stored],
         recording: Recording | None,
+        secured: Mapping[str, int],
     ) -> Sequence[File]:
         files = []
         with self._database.session_scope() as session:
@@ -182,12 +206,8 @@ class UploadService:
             # In order of CID, as everyone locks content.
             for cid, dag_size in sorted({(s.added.cid, s.added.dag_size) for s in stored}):
                 for _ in (s for s in stored if s.added.cid == cid):
-                    contents.add_reference(session, usage, cid, dag_size)
-            # Strictly rising per user: `before` and `after` then never skip a file.
-            moment = utc_now()
-            if usage.last_created_at is not None:
-                moment = max(moment, usage.last_created_at + timedelta(microseconds=1))
-            for position, item in enumerate(stored):
+                    contents.add_reference(session, usage, cid, dag_size, secured)
+            for item in stored:
                 files.append(
                     File(
                         id=new_id(),
@@ -199,12 +219,13 @@ class UploadService:
                         sha256=item.sha256,
                         visibility=item.incoming.visibility,
                         meta=item.incoming.meta,
-                        created_at=moment + timedelta(microseconds=position),
+                        created_at=contents.next_moment(usage, step=MICROSECOND),
                     )
                 )
-            usage.last_created_at = files[-1].created_at
             usage.file_count += len(files)
             session.add_all(files)
+            for file in files:
+                events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
             self._leases.close(session, lease, usage, sum(file.size for file in files))
             if recording is not None:
                 session.flush()
