@@ -39,8 +39,8 @@ from on_api.core.services import contents, maintenance, pin_jobs
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.keeper import Keeper
-from on_api.core.services.leases import deployment_name
 from on_api.core.services.pin_jobs import Claim
+from on_api.core.services.pin_names import PinNames
 from on_api.core.settings import Settings
 from on_api.worker.unpinning import Unpinner
 
@@ -120,6 +120,7 @@ class PinWorker:
         database: Database,
         node: IpfsNode,
         keeper: Keeper,
+        names: PinNames,
         unpinner: Unpinner,
         capacity: Capacity,
         metrics: Metrics,
@@ -130,6 +131,7 @@ class PinWorker:
         self._database = database
         self._node = node
         self._keeper = keeper
+        self._names = names
         self._unpinner = unpinner
         self._capacity = capacity
         self._metrics = metrics
@@ -144,7 +146,6 @@ class PinWorker:
         }
         # Of its own: requests wait for the same database, not for the same threads.
         self._threads = CapacityLimiter(8)
-        self._deployment = ""
 
     async def step(self, *, fetch: bool) -> bool:
         """Begin what there is room for: fetches, or pins of what may lie on the node already.
@@ -284,11 +285,11 @@ class PinWorker:
         known = await self._in_database(
             lambda session: _known_size(session, claim.cid), write=False
         )
-        name = await self._pin_name(claim)
+        name = await to_thread.run_sync(self._names.of, claim.id, limiter=self._threads)
         if known is not None:
             # An earlier attempt may have ended between dropping the node's pin and renewing it.
             if claim.attempts > 1:
-                await self._keeper.heal(claim.cid, name)
+                await self._keeper.heal(claim.cid, claim.id)
             return DagStat(known, 0)
         if await self._node.pin_status(claim.cid) is None:
             if not fetch:
@@ -357,14 +358,13 @@ class PinWorker:
 
     async def _record(self, claim: Claim, stat: DagStat) -> None:
         secured: dict[str, int] = {}
-        name = await self._pin_name(claim)
         while True:
             try:
                 pinned = await self._in_database(
                     lambda session: pin_jobs.finish(session, claim, stat, secured)
                 )
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._keeper.secure(error.cid, name)
+                secured[error.cid] = await self._keeper.secure(error.cid, claim.id)
             else:
                 break
         if pinned:
@@ -393,16 +393,11 @@ class PinWorker:
     async def _look_after(self, claim: Claim) -> None:
         """An attempt ended early may have left a pin for nobody, or dropped one of somebody's."""
         try:
-            await self._keeper.heal(claim.cid, await self._pin_name(claim))
+            await self._keeper.heal(claim.cid, claim.id)
             if await self._node.pin_status(claim.cid) is not None:
                 await self._unpinner.unpin(claim.cid)
         except NodeError:
             logger.info("could not look after %s: fsck will", claim.cid)
-
-    async def _pin_name(self, claim: Claim) -> str:
-        if not self._deployment:
-            self._deployment = await self._in_database(deployment_name)
-        return f"on-api/{self._deployment}/{claim.id}"
 
     async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:
         def run() -> T:

@@ -41,6 +41,7 @@ class Worker:
             services.database,
             services.node,
             services.keeper,
+            services.names,
             self._unpinner,
             services.capacity,
             services.metrics,

@@ -125,7 +125,7 @@ class IpfsNode(Protocol):
 
     def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a CARv1 of the whole DAG from what the node has itself: depth first, every block
-        each time it is referred to. Nothing tells that it ends too soon but reading it."""
+        once. Nothing tells that it ends too soon but following it (`dag.Walk`)."""
         ...
 
     async def connect(self, address: str) -> None:

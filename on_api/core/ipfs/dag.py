@@ -7,7 +7,7 @@ and nothing recurses.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 from on_api.core.errors import BadRequest
 from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, read_varint
@@ -45,40 +45,48 @@ def links_of(codec: int, block: bytes) -> list[Cid]:
     raise UnknownCodecError(f"codec {codec:#x}")
 
 
-async def follow(root: Cid, blocks: AsyncIterator[tuple[Cid, bytes]]) -> tuple[int, int]:
-    """Check that `blocks` are the whole DAG below `root`, depth first, repeated ones repeated.
+class Walk:
+    """Follows a DAG as its blocks come: depth first, each block once, hashes verified already.
 
-    Each block's hash must have been verified already. Returns how many blocks and bytes came.
-    Memory is bounded by depth times links. Raises `DagError` naming the first block that is missing
-    or is not well formed.
+    `wanted` is the block that must come next, None when the DAG is whole. Memory grows by a hash
+    for each different block.
     """
-    expected = [iter((root,))]
-    count = size = 0
-    wanted = _next(expected)
-    async for cid, block in blocks:
-        if wanted is None:
+
+    def __init__(self, root: Cid) -> None:
+        self.blocks = 0
+        self.bytes = 0
+        self._path = [iter((root,))]
+        self._seen: set[Cid] = set()
+        self.wanted = self._next()
+
+    def take(self, cid: Cid, block: bytes) -> None:
+        """The next block. Raises `DagError` when it is another one or not well formed."""
+        if self.wanted is None:
             raise DagError("there is more than the DAG")
-        if cid != wanted:
-            raise DagError(f"block {wanted} is missing")
-        count, size = count + 1, size + len(block)
-        expected.append(iter(links_of(cid.codec, block)))
-        wanted = _next(expected)
-    if wanted is not None:
-        raise DagError(f"block {wanted} is missing")
-    return count, size
+        if cid != self.wanted:
+            raise DagError(f"block {self.wanted} is missing")
+        self.blocks += 1
+        self.bytes += len(block)
+        self._path.append(iter(links_of(cid.codec, block)))
+        self.wanted = self._next()
 
+    def end(self) -> None:
+        """No more come. Raises `DagError` when some had to."""
+        if self.wanted is not None:
+            raise DagError(f"block {self.wanted} is missing")
 
-def _next(expected: list[Iterator[Cid]]) -> Cid | None:
-    """The next CID that has a block of its own; identity CIDs hold theirs themselves."""
-    while expected:
-        cid = next(expected[-1], None)
-        if cid is None:
-            expected.pop()
-        elif (inline := cid.inline) is None:
-            return cid
-        else:
-            expected.append(iter(links_of(cid.codec, inline)))
-    return None
+    def _next(self) -> Cid | None:
+        """The next block that was not seen yet; identity CIDs hold theirs themselves."""
+        while self._path:
+            cid = next(self._path[-1], None)
+            if cid is None:
+                self._path.pop()
+            elif (inline := cid.inline) is not None:
+                self._path.append(iter(links_of(cid.codec, inline)))
+            elif cid not in self._seen:
+                self._seen.add(cid)
+                return cid
+        return None
 
 
 def _dag_pb_links(block: bytes) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from on_api.core.ipfs.client import DagStat, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, translate, unexpected
 from on_api.core.settings import IpfsSettings
 
-CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=y"
+CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
 DIAL_SECONDS = 15.0
 
 

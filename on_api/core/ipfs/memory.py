@@ -90,8 +90,9 @@ class MemoryNode:
 
         async def pieces() -> AsyncIterator[bytes]:
             yield car_header(Cid.from_text(cid))
-            for node in build_file(self._files[cid]).walk():
-                yield car_section(Cid.from_text(node.cid), node.block)
+            nodes = {node.cid: node.block for node in build_file(self._files[cid]).walk()}
+            for block_cid, block in nodes.items():
+                yield car_section(Cid.from_text(block_cid), block)
 
         yield pieces()
 

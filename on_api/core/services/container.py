@@ -26,6 +26,7 @@ from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
 from on_api.core.services.node_watch import NodeWatch
+from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
@@ -49,6 +50,7 @@ class Services:
     uploads: UploadService
     pins: PinService
     keeper: Keeper
+    names: PinNames
     capacity: Capacity
     garbage: GarbageCollector
     watch: NodeWatch
@@ -77,7 +79,8 @@ class Services:
             database, Sealer(secret.subkey(Purpose.ANSWERS)), settings.files.lease_seconds
         )
         capacity = Capacity(node, settings)
-        keeper = Keeper(database, node, settings.worker.lease_seconds)
+        names = PinNames(database)
+        keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         bell = Bell()
         return cls(
             settings=settings,
@@ -92,7 +95,7 @@ class Services:
                 database,
                 node,
                 keeper,
-                LeaseService(database, settings.files.lease_seconds),
+                LeaseService(database, names, settings.files.lease_seconds),
                 capacity,
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
@@ -101,6 +104,7 @@ class Services:
             ),
             pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
+            names=names,
             capacity=capacity,
             garbage=GarbageCollector(database, node, metrics),
             watch=NodeWatch(settings, database, node),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from datetime import timedelta
 
 from anyio import to_thread
@@ -20,6 +21,7 @@ from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services import contents
 from on_api.core.services.contents import Removal
+from on_api.core.services.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +32,14 @@ MARGIN_SECONDS = 5.0
 class Keeper:
     """Pins and unpins on the node as the content rows say. `life` is that of a removal's claim."""
 
-    def __init__(self, database: Database, node: IpfsNode, life: float) -> None:
+    def __init__(self, database: Database, node: IpfsNode, names: PinNames, life: float) -> None:
         self._database = database
         self._node = node
+        self._names = names
         self._life = timedelta(seconds=life)
 
-    async def secure(self, cid: str, pin_name: str) -> int:
-        """Make sure that the node has pinned `cid`, after its removal has ended.
+    async def secure(self, cid: str, job: uuid.UUID) -> int:
+        """Make sure, for a job, that the node has pinned `cid`, after its removal has ended.
 
         All its blocks must be there. Returns the generation under which this holds: a later removal
         has another one. Raises `ServiceUnavailable` when a removal does not end, or a `NodeError`.
@@ -49,7 +52,7 @@ class Keeper:
             if asyncio.get_running_loop().time() > deadline:
                 raise ServiceUnavailable("This content is just being removed; send it again.")
             await asyncio.sleep(LOOK_SECONDS)
-        await self._pin_again(cid, pin_name)
+        await self._pin_again(cid, job)
         return generation
 
     async def remove(self, removal: Removal) -> bool:
@@ -58,20 +61,21 @@ class Keeper:
         if await to_thread.run_sync(self._finish, removal):
             return True
         logger.warning("a removal of %s came too late: looking after it", removal.cid)
-        await self.heal(removal.cid, "")
+        await self.heal(removal.cid, removal.token)
         return False
 
-    async def heal(self, cid: str, pin_name: str) -> bool:
-        """Pin `cid` again if it is somebody's and the node has lost its pin. Returns whether it
-        had."""
+    async def heal(self, cid: str, job: uuid.UUID) -> bool:
+        """Pin `cid` again, for a job, if it is somebody's and the node has lost its pin. Returns
+        whether it had."""
         state, _ = await to_thread.run_sync(self._look, cid)
-        return state == PINNED and await self._pin_again(cid, pin_name)
+        return state == PINNED and await self._pin_again(cid, job)
 
-    async def _pin_again(self, cid: str, pin_name: str) -> bool:
+    async def _pin_again(self, cid: str, job: uuid.UUID) -> bool:
         # Never `pin` on what is pinned: see `IpfsNode.pin`.
         if await self._node.pin_status(cid) is not None:
             return False
-        await self._node.pin(cid, name=pin_name, fetch=False)
+        name = await to_thread.run_sync(self._names.of, job)
+        await self._node.pin(cid, name=name, fetch=False)
         return True
 
     def _look(self, cid: str) -> tuple[str, int]:

@@ -12,10 +12,11 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
-from on_api.core.models import Database, Deployment, Lease, UserUsage
-from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models import Database, Lease, UserUsage
+from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents, maintenance, reservations
 from on_api.core.services.access import Principal
+from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
 
@@ -40,10 +41,10 @@ class LeaseHandle:
 class LeaseService:
     """Opens and renews leases of `seconds`; what is left of a crash is dead after that time."""
 
-    def __init__(self, database: Database, seconds: int) -> None:
+    def __init__(self, database: Database, names: PinNames, seconds: int) -> None:
         self._database = database
+        self._names = names
         self._life = timedelta(seconds=seconds)
-        self._deployment: str | None = None
 
     def open(self, kind: str, principal: Principal, announced: Announced) -> LeaseHandle:
         """Commit a lease, and what it reserves, for work that is about to begin.
@@ -59,11 +60,10 @@ class LeaseService:
             lease_until=utc_now() + self._life,
             reserved_bytes=0,
         )
+        pin_name = self._names.of(lease.id)
         with self._database.session_scope() as session:
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 raise ServiceUnavailable("The node is being tidied up; send it again soon.")
-            if self._deployment is None:
-                self._deployment = deployment_name(session)
             session.add(lease)
             session.flush()
             limited = reservations.has_limits(session, principal.user_id, principal.max_bytes)
@@ -77,7 +77,7 @@ class LeaseService:
             id=lease.id,
             token=lease.token,
             user_id=principal.user_id,
-            pin_name=f"on-api/{self._deployment}/{lease.id}",
+            pin_name=pin_name,
             announced=announced,
             covered=lease.reserved_bytes if limited else None,
         )
@@ -150,12 +150,6 @@ def release_dead_leases(database: Database, limit: int = 100) -> int:
                 lease.token = new_id()
                 reservations.release(session, usage, lease)
     return len(dead)
-
-
-def deployment_name(session: Session) -> str:
-    """This deployment's name, made at the first call."""
-    insert_unless_there(session, Deployment, id=1, name=new_id().hex[:12], created_at=utc_now())
-    return session.scalars(select(Deployment.name)).one()
 
 
 def _mine(session: Session, handle: LeaseHandle) -> Lease:

@@ -20,7 +20,7 @@ from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.multiaddr import Multiaddr
 from on_api.core.models import Content, Database, Deployment
 from on_api.core.models.content import PINNED
-from on_api.core.services.leases import deployment_name
+from on_api.core.services.pin_names import deployment
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ class NodeWatch:
 
     def _remember(self, addresses: list[str]) -> None:
         with self._database.session_scope() as session:
-            deployment_name(session)
-            session.scalars(select(Deployment).with_for_update()).one().delegates = addresses
+            deployment(session).delegates = addresses
 
     def _count(self) -> int:
         with self._database.session_scope(write=False) as session:

@@ -188,7 +188,7 @@ class UploadService:
                     self._record, principal, lease, stored, recording, secured
                 )
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._keeper.secure(error.cid, lease.pin_name)
+                secured[error.cid] = await self._keeper.secure(error.cid, lease.id)
 
     def _record(
         self,
