@@ -51,6 +51,7 @@ class Services:
     pins: PinService
     keeper: Keeper
     names: PinNames
+    leases: LeaseService
     capacity: Capacity
     garbage: GarbageCollector
     watch: NodeWatch
@@ -81,6 +82,7 @@ class Services:
         capacity = Capacity(node, settings)
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
+        leases = LeaseService(database, names, settings.files.lease_seconds)
         bell = Bell()
         return cls(
             settings=settings,
@@ -95,7 +97,7 @@ class Services:
                 database,
                 node,
                 keeper,
-                LeaseService(database, names, settings.files.lease_seconds),
+                leases,
                 capacity,
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
@@ -105,6 +107,7 @@ class Services:
             pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,
+            leases=leases,
             capacity=capacity,
             garbage=GarbageCollector(database, node, metrics),
             watch=NodeWatch(settings, database, node),
