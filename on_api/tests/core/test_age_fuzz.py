@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from on_api.core.crypto.age import (
     CHUNK_BYTES,
     AgeError,
+    BadArmor,
     Decryptor,
     Encryptor,
     Passphrase,
@@ -20,6 +21,7 @@ from on_api.core.crypto.age import (
     X25519Identity,
     unlock,
 )
+from on_api.core.crypto.age.armor import ArmorReader
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.settings import MIB
 
@@ -138,6 +140,21 @@ def test_ranges_of_noise(payload: bytes, size: int, offset: int, length: int) ->
     except AgeError:
         pass
     assert plain == b""
+
+
+def test_armor_is_never_gathered() -> None:
+    """Lines have an end; white space around the block may go on and is forgotten."""
+    begin, end = ARMORED[3].split(b"\n", 1)[0] + b"\n", ARMORED[3].rstrip().rsplit(b"\n", 1)[1]
+    for start in (b"-" * 70, begin + b"A" * 66, begin + b"A" * 66 + b"\n"):
+        with pytest.raises(BadArmor):
+            ArmorReader().update(start)
+    reader = ArmorReader()
+    for piece in (*[b" \r\n\t" * 1000] * 10, begin, end, *[b" \n" * 1000] * 10):
+        assert reader.update(piece) == b""
+        assert len(reader._held) <= len(begin)
+    reader.finish()
+    with pytest.raises(BadArmor):
+        ArmorReader().finish()
 
 
 def test_the_files_themselves() -> None:

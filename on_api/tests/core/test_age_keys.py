@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from on_api.core.crypto import kdf
 from on_api.core.crypto.age import (
+    BadHeader,
     BadKey,
     BadPassphrase,
     BadRecipients,
@@ -19,7 +20,10 @@ from on_api.core.crypto.age import (
     X25519Identity,
     X25519Recipient,
     bech32,
+    unlock,
 )
+from on_api.core.crypto.age.header import Header
+from on_api.core.crypto.age.stanza import Stanza
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.settings import MIB
 
@@ -158,6 +162,15 @@ def test_invalid_bech32(text: str) -> None:
         bech32.decode(text)
 
 
+@pytest.mark.parametrize("values", [[0], [3, 1], [1, 16, 0], [0] * 51 + [1], [0] * 51 + [8]])
+def test_bits_that_no_byte_has(values: list[int]) -> None:
+    """A true checksum doesn't help: what is left of the last group must be zero, and short."""
+    check = bech32._polymod([*bech32._expand("age"), *values, *[0] * 6]) ^ 1
+    values = [*values, *((check >> shift) & 31 for shift in range(25, -1, -5))]
+    with pytest.raises(BadKey, match="padding"):
+        bech32.decode("age1" + "".join(bech32.CHARSET[value] for value in values))
+
+
 @given(data=st.binary(max_size=80), where=st.integers(0), new=st.sampled_from(bech32.CHARSET))
 def test_bech32_notices_a_mistyped_character(data: bytes, where: int, new: str) -> None:
     """Round trip, and the checksum's promise."""
@@ -208,6 +221,15 @@ def test_a_passphrase_is_alone() -> None:
     for recipients in mixtures:
         with pytest.raises(BadRecipients):
             Encryptor(recipients)
+
+
+@pytest.mark.parametrize("factor", ["0", "01", "+1", "-1", "1x", "x1", "1.", "0x1", "1_0"])
+def test_what_is_no_work_factor(factor: str) -> None:
+    """Digits, and no zero before them."""
+    stanza = Stanza(("scrypt", "A" * 22, factor), bytes(32))
+    start = Header.seal([stanza], bytes(16)).encoded + bytes(16)
+    with pytest.raises(BadHeader):
+        unlock(start, [Passphrase("x", Scrypt(memory=MIB))])
 
 
 def test_work_factors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,11 +118,11 @@ class ChunkOpener:
     def finish(self) -> bytearray:
         """The plaintext of the last chunk. Raises `BadPayload` (`TruncatedPayload` where the end is
         missing; a file that was cut inside a chunk can't be told from one whose last chunk was
-        changed, unless `final` is known)."""
+        changed)."""
         self._raise_failure()
         if self._ended or (self._index == self._stop and not self._held):
             return bytearray()
-        if len(self._held) < TAG_BYTES or self._final not in (None, self._index):
+        if len(self._held) < TAG_BYTES:
             raise TruncatedPayload("The file ends before its last chunk does.")
         if len(self._held) == TAG_BYTES and self._index:
             raise BadPayload("The last chunk is empty.")
