@@ -39,6 +39,7 @@ def init(
 def _create_first_administrator(settings: Settings, database: Database, username: str) -> None:
     from sqlalchemy import select
 
+    from on_api.core.crypto.kdf import Scrypt
     from on_api.core.crypto.passwords import PasswordHasher
     from on_api.core.crypto.secrets import MasterSecret
     from on_api.core.models import User
@@ -49,7 +50,7 @@ def _create_first_administrator(settings: Settings, database: Database, username
 
     invalidations = Invalidations(database)
     keys = KeyService(MasterSecret.load(settings), invalidations)
-    hasher = PasswordHasher(log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory)
+    hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
     path = settings.home / ADMIN_KEY_FILE
     with database.session_scope() as session:
         if session.scalar(select(User.id).limit(1)) is not None:

@@ -10,14 +10,11 @@ import secrets
 from enum import StrEnum
 from pathlib import Path
 
-from Crypto.Hash import SHA256
-from Crypto.Protocol.KDF import HKDF
-
+from on_api.core.crypto.kdf import hkdf
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 
 SECRET_FILE = "secret.key"  # noqa: S105 (a file's name)
-SUBKEY_BYTES = 32
 CURRENT_VERSION = 1
 """Version of the master secret, kept in each row that depends on it so that rotation can find
 them."""
@@ -67,16 +64,8 @@ class MasterSecret:
 
     def subkey(self, purpose: Purpose) -> bytes:
         """32 bytes for one purpose."""
-        subkey = HKDF(
-            self._secret,
-            SUBKEY_BYTES,
-            salt=b"on-api",
-            hashmod=SHA256,
-            context=f"{purpose}/v{CURRENT_VERSION}".encode(),
-        )
-        if not isinstance(subkey, bytes):  # a tuple when several keys are asked for
-            raise TypeError("HKDF returned several keys")
-        return subkey
+        info = f"{purpose}/v{CURRENT_VERSION}".encode()
+        return hkdf(self._secret, salt=b"on-api", info=info)
 
 
 def create_secret_file(home: Path) -> bool:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
+from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import MasterSecret, Purpose
@@ -71,9 +72,7 @@ class Services:
         metrics.watch_pool(database.connections_in_use)
         node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
-        hasher = PasswordHasher(
-            log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory
-        )
+        hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
         keys = KeyService(secret, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(

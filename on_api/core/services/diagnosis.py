@@ -47,6 +47,7 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
     """Look at everything. What can't be looked at is a finding too."""
     looks: dict[str, Callable[[Settings], Iterator[Finding]]] = {
         "pycryptodome": _crypto,
+        "encryption": _encryption,
         "master secret": _secret,
         "database": _database,
         "node": _node,
@@ -74,6 +75,12 @@ def _crypto(_settings: Settings) -> Iterator[Finding]:
         yield Finding(
             name, Verdict.BROKEN, "pycrypto is installed beside it and overwrites its files", cure
         )
+
+
+def _encryption(_settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto import aead
+
+    yield Finding("encryption", Verdict.OK, f"ChaCha20-Poly1305 by {aead.describe()}")
 
 
 def _secret(settings: Settings) -> Iterator[Finding]:

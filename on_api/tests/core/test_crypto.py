@@ -14,17 +14,18 @@ import pytest
 from Crypto.Protocol.KDF import scrypt
 from pydantic import SecretStr
 
-from on_api.core.crypto import passwords, tokens
+from on_api.core.crypto import kdf, tokens
+from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import MasterSecret, Purpose, create_secret_file, node_rpc_auth
 from on_api.core.errors import ServiceUnavailable, StartupError
 from on_api.core.models.migrations import PROJECT
-from on_api.core.settings import MIB, Settings
+from on_api.core.settings import MIB, AuthSettings, Settings
 
 
 def hasher(log_n: int = 10, memory: int = 64 * MIB, patience: float = 10) -> PasswordHasher:
     """A quick one."""
-    return PasswordHasher(log_n=log_n, memory=memory, patience=patience)
+    return PasswordHasher(Scrypt(memory=memory, patience=patience), log_n=log_n)
 
 
 def test_keys_are_told_by_their_checksum() -> None:
@@ -69,7 +70,7 @@ def test_an_unknown_user_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
     made = hasher()
     stored = made.hash("x")
-    monkeypatch.setattr(passwords, "scrypt", counting)
+    monkeypatch.setattr(kdf, "scrypt", counting)
     assert not made.verify("x", None).correct
     assert made.verify("x", stored).correct
     assert calls == [1024, 1024]
@@ -98,7 +99,7 @@ def test_hashes_that_are_none_or_cost_too_much(
         assert kwargs["N"] * kwargs["r"] * 128 <= 64 * MIB
         return bytes(32)
 
-    monkeypatch.setattr(passwords, "scrypt", refuse)
+    monkeypatch.setattr(kdf, "scrypt", refuse)
     assert not made.verify("x", stored).correct
 
 
@@ -116,7 +117,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             running -= 1
         return bytes(32)
 
-    monkeypatch.setattr(passwords, "scrypt", slow)
+    monkeypatch.setattr(kdf, "scrypt", slow)
     made = hasher(log_n=15, memory=96 * MIB, patience=0.2)  # room for three
     refused: list[BaseException] = []
 
@@ -136,6 +137,17 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.join(10)
     assert most == 3
     assert len(refused) == 5
+
+
+def test_the_memory_holds_one_hash_at_least() -> None:
+    """However little is allowed, new hashes can be made; dearer ones are refused, not waited
+    for."""
+    settings = Settings(_env_file=None, auth=AuthSettings(scrypt_log_n=17, scrypt_memory=32 * MIB))
+    made = Scrypt.load(settings)
+    assert made.fits(17)
+    assert not made.fits(18)
+    with pytest.raises(ValueError, match="memory"):
+        made.derive(b"x", b"salt", log_n=18)
 
 
 def test_the_master_secret(tmp_path: Path) -> None:

@@ -87,9 +87,10 @@ def test_a_hash_of_lower_cost_is_renewed_at_login(
     server: Server, alice: Account, anonymous: httpx.Client
 ) -> None:
     """The cost is kept with the hash; a right password is hashed anew when today's is higher."""
+    from on_api.core.crypto.kdf import Scrypt
     from on_api.core.crypto.passwords import PasswordHasher
 
-    cheap = PasswordHasher(log_n=8, memory=2**28).hash(PASSWORD)
+    cheap = PasswordHasher(Scrypt(memory=2**28), log_n=8).hash(PASSWORD)
     with server.services.database.session_scope() as session:
         session.query(User).filter(User.username == alice.username).update({"password_hash": cheap})
     assert log_in(anonymous, alice.username, PASSWORD).status_code == 200
