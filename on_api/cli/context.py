@@ -80,9 +80,14 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
         services.database.dispose()
 
 
-def end_politely_on_sigterm() -> None:
-    """SIGTERM ends the command as Ctrl-C does: with what it started stopped."""
-    signal.signal(signal.SIGTERM, _interrupt)
+def end_politely_when_told() -> None:
+    """SIGTERM ends the command as Ctrl-C does: with what it started stopped.
+
+    SIGINT is named too: a script that starts us in its background (`on-api node run &`) has us
+    inherit it ignored, and Python then leaves it so.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

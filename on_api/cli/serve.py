@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from on_api.cli.context import (
-    end_politely_on_sigterm,
+    end_politely_when_told,
     load_settings,
     open_database,
     prepare_home,
@@ -32,9 +32,8 @@ def serve(
     given = {"host": host, "port": port}
     settings = load_settings()
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
-    # While the node starts (uvicorn has handlers of its own later) a polite end is an end like
-    # Ctrl-C.
-    end_politely_on_sigterm()
+    # While the node starts; uvicorn has handlers of its own later.
+    end_politely_when_told()
     # What can be known to fail is found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ RPC_SECRET = "bearer:a secret between the tests and their node"
 PASSWORD = "correct horse battery staple"
 FAST_SCRYPT = 10
 """log2 of the cost: the tests make hundreds of accounts."""
+
+
+def pytest_configure() -> None:
+    """Give the tests' processes a Ctrl-C that works.
+
+    A run in a script's background inherits SIGINT ignored, and so would all that it starts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
