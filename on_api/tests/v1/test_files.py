@@ -324,10 +324,13 @@ def test_list_filters_and_walks(alice: Account) -> None:
     assert count(visibility="private") == 0
     assert count(media_type="text/plain") == 7
     assert count(after=everything["items"][0]["created_at"]) == 0
+    assert count(before="9999-12-31T23:59:59Z", after="0001-01-01T00:00:00Z") == 7
     for wrong in (
         {"limit": 0},
         {"limit": 1001},
         {"before": "yesterday"},
+        {"before": "0001-01-01T00:00:00+01:00"},
+        {"after": "9999-12-31T23:59:59-01:00"},
         {"cid": "no"},
         {"name": "\x00"},
     ):
