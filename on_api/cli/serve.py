@@ -45,6 +45,7 @@ def serve(
 
     import uvicorn
 
+    from on_api.cli.http_protocol import BoundedHttp
     from on_api.core.logging import configure_logging
     from on_api.main import create_app
 
@@ -61,7 +62,7 @@ def serve(
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(settings),
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

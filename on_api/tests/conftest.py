@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from on_api.cli.http_protocol import BoundedHttp
 from on_api.core.ipfs.node import ManagedNode
 from on_api.core.models import Database, migrations
 from on_api.core.services.container import Services
@@ -179,7 +180,7 @@ class Server:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
