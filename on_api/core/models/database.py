@@ -33,12 +33,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.types import TypeDecorator
 
 from on_api.core.errors import Conflict, DatabaseUnavailable
 from on_api.core.models.json_contains import json_contains
 from on_api.core.models.watchdog import Watchdog
+from on_api.core.models.writers_queue import WritersQueue
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ ANSWER_MARGIN = 5.0
 """Seconds that an answer of PostgreSQL may take beyond `statement_timeout`."""
 
 _SQLITE_BEGIN = "on_api_sqlite_begin"
+_SQLITE_WRITES = "BEGIN IMMEDIATE"
+_HAS_TURN = "on_api_has_the_writers_turn"
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -107,6 +110,9 @@ class Database:
         # Longer than the server's own limit, which says more.
         self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN)
         self.engine = _create_engine(settings, self._watchdog)
+        self._writers = WritersQueue()
+        if not self.is_postgresql:
+            _queue_sqlite_writers(self.engine, self._writers, settings.database.lock_timeout)
         reading = self.engine.execution_options(
             postgresql_readonly=True, **{_SQLITE_BEGIN: "BEGIN DEFERRED"}
         )
@@ -150,6 +156,10 @@ class Database:
         """Connections checked out of the pool at this moment."""
         pool = self.engine.pool
         return pool.checkedout() if isinstance(pool, QueuePool) else 0
+
+    def writers_waiting(self) -> int:
+        """Transactions of this process that wait for SQLite's single writer's place."""
+        return self._writers.waiting
 
     def dispose(self) -> None:
         """Close every connection."""
@@ -208,7 +218,6 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
     event.listen(engine, "handle_error", _distrust_confusion)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -230,12 +239,29 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     cursor.close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that turns into a writer fails at once when another one wrote
-    # meanwhile; taking the writer's place at the start waits for it instead (busy time-out).
-    connection.exec_driver_sql(
-        connection.get_execution_options().get(_SQLITE_BEGIN, "BEGIN IMMEDIATE")
-    )
+def _queue_sqlite_writers(engine: Engine, queue: WritersQueue, seconds: float) -> None:
+    """Begin transactions as their kind wants, writers of this process one after the other.
+
+    A turn ends when its connection goes back to the pool, whatever became of the transaction.
+    """
+
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that turns into a writer fails at once when another one wrote
+        # meanwhile; taking the writer's place at the start waits for it instead.
+        kind = connection.get_execution_options().get(_SQLITE_BEGIN, _SQLITE_WRITES)
+        if kind == _SQLITE_WRITES and _HAS_TURN not in connection.info:
+            if not queue.enter(seconds):
+                logger.warning("the database is too busy: %d writers wait", queue.waiting)
+                raise DatabaseUnavailable
+            connection.info[_HAS_TURN] = True
+        connection.exec_driver_sql(kind)
+
+    def give_back(_connection: object, record: ConnectionPoolEntry) -> None:
+        if record.info.pop(_HAS_TURN, False):
+            queue.leave()
+
+    event.listen(engine, "begin", begin)
+    event.listen(engine, "checkin", give_back)
 
 
 def _is_race(error: IntegrityError) -> bool:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from anyio import to_thread
+
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import MasterSecret, Purpose
@@ -52,8 +54,7 @@ class Services:
         secret."""
         secret = MasterSecret.load(settings)
         database = Database(settings)
-        metrics = Metrics()
-        metrics.watch_pool(database.connections_in_use)
+        metrics = _watched(database)
         node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
         hasher = PasswordHasher(
@@ -94,3 +95,24 @@ class Services:
         await self.node.close()
         self.hashers.shutdown()
         self.database.dispose()
+
+
+def _watched(database: Database) -> Metrics:
+    """Metrics that also show who waits for what."""
+    metrics = Metrics()
+    metrics.watch(
+        "on_api_database_connections_in_use",
+        "Connections to the database in use.",
+        database.connections_in_use,
+    )
+    metrics.watch(
+        "on_api_database_writers_waiting",
+        "Transactions that wait for SQLite's single writer's place.",
+        database.writers_waiting,
+    )
+    metrics.watch(
+        "on_api_threads_waiting",
+        "Pieces of work that wait for one of ON_API_THREADS.",
+        lambda: to_thread.current_default_thread_limiter().statistics().tasks_waiting,
+    )
+    return metrics

@@ -224,6 +224,8 @@ def test_metrics_count_what_happens(server: Server, alice: Account) -> None:
     assert 'on_api_uploads_total{outcome="stored"}' in text
     assert 'on_api_node_calls_total{call="add",outcome="ok"}' in text
     assert "on_api_database_connections_in_use" in text
+    assert "on_api_database_writers_waiting 0.0" in text
+    assert "on_api_threads_waiting 0.0" in text
     assert str(file["id"]) not in text
     assert "a name" not in text
 
