@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg2
 import psycopg2.errorcodes
@@ -103,6 +103,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+Entity = TypeVar("Entity", bound=Base)
+
+
 class Database:
     """One engine and its sessions. Made once per process; `dispose` ends it."""
 
@@ -175,6 +178,24 @@ def insert_unless_there(session: Session, table: type[Base], **values: object) -
     dialect = session.get_bind().dialect.name
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     session.execute(insert(target).values(**values).on_conflict_do_nothing())
+
+
+def insert_or_lock(
+    session: Session, table: type[Entity], unique: Sequence[str], **values: object
+) -> Entity:
+    """The row that is unique in these columns, locked: made of `values`, or as it was.
+
+    One statement: a look after `insert_unless_there` can find nothing where rows are also deleted.
+    """
+    dialect = session.get_bind().dialect.name
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(table).values(**values)
+    # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
+    same = {unique[-1]: statement.excluded[unique[-1]]}
+    return session.scalars(
+        statement.on_conflict_do_update(index_elements=unique, set_=same).returning(table),
+        execution_options={"populate_existing": True},
+    ).one()
 
 
 def new_id() -> uuid.UUID:

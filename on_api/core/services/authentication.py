@@ -17,7 +17,7 @@ from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import MasterSecret, Purpose
 from on_api.core.errors import TooManyRequests, Unauthorized
 from on_api.core.models import ApiKey, Database, LoginThrottle, User
-from on_api.core.models.database import insert_unless_there, utc_now
+from on_api.core.models.database import insert_or_lock, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.models.user import USERNAME_PATTERN
@@ -217,12 +217,14 @@ class LoginService:
         together."""
         now = utc_now()
         with self._database.session_scope() as session:
-            insert_unless_there(
-                session, LoginThrottle, username=username, failures=0, updated_at=now
+            row = insert_or_lock(
+                session,
+                LoginThrottle,
+                ["username"],
+                username=username,
+                failures=0,
+                updated_at=now,
             )
-            row = session.scalars(
-                select(LoginThrottle).where(LoginThrottle.username == username).with_for_update()
-            ).one()
             if row.blocked_until is not None and row.blocked_until > now:
                 seconds = int((row.blocked_until - now).total_seconds()) + 1
                 raise TooManyRequests(
