@@ -38,6 +38,7 @@ def test_password_login_gives_a_token(
         assert client.get("/v1/files").status_code == 200
         assert client.put("/v1/files?name=x", content=b"").status_code == 403
     assert log_in(anonymous, alice.username, PASSWORD, scope="files:eat").status_code == 400
+    assert log_in(anonymous, alice.username, PASSWORD, scope="admin").status_code == 400
 
 
 def test_wrong_password_and_unknown_user_answer_alike(
