@@ -39,8 +39,9 @@ def running(home: Home, *start: str | Path) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         try:
             assert process.stdout is not None
+            assert process.stderr is not None
             shown = [process.stdout.readline() for _ in range(5)]
-            assert "Ctrl-C" in shown[-1], shown
+            assert "Ctrl-C" in shown[-1], process.stderr.read()
             assert f":{home.rpc_port}\n" in shown[0]
             assert f":{home.gateway_port}/ipfs/" in shown[1]
             assert str(home.path / "ipfs") in shown[2]
