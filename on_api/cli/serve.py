@@ -3,7 +3,7 @@ together."""
 
 from __future__ import annotations
 
-import os
+import errno
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -92,10 +92,12 @@ def _bind(settings: Settings) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            cure = "set ON_API_HOST to an address of this machine."
+        else:
+            cure = "stop what uses it, or choose another with ON_API_PORT (make run PORT=…)."
         raise StartupError(
-            f"Can't serve on {settings.host} port {settings.port} "
-            f"({os.strerror(error.errno or 0)}): stop what uses it, or choose another with "
-            "ON_API_PORT (make run PORT=…)."
+            f"Can't serve on {settings.host} port {settings.port} ({error.strerror}): {cure}"
         ) from None
     listener.set_inheritable(True)
     return listener
