@@ -40,6 +40,10 @@ class Uploader:
     stopping: threading.Event
     stored: dict[str, bytes] = field(default_factory=dict)
     """Id and bytes of every 201."""
+    cids: dict[str, str] = field(default_factory=dict)
+    """Id and CID of the same."""
+    sent_again: set[str] = field(default_factory=set)
+    """CIDs of what was sent although it was there."""
     cut: set[str] = field(default_factory=set)
     """Names of what was not answered."""
     number: int = 0
@@ -60,7 +64,9 @@ class Uploader:
         """Of any size from a few bytes to several blocks; now and then what is there already."""
         data = os.urandom(random.choice([10, 5_000, 1_100_000, 3_000_000]))
         if self.stored and random.random() < 0.2:
-            data = random.choice(list(self.stored.values()))
+            again = random.choice(list(self.stored))
+            data = self.stored[again]
+            self.sent_again.add(self.cids[again])
         self.tried += 1
         name = f"{self.number}-{self.tried}"
         self.cut.add(name)
@@ -68,6 +74,7 @@ class Uploader:
         self.cut.remove(name)
         if answer.status_code == 201:
             self.stored[answer.json()["id"]] = data
+            self.cids[answer.json()["id"]] = answer.json()["cid"]
 
 
 def pins_on_node(home: Home) -> dict[str, str]:
@@ -119,7 +126,9 @@ def check(home: Home, uploaders: Sequence[Uploader], own: httpx.Client) -> None:
         assert {file.cid for file in files} == contents
     database.dispose()
     pins = pins_on_node(home)
-    assert contents <= pins.keys()
+    # Kubo drops the pin of what is sent again before it makes it anew; killed in between it has
+    # neither, though every block. Nothing is collected before somebody has looked for such.
+    assert contents - pins.keys() <= set[str]().union(*(u.sent_again for u in uploaders))
     for cid in pins.keys() - contents - {EMPTY_FOLDER}:
         name = pins[cid].split("/")
         assert name[0] == "on-api", "an orphan without our name"

@@ -241,7 +241,9 @@ def test_too_many_requests_at_once(
 ) -> None:
     """503 with Retry-After over the limit; health is still answered; all is well when they have
     ended."""
-    with Server(settings_for(new_database(), max_requests=10)) as server:
+    app = "https://app.example"
+    settings = settings_for(new_database(), max_requests=10, cors=CorsSettings(origins=[app]))
+    with Server(settings) as server:
         account = server.new_user()
         go_on = threading.Event()
 
@@ -260,8 +262,10 @@ def test_too_many_requests_at_once(
                 lambda: "on_api_requests_in_flight 10.0" in client.get("/metrics").text,
                 "ten are under way",
             )
-            refused = client.get("/v1/files")
+            refused = client.get("/v1/files", headers={"Origin": app})
             assert refused.status_code == 503
+            assert refused.headers["access-control-allow-origin"] == app
+            assert "Retry-After" in refused.headers["access-control-expose-headers"]
             assert refused.json()["error"]["reason"] == "SERVICE_UNAVAILABLE"
             assert refused.headers["retry-after"] == "1"
             assert client.get("/healthz").status_code == 200
