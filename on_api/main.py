@@ -54,21 +54,29 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
     )
     handlers.install(app)
-    if settings.cors.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors.origins,
-            allow_credentials=settings.cors.credentials,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["ETag", "Content-Range", "Content-Disposition", "X-Request-Id"],
-        )
     app.add_middleware(
         InFlightLimit,
         limit=settings.max_requests,
         refuse=handlers.too_busy,
         metrics=services.metrics,
     )
+    if settings.cors.origins:
+        # Outside the limit: a browser's app must be able to read the 503 too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_credentials=settings.cors.credentials,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[
+                "Content-Disposition",
+                "Content-Range",
+                "ETag",
+                "Idempotent-Replayed",
+                "Retry-After",
+                "X-Request-Id",
+            ],
+        )
     app.add_middleware(
         RequestContext, internal_error=handlers.internal_error, metrics=services.metrics
     )

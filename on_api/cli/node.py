@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import end_politely_on_sigterm, load_settings
+from on_api.cli.context import end_politely_when_told, load_settings
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.settings import Settings
@@ -45,7 +45,7 @@ def run() -> None:
         )
         raise StartupError(msg)
     configure_logging(settings.log)
-    end_politely_on_sigterm()
+    end_politely_when_told()
     node = ManagedNode(settings.home, settings.node, node_rpc_auth(settings), _say)
     try:
         with node:

@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import OnApiError, Unauthorized
+from on_api.core.models.user import CLIENT_LENGTH
 from on_api.core.pagination import (
     DEFAULT_LIMIT,
     MAX_CURSOR_LENGTH,
@@ -146,8 +147,9 @@ Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 
 
 def get_client(request: Request) -> Actor:
-    """An actor of whom only the address is known."""
-    return Actor(client=request.client.host if request.client else None)
+    """An actor of whom only the address is known. It may be any text: a proxy that is believed
+    may pass on what it was told."""
+    return Actor(client=request.client.host[:CLIENT_LENGTH] if request.client else None)
 
 
 ClientDep = Annotated[Actor, Depends(get_client)]

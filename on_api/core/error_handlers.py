@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from on_api.core.error_texts import describe
 from on_api.core.errors import (
@@ -117,19 +118,32 @@ class ErrorHandlers:
             raise error
         # FastAPI wraps what is raised while a body is read.
         cause = error.__cause__
-        translated = cause if isinstance(cause, OnApiError) else _translate(error)
+        translated = cause if isinstance(cause, OnApiError) else _translate(request, error)
         return self.render(request.url.path, translated)
 
 
-def _translate(error: HTTPException) -> OnApiError:
+def _translate(request: Request, error: HTTPException) -> OnApiError:
     """What Starlette and FastAPI raise themselves, in our words."""
     if error.status_code == MethodNotAllowed.status:
-        return MethodNotAllowed(headers=error.headers)
+        return MethodNotAllowed(headers={"Allow": ", ".join(_methods_at(request))})
     if error.status_code == PayloadTooLarge.status:
         return PayloadTooLarge()
     if 400 <= error.status_code < 500 and error.status_code != NotFound.status:
         return BadRequest("The body can't be read.")
     return NotFound()
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What may be done at the path asked for: the framework names the methods of one route only,
+    where several share it."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _client_gone(_request: Request, _error: Exception) -> Response:

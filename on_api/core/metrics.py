@@ -89,14 +89,9 @@ class Metrics:
             registry=registry,
         )
 
-    def watch_pool(self, connections_in_use: Callable[[], int]) -> None:
-        """Show how many database connections are in use, asked at each scrape."""
-        gauge = Gauge(
-            "on_api_database_connections_in_use",
-            "Connections to the database in use.",
-            registry=self._registry,
-        )
-        gauge.set_function(connections_in_use)
+    def watch(self, name: str, what: str, ask: Callable[[], float]) -> None:
+        """Show what is asked anew at each scrape."""
+        Gauge(name, what, registry=self._registry).set_function(ask)
 
     def exposition(self) -> bytes:
         """Everything, in the text format."""

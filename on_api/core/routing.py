@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
 from on_api.core.errors import OnApiError, PayloadTooLarge
@@ -24,6 +27,9 @@ class ApiRoute(APIRoute):
     An endpoint that streams takes the `Request` itself, and its attempt from
     `dependencies.AttemptDep`. The key is claimed, and the claim ended, in `dependencies.py`.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, _in_one_thread(endpoint), **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
@@ -46,6 +52,23 @@ class ApiRoute(APIRoute):
             return response
 
         return handle_once
+
+
+def _in_one_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint as a coroutine; a plain function runs in a thread.
+
+    FastAPI would do so itself, but then ask for a second thread to look at what was returned,
+    while the request's transaction is open: with all threads waiting for a row or for SQLite's
+    writer's place that this transaction has, nobody could go on.
+    """
+    if inspect.iscoroutinefunction(endpoint):
+        return endpoint
+
+    @functools.wraps(endpoint)
+    async def run(**arguments: Any) -> Any:
+        return await run_in_threadpool(endpoint, **arguments)
+
+    return run
 
 
 def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:

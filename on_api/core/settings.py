@@ -8,6 +8,7 @@ of the house.
 from __future__ import annotations
 
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -296,6 +297,19 @@ class Settings(BaseSettings):
             else value
         )
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: list[str]) -> list[str]:
+        """What is no address would match nobody, silently."""
+        for place in value:
+            if place != "*":
+                try:
+                    ip_network(place)
+                except ValueError:
+                    msg = "addresses or networks (10.0.0.0/8), by commas; * trusts everybody"
+                    raise ValueError(msg) from None
+        return value
+
     @field_validator("public_url")
     @classmethod
     def _is_plain_http_url(cls, value: str | None) -> str | None:
@@ -327,7 +341,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _every_thread_finds_a_connection(self) -> Self:
         if self.database.pool_size + self.database.max_overflow < self.threads:
-            msg = "DATABASE__POOL_SIZE + DATABASE__MAX_OVERFLOW must not be below THREADS"
+            msg = "ON_API_DATABASE__POOL_SIZE + __MAX_OVERFLOW must not be below ON_API_THREADS"
             raise ValueError(msg)
         return self
 

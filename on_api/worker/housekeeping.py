@@ -48,7 +48,6 @@ class Housekeeper:
     def _run(self) -> None:
         swept_at = float("-inf")
         while not self._stopping.is_set():
-            self._due.clear()
             try:
                 remove_deleted_accounts(self._database)
                 release_dead_leases(self._database)
@@ -60,6 +59,8 @@ class Housekeeper:
             except Exception:
                 logger.exception("housekeeping failed")
             self._due.wait(PERIOD_SECONDS)
+            # Before the look at `_stopping`: after it, an end in between would be slept through.
+            self._due.clear()
 
 
 def remove_what_has_ended(database: Database) -> None:

@@ -13,6 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from on_api.core.models.database import Base, new_id, utc_now
 
 USERNAME_LENGTH = 64
+CLIENT_LENGTH = 64
+"""Of an address; an IPv6 one with its zone has 39 and more."""
 USERNAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"
 
 
@@ -111,7 +113,7 @@ class AuditEvent(Base):
     action: Mapped[str] = mapped_column(String(64))
     target_type: Mapped[str] = mapped_column(String(32))
     target_id: Mapped[uuid.UUID | None] = mapped_column()
-    client: Mapped[str | None] = mapped_column(String(64))
+    client: Mapped[str | None] = mapped_column(String(CLIENT_LENGTH))
     """The client's address."""
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 

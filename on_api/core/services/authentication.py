@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session, joinedload
 from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import MasterSecret, Purpose
-from on_api.core.errors import TooManyRequests, Unauthorized
+from on_api.core.errors import BadRequest, TooManyRequests, Unauthorized
 from on_api.core.models import ApiKey, Database, LoginThrottle, User
-from on_api.core.models.database import insert_unless_there, utc_now
+from on_api.core.models.database import insert_or_lock, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.models.user import USERNAME_PATTERN
@@ -160,9 +160,9 @@ class LoginService:
         """A token and its life in seconds. `scopes` narrows it; empty means all that the user may
         do.
 
-        Takes the same time whether the user exists or not. Raises `Unauthorized`, or
-        `TooManyRequests` after too many wrong passwords for this name (counted before each try,
-        over all processes).
+        Takes the same time whether the user exists or not. Raises `Unauthorized`, `BadRequest` for
+        scopes that the user can't have, or `TooManyRequests` after too many wrong passwords for
+        this name (counted before each try, over all processes).
         """
         username = username.lower()
         if _USERNAME.fullmatch(username) is None:
@@ -202,9 +202,12 @@ class LoginService:
             if renewed is not None:
                 user.password_hash = renewed
             allowed = every_scope(user)
+            if scopes and not scopes & allowed:
+                # An empty rest would mean everything.
+                raise BadRequest("scope: you may have none of these.")
             request = KeyRequest(
                 name="login",
-                scopes=(scopes & allowed) or allowed,
+                scopes=scopes & allowed if scopes else allowed,
                 expires_at=utc_now() + timedelta(seconds=lifetime),
             )
             key, secret = self._keys.issue(session, user_id, request, actor, kind=TOKEN)
@@ -217,12 +220,14 @@ class LoginService:
         together."""
         now = utc_now()
         with self._database.session_scope() as session:
-            insert_unless_there(
-                session, LoginThrottle, username=username, failures=0, updated_at=now
+            row = insert_or_lock(
+                session,
+                LoginThrottle,
+                ["username"],
+                username=username,
+                failures=0,
+                updated_at=now,
             )
-            row = session.scalars(
-                select(LoginThrottle).where(LoginThrottle.username == username).with_for_update()
-            ).one()
             if row.blocked_until is not None and row.blocked_until > now:
                 seconds = int((row.blocked_until - now).total_seconds()) + 1
                 raise TooManyRequests(

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
+from anyio import to_thread
+
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
@@ -68,8 +70,7 @@ class Services:
         secret."""
         secret = MasterSecret.load(settings)
         database = Database(settings)
-        metrics = Metrics()
-        metrics.watch_pool(database.connections_in_use)
+        metrics = _watched(database)
         node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
         hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
@@ -122,3 +123,24 @@ class Services:
         await self.node.close()
         self.hashers.shutdown()
         self.database.dispose()
+
+
+def _watched(database: Database) -> Metrics:
+    """Metrics that also show who waits for what."""
+    metrics = Metrics()
+    metrics.watch(
+        "on_api_database_connections_in_use",
+        "Connections to the database in use.",
+        database.connections_in_use,
+    )
+    metrics.watch(
+        "on_api_database_writers_waiting",
+        "Transactions that wait for SQLite's single writer's place.",
+        database.writers_waiting,
+    )
+    metrics.watch(
+        "on_api_threads_waiting",
+        "Pieces of work that wait for one of ON_API_THREADS.",
+        lambda: to_thread.current_default_thread_limiter().statistics().tasks_waiting,
+    )
+    return metrics

@@ -13,14 +13,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import CURRENT_VERSION
 from on_api.core.errors import BadRequest, Conflict, InProgress, ServiceUnavailable
 from on_api.core.models import Database, IdempotencyRecord
-from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.database import insert_or_lock, new_id, utc_now
 from on_api.core.models.idempotency import KEY_LENGTH, ROUTE_LENGTH
 from on_api.core.services.access import Principal
 from on_api.core.services.renewal import renewed
@@ -84,9 +84,10 @@ class IdempotencyService:
             "key": key,
         }
         with self._database.session_scope() as session:
-            insert_unless_there(
+            record = insert_or_lock(
                 session,
                 IdempotencyRecord,
+                list(place),
                 id=new_id(),
                 token=token,
                 lease_until=now + self._life,
@@ -94,9 +95,6 @@ class IdempotencyService:
                 created_at=now,
                 **place,
             )
-            record = session.scalars(
-                select(IdempotencyRecord).filter_by(**place).with_for_update()
-            ).one()
             if record.token == token:
                 return Claim(record.id, token)
             if record.answer is not None and now - record.created_at < MEMORY:

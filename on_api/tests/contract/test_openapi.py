@@ -195,4 +195,6 @@ def test_unknown_paths_and_methods(anonymous: httpx.Client) -> None:
     answer = anonymous.put("/v1/keys")
     assert answer.status_code == 405
     assert answer.json()["error"]["reason"] == "METHOD_NOT_ALLOWED"
-    assert answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, POST"
+    assert anonymous.delete("/v2/files").headers["allow"] == "GET, POST, PUT"
+    assert anonymous.post(f"/v1/files/{uuid.uuid4()}/content").headers["allow"] == "GET, HEAD"

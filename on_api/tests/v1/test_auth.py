@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -37,6 +38,7 @@ def test_password_login_gives_a_token(
         assert client.get("/v1/files").status_code == 200
         assert client.put("/v1/files?name=x", content=b"").status_code == 403
     assert log_in(anonymous, alice.username, PASSWORD, scope="files:eat").status_code == 400
+    assert log_in(anonymous, alice.username, PASSWORD, scope="admin").status_code == 400
 
 
 def test_wrong_password_and_unknown_user_answer_alike(
@@ -65,6 +67,13 @@ def test_too_many_wrong_passwords_make_a_pause(
     assert 1 <= int(answer.headers["retry-after"]) <= 61
     # Keys go on working: somebody else's guesses must not lock the owner out.
     assert alice.client.get("/v1/users/me").status_code == 200
+
+
+def test_many_logins_at_once(alice: Account, anonymous: httpx.Client) -> None:
+    """Each forgives what the others have counted; those over the limit wait, nobody stumbles."""
+    with ThreadPoolExecutor(20) as threads:
+        answers = threads.map(lambda _: log_in(anonymous, alice.username, PASSWORD), range(100))
+        assert {answer.status_code for answer in answers} <= {200, 429}
 
 
 def test_changing_the_password_ends_logins_not_keys(
