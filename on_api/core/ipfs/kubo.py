@@ -20,7 +20,7 @@ import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
 from on_api.core.ipfs.client import Added, NodeVersion, PinStatus, RepoStat
-from on_api.core.ipfs.kubo_data import KuboData
+from on_api.core.ipfs.kubo_data import NOT_PINNED, KuboData
 from on_api.core.ipfs.version import TESTED_RANGE, is_tested
 from on_api.core.settings import Settings
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 CONTROL_THREADS = 8
 """Short questions at once; a node that hangs can occupy no more threads than these."""
-NOT_PINNED = "is not pinned"
 
 T = TypeVar("T")
 
@@ -51,7 +50,7 @@ class KuboNode:
             timeout=(settings.ipfs.connect_timeout, settings.ipfs.control_timeout),
             headers={} if header is None else {"Authorization": header},
         )
-        self._data = KuboData(settings, header, self.pin_status)
+        self._data = KuboData(settings, header)
         self._warned = False
 
     async def __aenter__(self) -> Self:

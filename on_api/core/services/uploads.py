@@ -205,7 +205,8 @@ class UploadService:
             usage.last_created_at = files[-1].created_at
             usage.file_count += len(files)
             session.add_all(files)
-            self._leases.close(session, lease, usage, sum(file.size for file in files))
+            with session.no_autoflush:  # what changes in `usage` is one statement, at the end
+                self._leases.close(session, lease, usage, sum(file.size for file in files))
             if recording is not None:
                 session.flush()
                 described = [_describe(item.incoming, item.sha256) for item in stored]
