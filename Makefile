@@ -25,7 +25,7 @@ endif
 # Compiled modules are what makes a start take two seconds instead of five.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test check soak migrate openapi clean
+.PHONY: help install run test check soak bench migrate openapi clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 18
@@ -49,6 +49,10 @@ check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules,
 soak: $(INSTALLED) ## The long runs under load and faults (minutes)
 	@$(BIN)/on-api node install
 	$(BIN)/pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+
+bench: $(INSTALLED) ## Measure beside the same Kubo, asked directly (BENCH_ARGS="--quick", a scenario's name …)
+	@$(BIN)/on-api node install
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 migrate: $(INSTALLED) ## Bring the configured database to the newest revision
 	$(BIN)/alembic upgrade head

@@ -3,15 +3,14 @@ allowed, is in its signature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from on_api.core.errors import OnApiError, Unauthorized
+from on_api.core.errors import Unauthorized
 from on_api.core.models.user import CLIENT_LENGTH
 from on_api.core.pagination import (
     DEFAULT_LIMIT,
@@ -21,6 +20,7 @@ from on_api.core.pagination import (
     Position,
     TimePage,
 )
+from on_api.core.routing import OpensSession
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
@@ -44,7 +44,7 @@ _bearer = HTTPBearer(
 )
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The process's services."""
     services: Services = request.app.state.services
     return services
@@ -53,44 +53,22 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:
+async def get_session(request: Request, services: ServicesDep) -> OpensSession:
     """One transaction for the request: a read-only snapshot for GET, else a writer.
 
-    Used with `scope="function"`: it commits before the answer is sent. With FastAPI's default scope
-    a failed commit would come after a 201 that says all is well.
+    Not open yet: `ApiRoute` opens it around the endpoint, in the endpoint's thread, so that it has
+    committed before there is an answer.
     """
-    with services.database.session_scope(write=request.method not in {"GET", "HEAD"}) as session:
-        yield session
+    return services.database.session_scope(write=request.method not in {"GET", "HEAD"})
 
 
-SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+SessionDep = Annotated[Session, Depends(get_session)]
 
 
-def end_attempt(request: Request, services: ServicesDep) -> Iterator[None]:
-    """End the claim of the request's Idempotency-Key, after everything that was begun after it.
-
-    So the request's transaction has committed, or has failed, when its answer is recorded or the
-    claim given back. (`get_principal` comes before `SessionDep` in every signature; function scope
-    ends them in reverse.)
-    """
-    try:
-        yield
-    except BaseException:
-        if isinstance(claim := getattr(request.state, "attempt", None), Claim):
-            # Where even that fails the claim dies by itself; the first error is the one to tell.
-            with suppress(OnApiError):
-                services.idempotency.release(claim)
-        raise
-    claim, answer = (getattr(request.state, name, None) for name in ("attempt", "answer"))
-    if isinstance(claim, Claim) and isinstance(answer, Answered):
-        services.idempotency.finish_alone(claim, answer)
-
-
-def get_principal(
+async def get_principal(
     request: Request,
     services: ServicesDep,
     scopes: SecurityScopes,
-    _ending: Annotated[None, Depends(end_attempt, scope="function")],
     _token: Annotated[str | None, Depends(_login)],
     _key: Annotated[object, Depends(_bearer)],
 ) -> Principal:
@@ -102,9 +80,13 @@ def get_principal(
     kind, _, key = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not key:
         raise Unauthorized
-    principal = services.authenticator.authenticate(key.strip())
+    authenticator = services.authenticator
+    principal = authenticator.recall(key.strip())
+    if principal is None:
+        principal = await run_in_threadpool(authenticator.authenticate, key.strip())
     principal.require(*(Scope(scope) for scope in scopes.scopes))
-    _claim_idempotency_key(request, services, principal)
+    if "idempotency-key" in request.headers:
+        await run_in_threadpool(_claim_idempotency_key, request, services, principal)
     return principal
 
 
@@ -113,8 +95,8 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
 
     `request.state.attempt` is what came of it; a repeat whose body was read already ends here.
     """
-    key = request.headers.get("idempotency-key")
-    if key is None or request.method not in {"POST", "PUT"}:
+    key = request.headers["idempotency-key"]
+    if request.method not in {"POST", "PUT"}:
         return
     route = f"{request.method} {request.url.path}"
     attempt = services.idempotency.claim(principal, route, key)
@@ -124,7 +106,7 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
     request.state.attempt = attempt
 
 
-def get_attempt(request: Request) -> Claim | Answered | None:
+async def get_attempt(request: Request) -> Claim | Answered | None:
     """What came of the request's Idempotency-Key, for an endpoint that streams its body."""
     attempt: Claim | Answered | None = getattr(request.state, "attempt", None)
     return attempt
@@ -146,7 +128,7 @@ KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 
 
-def get_client(request: Request) -> Actor:
+async def get_client(request: Request) -> Actor:
     """An actor of whom only the address is known. It may be any text: a proxy that is believed
     may pass on what it was told."""
     return Actor(client=request.client.host[:CLIENT_LENGTH] if request.client else None)
@@ -160,7 +142,7 @@ def act_as(principal: Principal, client: Actor) -> Actor:
     return Actor(principal.user_id, principal.key_id, client.client)
 
 
-def get_page(
+async def get_page(
     limit: Annotated[
         int, Query(ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.")
     ] = DEFAULT_LIMIT,
@@ -210,7 +192,7 @@ _PAGING = {"limit", "cursor"}
 CursorQuery = Annotated[Cursors, Depends()]
 
 
-def get_upload_options(
+async def get_upload_options(
     services: ServicesDep,
     name: Annotated[
         str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
@@ -229,7 +211,7 @@ def get_upload_options(
 UploadQuery = Annotated[UploadOptions, Depends(get_upload_options)]
 
 
-def get_file_filter(
+async def get_file_filter(
     name: Annotated[Text | Absent, Query(max_length=255, description="Exactly this name.")] = None,
     name_contains: Annotated[
         Text | Absent, Query(max_length=255, description="This text in the name, in any case.")

@@ -1,35 +1,54 @@
-"""How a route reads its request and documents its errors."""
+"""How a route reads its request, runs its endpoint and documents its errors."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, suppress
+from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
+from anyio import CancelScope
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute, iter_route_contexts
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
 from on_api.core.errors import OnApiError, PayloadTooLarge
-from on_api.core.services.idempotency import AlreadyAnswered, Answered
+from on_api.core.services.idempotency import (
+    AlreadyAnswered,
+    Answered,
+    Claim,
+    IdempotencyService,
+)
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of
 their own."""
 
 
+OpensSession = AbstractContextManager[Session]
+"""What `dependencies.SessionDep` hands to a route: one transaction, not yet begun."""
+
+
 class ApiRoute(APIRoute):
     """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`.
 
-    An endpoint that streams takes the `Request` itself, and its attempt from
-    `dependencies.AttemptDep`. The key is claimed, and the claim ended, in `dependencies.py`.
+    A plain endpoint runs in one visit to a thread, its transaction with it. One that streams is a
+    coroutine and takes the `Request` itself, and its attempt from `dependencies.AttemptDep`. The
+    key is claimed in `dependencies.get_principal`.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(path, _in_one_thread(endpoint), **options)
+        super().__init__(path, _in_one_visit(endpoint), **options)
+        self._made_of = endpoint, options
+
+    def at(self, path: str) -> ApiRoute:
+        """The same route under another path."""
+        endpoint, options = self._made_of
+        return ApiRoute(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
@@ -46,29 +65,30 @@ class ApiRoute(APIRoute):
                 response = await handle(request)
             except AlreadyAnswered as repeat:
                 return _again(repeat.answer)
-            if reads_whole_body:
-                body = bytes(response.body)
-                request.state.answer = Answered(digest.digest(), response.status_code, body)
+            except BaseException:
+                await _give_back(request)
+                raise
+            claim = getattr(request.state, "attempt", None)
+            if reads_whole_body and isinstance(claim, Claim):
+                answer = Answered(digest.digest(), response.status_code, bytes(response.body))
+                await run_in_threadpool(_idempotency(request).finish_alone, claim, answer)
             return response
 
         return handle_once
 
 
-def _in_one_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """The endpoint as a coroutine; a plain function runs in a thread.
+def add_flat(app: FastAPI, router: APIRouter) -> None:
+    """Add every route of a router of `ApiRoute`s, and of those that it includes, to the application
+    itself.
 
-    FastAPI would do so itself, but then ask for a second thread to look at what was returned,
-    while the request's transaction is open: with all threads waiting for a row or for SQLite's
-    writer's place that this transaction has, nobody could go on.
+    FastAPI looks through included routers again on each level, for each request: of the time of a
+    short one that was more than the half.
     """
-    if inspect.iscoroutinefunction(endpoint):
-        return endpoint
-
-    @functools.wraps(endpoint)
-    async def run(**arguments: Any) -> Any:
-        return await run_in_threadpool(endpoint, **arguments)
-
-    return run
+    for context in iter_route_contexts(router.routes):
+        route = context.original_route
+        if not isinstance(route, ApiRoute) or context.path is None:
+            raise TypeError(f"{context.path} is no ApiRoute")
+        app.router.routes.append(route.at(context.path))
 
 
 def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
@@ -82,6 +102,40 @@ def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
         text = f"`{error.reason}` {error.summary}"
         responses[error.status] = {"description": f"{before} · {text}" if before else text}
     return responses
+
+
+def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain function as a coroutine, so that FastAPI makes no visits to threads of its own for
+    it: each costs more than the question to the database."""
+    if iscoroutinefunction(endpoint):
+        return endpoint
+
+    def visit(values: dict[str, Any]) -> Any:
+        opens: OpensSession | None = values.get("session")
+        if opens is None:
+            return endpoint(**values)
+        with opens as session:
+            return endpoint(**{**values, "session": session})
+
+    @wraps(endpoint)
+    async def run(**values: Any) -> Any:
+        return await run_in_threadpool(visit, values)
+
+    return run
+
+
+async def _give_back(request: Request) -> None:
+    """Free the claim of a request that failed: it may be tried again."""
+    if not isinstance(claim := getattr(request.state, "attempt", None), Claim):
+        return
+    # Where even that fails the claim dies by itself; the first error is the one to tell.
+    with CancelScope(shield=True), suppress(OnApiError):
+        await run_in_threadpool(_idempotency(request).release, claim)
+
+
+def _idempotency(request: Request) -> IdempotencyService:
+    service: IdempotencyService = request.app.state.services.idempotency
+    return service
 
 
 def _refuse_too_large(request: Request) -> None:

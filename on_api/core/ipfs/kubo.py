@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
-from on_api.core.ipfs.client import Added, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.client import Added, NodeVersion, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
-from on_api.core.ipfs.kubo_http import KuboHttp
+from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
 from on_api.core.ipfs.kubo_pins import KuboPins
 from on_api.core.ipfs.version import TESTED_RANGE, is_tested
 from on_api.core.settings import Settings
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CONTROL_THREADS = 8
 """Short questions at once; a node that hangs can occupy no more threads than these."""
-NOT_PINNED = ("is not pinned", "not pinned or pinned indirectly")
 
 T = TypeVar("T")
 
@@ -72,20 +71,6 @@ class KuboNode(KuboPins):
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See `IpfsNode.read`."""
         return self._data.read(cid, offset=offset, length=length)
-
-    async def pin_status(self, cid: str) -> PinStatus | None:
-        """See `IpfsNode.pin_status`. Asks for exactly this CID: an unfiltered list costs the
-        whole pin set."""
-        try:
-            found = await self._ask(
-                lambda: self._client.pin.ls(cid, type="recursive", opts={"names": True})
-            )
-        except NodeError as error:
-            if _says_not_pinned(error):
-                return None
-            raise
-        pin = found["Keys"].get(cid)
-        return None if pin is None else PinStatus(cid, pin.get("Name", ""))
 
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""

@@ -24,6 +24,8 @@ from on_api.core.ipfs.client import Added, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
 from on_api.core.settings import IpfsSettings
 
+JOINED_BYTES = 64 * 1024
+"""A body that is not over this goes out in one piece."""
 MAX_ANSWER_BYTES = 64 * 1024
 """Of the answer to one `add`: a line or two."""
 
@@ -43,7 +45,7 @@ class _Sent:
 
 
 class KuboData:
-    """Streams to and from one Kubo. `pin_status` asks its control plane."""
+    """Streams to and from one Kubo. `pin_status` asks the half that keeps things."""
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class KuboData:
         is."""
         loop = asyncio.get_running_loop()
         chunks = aiter(source)
-        yield (
+        waiting = (
             f"--{boundary}\r\n"
             'Content-Disposition: form-data; name="file"; filename="file"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
@@ -156,9 +158,15 @@ class KuboData:
                 break
             sent.take(chunk)
             clock.reschedule(loop.time() + self._limits.stall_timeout)
+            if len(waiting) + len(chunk) <= JOINED_BYTES:
+                waiting += chunk
+                continue
+            if waiting:
+                yield waiting
+                waiting = b""
             yield chunk
         clock.reschedule(loop.time() + self._limits.finish_timeout)
-        yield f"\r\n--{boundary}--\r\n".encode()
+        yield waiting + f"\r\n--{boundary}--\r\n".encode()
 
     async def _verify(self, cid: str, sent: _Sent) -> None:
         """Raise unless this root is what was sent, complete, and pinned recursively."""

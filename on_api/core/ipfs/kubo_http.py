@@ -31,7 +31,12 @@ READ_BUFFER = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 _NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
 _MISSING = "was not found locally"
-_EVERYDAY = (_MISSING, "failed to dial")
+NOT_PINNED = ("is not pinned", "not pinned or pinned indirectly")
+_EVERYDAY = (_MISSING, "failed to dial", *NOT_PINNED)
+
+
+class NotPinned(NodeError):
+    """Kubo's way to say that there is no such pin: as an error."""
 
 
 class KuboHttp:
@@ -172,6 +177,8 @@ def failure(message: str) -> NodeError | InsufficientStorage:
         return InsufficientStorage()
     if _MISSING in message:
         return BlocksMissing()
+    if any(words in message for words in NOT_PINNED):
+        return NotPinned()
     return NodeError()
 
 

@@ -20,6 +20,8 @@ from on_api.core.services.leases import LeaseHandle, LeaseService
 
 BLOCK_BYTES = 1024 * 1024
 """Bytes gathered before they are hashed in a thread and passed on in one piece."""
+HASHED_HERE = 64 * 1024
+"""Bytes that are hashed sooner than a thread is asked to."""
 LOOK_EVERY = 64 * 1024 * 1024
 """Bytes between two looks at the node's room."""
 SNIFFED_BYTES = 4096
@@ -82,7 +84,11 @@ class Intake:
                 passage.head += block[: SNIFFED_BYTES - len(passage.head)]
             if hashing is not None:
                 await hashing
-            hashing = loop.run_in_executor(self._hashers, passage.digest.update, block)
+            if len(block) <= HASHED_HERE:
+                passage.digest.update(block)
+                hashing = None
+            else:
+                hashing = loop.run_in_executor(self._hashers, passage.digest.update, block)
             yield block
         if hashing is not None:
             await hashing

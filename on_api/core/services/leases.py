@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
@@ -21,18 +21,21 @@ from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
 
 UPLOAD = "upload"
+_GIVEN_UP = "This took too long and was given up; send it again."
 
 
 @dataclass(slots=True)
 class LeaseHandle:
     """A lease held by this process. `pin_name` is what every pin made under it is called.
 
-    `covered`: how many bytes are reserved; None when nothing limits the work.
+    `limited_key`: the key, if it has `max_bytes`. `covered`: how many bytes are reserved; None when
+    nothing limits the work.
     """
 
     id: uuid.UUID
     token: uuid.UUID
     user_id: uuid.UUID
+    limited_key: uuid.UUID | None
     pin_name: str
     announced: Announced
     covered: int | None
@@ -64,23 +67,41 @@ class LeaseService:
         with self._database.session_scope() as session:
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 raise ServiceUnavailable("The node is being tidied up; send it again soon.")
-            session.add(lease)
-            session.flush()
-            limited = reservations.has_limits(session, principal.user_id, principal.max_bytes)
+            quota = reservations.quota_of(session, principal.user_id)
+            limited = quota is not None or principal.max_bytes is not None
             if limited:
-                usage = contents.lock_usage(session, principal.user_id)
-                least = announced.least
-                reservations.reserve(
-                    session, usage, lease, wanted=announced.next_slice(least), needed=least
-                )
+                self._reserve(session, principal, lease, announced, quota)
+            session.add(lease)
         return LeaseHandle(
             id=lease.id,
             token=lease.token,
             user_id=principal.user_id,
+            limited_key=principal.key_id if principal.max_bytes is not None else None,
             pin_name=pin_name,
             announced=announced,
             covered=lease.reserved_bytes if limited else None,
         )
+
+    def _reserve(
+        self,
+        session: Session,
+        principal: Principal,
+        lease: Lease,
+        announced: Announced,
+        quota: int | None,
+    ) -> None:
+        least = announced.least
+        wanted = announced.next_slice(least)
+        if (
+            quota is not None
+            and principal.max_bytes is None
+            and reservations.reserve_at_once(session, principal.user_id, quota, wanted)
+        ):
+            lease.reserved_bytes = wanted
+            return
+        usage = contents.lock_usage(session, principal.user_id)
+        session.add(lease)
+        reservations.reserve(session, usage, lease, wanted=wanted, needed=least)
 
     def cover(self, handle: LeaseHandle, received: int) -> None:
         """Reserve more, before `received` bytes in all are passed on. Raises as `open` does."""
@@ -101,9 +122,15 @@ class LeaseService:
         `uploaded` bytes are counted for the key. Raises `ServiceUnavailable` when the lease is not
         ours any more: somebody has cleaned up after us, and what we pinned may be gone.
         """
-        lease = _mine(session, handle)
-        reservations.settle(session, usage, lease, uploaded)
-        session.delete(lease)
+        reserved = session.scalar(
+            delete(Lease)
+            .where(Lease.id == handle.id, Lease.token == handle.token)
+            .returning(Lease.reserved_bytes)
+            .execution_options(synchronize_session=False)
+        )
+        if reserved is None:
+            raise ServiceUnavailable(_GIVEN_UP)
+        reservations.settle(session, usage, handle.limited_key, reserved, uploaded)
 
     def abandon(self, handle: LeaseHandle, *, pinned: bool) -> None:
         """Give the work up. What may have been `pinned` leaves a dead lease, by which its pins
@@ -157,5 +184,5 @@ def _mine(session: Session, handle: LeaseHandle) -> Lease:
         select(Lease).where(Lease.id == handle.id, Lease.token == handle.token).with_for_update()
     )
     if lease is None:
-        raise ServiceUnavailable("This took too long and was given up; send it again.")
+        raise ServiceUnavailable(_GIVEN_UP)
     return lease

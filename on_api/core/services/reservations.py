@@ -38,6 +38,24 @@ class Announced:
         return max(needed, generous if self.most is None else min(generous, self.most))
 
 
+def reserve_at_once(session: Session, user_id: uuid.UUID, quota: int, wanted: int) -> bool:
+    """Reserve `wanted` bytes of a quota in one statement, where so much is left; else nothing.
+
+    For keys without a limit of their own: most uploads need no more than this.
+    """
+    reserved = session.execute(
+        update(UserUsage)
+        .where(
+            UserUsage.user_id == user_id,
+            UserUsage.storage_bytes + UserUsage.reserved_bytes + wanted <= quota,
+        )
+        .values(reserved_bytes=UserUsage.reserved_bytes + wanted)
+        .returning(UserUsage.user_id)
+        .execution_options(synchronize_session=False)
+    )
+    return reserved.first() is not None
+
+
 def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, needed: int) -> None:
     """Raise the lease's reservation to `wanted` bytes, or, where that is too much, to `needed`.
 
@@ -47,7 +65,7 @@ def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, ne
     left = wanted - before
     if left <= 0:
         return
-    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    quota = quota_of(session, usage.user_id)
     if quota is not None:
         left = min(left, quota - usage.storage_bytes - usage.reserved_bytes)
         if before + left < needed:
@@ -60,20 +78,23 @@ def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, ne
     _add(session, usage, lease, left)
 
 
-def settle(session: Session, usage: UserUsage, lease: Lease, uploaded: int) -> None:
-    """Give the reservation back and count what was uploaded with the key; `usage` is charged
-    already.
+def settle(
+    session: Session, usage: UserUsage, key_id: uuid.UUID | None, reserved: int, uploaded: int
+) -> None:
+    """Give back what an ended lease had `reserved` and count what was `uploaded` with the key, if
+    it has a limit; `usage` is charged already.
 
     Raises `QuotaExceeded` when what was charged is more than the quota after all (the DAG's own
     overhead).
     """
-    _add(session, usage, lease, -lease.reserved_bytes)
-    session.execute(
-        update(ApiKey)
-        .where(ApiKey.id == lease.key_id, ApiKey.max_bytes.is_not(None))
-        .values(bytes_used=ApiKey.bytes_used + uploaded)
-    )
-    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    usage.reserved_bytes -= reserved
+    if key_id is not None:
+        session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == key_id)
+            .values(bytes_used=ApiKey.bytes_used + uploaded - reserved)
+        )
+    quota = session.get_one(User, usage.user_id).storage_quota
     if quota is not None and usage.storage_bytes + usage.reserved_bytes > quota:
         raise QuotaExceeded
 
@@ -83,11 +104,9 @@ def release(session: Session, usage: UserUsage, lease: Lease) -> None:
     _add(session, usage, lease, -lease.reserved_bytes)
 
 
-def has_limits(session: Session, user_id: uuid.UUID, max_bytes: int | None) -> bool:
-    """Whether anything limits this upload at all; without limits nothing is reserved."""
-    if max_bytes is not None:
-        return True
-    return session.scalar(select(User.storage_quota).where(User.id == user_id)) is not None
+def quota_of(session: Session, user_id: uuid.UUID) -> int | None:
+    """A user's quota in bytes; None: no limit."""
+    return session.scalar(select(User.storage_quota).where(User.id == user_id))
 
 
 def _add(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:

@@ -226,7 +226,8 @@ class UploadService:
             session.add_all(files)
             for file in files:
                 events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
-            self._leases.close(session, lease, usage, sum(file.size for file in files))
+            with session.no_autoflush:  # what changes in `usage` is one statement, at the end
+                self._leases.close(session, lease, usage, sum(file.size for file in files))
             if recording is not None:
                 session.flush()
                 described = [_describe(item.incoming, item.sha256) for item in stored]

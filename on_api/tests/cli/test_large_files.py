@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.settings import NodeSettings
-from on_api.tests.cli.processes import Home
+from on_api.tests.cli.processes import Home, peak_memory
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="reads a process's peak memory from /proc, which only Linux has"
@@ -23,13 +22,6 @@ pytestmark = pytest.mark.skipif(
 
 MIB = 1024 * 1024
 PEAK_LIMIT = 200 * MIB
-
-
-def peak_memory(pid: int) -> int:
-    """The most that a process has held in memory, in bytes."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def random_file(path: Path, size: int) -> str:

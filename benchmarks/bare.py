@@ -1,0 +1,33 @@
+"""The least that FastAPI and Pydantic can do: one endpoint that answers the same file, without a
+key, a database or a middleware. What on-api's answers for metadata are compared with."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import FastAPI
+
+from on_api.core.models.database import utc_now
+from on_api.core.schemas.files import File
+
+CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
+
+app = FastAPI(openapi_url=None)
+
+
+@app.get("/v1/files/{file_id}")
+async def get_one_file(file_id: uuid.UUID) -> File:
+    """A file that there is not."""
+    return File(
+        id=file_id,
+        cid=CID,
+        source_cid=None,
+        name="file",
+        size=8192,
+        media_type="application/octet-stream",
+        sha256="00" * 32,
+        visibility="public",
+        meta={},
+        created_at=utc_now(),
+        gateway_url=f"http://localhost:8080/ipfs/{CID}",
+    )

@@ -1,0 +1,178 @@
+"""What the scenarios play on: on-api as its operator starts it, its own Kubo asked directly, a real
+PostgreSQL; everything in a folder that is thrown away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlencode
+
+import httpx
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from benchmarks.load import Job
+from on_api.core.crypto.secrets import node_rpc_auth
+from on_api.core.ipfs.cid import ADD_OPTIONS
+from on_api.core.ipfs.kubo import authorization
+from on_api.core.settings import Settings
+from on_api.tests.cli.processes import Home
+from on_api.tests.conftest import free_port
+from on_api.tests.deadline import until
+
+SQLITE = "sqlite"
+POSTGRESQL = "postgresql"
+QUOTA = 10**15
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; a quick run tells that all works, not how fast it is."""
+
+    pairs: int = 5
+    large: int = 2**30
+    """Bytes of a large file."""
+    huge: int = 10 * 2**30
+    """Bytes of the file whose memory is watched."""
+    uploads: int = 2000
+    """Small files in one round."""
+    gets: int = 10_000
+    pages: int = 200
+    files: int = 1_000_000
+    users: int = 1000
+
+
+QUICK = Sizes(
+    pairs=2,
+    large=2**26,
+    huge=2**28,
+    uploads=200,
+    gets=500,
+    pages=20,
+    files=20_000,
+    users=100,
+)
+
+
+@dataclass(frozen=True)
+class OnApi:
+    """A serving process, its user (with a quota, so that it is watched), and the Kubo behind it."""
+
+    home: Home
+    pid: int
+    key: str
+    rpc_headers: dict[str, str]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the user sends with each request."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def gateway(self) -> str:
+        """Origin of Kubo's own gateway."""
+        return f"http://127.0.0.1:{self.home.gateway_port}"
+
+    def put(self, size: int) -> Job:
+        """Upload fresh bytes as a raw body."""
+        url = f"{self.home.url}/v1/files?name=file"
+        return Job(url, "PUT", self.headers, body_bytes=size, expected=201)
+
+    def post(self, size: int) -> Job:
+        """Upload fresh bytes as a form."""
+        url = f"{self.home.url}/v1/files"
+        return Job(url, "POST", self.headers, body_bytes=size, form=True, expected=201)
+
+    def raw_add(self, size: int) -> Job:
+        """The same by Kubo alone: the same options, pinned under a name as ours are."""
+        options = {**ADD_OPTIONS, "pin": "true", "pin-name": "benchmark", "progress": "false"}
+        url = f"http://127.0.0.1:{self.home.rpc_port}/api/v0/add?{urlencode(options)}"
+        return Job(url, "POST", self.rpc_headers, body_bytes=size, form=True)
+
+    def upload(self, body: bytes) -> dict[str, str]:
+        """One file, for what needs one; returns its metadata."""
+        with self.home.client(self.key) as client:
+            answer = client.put("/v1/files", params={"name": "file"}, content=body, timeout=600)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where one scenario runs: its sizes, and its kind of database."""
+
+    sizes: Sizes
+    database: str
+    postgres: str | None
+    """URL of a PostgreSQL in which databases may be made."""
+
+    @contextmanager
+    def home(self) -> Iterator[Home]:
+        """A fresh home with an initialised database."""
+        with TemporaryDirectory(prefix="on-api-bench-") as folder:
+            path = Path(folder) / "home"
+            path.mkdir(mode=0o700)
+            url = self._new_database()
+            home = Home(path, {} if url is None else {"ON_API_DATABASE_URL": url})
+            home.init()
+            yield home
+
+    @contextmanager
+    def on_api(self) -> Iterator[OnApi]:
+        """A fresh on-api, serving."""
+        with self.home() as home, home.serving() as process:
+            yield OnApi(home, process.pid, _new_user(home), _rpc_headers(home))
+
+    def _new_database(self) -> str | None:
+        if self.postgres is None:
+            return None
+        name = f"bench_{uuid.uuid4().hex}"
+        url = make_url(self.postgres).set(drivername="postgresql+psycopg2")
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return url.set(database=name).render_as_string(hide_password=False)
+
+
+@contextmanager
+def bare_fastapi() -> Iterator[str]:
+    """`bare.py` in one process of uvicorn, as on-api is in one. Yields its origin."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    options = ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", "--port", str(port)]
+    process = subprocess.Popen([*command, *options])
+    try:
+        until(lambda: _answers(url), "the bare application is up")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 404
+    except httpx.TransportError:
+        return False
+
+
+def _new_user(home: Home) -> str:
+    with home.client((home.path / "admin.key").read_text().strip()) as admin:
+        me = admin.get("/v1/users/me").raise_for_status().json()
+        quota = {"storage_quota": QUOTA}
+        admin.patch(f"/v1/users/{me['id']}", json=quota).raise_for_status()
+        scopes = ["files:read", "files:write"]
+        answer = admin.post("/v1/keys", json={"name": "benchmark", "scopes": scopes})
+    return str(answer.raise_for_status().json()["key"])
+
+
+def _rpc_headers(home: Home) -> dict[str, str]:
+    settings = Settings(_env_file=None, home=home.path, secret_key=None)
+    return {"Authorization": authorization(node_rpc_auth(settings)) or ""}
