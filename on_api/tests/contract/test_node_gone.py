@@ -123,7 +123,8 @@ def test_a_bad_node_and_a_good_one_again(
                     waits.append((time.monotonic() - started) / 2)
         assert {answer.result() for answer in answers} <= uploads
         assert {answer.result() for answer in reading} <= (downloads or set())
-        assert statistics.median(waits) < 0.25
+        if mood is Mood.HANG:  # the others end before there is anything to wait behind
+            assert statistics.median(waits) < 0.25
         way.be(Mood.GOOD)
         until(lambda: client.get("/readyz").status_code == 200, "the node is well", 20)
         stored = 20 if uploads == {201} else 0
