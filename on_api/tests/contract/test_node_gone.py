@@ -123,7 +123,8 @@ def test_a_bad_node_and_a_good_one_again(
                     waits.append((time.monotonic() - started) / 2)
         assert {answer.result() for answer in answers} <= uploads
         assert {answer.result() for answer in reading} <= (downloads or set())
-        assert statistics.median(waits) < 0.25
+        if mood is Mood.HANG:  # the others end before there is anything to wait behind
+            assert statistics.median(waits) < 0.25
         way.be(Mood.GOOD)
         until(lambda: client.get("/readyz").status_code == 200, "the node is well", 20)
         stored = 20 if uploads == {201} else 0
@@ -137,7 +138,7 @@ def test_a_bad_node_and_a_good_one_again(
         assert held < MIB + stored * 50_000 + 1000
         assert client.put("/v1/files?name=after", content=b"after").status_code == 201
         database = way.server.services.database
-        until(lambda: database.connections_in_use() == idle, "the pool is whole")
+        until(lambda: database.connections_in_use() <= idle, "the pool is whole")
         with database.session_scope(write=False) as session:
             alive = select(func.count()).where(Lease.lease_until > utc_now())
             assert session.scalar(alive) == 0
