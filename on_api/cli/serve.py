@@ -53,11 +53,13 @@ def serve(
     with ExitStack() as stack:
         stack.callback(listener.close)
         if settings.manages_node:
-            from on_api.core.crypto.secrets import node_rpc_auth
             from on_api.core.ipfs.node import ManagedNode
+            from on_api.core.ipfs.repo import rpc_auth_for
 
             stack.enter_context(
-                ManagedNode(settings.home, settings.node, node_rpc_auth(settings), typer.echo)
+                ManagedNode(
+                    settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
+                )
             )
         server = uvicorn.Server(
             uvicorn.Config(

@@ -263,6 +263,10 @@ class Settings(BaseSettings):
         None,
         description="The master secret, at least 32 characters; else $ON_API_HOME/secret.key.",
     )
+    previous_secret_keys: list[SecretStr] = Field(
+        default=[],
+        description="Master secrets before this one, while rows need them: a JSON list.",
+    )
     database_url: SecretStr | None = Field(
         None,
         description="postgresql+psycopg2://USER:PASSWORD@HOST/NAME; else SQLite in $ON_API_HOME.",

@@ -12,7 +12,8 @@ from anyio import to_thread
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
-from on_api.core.crypto.secrets import MasterSecret, Purpose
+from on_api.core.crypto.secrets import Keyring, Purpose
+from on_api.core.errors import StartupError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
 from on_api.core.metrics import Metrics
@@ -43,6 +44,7 @@ class Services:
     """One process's services. Thread-safe; `close` frees what they hold."""
 
     settings: Settings
+    keyring: Keyring
     database: Database
     node: IpfsNode
     invalidations: Invalidations
@@ -66,18 +68,23 @@ class Services:
 
     @classmethod
     def build(cls, settings: Settings, node: IpfsNode) -> Services:
-        """Wire everything up. Opens no connection. Raises `StartupError` without a master
-        secret."""
-        secret = MasterSecret.load(settings)
+        """Wire everything up. Opens no connection.
+
+        Without a master secret everything goes on that needs none: `keyring.problem` says so.
+        """
+        try:
+            keyring = Keyring.load(settings)
+        except StartupError as error:
+            keyring = Keyring.without_secret(error.details)
         database = Database(settings)
         metrics = _watched(database)
         node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
         hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
-        keys = KeyService(secret, invalidations)
+        keys = KeyService(keyring, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
-            database, Sealer(secret.subkey(Purpose.ANSWERS)), settings.files.lease_seconds
+            database, Sealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
         )
         capacity = Capacity(node, settings)
         names = PinNames(database)
@@ -86,10 +93,11 @@ class Services:
         bell = Bell()
         return cls(
             settings=settings,
+            keyring=keyring,
             database=database,
             node=node,
             invalidations=invalidations,
-            authenticator=Authenticator(database, secret, invalidations),
+            authenticator=Authenticator(database, keyring, invalidations),
             login=LoginService(database, hasher, keys, settings.auth),
             users=UserService(hasher, keys, invalidations),
             keys=keys,
@@ -112,7 +120,7 @@ class Services:
             garbage=GarbageCollector(database, node, metrics),
             watch=NodeWatch(settings, database, node),
             bell=bell,
-            cursors=CursorSigner(secret.subkey(Purpose.CURSORS)),
+            cursors=CursorSigner(lambda: keyring.subkeys(Purpose.CURSORS)),
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,

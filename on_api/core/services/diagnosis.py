@@ -84,9 +84,9 @@ def _encryption(_settings: Settings) -> Iterator[Finding]:
 
 
 def _secret(settings: Settings) -> Iterator[Finding]:
-    from on_api.core.crypto.secrets import SECRET_FILE, MasterSecret
+    from on_api.core.crypto.secrets import SECRET_FILE, Keyring
 
-    MasterSecret.load(settings)
+    Keyring.load(settings)
     if settings.secret_key is None:
         mode = stat.S_IMODE((settings.home / SECRET_FILE).stat().st_mode)
         if mode & 0o077:

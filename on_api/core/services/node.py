@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from on_api.core.crypto.secrets import node_rpc_auth
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.repo import rpc_auth_of
 from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.services import maintenance
 from on_api.core.services.maintenance import Outcome
@@ -69,8 +69,8 @@ def connect_node(settings: Settings) -> KuboNode:
 
 
 def node_auth(settings: Settings) -> str | None:
-    """What the node's RPC asks for: as configured, or the secret that on-api shares with its own
+    """What the node's RPC asks for: as configured, or as it stands in the config of our own
     node."""
     if settings.ipfs.rpc_auth is not None:
         return settings.ipfs.rpc_auth.get_secret_value()
-    return node_rpc_auth(settings) if settings.manages_node else None
+    return rpc_auth_of(settings.home / "ipfs") if settings.manages_node else None

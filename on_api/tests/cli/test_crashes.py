@@ -16,8 +16,9 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from on_api.core.crypto.secrets import node_rpc_auth
 from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.kubo import authorization
+from on_api.core.ipfs.repo import rpc_auth_of
 from on_api.core.models import Content, Database, File, Holding, Lease, UserUsage
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
@@ -83,7 +84,7 @@ def pins_on_node(home: Home) -> dict[str, str]:
     answer = httpx.post(
         f"http://127.0.0.1:{home.rpc_port}/api/v0/pin/ls",
         params={"type": "recursive", "names": "true"},
-        headers={"Authorization": node_rpc_auth(settings).replace("bearer:", "Bearer ")},
+        headers={"Authorization": str(authorization(rpc_auth_of(settings.home / "ipfs")))},
         trust_env=False,
     )
     return {normalise(cid): pin["Name"] for cid, pin in answer.json()["Keys"].items()}
