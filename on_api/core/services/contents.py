@@ -34,10 +34,11 @@ class NotSecuredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The right to unpin a content, for a while."""
+    """The right to unpin a content, until `ends_at`."""
 
     cid: str
     token: uuid.UUID
+    ends_at: datetime
 
 
 def add_reference(
@@ -195,7 +196,7 @@ def begin_removal(
     content.lease_token = new_id()
     content.lease_until = now + life
     content.unreferenced_at = content.unreferenced_at or now
-    return Removal(cid, content.lease_token)
+    return Removal(cid, content.lease_token, content.lease_until)
 
 
 def finish_removal(session: Session, removal: Removal) -> bool:
