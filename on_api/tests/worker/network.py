@@ -52,9 +52,9 @@ class Peer:
             self._running.stop()
             self._running = None
 
-    def add(self, data: bytes) -> str:
-        """Store and pin a file under the profile; returns its CID."""
-        query = {**ADD_OPTIONS, "pin": "true", "progress": "false"}
+    def add(self, data: bytes, *, pinned: bool = True) -> str:
+        """Store a file under the profile; returns its CID."""
+        query = {**ADD_OPTIONS, "pin": str(pinned).lower(), "progress": "false"}
         return str(self.rpc("add", query, files={"file": data})["Hash"])
 
     def addresses(self) -> list[str]:
