@@ -34,7 +34,6 @@ from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.multiaddr import Resolver, dialable
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
-from on_api.core.models.content import PINNED
 from on_api.core.models.database import utc_now
 from on_api.core.services import contents, maintenance, pin_jobs
 from on_api.core.services.bell import Bell
@@ -301,15 +300,12 @@ class PinWorker:
     async def _pin(self, work: _Work, *, fetch: bool) -> DagStat:
         """Have the node pin it, if it hasn't yet. Returns what the whole DAG is."""
         claim = work.claim
-        known = await self._in_database(
-            lambda session: _known_size(session, claim.cid), write=False
-        )
         name = await self._pin_name(claim)
-        if known is not None:
+        if claim.known is not None:
             # An earlier attempt may have ended between dropping the node's pin and renewing it.
             if claim.attempts > 1:
                 await self._keeper.heal(claim.cid, name)
-            return DagStat(known, 0)
+            return DagStat(claim.known, 0)
         if await self._node.pin_status(claim.cid) is None:
             if not fetch:
                 return await self._node.pin(claim.cid, name=name, fetch=False)
@@ -433,12 +429,6 @@ class PinWorker:
                 return work(session)
 
         return await to_thread.run_sync(run, limiter=self._threads)
-
-
-def _known_size(session: Session, cid: str) -> int | None:
-    """Bytes of a content that on-api keeps; None for any other."""
-    content = contents.find(session, cid)
-    return content.dag_size if content is not None and content.state == PINNED else None
 
 
 def _standstill(stat: DagStat | None) -> str:

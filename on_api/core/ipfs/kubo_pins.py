@@ -66,8 +66,9 @@ class KuboPins(ABC):
                     stat = DagStat(int(last.get("Bytes", 0)), int(last["Progress"]))
                     if progress is not None:
                         progress(stat)
-        # Whether it failed in the end is told only by a trailer that Python does not show.
-        if not last.get("Pins") or await self.pin_status(cid) is None:
+        # Whether it failed in the end is told only by a trailer that Python does not show; what it
+        # has pinned it says last, when the pin is on its disk.
+        if not last.get("Pins"):
             raise NodeTruncated("The IPFS node did not pin this content.")
         return stat if stat.size else await self.dag_stat(cid)
 

@@ -29,7 +29,8 @@ class Claim:
     """A pin to be worked on by whoever holds the token, and what the work needs to know of it.
 
     `attempts` counts this one; `details` are the last one's. `room`: bytes that the user's quota
-    leaves; None: no limit.
+    leaves; None: no limit. `known`: bytes of the DAG if on-api keeps it already, and no removal
+    begins while this pin waits.
     """
 
     id: uuid.UUID
@@ -42,6 +43,7 @@ class Claim:
     removed: bool
     room: int | None
     details: str | None
+    known: int | None
 
 
 def next_user(
@@ -76,6 +78,7 @@ def claim(
     # Not locked: how much room there really is shows at the end.
     usage = session.get(UserUsage, user_id)
     room = None if usage is None else contents.room_of(session, usage)
+    known = contents.kept_sizes(session, {pin.cid for pin in found})
     claims: dict[str, Claim] = {}
     for pin in found:
         if pin.cid in claims or _is_worked_on(session, pin):
@@ -95,6 +98,7 @@ def claim(
             removed=pin.removed_at is not None,
             room=room,
             details=pin.details,
+            known=known.get(pin.cid),
         )
     session.flush()
     return list(claims.values())
