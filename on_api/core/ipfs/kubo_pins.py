@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
+from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, translate, unexpected
 from on_api.core.settings import IpfsSettings
@@ -54,6 +55,10 @@ class KuboPins(ABC):
         progress: Callable[[DagStat], None] | None = None,
     ) -> DagStat:
         """See `IpfsNode.pin`."""
+        if not fetch and Cid.from_text(cid).codec != RAW:
+            # `pin/add` is offline for the root only (measured): for a hole below it, it would ask
+            # the network without an end.
+            await self.dag_stat(cid)
         query = {"arg": cid, "name": name, "progress": "true", "offline": _flag(not fetch)}
         # While it works Kubo writes a line each half second, whether a block came or not.
         last: dict[str, Any] = {}
@@ -82,7 +87,8 @@ class KuboPins(ABC):
             async for line in lines:
                 last = line
         try:
-            if "TotalSize" in last:
+            # Progress has no such field.
+            if "UniqueBlocks" in last:
                 return DagStat(int(last["TotalSize"]), int(last["UniqueBlocks"]))
             # The summary fails to be written for an empty block (a ratio of nothing), and when a
             # block is missing: either is only said in the trailer.

@@ -57,6 +57,17 @@ def test_a_source_with_a_hole(
         assert ended(ada, pin(ada, cid, origins=source.addresses()))["status"] == "pinned"
 
 
+def test_what_is_here_in_part(on_here: MakeSettings, here: Peer, source: Peer) -> None:
+    """A hole below a root that lies here holds up nothing: what is missing is fetched."""
+    data = os.urandom(3 * MIB)
+    cid = source.add(data)
+    assert here.add(data, pinned=False) == cid
+    here.blocks.take([node.cid for node in build_file(data).walk()][2])
+    with Server(on_here()) as server, account_of(server) as ada:
+        seen = ended(ada, pin(ada, cid, origins=source.addresses()))
+        assert (seen["status"], seen["info"]["blocks"]) == ("pinned", "4")
+
+
 def test_a_source_that_is_away_and_comes_back(
     on_here: MakeSettings, here: Peer, source: Peer, bystander: Peer
 ) -> None:
