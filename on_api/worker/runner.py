@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 SLOW_LOOK_SECONDS = 5.0
 """Between looks for what may wait: unpinning, garbage collection."""
 
+_Step = Callable[[], Awaitable[bool | None]]
+"""Returns whether there may be more to do at once."""
+_Wait = Callable[[float], Awaitable[None]]
+
 
 class Worker:
     """One process's worker. Several may run on one PostgreSQL."""
@@ -53,28 +57,29 @@ class Worker:
     def start(self) -> None:
         """Begin, on the running event loop."""
         slow = min(SLOW_LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
-        loops: list[tuple[Callable[[], Awaitable[bool]], float]] = [
-            (lambda: self._pins.step(fetch=False), self._poll),
-            (lambda: self._pins.step(fetch=True), self._poll),
-            (self._beat, BEAT_SECONDS),
-            (self._number_events, self._poll),
-            (self._unpinner.step, slow),
+        bell = self._services.bell.wait
+        loops: list[tuple[_Step, float, _Wait]] = [
+            (lambda: self._pins.step(fetch=False), self._poll, bell),
+            (lambda: self._pins.step(fetch=True), self._poll, bell),
+            (self._pins.beat, BEAT_SECONDS, asyncio.sleep),
+            (self._number_events, self._poll, bell),
+            (self._unpinner.step, slow, asyncio.sleep),
         ]
         if self._services.settings.gc.interval:
-            loops.append((self._collect_when_due, SLOW_LOOK_SECONDS))
+            loops.append((self._collect_when_due, SLOW_LOOK_SECONDS, asyncio.sleep))
         self._tasks = [asyncio.create_task(self._repeat(*loop)) for loop in loops]
 
     async def stop(self) -> None:
         """End; what was being worked on is given back."""
+        await self._pins.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pins.stop()
 
-    async def _repeat(self, step: Callable[[], Awaitable[bool]], pause: float) -> None:
-        """Do steps as long as there is work, then wait for the bell or `pause` seconds."""
+    async def _repeat(self, step: _Step, pause: float, wait: _Wait) -> None:
+        """Do steps as long as there is work, then wait: up to `pause` seconds."""
         while True:
-            worked = False
+            worked: bool | None = False
             try:
                 worked = await step()
             except OnApiError as error:
@@ -82,12 +87,7 @@ class Worker:
             except Exception:
                 logger.exception("a step of the worker failed")
             if not worked:
-                await self._services.bell.wait(pause)
-
-    async def _beat(self) -> bool:
-        await self._pins.beat()
-        await asyncio.sleep(BEAT_SECONDS)
-        return True
+                await wait(pause)
 
     async def _number_events(self) -> bool:
         return await to_thread.run_sync(number_events, self._services.database) > 0

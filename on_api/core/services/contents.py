@@ -10,7 +10,7 @@ upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -34,10 +34,11 @@ class NotSecuredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The right to unpin a content, for a while."""
+    """The right to unpin a content, until `ends_at`."""
 
     cid: str
     token: uuid.UUID
+    ends_at: datetime
 
 
 def add_reference(
@@ -125,9 +126,11 @@ def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
     return usage.last_created_at
 
 
-def find(session: Session, cid: str) -> Content | None:
-    """A content's row, to look at only; None for one never seen."""
-    return session.get(Content, cid)
+def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
+    """Bytes of those contents that on-api keeps."""
+    statement = select(Content.cid, Content.dag_size)
+    kept = session.execute(statement.where(Content.cid.in_(cids), Content.state == PINNED))
+    return dict(kept.all())
 
 
 def lock(session: Session, cid: str) -> Content | None:
@@ -195,7 +198,7 @@ def begin_removal(
     content.lease_token = new_id()
     content.lease_until = now + life
     content.unreferenced_at = content.unreferenced_at or now
-    return Removal(cid, content.lease_token)
+    return Removal(cid, content.lease_token, content.lease_until)
 
 
 def finish_removal(session: Session, removal: Removal) -> bool:

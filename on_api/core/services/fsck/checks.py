@@ -265,5 +265,5 @@ class NodeChecks:
 
     def _state(self, cid: str) -> str | None:
         with self._database.session_scope(write=False) as session:
-            content = contents.find(session, cid)
+            content = session.get(Content, cid)
             return None if content is None else content.state
