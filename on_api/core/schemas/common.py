@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
@@ -81,6 +81,13 @@ def _has_surrogate(value: str) -> bool:
     return not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be a moment of the years 1 to 9999 in UTC") from None
+
+
 def _rfc3339(value: datetime) -> str:
     return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -104,7 +111,9 @@ Moment = Annotated[
 ]
 """A moment in an answer: UTC, RFC 3339, `Z`."""
 
-GivenMoment = Annotated[AwareDatetime, Field(examples=["2027-01-01T00:00:00Z"])]
+GivenMoment = Annotated[
+    AwareDatetime, AfterValidator(_in_utc), Field(examples=["2027-01-01T00:00:00Z"])
+]
 """A moment in a request: RFC 3339 with its offset."""
 
 Absent = SkipJsonSchema[None]

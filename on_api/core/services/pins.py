@@ -55,11 +55,14 @@ class PinFilter:
     meta: dict[str, str] | None = None
 
     @property
+    def is_narrowed(self) -> bool:
+        """Whether more than a status is asked for. Meta without a pair asks for nothing."""
+        return bool(self.cids or self.meta) or self.name is not None
+
+    @property
     def effective_statuses(self) -> Sequence[str]:
         """The statuses to show; empty: every one."""
-        if self.statuses or self.cids or self.name is not None or self.meta is not None:
-            return self.statuses
-        return (PINNED_STATUS,)
+        return self.statuses if self.statuses or self.is_narrowed else (PINNED_STATUS,)
 
 
 class PinService:
@@ -191,7 +194,7 @@ def pins_of(
 ) -> tuple[int, Sequence[Pin]]:
     """How many pins match (`before` and `after` included), and the newest `limit` of them."""
     known = None
-    if wanted == PinFilter():
+    if not wanted.is_narrowed and set(wanted.effective_statuses) == {PINNED_STATUS}:
         known = session.scalar(select(UserUsage.pinned_count).where(UserUsage.user_id == user_id))
     statement = _matching(_mine(user_id), wanted)
     return Listing(statement, Pin.created_at, Pin.id, known).by_time(session, page)
@@ -242,7 +245,7 @@ def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
         statement = statement.where(_named(wanted.name, wanted.match))
     if wanted.effective_statuses:
         statement = statement.where(Pin.status.in_(wanted.effective_statuses))
-    if wanted.meta is not None:
+    if wanted.meta:
         statement = statement.where(Contains(Pin.meta, wanted.meta))
     return statement
 
