@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,44 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from on_api.core.settings import Settings, WorkerSettings
-from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.deadline import until
+from on_api.tests.conftest import Account, Server
 from on_api.tests.pins import add_pin, list_pins, some_cid
 
 EVERY = "queued,pinning,pinned,failed"
-
-
-@pytest.fixture(scope="module")
-def resting(
-    new_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """A server without a worker: what is queued stays queued."""
-    settings: Settings = make_settings(
-        tmp_path_factory.mktemp("resting"),
-        new_database(),
-        ipfs=kubo.ipfs,
-        worker=WorkerSettings(embedded=False),
-    )
-    with Server(settings) as running:
-        until(lambda: running.services.watch._delegates, "the node's addresses are known")
-        yield running
-
-
-@pytest.fixture
-def carol(resting: Server) -> Iterator[Account]:
-    """Somebody whose pins nobody works on."""
-    account = resting.new_user()
-    with account.client:
-        yield account
-
-
-@pytest.fixture
-def dave(resting: Server) -> Iterator[Account]:
-    """Somebody else."""
-    account = resting.new_user()
-    with account.client:
-        yield account
 
 
 def names(account: Account, **query: Any) -> set[str | None]:
