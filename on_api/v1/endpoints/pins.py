@@ -20,6 +20,7 @@ from on_api.core.pagination import TimePage
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import GivenMoment
 from on_api.core.schemas.pins import (
+    MAX_META,
     Pin,
     PinMeta,
     PinName,
@@ -105,7 +106,11 @@ _LIST_PARAMETERS = [
         "of a JSON object",
         content={
             "application/json": {
-                "schema": {"type": "object", "additionalProperties": {"type": "string"}}
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                    "maxProperties": MAX_META,
+                }
             }
         },
     ),
