@@ -10,6 +10,7 @@ upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before t
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -96,6 +97,16 @@ def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
 def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
     """Bytes that one more reference to a content would be charged to a user."""
     return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
+
+
+def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
+    """Bytes that a user would be charged less after dropping one reference to each of `cids`."""
+    freed = 0
+    for cid, dropped in Counter(cids).items():
+        holding = session.get(Holding, (user_id, cid))
+        if holding is not None and holding.references == dropped:
+            freed += holding.bytes
+    return freed
 
 
 def room_of(session: Session, usage: UserUsage) -> int | None:

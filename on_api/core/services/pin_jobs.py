@@ -96,7 +96,7 @@ def claim(
             attempts=pin.attempts,
             deadline_at=pin.deadline_at,
             removed=pin.removed_at is not None,
-            room=room,
+            room=None if room is None else max(room, 0) + _freed_by(session, pin),
             details=pin.details,
             known=known.get(pin.cid),
         )
@@ -138,12 +138,14 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
         _end_removed(session, usage, pin)
         return False
     pins.lock_contents(session, pin)
+    charged = usage.storage_bytes
     contents.add_reference(session, usage, pin.cid, stat.size, secured)
-    room = contents.room_of(session, usage)
-    if room is not None and room < 0:
-        raise InsufficientFunds
     pin.blocks = stat.blocks or None
     pins.mark_pinned(session, usage, pin, stat.size)
+    # Asked when what it replaces is let go.
+    room = contents.room_of(session, usage)
+    if room is not None and room < 0 and usage.storage_bytes > charged:
+        raise InsufficientFunds
     return True
 
 
@@ -220,6 +222,10 @@ def _is_worked_on(session: Session, pin: Pin) -> bool:
         return True
     other = exists().where(Pin.cid == pin.cid, Pin.id != pin.id, Pin.lease_until > utc_now())
     return bool(session.scalar(select(other)))
+
+
+def _freed_by(session: Session, pin: Pin) -> int:
+    return contents.freed_by(session, pin.user_id, pins.kept_cids(session, pin.id))
 
 
 def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:

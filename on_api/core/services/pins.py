@@ -55,11 +55,14 @@ class PinFilter:
     meta: dict[str, str] | None = None
 
     @property
+    def is_narrowed(self) -> bool:
+        """Whether more than a status is asked for. Meta without a pair asks for nothing."""
+        return bool(self.cids or self.meta) or self.name is not None
+
+    @property
     def effective_statuses(self) -> Sequence[str]:
         """The statuses to show; empty: every one."""
-        if self.statuses or self.cids or self.name is not None or self.meta is not None:
-            return self.statuses
-        return (PINNED_STATUS,)
+        return self.statuses if self.statuses or self.is_narrowed else (PINNED_STATUS,)
 
 
 class PinService:
@@ -87,10 +90,12 @@ class PinService:
         """
         usage = contents.lock_usage(session, user_id)
         old = _find(session, user_id, pin_id)
-        contents.lock_all(session, [old.cid, normalise(request.cid), *_kept_cids(session, old.id)])
-        freed = old.dag_size or 0 if old.status == PINNED_STATUS else 0
+        kept = [*kept_cids(session, old.id), *([old.cid] if old.status == PINNED_STATUS else [])]
+        contents.lock_all(session, [normalise(request.cid), *kept])
+        freed = contents.freed_by(session, user_id, kept)
         new = self._add(session, usage, request, freed=freed)
         if new.status == PINNED_STATUS:
+            release_kept(session, usage, old.id)
             _remove(session, usage, old)
             return new
         # What the old one was itself kept for waits for the new one as well.
@@ -166,7 +171,12 @@ def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> 
 
 def lock_contents(session: Session, pin: Pin) -> None:
     """Lock every content that the end of a pin touches, in the order that all keep."""
-    contents.lock_all(session, [pin.cid, *_kept_cids(session, pin.id)])
+    contents.lock_all(session, [pin.cid, *kept_cids(session, pin.id)])
+
+
+def kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
+    """What is held until this pin has an end: of pins that it replaces."""
+    return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
 
 
 def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
@@ -191,7 +201,7 @@ def pins_of(
 ) -> tuple[int, Sequence[Pin]]:
     """How many pins match (`before` and `after` included), and the newest `limit` of them."""
     known = None
-    if wanted == PinFilter():
+    if not wanted.is_narrowed and set(wanted.effective_statuses) == {PINNED_STATUS}:
         known = session.scalar(select(UserUsage.pinned_count).where(UserUsage.user_id == user_id))
     statement = _matching(_mine(user_id), wanted)
     return Listing(statement, Pin.created_at, Pin.id, known).by_time(session, page)
@@ -213,10 +223,6 @@ def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
         session.flush()
 
 
-def _kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
-    return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
-
-
 def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
     pin = session.scalar(_mine(user_id).where(Pin.id == pin_id).with_for_update())
     if pin is None:
@@ -227,7 +233,8 @@ def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
 def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
     room = contents.room_of(session, usage)
     charge = contents.charge_of(session, usage.user_id, cid, dag_size)
-    if room is not None and charge > room + freed:
+    # Whoever is over a quota that was lowered may still do what costs nothing more.
+    if room is not None and charge - freed > max(room, 0):
         raise InsufficientFunds
 
 
@@ -242,7 +249,7 @@ def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
         statement = statement.where(_named(wanted.name, wanted.match))
     if wanted.effective_statuses:
         statement = statement.where(Pin.status.in_(wanted.effective_statuses))
-    if wanted.meta is not None:
+    if wanted.meta:
         statement = statement.where(Contains(Pin.meta, wanted.meta))
     return statement
 
