@@ -94,7 +94,13 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    to_thread.current_default_thread_limiter().total_tokens = services.settings.threads
+    threads = to_thread.current_default_thread_limiter()
+    threads.total_tokens = services.settings.threads
+    services.metrics.watch(
+        "on_api_threads_waiting",
+        "Pieces of work that wait for one of ON_API_THREADS.",
+        lambda: threads.statistics().tasks_waiting,
+    )
     await to_thread.run_sync(_check_database, services)
     housekeeper = Housekeeper(services.database, services.invalidations)
     services.invalidations.start()

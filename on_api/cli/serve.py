@@ -50,20 +50,24 @@ def serve(
     from on_api.main import create_app
 
     configure_logging(settings.log)
+    node = None
     with ExitStack() as stack:
         stack.callback(listener.close)
         if settings.manages_node:
             from on_api.core.ipfs.node import ManagedNode
             from on_api.core.ipfs.repo import rpc_auth_for
 
-            stack.enter_context(
+            node = stack.enter_context(
                 ManagedNode(
                     settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
                 )
             )
+        app = create_app(settings)
+        if node is not None:
+            node.on_restart = app.state.services.distrust_pins
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(settings),
+                app,
                 http=BoundedHttp,
                 lifespan="on",
                 log_config=None,

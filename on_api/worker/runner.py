@@ -13,6 +13,7 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.events import number_events
+from on_api.core.services.fsck.runner import restore_pins
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
 from on_api.worker.unpinning import Unpinner
 
@@ -63,6 +64,7 @@ class Worker:
             (lambda: self._pins.step(fetch=True), self._poll, bell),
             (self._pins.beat, BEAT_SECONDS, asyncio.sleep),
             (self._number_events, self._poll, bell),
+            (self._restore_pins, SLOW_LOOK_SECONDS, bell),
             (self._unpinner.step, slow, asyncio.sleep),
         ]
         if self._services.settings.gc.interval:
@@ -91,6 +93,23 @@ class Worker:
 
     async def _number_events(self) -> bool:
         return await to_thread.run_sync(number_events, self._services.database) > 0
+
+    async def _restore_pins(self) -> bool:
+        """Look once through all pins after the node may have died: it drops one to renew it."""
+        services = self._services
+        if not services.pins_doubtful.is_set():
+            return False
+        services.pins_doubtful.clear()
+        try:
+            report = await restore_pins(
+                services.database, services.node, services.keeper, services.names
+            )
+        except OnApiError:
+            services.pins_doubtful.set()
+            raise
+        for finding in report.findings:
+            logger.warning("%s had lost its pin; mended: %s", finding.subject, finding.mended)
+        return False
 
     async def _collect_when_due(self) -> bool:
         gc = self._services.settings.gc

@@ -23,8 +23,11 @@ from on_api.core.models import Content, Database, Lease, Pin
 from on_api.core.models.content import UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services import maintenance
+from on_api.core.services.fsck.runner import restore_pins
+from on_api.core.services.keeper import Keeper
 from on_api.core.services.maintenance import GARBAGE, Turn
 from on_api.core.services.pin_jobs import UNDER_WAY
+from on_api.core.services.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,8 @@ COLLECTED = "collected"
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end) or
-    `failed`."""
+    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end), `unsafe`
+    (content that somebody holds has no pin, and none can be made) or `failed`."""
 
     outcome: str
     removed_blocks: int = 0
@@ -48,9 +51,18 @@ class Collection:
 class GarbageCollector:
     """Runs collections, one at a time over all processes."""
 
-    def __init__(self, database: Database, node: IpfsNode, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        metrics: Metrics,
+    ) -> None:
         self._database = database
         self._node = node
+        self._keeper = keeper
+        self._names = names
         self._metrics = metrics
 
     async def collect(self, patience: float) -> Collection:
@@ -65,6 +77,8 @@ class GarbageCollector:
             async with turn.kept():
                 if not await self._is_quiet_within(patience):
                     done = Collection("postponed")
+                elif not await self._is_all_pinned():
+                    done = Collection("unsafe")
                 else:
                     before = await self._node.repo_stat()
                     removed = await self._node.collect_garbage()
@@ -93,6 +107,19 @@ class GarbageCollector:
         except OnApiError as error:
             logger.warning("garbage collection failed: %s", error.details)
         return True
+
+    async def _is_all_pinned(self) -> bool:
+        """Whether nothing that somebody holds would go: pins that the node has lost are renewed."""
+        report = await restore_pins(self._database, self._node, self._keeper, self._names)
+        for finding in report.findings:
+            level = logging.ERROR if finding.is_trouble else logging.WARNING
+            logger.log(
+                level,
+                "%s has lost its pin%s",
+                finding.subject,
+                "" if finding.is_trouble else ": pinned again",
+            )
+        return report.clean
 
     async def _is_quiet_within(self, patience: float) -> bool:
         deadline = time.monotonic() + patience

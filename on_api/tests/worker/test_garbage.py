@@ -156,3 +156,26 @@ def is_due(server: Server, interval: timedelta) -> bool:
     """Whether the schedule wants one now."""
     garbage: GarbageCollector = server.services.garbage
     return garbage._is_due(interval)
+
+
+def test_a_lost_pin_is_renewed_before_anything_goes(server: Server, here: Peer) -> None:
+    """As a Kubo leaves it that was killed while it renewed the pin of bytes that came again."""
+    with account_of(server) as alice:
+        data = os.urandom(2 * MIB)
+        file = alice.upload(data)
+        here.rpc("pin/rm", {"arg": str(file["cid"])})
+        assert collect(server).outcome == "collected"
+        assert alice.client.get(f"/v1/files/{file['id']}/content").content == data
+
+
+def test_nothing_goes_while_held_content_can_not_be_pinned(server: Server, here: Peer) -> None:
+    """What is left of it may be all that there is."""
+    with account_of(server) as alice:
+        data = os.urandom(2 * MIB)
+        file = alice.upload(data)
+        first, second = (child.cid for child in build_file(data).children)
+        here.blocks.take(first)
+        here.rpc("pin/rm", {"arg": str(file["cid"])})
+        assert collect(server).outcome == "unsafe"
+        assert here.blocks.has(second)
+        alice.client.delete(f"/v1/files/{file['id']}")
