@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from on_api.core.models.database import insert_unless_there, new_id, utc_now
 from on_api.core.services import contents, reservations
 from on_api.core.services.access import Principal
 from on_api.core.services.reservations import Announced
+from on_api.core.services.together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +53,30 @@ class LeaseService:
         self._database = database
         self._life = timedelta(seconds=seconds)
         self._deployment: str | None = None
+        self._opening = Together(self._open_all)
 
     def open(self, kind: str, principal: Principal, announced: Announced) -> LeaseHandle:
         """Commit a lease, and what it reserves, for work that is about to begin.
 
         Raises `QuotaExceeded` or `KeyLimitReached` when what is announced can't be had.
         """
+        return self._open_all([(kind, principal, announced)])[0]
+
+    async def open_together(
+        self, kind: str, principal: Principal, announced: Announced
+    ) -> LeaseHandle:
+        """Like `open`, in one transaction with whoever comes at the same moment."""
+        return await self._opening.do(principal.user_id, (kind, principal, announced))
+
+    def _open_all(self, wanted: Sequence[tuple[str, Principal, Announced]]) -> list[LeaseHandle]:
+        with self._database.session_scope() as session:
+            if self._deployment is None:
+                self._deployment = deployment_name(session)
+            return [self._open(session, *each) for each in wanted]
+
+    def _open(
+        self, session: Session, kind: str, principal: Principal, announced: Announced
+    ) -> LeaseHandle:
         lease = Lease(
             id=new_id(),
             token=new_id(),
@@ -67,14 +86,11 @@ class LeaseService:
             lease_until=utc_now() + self._life,
             reserved_bytes=0,
         )
-        with self._database.session_scope() as session:
-            if self._deployment is None:
-                self._deployment = deployment_name(session)
-            quota = reservations.quota_of(session, principal.user_id)
-            limited = quota is not None or principal.max_bytes is not None
-            if limited:
-                self._reserve(session, principal, lease, announced, quota)
-            session.add(lease)
+        quota = reservations.quota_of(session, principal.user_id)
+        limited = quota is not None or principal.max_bytes is not None
+        if limited:
+            self._reserve(session, principal, lease, announced, quota)
+        session.add(lease)
         return LeaseHandle(
             id=lease.id,
             token=lease.token,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from datetime import timedelta
 from typing import Any
 
 from anyio import CancelScope, to_thread
+from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
-from on_api.core.models import Database, File, User
+from on_api.core.models import Database, File, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents
 from on_api.core.services.access import Principal
@@ -37,6 +39,7 @@ from on_api.core.services.idempotency import (
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.reservations import Announced
+from on_api.core.services.together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,16 @@ class Recording:
     render: Callable[[Sequence[File]], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An upload whose bytes lie on the node, to be recorded."""
+
+    user_id: uuid.UUID
+    lease: LeaseHandle
+    stored: Sequence[_Stored]
+    recording: Recording | None
+
+
 class UploadService:
     """Streams uploads to the node and records them."""
 
@@ -93,6 +106,7 @@ class UploadService:
         self._limits = limits
         self._metrics = metrics
         self._idempotency = idempotency
+        self._recording = Together(self._record_all)
 
     async def store_once(
         self,
@@ -139,7 +153,7 @@ class UploadService:
         and no record.
         """
         await self._capacity.require(announced.least)
-        lease = await to_thread.run_sync(self._leases.open, UPLOAD, principal, announced)
+        lease = await self._leases.open_together(UPLOAD, principal, announced)
         intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
         started = False
         try:
@@ -150,7 +164,9 @@ class UploadService:
                     stored.append(await self._send(file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
-                files = await to_thread.run_sync(self._record, principal, lease, stored, recording)
+                files = await self._recording.do(
+                    principal.user_id, _Ended(principal.user_id, lease, stored, recording)
+                )
         except BaseException as error:
             reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
             self._metrics.uploads.labels(reason).inc()
@@ -167,51 +183,49 @@ class UploadService:
         media_type = file.media_type or sniff(file.name, passage.head)
         return _Stored(file, added, passage.digest.digest(), media_type)
 
-    def _record(
-        self,
-        principal: Principal,
-        lease: LeaseHandle,
-        stored: Sequence[_Stored],
-        recording: Recording | None,
-    ) -> Sequence[File]:
-        files = []
+    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[File]]:
+        """Record uploads of one user, all or none."""
+        user_id = uploads[0].user_id
         with self._database.session_scope() as session:
-            usage = contents.lock_usage(session, principal.user_id)
-            if session.get_one(User, principal.user_id).deleted_at is not None:
+            usage = contents.lock_usage(session, user_id)
+            if session.get_one(User, user_id).deleted_at is not None:
                 raise Unauthorized  # deleted while the bytes came
             # In order of CID, as everyone locks content.
-            for cid, dag_size in sorted({(s.added.cid, s.added.dag_size) for s in stored}):
-                for _ in (s for s in stored if s.added.cid == cid):
-                    contents.add_reference(session, usage, cid, dag_size)
-            # Strictly rising per user: `before` and `after` then never skip a file.
-            moment = utc_now()
-            if usage.last_created_at is not None:
-                moment = max(moment, usage.last_created_at + timedelta(microseconds=1))
-            for position, item in enumerate(stored):
-                files.append(
-                    File(
-                        id=new_id(),
-                        user_id=usage.user_id,
-                        cid=item.added.cid,
-                        name=item.incoming.name,
-                        size=item.added.size,
-                        media_type=item.media_type,
-                        sha256=item.sha256,
-                        visibility=item.incoming.visibility,
-                        meta=item.incoming.meta,
-                        created_at=moment + timedelta(microseconds=position),
-                    )
-                )
-            usage.last_created_at = files[-1].created_at
-            usage.file_count += len(files)
-            session.add_all(files)
-            with session.no_autoflush:  # what changes in `usage` is one statement, at the end
-                self._leases.close(session, lease, usage, sum(file.size for file in files))
-            if recording is not None:
-                session.flush()
-                described = [_describe(item.incoming, item.sha256) for item in stored]
-                answer = Answered(fingerprint(*described), 201, recording.render(files))
-                self._idempotency.finish(session, recording.claim, answer)
+            added = (item.added for upload in uploads for item in upload.stored)
+            for one in sorted(added, key=lambda one: one.cid):
+                contents.add_reference(session, usage, one.cid, one.dag_size)
+            return [self._record(session, usage, upload) for upload in uploads]
+
+    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[File]:
+        # Strictly rising per user: `before` and `after` then never skip a file.
+        moment = utc_now()
+        if usage.last_created_at is not None:
+            moment = max(moment, usage.last_created_at + timedelta(microseconds=1))
+        files = [
+            File(
+                id=new_id(),
+                user_id=usage.user_id,
+                cid=item.added.cid,
+                name=item.incoming.name,
+                size=item.added.size,
+                media_type=item.media_type,
+                sha256=item.sha256,
+                visibility=item.incoming.visibility,
+                meta=item.incoming.meta,
+                created_at=moment + timedelta(microseconds=position),
+            )
+            for position, item in enumerate(upload.stored)
+        ]
+        usage.last_created_at = files[-1].created_at
+        usage.file_count += len(files)
+        session.add_all(files)
+        with session.no_autoflush:  # what changes in `usage` is one statement, at the end
+            self._leases.close(session, upload.lease, usage, sum(file.size for file in files))
+        if upload.recording is not None:
+            session.flush()
+            described = [_describe(item.incoming, item.sha256) for item in upload.stored]
+            answer = Answered(fingerprint(*described), 201, upload.recording.render(files))
+            self._idempotency.finish(session, upload.recording.claim, answer)
         return files
 
     async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
