@@ -18,9 +18,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from benchmarks.load import Job
-from on_api.core.crypto.secrets import node_rpc_auth
 from on_api.core.ipfs.cid import ADD_OPTIONS
 from on_api.core.ipfs.kubo import authorization
+from on_api.core.ipfs.repo import rpc_auth_of
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import free_port
@@ -175,4 +175,4 @@ def _new_user(home: Home) -> str:
 
 def _rpc_headers(home: Home) -> dict[str, str]:
     settings = Settings(_env_file=None, home=home.path, secret_key=None)
-    return {"Authorization": authorization(node_rpc_auth(settings)) or ""}
+    return {"Authorization": authorization(rpc_auth_of(settings.home / "ipfs")) or ""}

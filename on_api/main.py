@@ -6,6 +6,7 @@ Makes no connection and no thread before its lifespan begins.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version as release_of
@@ -27,6 +28,7 @@ from on_api.public import docs, health
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper
+from on_api.worker.runner import Worker
 
 VERSIONS = (V1, V2)
 
@@ -49,23 +51,33 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
     )
     app.state.services = services
 
-    handlers = ErrorHandlers({version.prefix: version.render_error for version in VERSIONS})
+    handlers = ErrorHandlers(
+        {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
+    )
     handlers.install(app)
-    if settings.cors.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors.origins,
-            allow_credentials=settings.cors.credentials,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["ETag", "Content-Range", "Content-Disposition", "X-Request-Id"],
-        )
     app.add_middleware(
         InFlightLimit,
         limit=settings.max_requests,
         refuse=handlers.too_busy,
         metrics=services.metrics,
     )
+    if settings.cors.origins:
+        # Outside the limit: a browser's app must be able to read the 503 too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors.origins,
+            allow_credentials=settings.cors.credentials,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[
+                "Content-Disposition",
+                "Content-Range",
+                "ETag",
+                "Idempotent-Replayed",
+                "Retry-After",
+                "X-Request-Id",
+            ],
+        )
     app.add_middleware(
         RequestContext, internal_error=handlers.internal_error, metrics=services.metrics
     )
@@ -87,9 +99,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     housekeeper = Housekeeper(services.database, services.invalidations)
     services.invalidations.start()
     housekeeper.start()
+    watching = asyncio.create_task(services.watch.run())
+    worker = Worker(services) if services.settings.worker.embedded else None
+    if worker is not None:
+        worker.start()
     try:
         yield
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        if worker is not None:
+            await worker.stop()
         await to_thread.run_sync(housekeeper.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
-from on_api.core.errors import StartupError
+from on_api.core.errors import DatabaseUnavailable, StartupError
 from on_api.core.settings import Settings, UnknownSettingError
 
 if TYPE_CHECKING:
@@ -30,11 +32,19 @@ def load_settings() -> Settings:
         return Settings()
     except UnknownSettingError as error:
         raise StartupError(f"The settings are wrong: {error}.") from None
+    except SettingsError as error:
+        # Its text names the outermost field only: cors, of ON_API_CORS__ORIGINS.
+        [field] = re.findall(r'field "(\w+)"', str(error)) or ["?"]
+        raise StartupError(
+            f"The settings are wrong. ON_API_{field.upper()}: not valid JSON; a list is written"
+            ' ["https://a.example", "https://b.example"].'
+        ) from None
     except ValidationError as error:
         mistakes = []
         for mistake in error.errors(include_url=False, include_input=False, include_context=False):
             name = "__".join(str(step) for step in mistake["loc"]).upper()
-            mistakes.append(f"ON_API_{name}: {mistake['msg']}" if name else mistake["msg"])
+            words = mistake["msg"].removeprefix("Value error, ")
+            mistakes.append(f"ON_API_{name}: {words}" if name else words)
         raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
 
 
@@ -53,12 +63,19 @@ def prepare_home(home: Path) -> None:
 
 
 def open_database(settings: Settings) -> Database:
-    """The database, proved to be reachable."""
+    """The database, proved to be reachable. Raises `StartupError` saying which one isn't."""
     from on_api.core.models import Database
 
     database = Database(settings)
-    with database.session_scope(write=False) as session:
-        session.connection()
+    try:
+        with database.session_scope(write=False) as session:
+            session.connection()
+    except DatabaseUnavailable:
+        database.dispose()
+        raise StartupError(
+            f"Can't reach the database {database.engine.url.render_as_string()}: start it, "
+            "or correct ON_API_DATABASE_URL."
+        ) from None
     return database
 
 
@@ -80,9 +97,14 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
         services.database.dispose()
 
 
-def end_politely_on_sigterm() -> None:
-    """SIGTERM ends the command as Ctrl-C does: with what it started stopped."""
-    signal.signal(signal.SIGTERM, _interrupt)
+def end_politely_when_told() -> None:
+    """SIGTERM ends the command as Ctrl-C does: with what it started stopped.
+
+    SIGINT is named too: a script that starts us in its background (`on-api node run &`) has us
+    inherit it ignored, and Python then leaves it so.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

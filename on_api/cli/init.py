@@ -26,34 +26,32 @@ def init(
 
     settings = load_settings()
     prepare_home(settings.home)
-    if settings.secret_key is None and create_secret_file(settings.home):
-        typer.echo(f"on-api: made the master secret {settings.home / 'secret.key'}: back it up.")
     database = open_database(settings)
     try:
         migrations.upgrade(database)
-        _create_first_administrator(settings, database, username)
+        if not _has_accounts(database):
+            if settings.secret_key is None and create_secret_file(settings.home):
+                path = settings.home / "secret.key"
+                typer.echo(f"on-api: made the master secret {path}: back it up.")
+            _create_first_administrator(settings, database, username)
     finally:
         database.dispose()
 
 
 def _create_first_administrator(settings: Settings, database: Database, username: str) -> None:
-    from sqlalchemy import select
-
+    from on_api.core.crypto.kdf import Scrypt
     from on_api.core.crypto.passwords import PasswordHasher
-    from on_api.core.crypto.secrets import MasterSecret
-    from on_api.core.models import User
+    from on_api.core.crypto.secrets import Keyring
     from on_api.core.models.invalidation import Invalidations
     from on_api.core.services.audit import COMMAND_LINE
     from on_api.core.services.keys import KeyRequest, KeyService, every_scope
     from on_api.core.services.users import UserService
 
     invalidations = Invalidations(database)
-    keys = KeyService(MasterSecret.load(settings), invalidations)
-    hasher = PasswordHasher(log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory)
+    keys = KeyService(Keyring.load(settings), invalidations)
+    hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
     path = settings.home / ADMIN_KEY_FILE
     with database.session_scope() as session:
-        if session.scalar(select(User.id).limit(1)) is not None:
-            return
         users = UserService(hasher, keys, invalidations)
         user = users.create(session, username, None, COMMAND_LINE, is_admin=True)
         request = KeyRequest(name="first key", scopes=every_scope(user))
@@ -65,6 +63,15 @@ def _create_first_administrator(settings: Settings, database: Database, username
         f"on-api: made the administrator {user.username!r}. "
         f"Its key, also in {path}:\n\n    {secret}\n"
     )
+
+
+def _has_accounts(database: Database) -> bool:
+    from sqlalchemy import select
+
+    from on_api.core.models import User
+
+    with database.session_scope(write=False) as session:
+        return session.scalar(select(User.id).limit(1)) is not None
 
 
 def _write_secret(path: Path, secret: str) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from on_api.cli import doctor, init, keys, node, openapi, serve, users
+from on_api.cli import doctor, fsck, gc, init, keys, node, openapi, serve, users, worker
 from on_api.core.errors import OnApiError
 
 app = typer.Typer(
@@ -21,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
+app.command("gc")(gc.gc)
+app.command("fsck")(fsck.fsck)
 app.command("init")(init.init)
 app.command("openapi")(openapi.openapi)
 app.command("doctor")(doctor.doctor)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import end_politely_on_sigterm, load_settings
+from on_api.cli.context import end_politely_when_told, load_settings
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.settings import Settings
@@ -33,8 +33,8 @@ def install() -> None:
 @app.command()
 def run() -> None:
     """Run the IPFS node in the foreground until Ctrl-C."""
-    from on_api.core.crypto.secrets import node_rpc_auth
     from on_api.core.ipfs.node import ManagedNode
+    from on_api.core.ipfs.repo import rpc_auth_for
     from on_api.core.logging import configure_logging
 
     settings = load_settings()
@@ -45,8 +45,8 @@ def run() -> None:
         )
         raise StartupError(msg)
     configure_logging(settings.log)
-    end_politely_on_sigterm()
-    node = ManagedNode(settings.home, settings.node, node_rpc_auth(settings), _say)
+    end_politely_when_told()
+    node = ManagedNode(settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), _say)
     try:
         with node:
             typer.echo(f"RPC      {settings.rpc_url}")
@@ -91,8 +91,13 @@ def config() -> None:
     The RPC secret is left out. `stale` names the settings that the next start will write; each of
     `differences` says what keeps the node from on-api's promises until somebody changes it.
     """
-    from on_api.core.crypto.secrets import node_rpc_auth
-    from on_api.core.ipfs.repo import config_differences, read_config, stale_keys, wanted_config
+    from on_api.core.ipfs.repo import (
+        config_differences,
+        read_config,
+        rpc_auth_for,
+        stale_keys,
+        wanted_config,
+    )
 
     settings = load_settings()
     repo = settings.home / "ipfs"
@@ -105,7 +110,7 @@ def config() -> None:
     if settings.manages_node and (repo / "config").exists():
         actual = read_config(repo)
         answer["config_file"] = str((repo / "config").absolute())
-        answer["stale"] = stale_keys(actual, wanted_config(settings.node, node_rpc_auth(settings)))
+        answer["stale"] = stale_keys(actual, wanted_config(settings.node, rpc_auth_for(repo)))
         answer["differences"] = config_differences(actual, settings.node)
     typer.echo(json.dumps(answer, indent=2))
 

@@ -4,7 +4,7 @@ together."""
 from __future__ import annotations
 
 import ctypes
-import os
+import errno
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from on_api.cli.context import (
-    end_politely_on_sigterm,
+    end_politely_when_told,
     load_settings,
     open_database,
     prepare_home,
@@ -33,9 +33,8 @@ def serve(
     given = {"host": host, "port": port}
     settings = load_settings()
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
-    # While the node starts (uvicorn has handlers of its own later) a polite end is an end like
-    # Ctrl-C.
-    end_politely_on_sigterm()
+    # While the node starts; uvicorn has handlers of its own later.
+    end_politely_when_told()
     # What can be known to fail is found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:
@@ -47,6 +46,7 @@ def serve(
 
     import uvicorn
 
+    from on_api.cli.http_protocol import BoundedHttp
     from on_api.core.logging import configure_logging
     from on_api.main import create_app
 
@@ -55,16 +55,18 @@ def serve(
     with ExitStack() as stack:
         stack.callback(listener.close)
         if settings.manages_node:
-            from on_api.core.crypto.secrets import node_rpc_auth
             from on_api.core.ipfs.node import ManagedNode
+            from on_api.core.ipfs.repo import rpc_auth_for
 
             stack.enter_context(
-                ManagedNode(settings.home, settings.node, node_rpc_auth(settings), typer.echo)
+                ManagedNode(
+                    settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
+                )
             )
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(settings),
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -94,10 +96,12 @@ def _bind(settings: Settings) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            cure = "set ON_API_HOST to an address of this machine."
+        else:
+            cure = "stop what uses it, or choose another with ON_API_PORT (make run PORT=…)."
         raise StartupError(
-            f"Can't serve on {settings.host} port {settings.port} "
-            f"({os.strerror(error.errno or 0)}): stop what uses it, or choose another with "
-            "ON_API_PORT (make run PORT=…)."
+            f"Can't serve on {settings.host} port {settings.port} ({error.strerror}): {cure}"
         ) from None
     listener.set_inheritable(True)
     return listener

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from on_api.core.errors import Unauthorized
+from on_api.core.models.user import CLIENT_LENGTH
 from on_api.core.pagination import (
     DEFAULT_LIMIT,
     MAX_CURSOR_LENGTH,
@@ -121,13 +122,16 @@ def _needs(*scopes: Scope) -> Any:
 CurrentUser = Annotated[Principal, _needs()]
 FilesRead = Annotated[Principal, _needs(Scope.FILES_READ)]
 FilesWrite = Annotated[Principal, _needs(Scope.FILES_WRITE)]
+PinsRead = Annotated[Principal, _needs(Scope.PINS_READ)]
+PinsWrite = Annotated[Principal, _needs(Scope.PINS_WRITE)]
 KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 
 
 async def get_client(request: Request) -> Actor:
-    """An actor of whom only the address is known."""
-    return Actor(client=request.client.host if request.client else None)
+    """An actor of whom only the address is known. It may be any text: a proxy that is believed
+    may pass on what it was told."""
+    return Actor(client=request.client.host[:CLIENT_LENGTH] if request.client else None)
 
 
 ClientDep = Annotated[Actor, Depends(get_client)]

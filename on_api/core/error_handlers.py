@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from on_api.core.error_texts import describe
 from on_api.core.errors import (
@@ -55,11 +58,25 @@ def render_problem(error: OnApiError) -> Response:
     )
 
 
-class ErrorHandlers:
-    """Renders errors by the path's prefix; paths outside every version read like v1."""
+@dataclass(frozen=True, slots=True)
+class ErrorFormat:
+    """How errors are worded, and how that is documented."""
 
-    def __init__(self, renderers: Mapping[str, Renderer]) -> None:
-        self._renderers = dict(renderers)
+    render: Renderer
+    models: tuple[type[BaseModel], ...]
+    """The body's model first, then those it is made of."""
+    media_type: str
+
+
+FAILURE = ErrorFormat(render_failure, (Failure, FailureError), "application/json")
+PROBLEM = ErrorFormat(render_problem, (Problem,), "application/problem+json")
+
+
+class ErrorHandlers:
+    """Renders errors by the longest prefix of the path; paths under none read like v1."""
+
+    def __init__(self, formats: Mapping[str, ErrorFormat]) -> None:
+        self._formats = dict(sorted(formats.items(), key=lambda item: -len(item[0])))
 
     def install(self, app: FastAPI) -> None:
         """Handle every kind of exception that the framework or our code raises."""
@@ -79,9 +96,9 @@ class ErrorHandlers:
 
     def render(self, path: str, error: OnApiError) -> Response:
         """The response for an error on a path."""
-        for prefix, renderer in self._renderers.items():
+        for prefix, wording in self._formats.items():
             if path == prefix or path.startswith(f"{prefix}/"):
-                return renderer(error)
+                return wording.render(error)
         return render_failure(error)
 
     async def _on_api_error(self, request: Request, error: Exception) -> Response:
@@ -101,19 +118,32 @@ class ErrorHandlers:
             raise error
         # FastAPI wraps what is raised while a body is read.
         cause = error.__cause__
-        translated = cause if isinstance(cause, OnApiError) else _translate(error)
+        translated = cause if isinstance(cause, OnApiError) else _translate(request, error)
         return self.render(request.url.path, translated)
 
 
-def _translate(error: HTTPException) -> OnApiError:
+def _translate(request: Request, error: HTTPException) -> OnApiError:
     """What Starlette and FastAPI raise themselves, in our words."""
     if error.status_code == MethodNotAllowed.status:
-        return MethodNotAllowed(headers=error.headers)
+        return MethodNotAllowed(headers={"Allow": ", ".join(_methods_at(request))})
     if error.status_code == PayloadTooLarge.status:
         return PayloadTooLarge()
     if 400 <= error.status_code < 500 and error.status_code != NotFound.status:
         return BadRequest("The body can't be read.")
     return NotFound()
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What may be done at the path asked for: the framework names the methods of one route only,
+    where several share it."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _client_gone(_request: Request, _error: Exception) -> Response:

@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 MAX_REPORTED = 5
 """Mistakes named in one answer."""
+
+_MOMENT = "send a moment with its offset, like 2027-01-01T00:00:00Z (in a URL, + is written %2B)"
 
 # Where Pydantic's own words repeat what was sent, or don't tell a person what to do.
 _OWN_WORDS = {
     "json_invalid": "not valid JSON",
     "model_attributes_type": "send a JSON object, with Content-Type: application/json",
+    "dict_type": "send a JSON object",
     "uuid_parsing": "not a UUID",
+    "datetime_type": _MOMENT,
+    "datetime_parsing": _MOMENT,
+    "datetime_from_date_parsing": _MOMENT,
+    "timezone_aware": _MOMENT,
 }
+
+Step = str | int
 
 
 def describe(mistakes: Sequence[Mapping[str, object]]) -> str:
     """Pydantic's mistakes as one sentence: where and why, never what was sent."""
-    said = [_sentence(mistake) for mistake in mistakes[:MAX_REPORTED]]
-    more = len(mistakes) - MAX_REPORTED
+    found = list(_without_branches(mistakes))
+    said = [_sentence(steps, mistake) for steps, mistake in found[:MAX_REPORTED]]
+    more = len(found) - MAX_REPORTED
     return "; ".join(said) + (f"; and {more} more" if more > 0 else "") + "."
 
 
-def _sentence(mistake: Mapping[str, object]) -> str:
+def _without_branches(
+    mistakes: Sequence[Mapping[str, object]],
+) -> Iterator[tuple[tuple[Step, ...], Mapping[str, object]]]:
+    """Each mistake and where it is. Of a value that may be left out, Pydantic also says that it is
+    not None, and of which branch of the union it speaks: both mean nothing to whoever asked."""
+    optional = [_place(m)[:-1] for m in mistakes if m.get("type") == "none_required"]
+    for mistake in mistakes:
+        steps = _place(mistake)
+        branch = next((len(place) for place in optional if steps[: len(place)] == place), None)
+        if mistake.get("type") != "none_required":
+            yield steps if branch is None else steps[:branch] + steps[branch + 1 :], mistake
+
+
+def _place(mistake: Mapping[str, object]) -> tuple[Step, ...]:
     where = mistake.get("loc")
-    steps = [str(step) for step in where] if isinstance(where, tuple) else ["body"]
-    kind = mistake.get("type")
-    if kind == "extra_forbidden":
+    return where if isinstance(where, tuple) else ("body",)
+
+
+def _sentence(steps: tuple[Step, ...], mistake: Mapping[str, object]) -> str:
+    if mistake.get("type") == "extra_forbidden":
         # Its name is the client's own word: left out, like every value.
         steps, words = steps[:-1], "a field that is not known here"
     else:
-        words = _OWN_WORDS.get(str(kind), str(mistake.get("msg")))
-    return ": ".join(part for part in (".".join(steps), words) if part)
+        words = _words(mistake)
+    return ": ".join(part for part in (".".join(map(str, steps)), words) if part)
+
+
+def _words(mistake: Mapping[str, object]) -> str:
+    kind, context = str(mistake.get("type")), mistake.get("ctx")
+    if isinstance(context, dict) and context.get("field_type") == "Value":
+        # Pydantic's word for a text whose length is looked at after other checks.
+        least, most = context.get("min_length"), context.get("max_length")
+        if kind == "too_short":
+            return f"must have {least} character{'' if least == 1 else 's'} or more"
+        if kind == "too_long":
+            return f"must have {most} characters or fewer"
+    return _OWN_WORDS.get(kind, str(mistake.get("msg")).removeprefix("Value error, "))

@@ -12,6 +12,7 @@ clients match on.
     ├── MethodNotAllowed      405 METHOD_NOT_ALLOWED
     ├── RequestTimeout        408 REQUEST_TIMEOUT          the client stopped sending
     ├── Conflict              409 CONFLICT                 against the present state
+    ├── InsufficientFunds     409 INSUFFICIENT_FUNDS       the quota does not allow the pin
     ├── InProgress            409 IN_PROGRESS              the same Idempotency-Key is being worked
     on
     ├── PreconditionFailed    412 PRECONDITION_FAILED
@@ -23,6 +24,7 @@ clients match on.
     ├── NodeError             502 NODE_ERROR               the IPFS node answered, but not what was
     asked
     │   ├── NodeRefused       502 NODE_REFUSED             it refused the call (credentials, paths)
+    │   ├── BlocksMissing     502 BLOCKS_MISSING           it has not all blocks of a DAG
     │   ├── NodeTruncated     502 NODE_TRUNCATED           its answer ended too soon
     │   ├── NodeUnavailable   503 NODE_UNAVAILABLE         it can't be reached
     │   └── NodeTimeout       504 NODE_TIMEOUT             it didn't answer in time
@@ -119,6 +121,16 @@ class Conflict(OnApiError):
     status, reason, summary = 409, "CONFLICT", "This contradicts what is there."
 
 
+class InsufficientFunds(OnApiError):
+    """A pin would pass the storage quota: the Pinning Service API's word for it."""
+
+    status, reason, summary = (
+        409,
+        "INSUFFICIENT_FUNDS",
+        "The storage quota does not allow another pin.",
+    )
+
+
 class PreconditionFailed(OnApiError):
     """An If-Match or If-Unmodified-Since did not hold."""
 
@@ -190,6 +202,12 @@ class NodeRefused(NodeError):
         "NODE_REFUSED",
         "The IPFS node refused the call; the operator should look at its credentials.",
     )
+
+
+class BlocksMissing(NodeError):
+    """The node has not all blocks of a DAG itself."""
+
+    reason, summary = "BLOCKS_MISSING", "Blocks of this content are missing on the IPFS node."
 
 
 class NodeTruncated(NodeError):

@@ -58,14 +58,40 @@ class Metrics:
             registry=registry,
         )
 
-    def watch_pool(self, connections_in_use: Callable[[], int]) -> None:
-        """Show how many database connections are in use, asked at each scrape."""
-        gauge = Gauge(
-            "on_api_database_connections_in_use",
-            "Connections to the database in use.",
-            registry=self._registry,
+        self.pins_ended = Counter(
+            "on_api_pins_ended",
+            "Pins that the worker has given an end.",
+            ["outcome"],
+            registry=registry,
         )
-        gauge.set_function(connections_in_use)
+        self.fetches = Gauge(
+            "on_api_fetches_under_way", "Pins being fetched from other nodes.", registry=registry
+        )
+        self.queue_length = Gauge(
+            "on_api_pins_queued", "Pins waiting or being worked on.", registry=registry
+        )
+        self.unpinned = Counter(
+            "on_api_contents_unpinned", "Contents unpinned that nobody held.", registry=registry
+        )
+        self.collections = Counter(
+            "on_api_garbage_collections",
+            "Garbage collections: collected, postponed, failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.freed_bytes = Counter(
+            "on_api_garbage_freed_bytes", "Bytes freed on the node.", registry=registry
+        )
+        self.collection_seconds = Histogram(
+            "on_api_garbage_collection_seconds",
+            "Time of a collection, waiting included.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def watch(self, name: str, what: str, ask: Callable[[], float]) -> None:
+        """Show what is asked anew at each scrape."""
+        Gauge(name, what, registry=self._registry).set_function(ask)
 
     def exposition(self) -> bytes:
         """Everything, in the text format."""

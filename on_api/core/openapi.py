@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel
 
-from on_api.core.error_handlers import Renderer
+from on_api.core.error_handlers import ErrorFormat
 from on_api.core.errors import BadRequest, Forbidden, OnApiError, Unauthorized
 
 IDEMPOTENCY_KEY = {
@@ -31,11 +31,20 @@ class ApiVersion:
 
     prefix: str
     router: APIRouter
-    render_error: Renderer
-    error_models: tuple[type[BaseModel], ...]
-    """The error body's model first, then those it is made of."""
-    error_media_type: str
+    errors: ErrorFormat
     description: str
+    foreign_errors: Mapping[str, ErrorFormat] = field(default_factory=dict)
+    """Of resources (by path below the prefix) whose contract is somebody else's."""
+
+    def error_formats(self) -> dict[str, ErrorFormat]:
+        """By prefix of the path."""
+        foreign = {self.prefix + path: wording for path, wording in self.foreign_errors.items()}
+        return {self.prefix: self.errors, **foreign}
+
+    def errors_of(self, path: str) -> ErrorFormat:
+        """How errors of one path are worded."""
+        formats = self.error_formats()
+        return formats[max((prefix for prefix in formats if path.startswith(prefix)), key=len)]
 
 
 def openapi_document(app: FastAPI, version: ApiVersion, release: str) -> dict[str, Any]:
@@ -53,19 +62,19 @@ def openapi_document(app: FastAPI, version: ApiVersion, release: str) -> dict[st
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for model in version.error_models:
+    for model in (model for form in version.error_formats().values() for model in form.models):
         schemas[model.__name__] = model.model_json_schema(ref_template=REF)
         schemas[model.__name__].pop("$defs", None)
-    for path in document["paths"].values():
-        for method, operation in path.items():
-            _describe_errors(operation, version)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _describe_errors(operation, version.errors_of(path))
             if method in {"post", "put"} and "security" in operation:
                 operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
 
 
-def _describe_errors(operation: dict[str, Any], version: ApiVersion) -> None:
+def _describe_errors(operation: dict[str, Any], form: ErrorFormat) -> None:
     """Give every error the version's body, and every operation the errors that all share."""
     responses = operation["responses"]
     responses.pop("422", None)
@@ -76,8 +85,8 @@ def _describe_errors(operation: dict[str, Any], version: ApiVersion) -> None:
         responses.setdefault(
             str(error.status), {"description": f"`{error.reason}` {error.summary}"}
         )
-    reference = REF.format(model=version.error_models[0].__name__)
+    reference = REF.format(model=form.models[0].__name__)
     for status, response in responses.items():
-        if status.isdigit() and int(status) >= 400:
-            response["content"] = {version.error_media_type: {"schema": {"$ref": reference}}}
+        if status[0] in "45":
+            response["content"] = {form.media_type: {"schema": {"$ref": reference}}}
     operation["responses"] = dict(sorted(responses.items()))

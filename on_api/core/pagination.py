@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -58,13 +59,15 @@ class CursorSigner:
     """Writes and reads cursors. A cursor holds for one list only: the same user, path and
     filters."""
 
-    def __init__(self, subkey: bytes) -> None:
-        self._subkey = subkey
+    def __init__(self, subkeys: Callable[[], Sequence[bytes]]) -> None:
+        """`subkeys`: the one to sign with, then those whose signatures still count."""
+        self._subkeys = subkeys
 
     def write(self, position: Position, scope: str) -> str:
         """The cursor of the page behind a position."""
         payload = json.dumps([position.created_at.isoformat(), position.id.hex]).encode()
-        return base64.urlsafe_b64encode(self._mac(payload, scope) + payload).decode().rstrip("=")
+        signed = self._mac(payload, scope, self._subkeys()[0]) + payload
+        return base64.urlsafe_b64encode(signed).decode().rstrip("=")
 
     def read(self, cursor: str, scope: str) -> Position:
         """Where a cursor points. Raises `BadRequest` for one that isn't ours, or is another
@@ -74,14 +77,18 @@ class CursorSigner:
         except (binascii.Error, ValueError):
             raise _no_cursor() from None
         mac, payload = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(payload, scope)):
+        if not any(
+            hmac.compare_digest(mac, self._mac(payload, scope, subkey))
+            for subkey in self._subkeys()
+        ):
             raise _no_cursor()
         created_at, row_id = json.loads(payload)
         return Position(datetime.fromisoformat(created_at), uuid.UUID(row_id))
 
-    def _mac(self, payload: bytes, scope: str) -> bytes:
+    @staticmethod
+    def _mac(payload: bytes, scope: str, subkey: bytes) -> bytes:
         bound = hashlib.sha256(scope.encode()).digest() + payload
-        return hmac.digest(self._subkey, bound, "sha256")[:_MAC_BYTES]
+        return hmac.digest(subkey, bound, "sha256")[:_MAC_BYTES]
 
 
 def _no_cursor() -> BadRequest:

@@ -8,6 +8,7 @@ of the house.
 from __future__ import annotations
 
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -156,6 +157,55 @@ class FilesSettings(Group):
     max_parts: int = Field(1000, ge=1, le=10_000, description="Parts in one multipart upload.")
 
 
+class PinsSettings(Group):
+    """Pins that have to be fetched from other IPFS nodes."""
+
+    deadline: int = Field(
+        86_400, ge=1, le=365 * 86_400, description="Seconds after which a pin not found has failed."
+    )
+    patience: Seconds = Field(
+        60, description="Seconds without a new block after which a fetch makes room for another."
+    )
+    concurrency: int = Field(16, ge=1, le=1000, description="Fetches at once in one worker.")
+    dial_private: bool = Field(
+        False, description="Dial origins at loopback, private and link-local addresses too."
+    )
+    delegates: list[str] = Field(
+        default=[],
+        max_length=20,
+        description="Addresses told to clients, each ending in /p2p/ID; else the node's own.",
+    )
+
+
+class WorkerSettings(Group):
+    """Work that no request waits for: fetching pins, unpinning, garbage collection."""
+
+    embedded: bool = Field(
+        True, description="Work inside `on-api serve`; else run `on-api worker` beside it."
+    )
+    poll: Seconds = Field(0.5, description="Seconds between two looks for new work.")
+    lease_seconds: int = Field(
+        30,
+        ge=2,
+        le=3600,
+        description="Life of a job's lease; a crashed worker's jobs wait so long.",
+    )
+
+
+class GcSettings(Group):
+    """Freeing what nobody holds."""
+
+    grace: int = Field(
+        3600, ge=0, le=365 * 86_400, description="Seconds from the last reference to the unpinning."
+    )
+    interval: int = Field(
+        86_400, ge=0, le=365 * 86_400, description="Seconds between garbage collections; 0: never."
+    )
+    patience: Seconds = Field(
+        60, description="Seconds to wait for uploads under way before it is put off."
+    )
+
+
 class CorsSettings(Group):
     """Browsers' cross-origin calls."""
 
@@ -213,6 +263,10 @@ class Settings(BaseSettings):
         None,
         description="The master secret, at least 32 characters; else $ON_API_HOME/secret.key.",
     )
+    previous_secret_keys: list[SecretStr] = Field(
+        default=[],
+        description="Master secrets before this one, while rows need them: a JSON list.",
+    )
     database_url: SecretStr | None = Field(
         None,
         description="postgresql+psycopg2://USER:PASSWORD@HOST/NAME; else SQLite in $ON_API_HOME.",
@@ -231,9 +285,12 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     database: DatabaseSettings = DatabaseSettings()
     files: FilesSettings = FilesSettings()
+    gc: GcSettings = GcSettings()
     ipfs: IpfsSettings = IpfsSettings()
     log: LogSettings = LogSettings()
     node: NodeSettings = NodeSettings()
+    pins: PinsSettings = PinsSettings()
+    worker: WorkerSettings = WorkerSettings()
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
@@ -243,6 +300,19 @@ class Settings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: list[str]) -> list[str]:
+        """What is no address would match nobody, silently."""
+        for place in value:
+            if place != "*":
+                try:
+                    ip_network(place)
+                except ValueError:
+                    msg = "addresses or networks (10.0.0.0/8), by commas; * trusts everybody"
+                    raise ValueError(msg) from None
+        return value
 
     @field_validator("public_url")
     @classmethod
@@ -275,7 +345,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _every_thread_finds_a_connection(self) -> Self:
         if self.database.pool_size + self.database.max_overflow < self.threads:
-            msg = "DATABASE__POOL_SIZE + DATABASE__MAX_OVERFLOW must not be below THREADS"
+            msg = "ON_API_DATABASE__POOL_SIZE + __MAX_OVERFLOW must not be below ON_API_THREADS"
             raise ValueError(msg)
         return self
 

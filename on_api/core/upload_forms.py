@@ -156,7 +156,7 @@ async def _is_empty(part: Part) -> bool:
 
 def _check_name(name: str | None) -> str:
     if not name:
-        raise BadRequest("The file has no name: send a filename, or `name`.")
+        raise BadRequest("The file has no name: send a filename with its part, or `?name=NAME`.")
     try:
         return _OPTIONS["name"].validate_python(name)  # type: ignore[no-any-return]
     except ValidationError as error:

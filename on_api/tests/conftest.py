@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from on_api.cli.http_protocol import BoundedHttp
 from on_api.core.ipfs.node import ManagedNode
 from on_api.core.models import Database, migrations
 from on_api.core.services.container import Services
@@ -37,6 +40,14 @@ FAST_SCRYPT = 10
 """log2 of the cost: the tests make hundreds of accounts."""
 
 
+def pytest_configure() -> None:
+    """Give the tests' processes a Ctrl-C that works.
+
+    A run in a script's background inherits SIGINT ignored, and so would all that it starts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """The one event loop that on-api runs on."""
@@ -44,10 +55,16 @@ def anyio_backend() -> str:
 
 
 def free_port() -> int:
-    """A loopback port that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody uses at the moment.
+
+    Below those that systems give to outgoing connections: one of the thousands that the tests make
+    would else take it before it is used.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -170,7 +187,7 @@ class Server:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app,
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from on_api.core.error_handlers import render_failure
+from on_api.core.error_handlers import FAILURE
 from on_api.core.openapi import ApiVersion
-from on_api.core.schemas.errors import Failure, FailureError
-from on_api.v1.endpoints import audit, auth, files, keys, node, users
+from on_api.v1.endpoints import audit, auth, files, keys, node, pins, users
 
 router = APIRouter(prefix="/v1")
 router.include_router(auth.router)
@@ -17,15 +16,14 @@ router.include_router(keys.v1_only)
 router.include_router(keys.router)
 router.include_router(files.v1_only)
 router.include_router(files.router)
+router.include_router(pins.router)
 router.include_router(node.router)
 router.include_router(audit.v1_only)
 
 VERSION = ApiVersion(
     prefix="/v1",
     router=router,
-    render_error=render_failure,
-    error_models=(Failure, FailureError),
-    error_media_type="application/json",
+    errors=FAILURE,
     description="Your own IPFS storage service. Lists answer `{count, items}`, errors "
     "`{error: {reason, details}}`.",
 )

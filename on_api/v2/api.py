@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from on_api.core.error_handlers import render_problem
+from on_api.core.error_handlers import FAILURE, PROBLEM
 from on_api.core.openapi import ApiVersion
-from on_api.core.schemas.errors import Problem
 from on_api.v1.endpoints.auth import router as auth
 from on_api.v1.endpoints.node import router as node
+from on_api.v1.endpoints.pins import router as pins
 from on_api.v2.endpoints.audit import router as audit
 from on_api.v2.endpoints.files import router as files
 from on_api.v2.endpoints.keys import router as keys
@@ -19,15 +19,16 @@ router.include_router(auth)
 router.include_router(users)
 router.include_router(keys)
 router.include_router(files)
+router.include_router(pins)
 router.include_router(node)
 router.include_router(audit)
 
 VERSION = ApiVersion(
     prefix="/v2",
     router=router,
-    render_error=render_problem,
-    error_models=(Problem,),
-    error_media_type="application/problem+json",
+    errors=PROBLEM,
+    # The Pinning Service API is the same in every version, its errors too.
+    foreign_errors={"/pins": FAILURE},
     description="Your own IPFS storage service. Lists answer `{items, next_cursor}`, errors are "
     "problem details (RFC 9457).",
 )

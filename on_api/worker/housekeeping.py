@@ -14,6 +14,7 @@ from on_api.core.models import ApiKey, Database, LoginThrottle
 from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
+from on_api.core.services.events import forget_old_events
 from on_api.core.services.idempotency import forget_old_answers
 from on_api.core.services.leases import release_dead_leases
 from on_api.worker.removal import remove_deleted_accounts
@@ -47,7 +48,6 @@ class Housekeeper:
     def _run(self) -> None:
         swept_at = float("-inf")
         while not self._stopping.is_set():
-            self._due.clear()
             try:
                 remove_deleted_accounts(self._database)
                 release_dead_leases(self._database)
@@ -59,6 +59,8 @@ class Housekeeper:
             except Exception:
                 logger.exception("housekeeping failed")
             self._due.wait(PERIOD_SECONDS)
+            # Before the look at `_stopping`: after it, an end in between would be slept through.
+            self._due.clear()
 
 
 def remove_what_has_ended(database: Database) -> None:
@@ -67,6 +69,7 @@ def remove_what_has_ended(database: Database) -> None:
     with database.session_scope() as session:
         session.execute(delete(ApiKey).where(ApiKey.kind == TOKEN, ApiKey.expires_at < now))
         forget_old_answers(session)
+        forget_old_events(session)
         session.execute(
             delete(LoginThrottle).where(LoginThrottle.updated_at < now - THROTTLE_MEMORY)
         )

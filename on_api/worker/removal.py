@@ -6,7 +6,8 @@ from __future__ import annotations
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from on_api.core.models import Database, File, User
+from on_api.core.models import Database, File, Pin, User
+from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services import contents
 
 BATCH = 200
@@ -28,7 +29,7 @@ def remove_deleted_accounts(database: Database) -> int:
             )
             if user is None:
                 break
-            if not _remove_files(session, user):
+            if not (_remove_files(session, user) or _remove_pins(session, user)):
                 session.delete(user)
                 gone += 1
     return gone
@@ -52,3 +53,17 @@ def _remove_files(session: Session, user: User) -> bool:
         contents.drop_reference(session, usage, file.cid)
     usage.file_count -= len(files)
     return bool(files)
+
+
+def _remove_pins(session: Session, user: User) -> bool:
+    """Remove one batch. Returns whether there was any. A fetch under way loses its lease."""
+    usage = contents.lock_usage(session, user.id)
+    found = session.scalars(
+        select(Pin).where(Pin.user_id == user.id).order_by(Pin.cid).limit(BATCH).with_for_update()
+    ).all()
+    for pin in found:
+        session.delete(pin)
+        session.flush()
+        if pin.status == PINNED_STATUS:
+            contents.drop_reference(session, usage, pin.cid)
+    return bool(found)

@@ -1,5 +1,5 @@
-"""Everything secret: the master secret and its subkeys, passwords, API keys. The only package that
-imports `Crypto`.
+"""Everything secret: the master secret and its subkeys, passwords, API keys, encrypted files. The
+only package that imports `Crypto`.
 
 Importing any module of it proves that pycryptodome is whole, and says the cure where it is not.
 """

@@ -4,30 +4,47 @@ belong to."""
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass, field
 
 from Crypto.Cipher import ChaCha20_Poly1305
+
+from on_api.core.crypto.secrets import Keyring, Purpose
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What lies in a row: nonce, tag and ciphertext, and which master secret opens it."""
+
+    version: int
+    data: bytes = field(repr=False)
+
+
 class Sealer:
-    """Seals and opens under one subkey of 32 bytes."""
+    """Seals for one purpose under the present master secret; opens under any that is here."""
 
-    def __init__(self, subkey: bytes) -> None:
-        self._subkey = subkey
+    def __init__(self, keyring: Keyring, purpose: Purpose) -> None:
+        self._keyring = keyring
+        self._purpose = purpose
 
-    def seal(self, plain: bytes, context: bytes) -> bytes:
-        """Nonce, tag and ciphertext; opens only with the same `context`."""
-        cipher = ChaCha20_Poly1305.new(key=self._subkey, nonce=secrets.token_bytes(NONCE_BYTES))
+    def seal(self, plain: bytes, context: bytes) -> Sealed:
+        """Opens only with the same `context`."""
+        version = self._keyring.version
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        cipher = ChaCha20_Poly1305.new(key=self._subkey(version), nonce=nonce)
         cipher.update(context)
         sealed, tag = cipher.encrypt_and_digest(plain)
-        return cipher.nonce + tag + sealed
+        return Sealed(version, nonce + tag + sealed)
 
-    def open(self, sealed: bytes, context: bytes) -> bytes:
-        """What was sealed. Raises `ValueError` for anything changed, or of another context or
-        secret."""
-        nonce, rest = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
-        cipher = ChaCha20_Poly1305.new(key=self._subkey, nonce=nonce)
+    def open(self, sealed: Sealed, context: bytes) -> bytes:
+        """What was sealed. Raises `ValueError` for anything changed, or of another context, and
+        `UnknownSecretError` when its secret is not here."""
+        nonce, rest = sealed.data[:NONCE_BYTES], sealed.data[NONCE_BYTES:]
+        cipher = ChaCha20_Poly1305.new(key=self._subkey(sealed.version), nonce=nonce)
         cipher.update(context)
         return cipher.decrypt_and_verify(rest[TAG_BYTES:], rest[:TAG_BYTES])
+
+    def _subkey(self, version: int) -> bytes:
+        return self._keyring.subkey(self._purpose, version)

@@ -1,26 +1,25 @@
-"""The server's master secret and the subkeys derived from it, one for each purpose.
+"""The server's master secret and the subkeys derived from it, one for each purpose; its rotation.
 
-Nothing outside this module sees the master secret itself.
+Nothing outside this module sees a master secret itself.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
+from collections.abc import Container, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from Crypto.Hash import SHA256
-from Crypto.Protocol.KDF import HKDF
-
+from on_api.core.crypto.kdf import KEY_BYTES, hkdf
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 
 SECRET_FILE = "secret.key"  # noqa: S105 (a file's name)
-SUBKEY_BYTES = 32
-CURRENT_VERSION = 1
-"""Version of the master secret, kept in each row that depends on it so that rotation can find
-them."""
+PREVIOUS_FILE = "secret.key.previous"
+"""Secrets that rows still need after a rotation, one a line."""
+MIN_LENGTH = 32
 
 
 class Purpose(StrEnum):
@@ -28,55 +27,110 @@ class Purpose(StrEnum):
     protects."""
 
     API_KEYS = "api-keys"
-    NODE_RPC = "node-rpc"
     CURSORS = "cursors"
     ANSWERS = "answers"
+    IDENTITIES = "identities"
+
+
+class UnknownSecretError(Exception):
+    """A row belongs to a master secret that is not here."""
 
 
 class MasterSecret:
-    """The master secret, from which each purpose gets a subkey of its own (HKDF-SHA256, RFC
+    """One master secret, from which each purpose gets a subkey of its own (HKDF-SHA256, RFC
     5869)."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        self.version = int.from_bytes(self._derive("version")[:4], "big") >> 1
+        """Names the secret in each row that depends on it: the same for everyone who has it."""
+
+    def subkey(self, purpose: Purpose) -> bytes:
+        """32 bytes for one purpose."""
+        return self._derive(f"{purpose}/v1")
+
+    def is_same(self, other: MasterSecret) -> bool:
+        """Whether both are one secret."""
+        return hmac.compare_digest(self._secret, other._secret)
+
+    def _derive(self, info: str) -> bytes:
+        return hkdf(self._secret, salt=b"on-api", info=info.encode())
+
+
+class Keyring:
+    """The present master secret and those before it that rows still need. Thread-safe.
+
+    `problem` says, for a person, why what secrets protect can't be had: then nothing of it can.
+    """
+
+    def __init__(
+        self,
+        current: MasterSecret,
+        previous: Sequence[MasterSecret] = (),
+        *,
+        source: Settings | None = None,
+        problem: str | None = None,
+    ) -> None:
+        self._secrets = (current, *previous)
+        self._source = source
+        self._stamp = None if source is None else _stamp(source)
+        self.problem = problem
 
     @classmethod
-    def load(cls, settings: Settings) -> MasterSecret:
-        """Read it from `ON_API_SECRET_KEY`, else from `$ON_API_HOME/secret.key`.
+    def load(cls, settings: Settings) -> Keyring:
+        """From `ON_API_SECRET_KEY` and `ON_API_PREVIOUS_SECRET_KEYS`, else from the files in
+        `$ON_API_HOME`.
 
         Raises `StartupError` with the cure when there is none: a usable default does not exist.
         """
         if settings.secret_key is not None:
-            return cls(settings.secret_key.get_secret_value().encode())
-        path = settings.home / SECRET_FILE
-        try:
-            secret = path.read_bytes().strip()
-        except FileNotFoundError:
-            raise StartupError(
-                f"There is no master secret: run `on-api init` to make {path}, "
-                "or set ON_API_SECRET_KEY."
-            ) from None
-        except OSError as error:
-            raise StartupError(f"Can't read the master secret {path}: {error.strerror}.") from error
-        if len(secret) < 32:
-            raise StartupError(
-                f"The master secret in {path} is too short to be whole; restore it from a backup "
-                "(what it protects can't be read with another one)."
-            )
-        return cls(secret)
+            previous = [secret.get_secret_value() for secret in settings.previous_secret_keys]
+            current = settings.secret_key.get_secret_value()
+            return cls(_secret(current), [_secret(text) for text in previous])
+        present = _secret(_read_secret(settings.home / SECRET_FILE))
+        before = [_secret(line) for line in _lines(settings.home / PREVIOUS_FILE)]
+        # A rotation that was killed in its middle leaves the present one among them.
+        return cls(present, [each for each in before if not each.is_same(present)], source=settings)
 
-    def subkey(self, purpose: Purpose) -> bytes:
-        """32 bytes for one purpose."""
-        subkey = HKDF(
-            self._secret,
-            SUBKEY_BYTES,
-            salt=b"on-api",
-            hashmod=SHA256,
-            context=f"{purpose}/v{CURRENT_VERSION}".encode(),
-        )
-        if not isinstance(subkey, bytes):  # a tuple when several keys are asked for
-            raise TypeError("HKDF returned several keys")
-        return subkey
+    @classmethod
+    def without_secret(cls, problem: str) -> Keyring:
+        """A keyring that opens nothing, of a service that goes on with what needs no secret."""
+        return cls(MasterSecret(secrets.token_bytes(KEY_BYTES)), problem=problem)
+
+    @property
+    def version(self) -> int:
+        """Of the present secret: new rows get it."""
+        return self._secrets[0].version
+
+    @property
+    def versions(self) -> Sequence[int]:
+        """Of every secret that is here, the present one first."""
+        return [secret.version for secret in self._secrets]
+
+    def subkey(self, purpose: Purpose, version: int | None = None) -> bytes:
+        """32 bytes for one purpose, of the present secret or of a version.
+
+        Raises `UnknownSecretError` for a version that is not here, even after a look for new ones.
+        """
+        for secret in self._secrets:
+            if version is None or secret.version == version:
+                return secret.subkey(purpose)
+        if self.refresh():
+            return self.subkey(purpose, version)
+        raise UnknownSecretError
+
+    def subkeys(self, purpose: Purpose) -> Sequence[bytes]:
+        """Of every secret that is here, the present one's first."""
+        return [secret.subkey(purpose) for secret in self._secrets]
+
+    def refresh(self) -> bool:
+        """Read the files again if they have changed: another process may have rotated the secret.
+        Returns whether they had."""
+        if self._source is None or (stamp := _stamp(self._source)) == self._stamp:
+            return False
+        self._stamp = stamp
+        self._secrets = Keyring.load(self._source)._secrets
+        return True
 
 
 def create_secret_file(home: Path) -> bool:
@@ -84,19 +138,80 @@ def create_secret_file(home: Path) -> bool:
     path = home / SECRET_FILE
     if path.exists():
         return False
-    # Written aside and renamed: a kill in between must not leave an empty secret for the next
-    # start.
-    draft = path.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(48) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    _write(path, [secrets.token_urlsafe(48)])
     return True
 
 
-def node_rpc_auth(settings: Settings) -> str:
-    """The secret between on-api and the node that it runs, as Kubo's `API.Authorizations` spells
-    it."""
-    return f"bearer:{MasterSecret.load(settings).subkey(Purpose.NODE_RPC).hex()}"
+def rotate_secret_file(home: Path) -> None:
+    """Make a new `home/secret.key`; the one before is kept beside it for as long as rows need it.
+
+    Killed at any moment, no secret is lost: it is kept before it is replaced.
+    """
+    present = _read_secret(home / SECRET_FILE)
+    _write(home / PREVIOUS_FILE, dict.fromkeys([present, *_lines(home / PREVIOUS_FILE)]))
+    _write(home / SECRET_FILE, [secrets.token_urlsafe(48)])
+
+
+def keep_previous(home: Path, needed: Container[int]) -> None:
+    """Drop the secrets before the present one whose versions are not `needed`."""
+    path = home / PREVIOUS_FILE
+    lines = _lines(path)
+    kept = [line for line in lines if _secret(line).version in needed]
+    if kept:
+        _write(path, kept)
+    elif lines:
+        path.unlink()
+
+
+def _secret(text: str) -> MasterSecret:
+    return MasterSecret(text.encode())
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        secret = path.read_text().strip()
+    except FileNotFoundError:
+        raise StartupError(
+            f"There is no master secret: run `on-api init` to make {path}, "
+            "or set ON_API_SECRET_KEY."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise StartupError(f"Can't read the master secret {path}: {reason}.") from error
+    if len(secret) < MIN_LENGTH:
+        raise StartupError(
+            f"The master secret in {path} is too short to be whole; restore it from a backup "
+            "(what it protects can't be read with another one)."
+        )
+    return secret
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text().split() if len(line) >= MIN_LENGTH]
+    except FileNotFoundError:
+        return []
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    # Written aside and renamed: a kill in between must not leave an empty secret for the next
+    # start.
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _stamp(settings: Settings) -> tuple[int, int]:
+    """Changes when a file of secrets does."""
+
+    def of(name: str) -> int:
+        try:
+            return (settings.home / name).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    return of(SECRET_FILE), of(PREVIOUS_FILE)

@@ -5,6 +5,9 @@ Pure: talks to nobody.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import libipld
 
 from on_api.core.errors import BadRequest
@@ -14,6 +17,8 @@ MAX_LENGTH = 128
 RAW = 0x55
 DAG_PB = 0x70
 SHA2_256 = 0x12
+IDENTITY = 0x00
+_V0_START = bytes((SHA2_256, 32))
 
 CHUNK_BYTES = 1024 * 1024
 MAX_LINKS = 1024
@@ -33,7 +38,7 @@ differ by node and by release, and an option misspelt is silently ignored."""
 # Digest lengths by multihash code; identity may hold anything up to the limit that Kubo itself
 # sets.
 _DIGEST_BYTES: dict[int, range] = {
-    0x00: range(129),  # identity
+    IDENTITY: range(129),
     0x11: range(20, 21),  # sha1, of old git objects
     SHA2_256: range(32, 33),
     0x13: range(64, 65),  # sha2-512
@@ -48,26 +53,87 @@ _DIGEST_BYTES: dict[int, range] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Cid:
+    """A CID taken apart. Version 0 and 1 of one DAG are equal; written it is CIDv1 in base32."""
+
+    codec: int
+    hash_code: int
+    digest: bytes
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read a CID of any version and base. Raises `BadRequest` for everything else."""
+        if not 2 <= len(text) <= MAX_LENGTH or not text.isascii() or not text.isalnum():
+            raise BadRequest("cid: this is no CID.")
+        try:
+            parts = libipld.decode_cid(text)
+        except ValueError:
+            raise BadRequest("cid: this is no CID.") from None
+        multihash = parts["hash"]
+        if multihash["size"] != len(multihash["digest"]):
+            raise BadRequest("cid: its hash has another length than it says.")
+        return cls(parts["codec"], multihash["code"], bytes(multihash["digest"]))._checked()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Read a binary CID. Raises `BadRequest` unless it is one and nothing else."""
+        try:
+            cid, length = cls.at_start_of(raw)
+        except IndexError:
+            raise BadRequest("cid: this is no CID.") from None
+        if length != len(raw):
+            raise BadRequest("cid: this is no CID.")
+        return cid
+
+    @classmethod
+    def at_start_of(cls, raw: bytes) -> tuple[Self, int]:
+        """Read the binary CID with which `raw` begins, and how long it is.
+
+        Raises `BadRequest` or `IndexError` when it doesn't begin with one.
+        """
+        codec, position = DAG_PB, 0
+        if raw[:2] != _V0_START:
+            version, position = read_varint(raw, 0)
+            if version != 1:
+                raise BadRequest("cid: of an unknown version.")
+            codec, position = read_varint(raw, position)
+        code, position = read_varint(raw, position)
+        length, position = read_varint(raw, position)
+        digest = raw[position : position + length]
+        if len(digest) != length:
+            raise BadRequest("cid: it is cut.")
+        return cls(codec, code, bytes(digest))._checked(), position + length
+
+    @property
+    def raw(self) -> bytes:
+        """The binary CIDv1."""
+        head = (b"\x01", varint(self.codec), varint(self.hash_code), varint(len(self.digest)))
+        return b"".join((*head, self.digest))
+
+    @property
+    def inline(self) -> bytes | None:
+        """The block that an identity CID itself holds; None for every other."""
+        return self.digest if self.hash_code == IDENTITY else None
+
+    def __str__(self) -> str:
+        text: str = libipld.encode_cid(self.raw)
+        return text
+
+    def _checked(self) -> Self:
+        if len(self.digest) not in _DIGEST_BYTES.get(self.hash_code, range(0)):
+            raise BadRequest("cid: its hash function or length is not accepted.")
+        return self
+
+
 def normalise(cid: str) -> str:
     """CIDv1 in base32 for any valid CID. Raises `BadRequest` for everything else."""
-    if not 2 <= len(cid) <= MAX_LENGTH or not cid.isascii() or not cid.isalnum():
-        raise BadRequest("cid: this is no CID.")
-    try:
-        parts = libipld.decode_cid(cid)
-    except ValueError:
-        raise BadRequest("cid: this is no CID.") from None
-    digest: bytes = parts["hash"]["digest"]
-    code: int = parts["hash"]["code"]
-    if len(digest) not in _DIGEST_BYTES.get(code, range(0)) or len(digest) != parts["hash"]["size"]:
-        raise BadRequest("cid: its hash function or length is not accepted.")
-    return encode(parts["codec"], code, digest)
+    return str(Cid.from_text(cid))
 
 
 def encode(codec: int, hash_code: int, digest: bytes) -> str:
     """A CIDv1 in base32 from its parts."""
-    raw = b"".join((b"\x01", varint(codec), varint(hash_code), varint(len(digest)), digest))
-    text: str = libipld.encode_cid(raw)
-    return text
+    return str(Cid(codec, hash_code, digest))
 
 
 def raw_leaf_cid(sha256_digest: bytes) -> str:
@@ -83,3 +149,18 @@ def varint(number: int) -> bytes:
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+def read_varint(raw: bytes, position: int) -> tuple[int, int]:
+    """The number at a position and the position behind it. Raises `BadRequest` for one over 63
+    bits, `IndexError` for a cut one."""
+    number = shift = 0
+    while True:
+        byte = raw[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+        if shift > 63:
+            raise BadRequest("A number is too long.")

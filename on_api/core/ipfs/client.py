@@ -8,7 +8,7 @@ and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +32,14 @@ class PinStatus:
 
     cid: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DagStat:
+    """A DAG, or what is there of it: bytes and number of its different blocks."""
+
+    size: int
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,62 @@ class IpfsNode(Protocol):
 
     async def pin_status(self, cid: str) -> PinStatus | None:
         """The recursive pin on exactly `cid`, or None."""
+        ...
+
+    def pins(self) -> AsyncIterator[PinStatus]:
+        """Every recursive pin, as the node lists them.
+
+        The list may be cut without a word: that a CID is missing from it proves nothing.
+        """
+        ...
+
+    async def pin(
+        self,
+        cid: str,
+        *,
+        name: str,
+        fetch: bool,
+        progress: Callable[[DagStat], None] | None = None,
+    ) -> DagStat:
+        """Pin `cid` recursively as `name`; return when its whole DAG is there and the pin is seen.
+
+        With `fetch` missing blocks are asked of the network, for as long as the caller waits:
+        cancelling gives up, and then nothing is pinned. `progress` (quick) hears how much is there.
+        Never call it for what is pinned already: Kubo drops the old pin before it begins, and does
+        not restore it on failure. Raises `BlocksMissing` without `fetch`.
+        """
+        ...
+
+    async def unpin(self, cid: str) -> None:
+        """Remove the recursive pin on exactly `cid`; fine when there is none."""
+        ...
+
+    async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
+        """Walk the whole DAG on the node.
+
+        Raises `BlocksMissing` when it isn't all there; with `fetch` missing blocks are asked of the
+        network for as long as the caller waits.
+        """
+        ...
+
+    def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a CARv1 of the whole DAG from what the node has itself: depth first, every block
+        once. Nothing tells that it ends too soon but following it (`dag.Walk`)."""
+        ...
+
+    async def connect(self, address: str) -> None:
+        """Connect to a peer by its multiaddr. Raises `NodeError` when it can't be reached."""
+        ...
+
+    async def addresses(self) -> list[str]:
+        """Where the node listens: multiaddrs, each ending in `/p2p/` and its identity."""
+        ...
+
+    async def collect_garbage(self) -> int:
+        """Remove every block that no pin covers. Returns how many; takes as long as it takes.
+
+        Waits inside the node for all `add` and `pin` under way, and every later one waits for it.
+        """
         ...
 
     async def version(self) -> NodeVersion:

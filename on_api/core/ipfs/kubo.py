@@ -1,5 +1,5 @@
-"""A Kubo node as `IpfsNode`. Control goes through ipfshttpclient in threads of its own; data
-through `kubo_data.py`.
+"""A Kubo node as `IpfsNode`. Control goes through ipfshttpclient in threads of its own; bytes
+through `kubo_data.py`, long answers through `kubo_pins.py`.
 
 The only module that imports ipfshttpclient.
 """
@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
-from on_api.core.ipfs.client import Added, NodeVersion, PinStatus, RepoStat
-from on_api.core.ipfs.kubo_data import NOT_PINNED, KuboData
+from on_api.core.ipfs.client import Added, NodeVersion, RepoStat
+from on_api.core.ipfs.kubo_data import KuboData
+from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
+from on_api.core.ipfs.kubo_pins import KuboPins
 from on_api.core.ipfs.version import TESTED_RANGE, is_tested
 from on_api.core.settings import Settings
 
@@ -36,8 +38,8 @@ CONTROL_THREADS = 8
 T = TypeVar("T")
 
 
-class KuboNode:
-    """One Kubo, by its RPC and its gateway. Thread-bound to the event loop of its first call."""
+class KuboNode(KuboPins):
+    """One Kubo, by its RPC and its gateway. Bound to the event loop of its first call."""
 
     def __init__(self, settings: Settings, rpc_auth: str | None = None) -> None:
         self._timeout = settings.ipfs.control_timeout
@@ -50,7 +52,8 @@ class KuboNode:
             timeout=(settings.ipfs.connect_timeout, settings.ipfs.control_timeout),
             headers={} if header is None else {"Authorization": header},
         )
-        self._data = KuboData(settings, header)
+        super().__init__(KuboHttp(settings, header), settings.ipfs)
+        self._data = KuboData(self._http, settings.ipfs, self.pin_status)
         self._warned = False
 
     async def __aenter__(self) -> Self:
@@ -69,21 +72,13 @@ class KuboNode:
         """See `IpfsNode.read`."""
         return self._data.read(cid, offset=offset, length=length)
 
-    async def pin_status(self, cid: str) -> PinStatus | None:
-        """See `IpfsNode.pin_status`. Asks for exactly this CID: an unfiltered list costs the
-        whole pin set."""
+    async def unpin(self, cid: str) -> None:
+        """See `IpfsNode.unpin`."""
         try:
-            found = await self._ask(
-                lambda: self._client.pin.ls(cid, type="recursive", opts={"names": True})
-            )
+            await self._ask(lambda: self._client.pin.rm(cid))
         except NodeError as error:
-            if isinstance(error.__cause__, ipfshttpclient.exceptions.ErrorResponse) and (
-                NOT_PINNED in str(error.__cause__)
-            ):
-                return None
-            raise
-        pin = found["Keys"].get(cid)
-        return None if pin is None else PinStatus(cid, pin.get("Name", ""))
+            if not _says_not_pinned(error):
+                raise
 
     async def version(self) -> NodeVersion:
         """See `IpfsNode.version`. Warns once when the version is none that on-api was tested
@@ -120,7 +115,7 @@ class KuboNode:
 
     async def close(self) -> None:
         """See `IpfsNode.close`."""
-        await self._data.close()
+        await self._http.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
@@ -145,6 +140,13 @@ class KuboNode:
             raise NodeError from error
         except (KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
+
+
+def _says_not_pinned(error: NodeError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ipfshttpclient.exceptions.ErrorResponse) and any(
+        words in str(cause) for words in NOT_PINNED
+    )
 
 
 def authorization(rpc_auth: str | None) -> str | None:

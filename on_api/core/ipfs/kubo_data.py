@@ -10,38 +10,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-from on_api.core.errors import (
-    BadRequest,
-    InsufficientStorage,
-    NodeError,
-    NodeRefused,
-    NodeTimeout,
-    NodeTruncated,
-    NodeUnavailable,
-)
+from on_api.core.errors import BadRequest, NodeError, NodeTruncated
 from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, normalise, raw_leaf_cid
-from on_api.core.ipfs.client import Added
-from on_api.core.settings import Settings
+from on_api.core.ipfs.client import Added, PinStatus
+from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
+from on_api.core.settings import IpfsSettings
 
-logger = logging.getLogger(__name__)
-
-READ_BUFFER = 1024 * 1024
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece."""
 MAX_ANSWER_BYTES = 64 * 1024
 """Of the answer to one `add`: a line or two."""
-NOT_PINNED = "is not pinned"
-"""How Kubo says that there is no pin: as an error."""
-_NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
 
 
 @dataclass
@@ -59,14 +45,17 @@ class _Sent:
 
 
 class KuboData:
-    """Streams to and from one Kubo."""
+    """Streams to and from one Kubo. `pin_status` asks the half that keeps things."""
 
-    def __init__(self, settings: Settings, authorization: str | None) -> None:
-        self._rpc = settings.rpc_url
-        self._gateway = settings.gateway_url
-        self._limits = settings.ipfs
-        self._headers = {} if authorization is None else {"Authorization": authorization}
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(
+        self,
+        http: KuboHttp,
+        limits: IpfsSettings,
+        pin_status: Callable[[str], Awaitable[PinStatus | None]],
+    ) -> None:
+        self._http = http
+        self._limits = limits
+        self._pin_status = pin_status
 
     async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
@@ -85,30 +74,16 @@ class KuboData:
             yield _nothing()
             return
         last = offset + length - 1
-        try:
-            async with asyncio.timeout(self._limits.stall_timeout):
-                response = await self._open_session().get(
-                    f"{self._gateway}/ipfs/{cid}",
-                    headers={"Range": f"bytes={offset}-{last}", "Accept-Encoding": "identity"},
-                    allow_redirects=False,
-                )
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _translate(error) from error
+        response = await self._http.get_content(cid, {"Range": f"bytes={offset}-{last}"})
         try:
             if response.status != 206 or response.content_length != length:
-                raise _unexpected(response.status, await _said(response))
+                raise await unexpected(response)
             if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-{last}/"):
                 raise NodeError("The IPFS node answered another range.")
             yield self._chunks(response, length)
         finally:
             # Not `release`: what is left of a body that nobody wants is not worth reading.
             response.close()
-
-    async def close(self) -> None:
-        """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     async def _chunks(self, response: aiohttp.ClientResponse, length: int) -> AsyncIterator[bytes]:
         left = length
@@ -118,7 +93,7 @@ class KuboData:
                 async with asyncio.timeout(self._limits.stall_timeout):
                     chunk = await response.content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise _translate(error) from error
+                raise translate(error) from error
             if not chunk:
                 raise NodeTruncated
             left -= len(chunk)
@@ -132,8 +107,8 @@ class KuboData:
         # first.
         try:
             async with asyncio.timeout(self._limits.stall_timeout) as clock:
-                async with self._open_session().post(
-                    f"{self._rpc}/api/v0/add",
+                async with self._http.session().post(
+                    f"{self._http.rpc_url}/api/v0/add",
                     params={
                         **ADD_OPTIONS,
                         "pin": "true",
@@ -141,13 +116,13 @@ class KuboData:
                         "progress": "false",
                     },
                     headers={
-                        **self._headers,
+                        **self._http.headers,
                         "Content-Type": f"multipart/form-data; boundary={boundary}",
                     },
                     data=self._framed(source, boundary, sent, clock),
                 ) as response:
                     if response.status != 200:
-                        raise _unexpected(response.status, await _said(response))
+                        raise await unexpected(response)
                     answer = await response.content.read(MAX_ANSWER_BYTES)
                     while chunk := await response.content.read(MAX_ANSWER_BYTES):
                         answer += chunk
@@ -157,7 +132,7 @@ class KuboData:
         except (aiohttp.ClientError, TimeoutError) as error:
             if sent.failure is not None:
                 raise sent.failure from None
-            raise _translate(error) from error
+            raise translate(error) from error
 
     async def _framed(
         self, source: AsyncIterator[bytes], boundary: str, sent: _Sent, clock: asyncio.Timeout
@@ -199,65 +174,21 @@ class KuboData:
             # One raw block: its CID proves every byte.
             if cid != raw_leaf_cid(sent.head.digest()):
                 raise NodeError("The IPFS node stored something else than was sent.")
-            pinned = await self._is_pinned(cid)
+            pin = await self._pin_status(cid)
         else:
-            size, pinned = await asyncio.gather(self._file_size(cid), self._is_pinned(cid))
+            size, pin = await asyncio.gather(self._file_size(cid), self._pin_status(cid))
             if size != sent.size:
                 raise NodeTruncated("The IPFS node stored less than was sent.")
-        if not pinned:
+        if pin is None:
             raise NodeError("The IPFS node stored the file but did not pin it.")
 
     async def _file_size(self, cid: str) -> int:
         """The size that the UnixFS root states, in bytes."""
-        answer = await self._ask("files/stat", arg=f"/ipfs/{cid}")
+        answer = await self._http.call("files/stat", {"arg": f"/ipfs/{cid}"})
         try:
             return int(answer["Size"])
         except (KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
-
-    async def _is_pinned(self, cid: str) -> bool:
-        """Whether there is a recursive pin on exactly this CID.
-
-        Asked after each upload, and so not through ipfshttpclient, where the same question takes
-        ten times the processor's time.
-        """
-        answer = await self._ask("pin/ls", arg=cid, type="recursive")
-        return cid in (answer.get("Keys") or ())
-
-    async def _ask(self, question: str, **params: str) -> dict[str, Any]:
-        """The JSON object that answers a short question; an empty one for "is not pinned"."""
-        try:
-            async with (
-                asyncio.timeout(self._limits.control_timeout),
-                self._open_session().post(
-                    f"{self._rpc}/api/v0/{question}", params=params, headers=self._headers
-                ) as response,
-            ):
-                if response.status != 200:
-                    said = await _said(response)
-                    if NOT_PINNED in said:
-                        return {}
-                    raise _unexpected(response.status, said)
-                return dict(await response.json())
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _translate(error) from error
-        except (TypeError, ValueError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._limits.connect_timeout
-                ),
-                read_bufsize=READ_BUFFER,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                headers={"User-Agent": "on-api"},
-            )
-        return self._session
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -273,40 +204,7 @@ def _root(answer: bytes) -> tuple[str, int]:
     try:
         last = json.loads(lines[-1])
         if last.get("Type") == "error" or "Hash" not in last:
-            raise _failure(str(last.get("Message", "")))
+            raise failure(str(last.get("Message", "")))
         return normalise(last["Hash"]), int(last["Size"])
     except (ValueError, KeyError, TypeError, AttributeError, BadRequest) as error:
         raise NodeTruncated("The IPFS node's answer was not understood.") from error
-
-
-async def _said(response: aiohttp.ClientResponse) -> str:
-    """The beginning of a body that is no answer."""
-    try:
-        body = await response.content.read(4096)
-    except aiohttp.ClientError:
-        body = b""
-    return body.decode(errors="replace").strip()
-
-
-def _unexpected(status: int, message: str) -> NodeError | InsufficientStorage:
-    """The error for a status that was not expected; what Kubo said goes to the log."""
-    logger.warning("Kubo answered %s: %s", status, message[:500])
-    if status in {401, 403}:
-        return NodeRefused()
-    if status in {504, 408}:
-        return NodeTimeout()
-    return _failure(message)
-
-
-def _failure(message: str) -> NodeError | InsufficientStorage:
-    if any(words.lower() in message.lower() for words in _NO_SPACE):
-        return InsufficientStorage()
-    return NodeError()
-
-
-def _translate(error: BaseException) -> NodeError:
-    if isinstance(error, TimeoutError | aiohttp.ServerTimeoutError):
-        return NodeTimeout()
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return NodeUnavailable()
-    return NodeTruncated()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from on_api.core.errors import OnApiError
-from on_api.core.ipfs.client import Added, IpfsNode, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.client import Added, DagStat, IpfsNode, NodeVersion, PinStatus, RepoStat
 from on_api.core.metrics import Metrics
 
 
@@ -34,6 +34,51 @@ class MeasuredNode:
         """See `IpfsNode.pin_status`."""
         with self._measured("pin_status"):
             return await self._node.pin_status(cid)
+
+    def pins(self) -> AsyncIterator[PinStatus]:
+        """See `IpfsNode.pins`."""
+        return self._node.pins()
+
+    async def pin(
+        self,
+        cid: str,
+        *,
+        name: str,
+        fetch: bool,
+        progress: Callable[[DagStat], None] | None = None,
+    ) -> DagStat:
+        """See `IpfsNode.pin`."""
+        with self._measured("pin"):
+            return await self._node.pin(cid, name=name, fetch=fetch, progress=progress)
+
+    async def unpin(self, cid: str) -> None:
+        """See `IpfsNode.unpin`."""
+        with self._measured("unpin"):
+            await self._node.unpin(cid)
+
+    async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
+        """See `IpfsNode.dag_stat`."""
+        with self._measured("dag_stat"):
+            return await self._node.dag_stat(cid, fetch=fetch)
+
+    def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See `IpfsNode.car`."""
+        return self._node.car(cid)
+
+    async def connect(self, address: str) -> None:
+        """See `IpfsNode.connect`."""
+        with self._measured("connect"):
+            await self._node.connect(address)
+
+    async def addresses(self) -> list[str]:
+        """See `IpfsNode.addresses`."""
+        with self._measured("addresses"):
+            return await self._node.addresses()
+
+    async def collect_garbage(self) -> int:
+        """See `IpfsNode.collect_garbage`."""
+        with self._measured("collect_garbage"):
+            return await self._node.collect_garbage()
 
     async def version(self) -> NodeVersion:
         """See `IpfsNode.version`."""

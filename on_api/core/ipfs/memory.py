@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from on_api.core.errors import NodeError
-from on_api.core.ipfs.client import Added, NodeVersion, PinStatus, RepoStat
+from on_api.core.errors import BlocksMissing, NodeError
+from on_api.core.ipfs.car import car_header, car_section
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.client import Added, DagStat, NodeVersion, PinStatus, RepoStat
 from on_api.core.ipfs.unixfs import build_file
 
 SLICE = 64 * 1024
@@ -45,6 +48,67 @@ class MemoryNode:
     async def pin_status(self, cid: str) -> PinStatus | None:
         """See `IpfsNode.pin_status`."""
         return PinStatus(cid, self._pins[cid]) if cid in self._pins else None
+
+    async def pins(self) -> AsyncIterator[PinStatus]:
+        """See `IpfsNode.pins`."""
+        for cid, name in list(self._pins.items()):
+            yield PinStatus(cid, name)
+
+    async def pin(
+        self,
+        cid: str,
+        *,
+        name: str,
+        fetch: bool,
+        progress: Callable[[DagStat], None] | None = None,
+    ) -> DagStat:
+        """See `IpfsNode.pin`. There is no network: what isn't there never comes."""
+        if fetch and cid not in self._files:
+            await asyncio.Event().wait()
+        stat = await self.dag_stat(cid)
+        if progress is not None:
+            progress(stat)
+        self._pins[cid] = name
+        return stat
+
+    async def unpin(self, cid: str) -> None:
+        """See `IpfsNode.unpin`."""
+        self._pins.pop(cid, None)
+
+    async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
+        """See `IpfsNode.dag_stat`."""
+        if cid not in self._files:
+            raise BlocksMissing
+        blocks = {node.cid: node.block for node in build_file(self._files[cid]).walk()}
+        return DagStat(sum(map(len, blocks.values())), len(blocks))
+
+    @asynccontextmanager
+    async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `IpfsNode.car`."""
+        if cid not in self._files:
+            raise BlocksMissing
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield car_header(Cid.from_text(cid))
+            nodes = {node.cid: node.block for node in build_file(self._files[cid]).walk()}
+            for block_cid, block in nodes.items():
+                yield car_section(Cid.from_text(block_cid), block)
+
+        yield pieces()
+
+    async def connect(self, address: str) -> None:
+        """See `IpfsNode.connect`."""
+        raise NodeError
+
+    async def addresses(self) -> list[str]:
+        """See `IpfsNode.addresses`."""
+        return ["/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"]
+
+    async def collect_garbage(self) -> int:
+        """See `IpfsNode.collect_garbage`."""
+        before = len(self._files)
+        self._files = {cid: data for cid, data in self._files.items() if cid in self._pins}
+        return before - len(self._files)
 
     async def version(self) -> NodeVersion:
         """See `IpfsNode.version`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -29,8 +30,10 @@ RPC_PATHS = (
     "/api/v0/block/stat",
     "/api/v0/files/stat",
     "/api/v0/dag/stat",
+    "/api/v0/repo/gc",
     "/api/v0/repo/stat",
     "/api/v0/repo/version",
+    "/api/v0/swarm/connect",
     "/api/v0/swarm/peers",
     "/api/v0/config/show",
     "/api/v0/shutdown",
@@ -39,6 +42,8 @@ RPC_PATHS = (
 
 INIT_TIMEOUT = 60.0
 """Seconds that `ipfs init` may take; it needs a fraction of one."""
+
+_OUR_AUTHORIZATION = "API.Authorizations.on-api"
 
 _CONFIG_PREFIX = ".config-"
 
@@ -82,7 +87,7 @@ def wanted_config(settings: NodeSettings, rpc_auth: str) -> dict[str, object]:
     return {
         "Addresses.API": f"/ip4/127.0.0.1/tcp/{settings.rpc_port}",
         "Addresses.Gateway": f"/ip4/127.0.0.1/tcp/{settings.gateway_port}",
-        "API.Authorizations.on-api": {"AuthSecret": rpc_auth, "AllowedPaths": list(RPC_PATHS)},
+        _OUR_AUTHORIZATION: {"AuthSecret": rpc_auth, "AllowedPaths": list(RPC_PATHS)},
         "Datastore.StorageMax": settings.storage_max,
         "Discovery.MDNS.Enabled": False,
         "Internal.ShutdownTimeout": f"{settings.shutdown_timeout:g}s",
@@ -185,6 +190,21 @@ def peer_id_of(repo: Path) -> str:
     if not isinstance(peer_id, str) or not peer_id:
         raise damaged(repo, "its config file has no identity")
     return peer_id
+
+
+def rpc_auth_of(repo: Path) -> str | None:
+    """The RPC secret in the repo's config, like `bearer:TOKEN`; None without one."""
+    try:
+        secret = _get(read_config(repo), f"{_OUR_AUTHORIZATION}.AuthSecret")
+    except StartupError:  # whoever starts the node says what is wrong with its repo
+        return None
+    return secret if isinstance(secret, str) else None
+
+
+def rpc_auth_for(repo: Path) -> str:
+    """The RPC secret for a node on this repo: the one it has, so that whoever still runs on it
+    knows us, or a new one."""
+    return rpc_auth_of(repo) or f"bearer:{secrets.token_hex(32)}"
 
 
 def kubo_environment(repo: Path) -> dict[str, str]:

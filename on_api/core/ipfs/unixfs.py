@@ -31,6 +31,14 @@ class DagNode:
     cid: str
     file_size: int
     dag_size: int
+    block: bytes
+    children: tuple[DagNode, ...] = ()
+
+    def walk(self) -> Iterator[DagNode]:
+        """This node and all below it, depth first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
 
 
 def build_file(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> DagNode:
@@ -43,7 +51,7 @@ def build_file(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> DagNode:
 
 
 def _leaf(block: bytes) -> DagNode:
-    return DagNode(raw_leaf_cid(hashlib.sha256(block).digest()), len(block), len(block))
+    return DagNode(raw_leaf_cid(hashlib.sha256(block).digest()), len(block), len(block), block)
 
 
 def _parent(children: list[DagNode]) -> DagNode:
@@ -53,7 +61,8 @@ def _parent(children: list[DagNode]) -> DagNode:
     unixfs = _number(1, 2) + _number(3, file_size) + sizes  # Type=File, filesize, blocksizes
     block = links + _field(1, unixfs)  # dag-pb writes links before data
     cid = encode(DAG_PB, SHA2_256, hashlib.sha256(block).digest())
-    return DagNode(cid, file_size, len(block) + sum(child.dag_size for child in children))
+    dag_size = len(block) + sum(child.dag_size for child in children)
+    return DagNode(cid, file_size, dag_size, block, tuple(children))
 
 
 def _link(child: DagNode) -> bytes:

@@ -1,11 +1,14 @@
 """Every table, so that importing the package fills `Base.metadata` (Alembic and the mappers rely
 on it)."""
 
-from on_api.core.models.content import Content, Deployment, Holding, Lease
+from on_api.core.models.content import Content, Deployment, Holding, Lease, Maintenance
 from on_api.core.models.database import Base, Database
-from on_api.core.models.file import File
+from on_api.core.models.event import Event
+from on_api.core.models.file import File, VisibilityChange
 from on_api.core.models.idempotency import IdempotencyRecord
 from on_api.core.models.key import ApiKey
+from on_api.core.models.pin import Pin
+from on_api.core.models.share import Share
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
 __all__ = [
@@ -15,12 +18,17 @@ __all__ = [
     "Content",
     "Database",
     "Deployment",
+    "Event",
     "File",
     "Holding",
     "IdempotencyRecord",
     "Identity",
     "Lease",
     "LoginThrottle",
+    "Maintenance",
+    "Pin",
+    "Share",
     "User",
     "UserUsage",
+    "VisibilityChange",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -22,9 +23,9 @@ class Content(Base):
     """One DAG, under its normalised CID. `pinned → unpinning(lease_token) → absent` and back to
     `pinned`.
 
-    `pin_root_id` names the pin that covers it (itself by default). `generation` rises each time it
-    is pinned anew. `unreferenced_at` is set while nobody holds it; the row is locked by whoever
-    changes its holdings.
+    `pin_root_id` names the pin that covers it (itself by default). `generation` rises each time its
+    removal begins. `unreferenced_at` is set while nobody holds it; the row is locked by whoever
+    changes its holdings. A row is never deleted: without it a removal in between would go unseen.
     """
 
     __tablename__ = "contents"
@@ -101,6 +102,24 @@ class Deployment(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(String(36))
+    delegates: Mapped[list[str] | None] = mapped_column()
+    """The node's addresses when it was last asked, each ending in its identity."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
+class Maintenance(Base):
+    """A kind of work that goes over the whole node, one at a time; how the last one ended.
+
+    While its lease lives it is under way: everyone who pins asks this row first.
+    """
+
+    __tablename__ = "maintenance"
+
+    kind: Mapped[str] = mapped_column(String(8), primary_key=True)
+    token: Mapped[uuid.UUID | None] = mapped_column()
+    lease_until: Mapped[datetime | None] = mapped_column()
+    started_at: Mapped[datetime | None] = mapped_column()
+    finished_at: Mapped[datetime | None] = mapped_column()
+    result: Mapped[dict[str, Any] | None] = mapped_column()

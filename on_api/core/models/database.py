@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg2
 import psycopg2.errorcodes
@@ -33,12 +33,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.types import TypeDecorator
 
 from on_api.core.errors import Conflict, DatabaseUnavailable
 from on_api.core.models.json_contains import json_contains
 from on_api.core.models.watchdog import Watchdog
+from on_api.core.models.writers_queue import WritersQueue
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ ANSWER_MARGIN = 5.0
 """Seconds that an answer of PostgreSQL may take beyond `statement_timeout`."""
 
 _SQLITE_BEGIN = "on_api_sqlite_begin"
+_SQLITE_WRITES = "BEGIN IMMEDIATE"
+_HAS_TURN = "on_api_has_the_writers_turn"
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -79,8 +82,10 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-JSONDocument = JSON().with_variant(postgresql.JSONB(), "postgresql")
-"""A JSON column: JSONB on PostgreSQL, text on SQLite."""
+JSONDocument = JSON(none_as_null=True).with_variant(
+    postgresql.JSONB(none_as_null=True), "postgresql"
+)
+"""A JSON column: JSONB on PostgreSQL, text on SQLite; None is SQL's NULL, not JSON's."""
 
 
 class Base(DeclarativeBase):
@@ -91,6 +96,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own class attribute)
         datetime: UTCDateTime,
         dict[str, Any]: JSONDocument,
+        dict[str, str]: JSONDocument,
         list[str]: JSONDocument,
     }
 
@@ -100,6 +106,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+Entity = TypeVar("Entity", bound=Base)
+
+
 class Database:
     """One engine and its sessions. Made once per process; `dispose` ends it."""
 
@@ -107,6 +116,9 @@ class Database:
         # Longer than the server's own limit, which says more.
         self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN)
         self.engine = _create_engine(settings, self._watchdog)
+        self._writers = WritersQueue()
+        if not self.is_postgresql:
+            _queue_sqlite_writers(self.engine, self._writers, settings.database.lock_timeout)
         reading = self.engine.execution_options(
             postgresql_readonly=True, **{_SQLITE_BEGIN: "BEGIN DEFERRED"}
         )
@@ -151,6 +163,10 @@ class Database:
         pool = self.engine.pool
         return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
+    def writers_waiting(self) -> int:
+        """Transactions of this process that wait for SQLite's single writer's place."""
+        return self._writers.waiting
+
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -165,6 +181,24 @@ def insert_unless_there(session: Session, table: type[Base], **values: object) -
     dialect = session.get_bind().dialect.name
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     session.execute(insert(target).values(**values).on_conflict_do_nothing())
+
+
+def insert_or_lock(
+    session: Session, table: type[Entity], unique: Sequence[str], **values: object
+) -> Entity:
+    """The row that is unique in these columns, locked: made of `values`, or as it was.
+
+    One statement: a look after `insert_unless_there` can find nothing where rows are also deleted.
+    """
+    dialect = session.get_bind().dialect.name
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(table).values(**values)
+    # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
+    same = {unique[-1]: statement.excluded[unique[-1]]}
+    return session.scalars(
+        statement.on_conflict_do_update(index_elements=unique, set_=same).returning(table),
+        execution_options={"populate_existing": True},
+    ).one()
 
 
 def new_id() -> uuid.UUID:
@@ -208,7 +242,6 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
     event.listen(engine, "handle_error", _distrust_confusion)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -222,7 +255,10 @@ def _distrust_confusion(context: ExceptionContext) -> None:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own BEGIN comes too late and is always deferred; `_begin_sqlite` does it instead.
     connection.isolation_level = None
+    # What PostgreSQL has under these names; SQLite's own `lower` knows ASCII only.
     connection.create_function("json_contains", 2, json_contains, deterministic=True)
+    connection.create_function("lower", 1, _lower, deterministic=True)
+    connection.create_function("strpos", 2, _strpos, deterministic=True)
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # a 201 survives a power cut
@@ -230,12 +266,37 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     cursor.close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that turns into a writer fails at once when another one wrote
-    # meanwhile; taking the writer's place at the start waits for it instead (busy time-out).
-    connection.exec_driver_sql(
-        connection.get_execution_options().get(_SQLITE_BEGIN, "BEGIN IMMEDIATE")
-    )
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
+
+
+def _strpos(text: str | None, part: str) -> int | None:
+    return None if text is None else text.find(part) + 1
+
+
+def _queue_sqlite_writers(engine: Engine, queue: WritersQueue, seconds: float) -> None:
+    """Begin transactions as their kind wants, writers of this process one after the other.
+
+    A turn ends when its connection goes back to the pool, whatever became of the transaction.
+    """
+
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that turns into a writer fails at once when another one wrote
+        # meanwhile; taking the writer's place at the start waits for it instead.
+        kind = connection.get_execution_options().get(_SQLITE_BEGIN, _SQLITE_WRITES)
+        if kind == _SQLITE_WRITES and _HAS_TURN not in connection.info:
+            if not queue.enter(seconds):
+                logger.warning("the database is too busy: %d writers wait", queue.waiting)
+                raise DatabaseUnavailable
+            connection.info[_HAS_TURN] = True
+        connection.exec_driver_sql(kind)
+
+    def give_back(_connection: object, record: ConnectionPoolEntry) -> None:
+        if record.info.pop(_HAS_TURN, False):
+            queue.leave()
+
+    event.listen(engine, "begin", begin)
+    event.listen(engine, "checkin", give_back)
 
 
 def _is_race(error: IntegrityError) -> bool:

@@ -17,6 +17,11 @@ MEDIA_TYPE_LENGTH = 255
 PUBLIC = "public"
 PRIVATE = "private"
 
+FOR_OWNER = "owner"
+FOR_PASSPHRASE = "passphrase"  # noqa: S105 (a kind of file)
+FOR_RECIPIENTS = "recipients"
+"""Values of `File.sealed_for`."""
+
 
 class File(Base):
     """A file. `size` and `sha256` are of the bytes that its owner sent; `created_at` rises
@@ -34,6 +39,16 @@ class File(Base):
     sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
     visibility: Mapped[str] = mapped_column(String(8), default=PUBLIC)
     meta: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    sealed_for: Mapped[str | None] = mapped_column(String(12))
+    """Of a private file: whose key opens it. `owner`: an identity of the owner (`identity_id`);
+    `passphrase`; `recipients`: others only, and not the server."""
+    identity_id: Mapped[uuid.UUID | None] = mapped_column()
+    """No foreign key: SQLite can't add one to a table that is there. Identities go with their
+    user only, and so do files."""
+    sealed_size: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes of the age file on the node; `size` is the plaintext's."""
+    sealed_start: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """Header and nonce of the age file: all that opening it needs before its chunks."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (
@@ -41,4 +56,30 @@ class File(Base):
         Index("ix_files_user_id_created_at", "user_id", "created_at", "id"),
         Index("ix_files_user_id_name", "user_id", "name"),
         Index("ix_files_cid", "cid"),
+        Index("ix_files_identity_id", "identity_id"),
+    )
+
+
+class VisibilityChange(Base):
+    """A file that is to become private or public: its bytes are stored anew as a job."""
+
+    __tablename__ = "visibility_changes"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
+    file_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("files.id", ondelete="CASCADE"), unique=True
+    )
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    visibility: Mapped[str] = mapped_column(String(8))
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
+    lease_token: Mapped[uuid.UUID | None] = mapped_column()
+    lease_until: Mapped[datetime | None] = mapped_column()
+    details: Mapped[str | None] = mapped_column(String(500))
+    """Why it waits, for a person."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+    __table_args__ = (
+        CheckConstraint("visibility IN ('public', 'private')", name="visibility"),
+        Index("ix_visibility_changes_user_id", "user_id"),
     )

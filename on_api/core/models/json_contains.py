@@ -1,9 +1,38 @@
-"""What PostgreSQL's `jsonb @> jsonb` says, for SQLite, which has no such operator."""
+"""Containment of JSON documents: PostgreSQL's `jsonb @> jsonb`, and the same for SQLite, which has
+no such operator."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+from sqlalchemy import Boolean, literal
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class Contains(FunctionElement[bool]):
+    """As a condition: whether a JSON column contains a document."""
+
+    name = "json_contains"
+    type = Boolean()
+    inherit_cache = True
+
+    def __init__(self, column: InstrumentedAttribute[Any], wanted: dict[str, Any]) -> None:
+        super().__init__(column, literal(json.dumps(wanted)))
+
+
+@compiles(Contains)
+def _as_function(element: Contains, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_contains({compiler.process(element.clauses, **options)})"
+
+
+@compiles(Contains, "postgresql")
+def _as_operator(element: Contains, compiler: SQLCompiler, **options: Any) -> str:
+    column, wanted = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} @> CAST({wanted} AS JSONB))"
 
 
 def json_contains(document: str | None, wanted: str) -> bool:

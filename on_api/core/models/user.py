@@ -13,6 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from on_api.core.models.database import Base, new_id, utc_now
 
 USERNAME_LENGTH = 64
+CLIENT_LENGTH = 64
+"""Of an address; an IPv6 one with its zone has 39 and more."""
 USERNAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"
 
 
@@ -60,6 +62,8 @@ class UserUsage(Base):
         ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
     )
     file_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    pinned_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Pins that are `pinned`."""
     storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Sum of the user's holdings."""
     reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -109,7 +113,7 @@ class AuditEvent(Base):
     action: Mapped[str] = mapped_column(String(64))
     target_type: Mapped[str] = mapped_column(String(32))
     target_id: Mapped[uuid.UUID | None] = mapped_column()
-    client: Mapped[str | None] = mapped_column(String(64))
+    client: Mapped[str | None] = mapped_column(String(CLIENT_LENGTH))
     """The client's address."""
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
@@ -65,18 +65,31 @@ def _check(value: object, depth: int) -> None:
             _check(item, depth - 1)
     elif isinstance(value, str):
         # What PostgreSQL's JSONB can't hold is refused on every database.
-        if "\x00" in value or (not value.isascii() and _has_surrogate(value)):
-            raise ValueError("must not contain NUL characters or lone surrogates")
+        storable_text(value)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must not contain NaN or infinite numbers")
 
 
+def storable_text(value: str) -> str:
+    """Any text that every database can hold. Raises `ValueError` for NUL and lone surrogates."""
+    if "\x00" in value or _has_surrogate(value):
+        raise ValueError("must not contain NUL characters or lone surrogates")
+    return value
+
+
 def _has_surrogate(value: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in value)
+    return not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _rfc3339(value: datetime) -> str:
     return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999, in UTC") from None
 
 
 Text = Annotated[str, AfterValidator(_plain_text)]
@@ -98,7 +111,9 @@ Moment = Annotated[
 ]
 """A moment in an answer: UTC, RFC 3339, `Z`."""
 
-GivenMoment = Annotated[AwareDatetime, Field(examples=["2027-01-01T00:00:00Z"])]
+GivenMoment = Annotated[
+    AwareDatetime, AfterValidator(_in_utc), Field(examples=["2027-01-01T00:00:00Z"])
+]
 """A moment in a request: RFC 3339 with its offset."""
 
 Absent = SkipJsonSchema[None]

@@ -10,6 +10,16 @@ from pydantic import Field
 from on_api.core.schemas.common import Answer, Moment
 
 
+class Maintenance(Answer):
+    """How the last run of one kind of maintenance ended."""
+
+    finished_at: Moment | None = Field(description="When; null: never.")
+    result: dict[str, Any] | None = Field(
+        description="What it did.",
+        examples=[{"outcome": "collected", "freed_bytes": 1048576, "seconds": 0.4}],
+    )
+
+
 class Node(Answer):
     """The IPFS node behind on-api."""
 
@@ -21,6 +31,11 @@ class Node(Answer):
     peers: int = Field(description="Connected peers.")
     repo_size: int = Field(description="Bytes in the node's store.")
     repo_limit: int = Field(description="The store's soft limit in bytes.")
+    pins: int | None = Field(
+        description="Contents that on-api keeps pinned, counted now and then; null: not yet."
+    )
+    last_gc: Maintenance = Field(description="The last garbage collection.")
+    last_fsck: Maintenance = Field(description="The last `on-api fsck`.")
 
 
 class AuditEvent(Answer):

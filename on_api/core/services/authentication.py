@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session, joinedload
 
 from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
-from on_api.core.crypto.secrets import MasterSecret, Purpose
-from on_api.core.errors import TooManyRequests, Unauthorized
+from on_api.core.crypto.secrets import Keyring, Purpose
+from on_api.core.errors import BadRequest, TooManyRequests, Unauthorized
 from on_api.core.models import ApiKey, Database, LoginThrottle, User
-from on_api.core.models.database import insert_unless_there, utc_now
+from on_api.core.models.database import insert_or_lock, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.models.user import USERNAME_PATTERN
@@ -39,11 +39,9 @@ _USERNAME = re.compile(USERNAME_PATTERN)
 class Authenticator:
     """Turns the secret of a key into its principal. Thread-safe."""
 
-    def __init__(
-        self, database: Database, secret: MasterSecret, invalidations: Invalidations
-    ) -> None:
+    def __init__(self, database: Database, keyring: Keyring, invalidations: Invalidations) -> None:
         self._database = database
-        self._subkey = secret.subkey(Purpose.API_KEYS)
+        self._keyring = keyring
         self._invalidations = invalidations
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, Principal] = OrderedDict()
@@ -59,11 +57,10 @@ class Authenticator:
         """
         if not tokens.is_well_formed(key):
             raise Unauthorized
-        digest = tokens.digest(key, self._subkey)
         now = utc_now()
-        principal = self._recall(digest)
+        principal = self._recall(self._digest(key))
         if principal is None:
-            principal = self._look_up(digest, now)
+            principal = self._find(key, now)
         if principal.expires_at is not None and principal.expires_at <= now:
             raise Unauthorized
         self._touch(principal.key_id, now)
@@ -74,7 +71,7 @@ class Authenticator:
         database must be asked, or written."""
         if not tokens.is_well_formed(key):
             return None
-        principal = self._recall(tokens.digest(key, self._subkey))
+        principal = self._recall(self._digest(key))
         now = utc_now()
         if principal is None or (principal.expires_at is not None and principal.expires_at <= now):
             return None
@@ -88,13 +85,39 @@ class Authenticator:
         with self._lock:
             return self._known.get(digest)
 
-    def _look_up(self, digest: bytes, now: datetime) -> Principal:
+    def _digest(self, key: str, version: int | None = None) -> bytes:
+        return tokens.digest(key, self._keyring.subkey(Purpose.API_KEYS, version))
+
+    def _find(self, key: str, now: datetime) -> Principal:
+        """Look under the present master secret, then under those before it."""
+        for version in self._keyring.versions:
+            if (principal := self._look_up(self._digest(key, version), now)) is not None:
+                if version != self._keyring.version:
+                    self._digest_anew(principal.key_id, key)
+                return principal
+        if self._keyring.refresh():  # another process has rotated the secret
+            return self._find(key, now)
+        raise Unauthorized
+
+    def _digest_anew(self, key_id: uuid.UUID, key: str) -> None:
+        """A key that was digested under an earlier master secret needs that one no more."""
+        version = self._keyring.version
+        with self._database.session_scope() as session:
+            session.execute(
+                update(ApiKey)
+                .where(ApiKey.id == key_id)
+                .values(digest=self._digest(key, version), secret_version=version)
+            )
+
+    def _look_up(self, digest: bytes, now: datetime) -> Principal | None:
         generation = self._generation
         with self._database.session_scope(write=False) as session:
             key = session.scalar(
                 select(ApiKey).where(ApiKey.digest == digest).options(joinedload(ApiKey.user))
             )
-            if key is None or key.revoked_at is not None or not _may_act(key.user):
+            if key is None:
+                return None
+            if key.revoked_at is not None or not _may_act(key.user):
                 raise Unauthorized
             if key.expires_at is not None and key.expires_at <= now:
                 raise Unauthorized
@@ -173,9 +196,9 @@ class LoginService:
         """A token and its life in seconds. `scopes` narrows it; empty means all that the user may
         do.
 
-        Takes the same time whether the user exists or not. Raises `Unauthorized`, or
-        `TooManyRequests` after too many wrong passwords for this name (counted before each try,
-        over all processes).
+        Takes the same time whether the user exists or not. Raises `Unauthorized`, `BadRequest` for
+        scopes that the user can't have, or `TooManyRequests` after too many wrong passwords for
+        this name (counted before each try, over all processes).
         """
         username = username.lower()
         if _USERNAME.fullmatch(username) is None:
@@ -215,9 +238,12 @@ class LoginService:
             if renewed is not None:
                 user.password_hash = renewed
             allowed = every_scope(user)
+            if scopes and not scopes & allowed:
+                # An empty rest would mean everything.
+                raise BadRequest("scope: you may have none of these.")
             request = KeyRequest(
                 name="login",
-                scopes=(scopes & allowed) or allowed,
+                scopes=scopes & allowed if scopes else allowed,
                 expires_at=utc_now() + timedelta(seconds=lifetime),
             )
             key, secret = self._keys.issue(session, user_id, request, actor, kind=TOKEN)
@@ -230,12 +256,14 @@ class LoginService:
         together."""
         now = utc_now()
         with self._database.session_scope() as session:
-            insert_unless_there(
-                session, LoginThrottle, username=username, failures=0, updated_at=now
+            row = insert_or_lock(
+                session,
+                LoginThrottle,
+                ["username"],
+                username=username,
+                failures=0,
+                updated_at=now,
             )
-            row = session.scalars(
-                select(LoginThrottle).where(LoginThrottle.username == username).with_for_update()
-            ).one()
             if row.blocked_until is not None and row.blocked_until > now:
                 seconds = int((row.blocked_until - now).total_seconds()) + 1
                 raise TooManyRequests(

@@ -53,7 +53,8 @@ class Capacity:
         try:
             stat = await self._node.repo_stat()
         except NodeError:
-            self._free = None
+            # Those who wait for this look must not ask a node that hangs one after the other.
+            self._free, self._looked_at = None, time.monotonic()
             return
         self._free = stat.storage_max - stat.size
         if self._disk is not None:

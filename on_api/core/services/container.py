@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 
+from anyio import to_thread
+
+from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
-from on_api.core.crypto.secrets import MasterSecret, Purpose
+from on_api.core.crypto.secrets import Keyring, Purpose
+from on_api.core.errors import StartupError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
 from on_api.core.metrics import Metrics
@@ -16,11 +21,17 @@ from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
+from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.intake import IntakeLimits
+from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
+from on_api.core.services.node_watch import NodeWatch
+from on_api.core.services.pin_names import PinNames
+from on_api.core.services.pins import PinService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.settings import Settings
@@ -33,6 +44,7 @@ class Services:
     """One process's services. Thread-safe; `close` frees what they hold."""
 
     settings: Settings
+    keyring: Keyring
     database: Database
     node: IpfsNode
     invalidations: Invalidations
@@ -41,6 +53,14 @@ class Services:
     users: UserService
     keys: KeyService
     uploads: UploadService
+    pins: PinService
+    keeper: Keeper
+    names: PinNames
+    leases: LeaseService
+    capacity: Capacity
+    garbage: GarbageCollector
+    watch: NodeWatch
+    bell: Bell
     cursors: CursorSigner
     idempotency: IdempotencyService
     metrics: Metrics
@@ -48,42 +68,59 @@ class Services:
 
     @classmethod
     def build(cls, settings: Settings, node: IpfsNode) -> Services:
-        """Wire everything up. Opens no connection. Raises `StartupError` without a master
-        secret."""
-        secret = MasterSecret.load(settings)
+        """Wire everything up. Opens no connection.
+
+        Without a master secret everything goes on that needs none: `keyring.problem` says so.
+        """
+        try:
+            keyring = Keyring.load(settings)
+        except StartupError as error:
+            keyring = Keyring.without_secret(error.details)
         database = Database(settings)
-        metrics = Metrics()
-        metrics.watch_pool(database.connections_in_use)
+        metrics = _watched(database)
         node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
-        hasher = PasswordHasher(
-            log_n=settings.auth.scrypt_log_n, memory=settings.auth.scrypt_memory
-        )
-        keys = KeyService(secret, invalidations)
+        hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
+        keys = KeyService(keyring, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
-            database, Sealer(secret.subkey(Purpose.ANSWERS)), settings.files.lease_seconds
+            database, Sealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
         )
+        capacity = Capacity(node, settings)
+        names = PinNames(database)
+        keeper = Keeper(database, node, names, settings.worker.lease_seconds)
+        leases = LeaseService(database, names, settings.files.lease_seconds)
+        bell = Bell()
         return cls(
             settings=settings,
+            keyring=keyring,
             database=database,
             node=node,
             invalidations=invalidations,
-            authenticator=Authenticator(database, secret, invalidations),
+            authenticator=Authenticator(database, keyring, invalidations),
             login=LoginService(database, hasher, keys, settings.auth),
             users=UserService(hasher, keys, invalidations),
             keys=keys,
             uploads=UploadService(
                 database,
                 node,
-                LeaseService(database, settings.files.lease_seconds),
-                Capacity(node, settings),
+                keeper,
+                leases,
+                capacity,
                 hashers,
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
                 metrics,
                 idempotency,
             ),
-            cursors=CursorSigner(secret.subkey(Purpose.CURSORS)),
+            pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
+            keeper=keeper,
+            names=names,
+            leases=leases,
+            capacity=capacity,
+            garbage=GarbageCollector(database, node, metrics),
+            watch=NodeWatch(settings, database, node),
+            bell=bell,
+            cursors=CursorSigner(lambda: keyring.subkeys(Purpose.CURSORS)),
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
@@ -94,3 +131,24 @@ class Services:
         await self.node.close()
         self.hashers.shutdown()
         self.database.dispose()
+
+
+def _watched(database: Database) -> Metrics:
+    """Metrics that also show who waits for what."""
+    metrics = Metrics()
+    metrics.watch(
+        "on_api_database_connections_in_use",
+        "Connections to the database in use.",
+        database.connections_in_use,
+    )
+    metrics.watch(
+        "on_api_database_writers_waiting",
+        "Transactions that wait for SQLite's single writer's place.",
+        database.writers_waiting,
+    )
+    metrics.watch(
+        "on_api_threads_waiting",
+        "Pieces of work that wait for one of ON_API_THREADS.",
+        lambda: to_thread.current_default_thread_limiter().statistics().tasks_waiting,
+    )
+    return metrics

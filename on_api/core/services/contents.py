@@ -1,28 +1,52 @@
-"""The life of content: who refers to a DAG on the node, and what each user is charged for it.
+"""The life of content: who refers to a DAG on the node, what each user is charged for it, and its
+removal when nobody does.
 
-A reference is added or dropped in one transaction with the row that refers (a file, later a pin).
-The content's row is locked first, always in order of CID, so that no two transactions wait for each
-other.
+A reference is added or dropped in one transaction with the row that refers (a file, a pin). The
+content's row is locked first, always in order of CID, so that no two transactions wait for each
+other. No lock can span a call to the node: a removal is a state with a lease, and whoever comes
+upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before trying again.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, exists, or_, select
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import ServiceUnavailable, Unauthorized
-from on_api.core.models import Content, Holding, UserUsage
+from on_api.core.errors import Unauthorized
+from on_api.core.models import Content, Holding, Pin, User, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
-from on_api.core.models.database import insert_unless_there, utc_now
+from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.pin import PINNING, QUEUED
 
 
-def add_reference(session: Session, usage: UserUsage, cid: str, dag_size: int) -> None:
-    """One more reference of a user to content that is pinned on the node right now.
+class NotSecuredError(Exception):
+    """The node's pin can't be relied on: the content was removed, or is being removed right now."""
 
-    `dag_size` in bytes is charged once per user. Raises `ServiceUnavailable` while the content is
-    just being unpinned: what was pinned a moment ago may be gone in the next.
+    def __init__(self, cid: str) -> None:
+        super().__init__(cid)
+        self.cid = cid
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The right to unpin a content, for a while."""
+
+    cid: str
+    token: uuid.UUID
+
+
+def add_reference(
+    session: Session, usage: UserUsage, cid: str, dag_size: int, secured: Mapping[str, int]
+) -> None:
+    """One more reference of a user to content that was seen pinned on the node.
+
+    `dag_size` in bytes is charged once per user. `secured` holds the generations under which
+    `Keeper.secure` has made sure of pins. Raises `NotSecuredError` when it has to do so first.
     """
     insert_unless_there(
         session,
@@ -34,12 +58,13 @@ def add_reference(session: Session, usage: UserUsage, cid: str, dag_size: int) -
         dag_size=dag_size,
         created_at=utc_now(),
     )
-    content = _lock(session, cid)
-    if content.state == UNPINNING:
-        raise ServiceUnavailable("This content is just being removed; send it again in a moment.")
+    content = lock(session, cid)
+    if content is None or content.state == UNPINNING:
+        raise NotSecuredError(cid)
     if content.state == ABSENT:
+        if secured.get(cid) != content.generation:
+            raise NotSecuredError(cid)
         content.state = PINNED
-        content.generation += 1
         content.pin_root_id = cid
         content.dag_size = dag_size
     content.unreferenced_at = None
@@ -55,7 +80,7 @@ def add_reference(session: Session, usage: UserUsage, cid: str, dag_size: int) -
 def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
     """One reference of a user less; the last one of all stamps `unreferenced_at`. Nothing is
     unpinned here."""
-    content = _lock(session, cid)
+    content = lock(session, cid)
     holding = session.get_one(Holding, (usage.user_id, cid), populate_existing=True)
     if holding.references > 1:
         holding.references -= 1
@@ -63,8 +88,19 @@ def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
     usage.storage_bytes -= holding.bytes
     session.delete(holding)
     session.flush()
-    if not session.scalar(select(exists().where(Holding.cid == cid))):
+    if content is not None and not session.scalar(select(_is_held(cid))):
         content.unreferenced_at = utc_now()
+
+
+def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
+    """Bytes that one more reference to a content would be charged to a user."""
+    return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
+
+
+def room_of(session: Session, usage: UserUsage) -> int | None:
+    """Bytes that a user's quota leaves; None without a quota. `usage` is locked."""
+    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
 
 
 def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
@@ -78,10 +114,112 @@ def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
     return usage
 
 
-def _lock(session: Session, cid: str) -> Content:
-    return session.scalars(
+def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
+    """The `created_at` of a user's next reference, strictly later than all before: `before` and
+    `after` then never skip one. A multiple of `step`; `usage` is locked."""
+    epoch = datetime.fromtimestamp(0, tz=utc_now().tzinfo)
+    ticks = (utc_now() - epoch) // step
+    if usage.last_created_at is not None:
+        ticks = max(ticks, (usage.last_created_at - epoch) // step + 1)
+    usage.last_created_at = epoch + ticks * step
+    return usage.last_created_at
+
+
+def find(session: Session, cid: str) -> Content | None:
+    """A content's row, to look at only; None for one never seen."""
+    return session.get(Content, cid)
+
+
+def lock(session: Session, cid: str) -> Content | None:
+    """A content's row, locked and read anew; None for one never seen."""
+    return session.scalar(
         select(Content)
         .where(Content.cid == cid)
         .with_for_update()
         .execution_options(populate_existing=True)
-    ).one()
+    )
+
+
+def lock_all(session: Session, cids: Iterable[str]) -> None:
+    """Lock several contents at once, in order: before anything that locks one of them."""
+    for cid in sorted(set(cids)):
+        lock(session, cid)
+
+
+def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
+    """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone."""
+    now = utc_now()
+    unreferenced = (Content.state == PINNED) & (Content.unreferenced_at <= now - grace)
+    left = (Content.state == UNPINNING) & (Content.lease_until < now)
+    statement = (
+        select(Content.cid)
+        .where(Content.unreferenced_at.is_not(None), or_(unreferenced, left))
+        .order_by(Content.unreferenced_at)
+    )
+    return session.scalars(statement.limit(limit)).all()
+
+
+def begin_removal(
+    session: Session, cid: str, *, grace: timedelta, life: timedelta
+) -> Removal | None:
+    """Claim the unpinning of a content for `life`, if nobody has referred to it for `grace` and
+    nobody is about to.
+
+    A CID that on-api doesn't keep is claimed at once: a pin of ours that no row tells of. Returns
+    None otherwise.
+    """
+    insert_unless_there(
+        session,
+        Content,
+        cid=cid,
+        state=ABSENT,
+        generation=0,
+        pin_root_id=cid,
+        dag_size=0,
+        created_at=utc_now(),
+    )
+    content = lock(session, cid)
+    now = utc_now()
+    if content is None or (
+        content.state == UNPINNING and content.lease_until is not None and content.lease_until > now
+    ):
+        return None
+    if content.state == PINNED and (
+        content.unreferenced_at is None or content.unreferenced_at > now - grace
+    ):
+        return None
+    if content.state != UNPINNING and session.scalar(select(_is_held(cid) | _is_awaited(cid))):
+        return None
+    content.state = UNPINNING
+    content.generation += 1
+    content.lease_token = new_id()
+    content.lease_until = now + life
+    content.unreferenced_at = content.unreferenced_at or now
+    return Removal(cid, content.lease_token)
+
+
+def finish_removal(session: Session, removal: Removal) -> bool:
+    """Record that the node has unpinned it. False when the claim was lost meanwhile: then what was
+    unpinned may have been somebody's again."""
+    content = lock(session, removal.cid)
+    if content is None or content.lease_token != removal.token:
+        return False
+    make_absent(content)
+    return True
+
+
+def make_absent(content: Content) -> None:
+    """The end of a removal; `content` is locked."""
+    content.state = ABSENT
+    content.lease_token = content.lease_until = content.unreferenced_at = None
+
+
+def _is_held(cid: str) -> ColumnElement[bool]:
+    return exists().where(Holding.cid == cid)
+
+
+def _is_awaited(cid: str) -> ColumnElement[bool]:
+    """A pin that is under way will refer to it."""
+    return exists().where(
+        Pin.cid == cid, Pin.status.in_((QUEUED, PINNING)), Pin.removed_at.is_(None)
+    )

@@ -47,6 +47,7 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
     """Look at everything. What can't be looked at is a finding too."""
     looks: dict[str, Callable[[Settings], Iterator[Finding]]] = {
         "pycryptodome": _crypto,
+        "encryption": _encryption,
         "master secret": _secret,
         "database": _database,
         "node": _node,
@@ -76,10 +77,16 @@ def _crypto(_settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _secret(settings: Settings) -> Iterator[Finding]:
-    from on_api.core.crypto.secrets import SECRET_FILE, MasterSecret
+def _encryption(_settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto import aead
 
-    MasterSecret.load(settings)
+    yield Finding("encryption", Verdict.OK, f"ChaCha20-Poly1305 by {aead.describe()}")
+
+
+def _secret(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto.secrets import SECRET_FILE, Keyring
+
+    Keyring.load(settings)
     if settings.secret_key is None:
         mode = stat.S_IMODE((settings.home / SECRET_FILE).stat().st_mode)
         if mode & 0o077:

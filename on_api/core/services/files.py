@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, select, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import NotFound
 from on_api.core.ipfs.cid import normalise
 from on_api.core.models import File, UserUsage
-from on_api.core.services import contents
+from on_api.core.models.json_contains import Contains
+from on_api.core.services import contents, events
 from on_api.core.services.access import owned
 from on_api.core.services.paging import Listing
 
@@ -44,7 +43,7 @@ def get_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> File:
 def files_of(session: Session, user_id: uuid.UUID, wanted: FileFilter) -> Listing[File]:
     """A user's files that match. All of them are counted by the user's counter, not by reading
     them."""
-    statement = _matching(session, _mine(user_id), wanted)
+    statement = _matching(_mine(user_id), wanted)
     known = None
     if wanted == FileFilter():
         known = session.scalar(select(UserUsage.file_count).where(UserUsage.user_id == user_id))
@@ -60,6 +59,7 @@ def change_file(
         raise NotFound
     for name, value in changes.items():
         setattr(file, name, value)
+    events.record(session, user_id, "file.changed", file_id, fields=sorted(changes))
     session.flush()
     return file
 
@@ -71,6 +71,7 @@ def delete_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> Non
     if file is None:
         raise NotFound
     session.delete(file)
+    events.record(session, user_id, "file.deleted", file_id, cid=file.cid)
     session.flush()
     usage.file_count -= 1
     contents.drop_reference(session, usage, file.cid)
@@ -80,7 +81,7 @@ def _mine(user_id: uuid.UUID) -> Select[File]:
     return owned(select(File), File.user_id, user_id)
 
 
-def _matching(session: Session, statement: Select[File], wanted: FileFilter) -> Select[File]:
+def _matching(statement: Select[File], wanted: FileFilter) -> Select[File]:
     if wanted.name is not None:
         statement = statement.where(File.name == wanted.name)
     if wanted.name_contains is not None:
@@ -92,9 +93,5 @@ def _matching(session: Session, statement: Select[File], wanted: FileFilter) -> 
     if wanted.visibility is not None:
         statement = statement.where(File.visibility == wanted.visibility)
     if wanted.meta is not None:
-        if session.get_bind().dialect.name == "postgresql":
-            contained = type_coerce(File.meta, JSONB).contains(wanted.meta)
-        else:
-            contained = func.json_contains(File.meta, json.dumps(wanted.meta))
-        statement = statement.where(contained)
+        statement = statement.where(Contains(File.meta, wanted.meta))
     return statement

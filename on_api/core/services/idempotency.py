@@ -13,17 +13,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
-from on_api.core.crypto.sealing import Sealer
-from on_api.core.crypto.secrets import CURRENT_VERSION
+from on_api.core.crypto.sealing import Sealed, Sealer
+from on_api.core.crypto.secrets import UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, InProgress, ServiceUnavailable
 from on_api.core.models import Database, IdempotencyRecord
-from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.database import insert_or_lock, new_id, utc_now
 from on_api.core.models.idempotency import KEY_LENGTH, ROUTE_LENGTH
 from on_api.core.services.access import Principal
-from on_api.core.services.leases import renewed
+from on_api.core.services.renewal import renewed
 
 MEMORY = timedelta(hours=24)
 """How long an answer is kept."""
@@ -84,19 +84,17 @@ class IdempotencyService:
             "key": key,
         }
         with self._database.session_scope() as session:
-            insert_unless_there(
+            record = insert_or_lock(
                 session,
                 IdempotencyRecord,
+                list(place),
                 id=new_id(),
                 token=token,
                 lease_until=now + self._life,
-                secret_version=CURRENT_VERSION,
+                secret_version=0,  # nothing is sealed yet
                 created_at=now,
                 **place,
             )
-            record = session.scalars(
-                select(IdempotencyRecord).filter_by(**place).with_for_update()
-            ).one()
             if record.token == token:
                 return Claim(record.id, token)
             if record.answer is not None and now - record.created_at < MEMORY:
@@ -115,13 +113,15 @@ class IdempotencyService:
         Raises `ServiceUnavailable` when the claim is not ours any more: then nothing may be done
         under it.
         """
+        sealed = self._sealer.seal(answer.body, claim.id.bytes)
         record = session.scalar(
             update(IdempotencyRecord)
             .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)
             .values(
                 fingerprint=answer.fingerprint,
                 status=answer.status,
-                answer=self._sealer.seal(answer.body, claim.id.bytes),
+                answer=sealed.data,
+                secret_version=sealed.version,
             )
             .returning(IdempotencyRecord.id)
         )
@@ -159,7 +159,11 @@ class IdempotencyService:
     def _answered(self, record: IdempotencyRecord) -> Answered:
         if record.answer is None or record.fingerprint is None or record.status is None:
             raise ServiceUnavailable
-        body = self._sealer.open(record.answer, record.id.bytes)
+        sealed = Sealed(record.secret_version, record.answer)
+        try:
+            body = self._sealer.open(sealed, record.id.bytes)
+        except UnknownSecretError:
+            raise ServiceUnavailable("The answer was sealed by another master secret.") from None
         return Answered(record.fingerprint, record.status, body)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto import tokens
-from on_api.core.crypto.secrets import CURRENT_VERSION, MasterSecret, Purpose
+from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.errors import BadRequest, Forbidden, NotFound
 from on_api.core.models import ApiKey, User
 from on_api.core.models.database import new_id, utc_now
@@ -42,8 +42,8 @@ class KeyRequest:
 class KeyService:
     """Makes and revokes keys."""
 
-    def __init__(self, secret: MasterSecret, invalidations: Invalidations) -> None:
-        self._subkey = secret.subkey(Purpose.API_KEYS)
+    def __init__(self, keyring: Keyring, invalidations: Invalidations) -> None:
+        self._keyring = keyring
         self._invalidations = invalidations
 
     def create(
@@ -81,15 +81,15 @@ class KeyService:
         secret."""
         if request.expires_at is not None and request.expires_at <= utc_now():
             raise BadRequest("expires_at lies in the past.")
-        secret = tokens.new_key()
+        secret, version = tokens.new_key(), self._keyring.version
         key = ApiKey(
             id=new_id(),
             user_id=user_id,
             kind=kind,
             name=request.name,
             prefix=secret[: tokens.SHOWN_LENGTH],
-            digest=tokens.digest(secret, self._subkey),
-            secret_version=CURRENT_VERSION,
+            digest=tokens.digest(secret, self._keyring.subkey(Purpose.API_KEYS, version)),
+            secret_version=version,
             scopes=sorted(request.scopes),
             expires_at=request.expires_at,
             max_uses=request.max_uses,

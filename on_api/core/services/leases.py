@@ -3,27 +3,24 @@ with its result."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from anyio import to_thread
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import DatabaseUnavailable, ServiceUnavailable
-from on_api.core.models import Database, Deployment, Lease, UserUsage
-from on_api.core.models.database import insert_unless_there, new_id, utc_now
-from on_api.core.services import contents, reservations
+from on_api.core.errors import ServiceUnavailable
+from on_api.core.models import Database, Lease, UserUsage
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.services import contents, maintenance, reservations
 from on_api.core.services.access import Principal
+from on_api.core.services.pin_names import PinNames
+from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
 from on_api.core.services.together import Together
-
-logger = logging.getLogger(__name__)
 
 UPLOAD = "upload"
 _GIVEN_UP = "This took too long and was given up; send it again."
@@ -49,10 +46,10 @@ class LeaseHandle:
 class LeaseService:
     """Opens and renews leases of `seconds`; what is left of a crash is dead after that time."""
 
-    def __init__(self, database: Database, seconds: int) -> None:
+    def __init__(self, database: Database, names: PinNames, seconds: int) -> None:
         self._database = database
+        self._names = names
         self._life = timedelta(seconds=seconds)
-        self._deployment: str | None = None
         self._opening = Together(self._open_all)
 
     def open(self, kind: str, principal: Principal, announced: Announced) -> LeaseHandle:
@@ -69,16 +66,27 @@ class LeaseService:
         return await self._opening.do(principal.user_id, (kind, principal, announced))
 
     def _open_all(self, wanted: Sequence[tuple[str, Principal, Announced]]) -> list[LeaseHandle]:
+        # Before the transaction: the very first name needs one of its own.
+        names = {lease_id: self._names.of(lease_id) for lease_id in (new_id() for _ in wanted)}
         with self._database.session_scope() as session:
-            if self._deployment is None:
-                self._deployment = deployment_name(session)
-            return [self._open(session, *each) for each in wanted]
+            if maintenance.is_under_way(session, maintenance.GARBAGE):
+                raise ServiceUnavailable("The node is being tidied up; send it again soon.")
+            return [
+                self._open(session, lease_id, pin_name, *each)
+                for (lease_id, pin_name), each in zip(names.items(), wanted, strict=True)
+            ]
 
     def _open(
-        self, session: Session, kind: str, principal: Principal, announced: Announced
+        self,
+        session: Session,
+        lease_id: uuid.UUID,
+        pin_name: str,
+        kind: str,
+        principal: Principal,
+        announced: Announced,
     ) -> LeaseHandle:
         lease = Lease(
-            id=new_id(),
+            id=lease_id,
             token=new_id(),
             kind=kind,
             user_id=principal.user_id,
@@ -96,7 +104,7 @@ class LeaseService:
             token=lease.token,
             user_id=principal.user_id,
             limited_key=principal.key_id if principal.max_bytes is not None else None,
-            pin_name=f"on-api/{self._deployment}/{lease.id}",
+            pin_name=pin_name,
             announced=announced,
             covered=lease.reserved_bytes if limited else None,
         )
@@ -174,26 +182,6 @@ class LeaseService:
             )
 
 
-@asynccontextmanager
-async def renewed(renew: Callable[[], None], life: timedelta) -> AsyncIterator[None]:
-    """Call `renew` (in a thread) four times in each `life` while the block runs."""
-
-    async def keep_renewing() -> None:
-        while True:
-            await asyncio.sleep(life.total_seconds() / 4)
-            try:
-                await to_thread.run_sync(renew)
-            except DatabaseUnavailable:
-                logger.warning("could not renew a lease; trying again")
-
-    renewing = asyncio.create_task(keep_renewing())
-    try:
-        yield
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
-
-
 def release_dead_leases(database: Database, limit: int = 100) -> int:
     """Give back what up to `limit` dead leases have reserved. Returns how many there were.
 
@@ -216,12 +204,6 @@ def release_dead_leases(database: Database, limit: int = 100) -> int:
                 lease.token = new_id()
                 reservations.release(session, usage, lease)
     return len(dead)
-
-
-def deployment_name(session: Session) -> str:
-    """This deployment's name, made at the first call."""
-    insert_unless_there(session, Deployment, id=1, name=new_id().hex[:12], created_at=utc_now())
-    return session.scalars(select(Deployment.name)).one()
 
 
 def _mine(session: Session, handle: LeaseHandle) -> Lease:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from on_api.core.crypto.secrets import node_rpc_auth
+from sqlalchemy.orm import Session
+
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.repo import rpc_auth_of
 from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.services import maintenance
+from on_api.core.services.maintenance import Outcome
 from on_api.core.settings import Settings
 
 
@@ -24,6 +28,22 @@ class NodeDescription:
     peers: int
     repo_size: int
     repo_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """How the last garbage collection and the last check ended."""
+
+    gc: Outcome
+    fsck: Outcome
+
+
+def maintenance_report(session: Session) -> MaintenanceReport:
+    """What the database remembers of maintenance."""
+    return MaintenanceReport(
+        gc=maintenance.last_outcome(session, maintenance.GARBAGE),
+        fsck=maintenance.last_outcome(session, maintenance.FSCK),
+    )
 
 
 async def describe_node(node: IpfsNode) -> NodeDescription:
@@ -49,8 +69,8 @@ def connect_node(settings: Settings) -> KuboNode:
 
 
 def node_auth(settings: Settings) -> str | None:
-    """What the node's RPC asks for: as configured, or the secret that on-api shares with its own
+    """What the node's RPC asks for: as configured, or as it stands in the config of our own
     node."""
     if settings.ipfs.rpc_auth is not None:
         return settings.ipfs.rpc_auth.get_secret_value()
-    return node_rpc_auth(settings) if settings.manages_node else None
+    return rpc_auth_of(settings.home / "ipfs") if settings.manages_node else None

@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -25,8 +25,8 @@ from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User, UserUsage
-from on_api.core.models.database import new_id, utc_now
-from on_api.core.services import contents
+from on_api.core.models.database import new_id
+from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.idempotency import (
@@ -37,11 +37,15 @@ from on_api.core.services.idempotency import (
     fingerprint,
 )
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
+from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.reservations import Announced
 from on_api.core.services.together import Together
 
 logger = logging.getLogger(__name__)
+
+MICROSECOND = timedelta(microseconds=1)
+"""In which a file's `created_at` is counted."""
 
 
 @dataclass
@@ -76,12 +80,16 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """An upload whose bytes lie on the node, to be recorded."""
+    """An upload whose bytes lie on the node, to be recorded.
+
+    `secured`: as `contents.add_reference` wants it.
+    """
 
     user_id: uuid.UUID
     lease: LeaseHandle
     stored: Sequence[_Stored]
     recording: Recording | None
+    secured: dict[str, int] = field(default_factory=dict)
 
 
 class UploadService:
@@ -91,6 +99,7 @@ class UploadService:
         self,
         database: Database,
         node: IpfsNode,
+        keeper: Keeper,
         leases: LeaseService,
         capacity: Capacity,
         hashers: Executor,
@@ -100,6 +109,7 @@ class UploadService:
     ) -> None:
         self._database = database
         self._node = node
+        self._keeper = keeper
         self._leases = leases
         self._capacity = capacity
         self._hashers = hashers
@@ -164,9 +174,8 @@ class UploadService:
                     stored.append(await self._send(file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
-                files = await self._recording.do(
-                    principal.user_id, _Ended(principal.user_id, lease, stored, recording)
-                )
+                ended = _Ended(principal.user_id, lease, stored, recording)
+                files = await self._record_secured(ended)
         except BaseException as error:
             reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
             self._metrics.uploads.labels(reason).inc()
@@ -183,6 +192,15 @@ class UploadService:
         media_type = file.media_type or sniff(file.name, passage.head)
         return _Stored(file, added, passage.digest.digest(), media_type)
 
+    async def _record_secured(self, upload: _Ended) -> Sequence[File]:
+        """Record it, after making sure of whatever was being unpinned while it was sent."""
+        while True:
+            try:
+                return await self._recording.do(upload.user_id, upload)
+            except contents.NotSecuredError as error:
+                generation = await self._keeper.secure(error.cid, upload.lease.id)
+                upload.secured[error.cid] = generation
+
     def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[File]]:
         """Record uploads of one user, all or none."""
         user_id = uploads[0].user_id
@@ -191,16 +209,12 @@ class UploadService:
             if session.get_one(User, user_id).deleted_at is not None:
                 raise Unauthorized  # deleted while the bytes came
             # In order of CID, as everyone locks content.
-            added = (item.added for upload in uploads for item in upload.stored)
-            for one in sorted(added, key=lambda one: one.cid):
-                contents.add_reference(session, usage, one.cid, one.dag_size)
+            added = [(item.added, upload.secured) for upload in uploads for item in upload.stored]
+            for one, secured in sorted(added, key=lambda pair: pair[0].cid):
+                contents.add_reference(session, usage, one.cid, one.dag_size, secured)
             return [self._record(session, usage, upload) for upload in uploads]
 
     def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[File]:
-        # Strictly rising per user: `before` and `after` then never skip a file.
-        moment = utc_now()
-        if usage.last_created_at is not None:
-            moment = max(moment, usage.last_created_at + timedelta(microseconds=1))
         files = [
             File(
                 id=new_id(),
@@ -212,13 +226,14 @@ class UploadService:
                 sha256=item.sha256,
                 visibility=item.incoming.visibility,
                 meta=item.incoming.meta,
-                created_at=moment + timedelta(microseconds=position),
+                created_at=contents.next_moment(usage, step=MICROSECOND),
             )
-            for position, item in enumerate(upload.stored)
+            for item in upload.stored
         ]
-        usage.last_created_at = files[-1].created_at
         usage.file_count += len(files)
         session.add_all(files)
+        for file in files:
+            events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
         with session.no_autoflush:  # what changes in `usage` is one statement, at the end
             self._leases.close(session, upload.lease, usage, sum(file.size for file in files))
         if upload.recording is not None:

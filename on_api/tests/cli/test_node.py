@@ -27,10 +27,10 @@ def home(tmp_path: Path) -> Home:
 
 
 @contextmanager
-def running(home: Home) -> Iterator[subprocess.Popen[str]]:
+def running(home: Home, *start: str | Path) -> Iterator[subprocess.Popen[str]]:
     """`on-api node run`, up: it has said its last line before it waits."""
     with subprocess.Popen(
-        [ON_API, "node", "run"],
+        [*start, ON_API, "node", "run"],
         env=home.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -39,8 +39,9 @@ def running(home: Home) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         try:
             assert process.stdout is not None
+            assert process.stderr is not None
             shown = [process.stdout.readline() for _ in range(5)]
-            assert "Ctrl-C" in shown[-1], shown
+            assert "Ctrl-C" in shown[-1], process.stderr.read()
             assert f":{home.rpc_port}\n" in shown[0]
             assert f":{home.gateway_port}/ipfs/" in shown[1]
             assert str(home.path / "ipfs") in shown[2]
@@ -49,10 +50,15 @@ def running(home: Home) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+IN_A_SCRIPTS_BACKGROUND = ("sh", "-c", 'trap \'\' INT; exec "$0" "$@"')
+"""How a shell without job control starts `command &`: with SIGINT ignored."""
+
+
+@pytest.mark.parametrize("start", [(), IN_A_SCRIPTS_BACKGROUND], ids=["directly", "background"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_run_until_told_to_stop(home: Home, signum: signal.Signals) -> None:
+def test_run_until_told_to_stop(home: Home, signum: signal.Signals, start: tuple[str, ...]) -> None:
     """By Ctrl-C or by a service manager: exit code 0, the home free, Kubo gone."""
-    with running(home) as process:
+    with running(home, *start) as process:
         assert home.run("node", "status").returncode == 0
         os.killpg(process.pid, signum)
         assert process.wait(30) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.crypto.secrets import node_rpc_auth
+from on_api.core.ipfs.repo import rpc_auth_for
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 
@@ -65,7 +65,7 @@ def test_secrets_are_nowhere_they_do_not_belong(tmp_path: Path) -> None:
         token,
         key,
         (home.path / "secret.key").read_text().strip(),
-        node_rpc_auth(settings).removeprefix("bearer:"),
+        rpc_auth_for(settings.home / "ipfs").removeprefix("bearer:"),
     }
     with sqlite3.connect(home.path / "on-api.db") as database:
         dump = "\n".join(database.iterdump())

@@ -216,6 +216,31 @@ def test_a_port_that_is_taken(home: Home, which: str, cure: str) -> None:
         assert home.ready()
 
 
+def test_a_database_that_is_not_there(home: Home) -> None:
+    """Which one, and what to do; never its password."""
+    for url in ("postgresql://ada:hunter2@127.0.0.1:1/x", "sqlite:////nonexistent/x.db"):
+        home.extra = {"ON_API_DATABASE_URL": url}
+        for command in ("init", "serve"):
+            done = home.run(command)
+            assert done.returncode == 1
+            assert url.rpartition("@")[2].removeprefix("sqlite:") in done.stderr
+            assert "ON_API_DATABASE_URL" in done.stderr
+            assert "hunter2" not in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.1"])
+def test_a_host_that_is_none_of_ours(home: Home, host: str) -> None:
+    """Another port would not help."""
+    home.init()
+    home.extra = {"ON_API_HOST": host}
+    done = home.run("serve")
+    assert done.returncode == 1
+    assert host in done.stderr
+    assert "ON_API_HOST" in done.stderr
+    assert "ON_API_PORT" not in done.stderr
+
+
 def test_a_home_that_can_not_be_written(tmp_path: Path) -> None:
     """As when it lies below a file; works for root too, whom no mode bits stop."""
     (tmp_path / "file").write_text("")
@@ -261,6 +286,12 @@ def test_wrong_settings_are_named_without_their_values(home: Home) -> None:
     assert "ON_API_SECRET_KEY" in done.stderr
     assert "ON_API_PORT" in done.stderr
     assert "hunter2" not in done.stderr
+    home.extra = {"ON_API_CORS__ORIGINS": "https://app.example"}
+    done = home.run("serve")
+    assert done.returncode == 1
+    assert "ON_API_CORS" in done.stderr
+    assert '["https://' in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_commands_for_users_and_keys(home: Home) -> None:

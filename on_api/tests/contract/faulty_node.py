@@ -33,6 +33,25 @@ def says(
     return exchange
 
 
+def says_with_trailer(body: bytes, error: str) -> Exchange:
+    """As Kubo tells what goes wrong after its 200: a regular end, and a trailer."""
+
+    async def exchange(
+        head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await read_body(head, reader)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Stream-Error\r\n"
+            b"Content-Type: application/json\r\nConnection: close\r\n\r\n"
+        )
+        if body:
+            writer.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
+        writer.write(f"0\r\nX-Stream-Error: {error}\r\n\r\n".encode())
+        await writer.drain()
+
+    return exchange
+
+
 def says_at_once(body: bytes, *, status: str) -> Exchange:
     """Answer before the request's body has been read, and hang up."""
 

@@ -19,6 +19,7 @@ class Mood(Enum):
     REFUSE = "accept and close at once; old ones are cut"
     HANG = "take everything, pass nothing on"
     CUT = "cut each answer after a few bytes"
+    CUT_LATE = "cut each answer after a hundred thousand bytes"
     GARBAGE = "answer noise"
     SLOW = "answer late and in small pieces"
 
@@ -94,10 +95,16 @@ class TcpProxy:
                 ).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, spoil: bool) -> None:
+        passed = 0
         try:
             while data := source.recv(65536):
                 self._good.wait()
+                passed += len(data)
                 if not spoil or self._mood is Mood.GOOD:
+                    target.sendall(data)
+                elif self._mood is Mood.CUT_LATE:
+                    if passed > 100_000:
+                        return
                     target.sendall(data)
                 elif self._mood is Mood.CUT:
                     target.sendall(data[:7])

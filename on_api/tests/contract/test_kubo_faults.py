@@ -32,6 +32,7 @@ from on_api.tests.contract.faulty_node import (
     reads_nothing,
     says,
     says_at_once,
+    says_with_trailer,
 )
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +106,8 @@ async def test_the_faulty_node_can_also_be_good() -> None:
         ),
         (says_at_once(b"forbidden", status="403 Forbidden"), NodeRefused),
         (says(b"x" * 200_000), NodeError),
+        (says_with_trailer(b"", "unexpected EOF"), NodeTruncated),
+        (says_with_trailer(line(Name="file", Bytes="5"), "unexpected EOF"), NodeError),
         (hangs, NodeTimeout),
         (hangs_up, NodeTruncated),
     ],

@@ -63,6 +63,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /files": {"files": {"file": ("a", b"x")}},
     "PUT /files": {"params": {"name": "a"}, "content": b"x"},
     "PATCH /files/{file_id}": {"json": {"name": "stolen"}},
+    "POST /pins": {"json": {"cid": "bafkqaaa"}},
+    "POST /pins/{requestid}": {"json": {"cid": "bafkqaaa"}},
     "POST /users": {"json": {"username": "intruder", "password": "12345678"}},
     "PATCH /users/{user_id}": {"json": {"active": False}},
     "PATCH /users/me": {"json": {"username": f"me-{uuid.uuid4().hex[:8]}"}},
@@ -102,7 +104,7 @@ def test_anonymous_is_401(anonymous: httpx.Client, operation: Operation) -> None
     assert answer.headers["www-authenticate"] == "Bearer"
     if operation.method == "HEAD":
         return
-    if operation.path.startswith("/v2/"):
+    if operation.path.startswith("/v2/") and not operation.path.startswith("/v2/pins"):
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] == "UNAUTHORIZED"
     else:
@@ -127,7 +129,8 @@ def test_someone_elses_is_404(alice: Account, bob: Account, operation: Operation
     """As if it weren't there; and it is unharmed afterwards."""
     file = alice.upload(b"of alice", "alice.txt")
     key = alice.client.post("/v1/keys", json={"name": "k", "scopes": ["files:read"]}).json()
-    known = some_ids(operation, file_id=file["id"], key_id=key["id"])
+    pin = alice.client.post("/v1/pins", json={"cid": file["cid"]}).json()
+    known = some_ids(operation, file_id=file["id"], key_id=key["id"], requestid=pin["requestid"])
     theirs = call(bob.client, operation, **known)
     nobodys = call(bob.client, operation, **some_ids(operation))
     assert theirs.status_code == nobodys.status_code == 404
@@ -192,4 +195,6 @@ def test_unknown_paths_and_methods(anonymous: httpx.Client) -> None:
     answer = anonymous.put("/v1/keys")
     assert answer.status_code == 405
     assert answer.json()["error"]["reason"] == "METHOD_NOT_ALLOWED"
-    assert answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, POST"
+    assert anonymous.delete("/v2/files").headers["allow"] == "GET, POST, PUT"
+    assert anonymous.post(f"/v1/files/{uuid.uuid4()}/content").headers["allow"] == "GET, HEAD"

@@ -14,17 +14,26 @@ import pytest
 from Crypto.Protocol.KDF import scrypt
 from pydantic import SecretStr
 
-from on_api.core.crypto import passwords, tokens
+from on_api.core.crypto import kdf, tokens
+from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
-from on_api.core.crypto.secrets import MasterSecret, Purpose, create_secret_file, node_rpc_auth
+from on_api.core.crypto.sealing import Sealer
+from on_api.core.crypto.secrets import (
+    Keyring,
+    Purpose,
+    UnknownSecretError,
+    create_secret_file,
+    keep_previous,
+    rotate_secret_file,
+)
 from on_api.core.errors import ServiceUnavailable, StartupError
 from on_api.core.models.migrations import PROJECT
-from on_api.core.settings import MIB, Settings
+from on_api.core.settings import MIB, AuthSettings, Settings
 
 
 def hasher(log_n: int = 10, memory: int = 64 * MIB, patience: float = 10) -> PasswordHasher:
     """A quick one."""
-    return PasswordHasher(log_n=log_n, memory=memory, patience=patience)
+    return PasswordHasher(Scrypt(memory=memory, patience=patience), log_n=log_n)
 
 
 def test_keys_are_told_by_their_checksum() -> None:
@@ -69,7 +78,7 @@ def test_an_unknown_user_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
     made = hasher()
     stored = made.hash("x")
-    monkeypatch.setattr(passwords, "scrypt", counting)
+    monkeypatch.setattr(kdf, "scrypt", counting)
     assert not made.verify("x", None).correct
     assert made.verify("x", stored).correct
     assert calls == [1024, 1024]
@@ -98,7 +107,7 @@ def test_hashes_that_are_none_or_cost_too_much(
         assert kwargs["N"] * kwargs["r"] * 128 <= 64 * MIB
         return bytes(32)
 
-    monkeypatch.setattr(passwords, "scrypt", refuse)
+    monkeypatch.setattr(kdf, "scrypt", refuse)
     assert not made.verify("x", stored).correct
 
 
@@ -116,7 +125,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             running -= 1
         return bytes(32)
 
-    monkeypatch.setattr(passwords, "scrypt", slow)
+    monkeypatch.setattr(kdf, "scrypt", slow)
     made = hasher(log_n=15, memory=96 * MIB, patience=0.2)  # room for three
     refused: list[BaseException] = []
 
@@ -138,34 +147,68 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(refused) == 5
 
 
+def test_the_memory_holds_one_hash_at_least() -> None:
+    """However little is allowed, new hashes can be made; dearer ones are refused, not waited
+    for."""
+    settings = Settings(_env_file=None, auth=AuthSettings(scrypt_log_n=17, scrypt_memory=32 * MIB))
+    made = Scrypt.load(settings)
+    assert made.fits(17)
+    assert not made.fits(18)
+    with pytest.raises(ValueError, match="memory"):
+        made.derive(b"x", b"salt", log_n=18)
+
+
 def test_the_master_secret(tmp_path: Path) -> None:
     """From the file or the environment; none, or half of one, is said with the cure."""
     settings = Settings(_env_file=None, home=tmp_path)
     with pytest.raises(StartupError, match="on-api init"):
-        MasterSecret.load(settings)
+        Keyring.load(settings)
     assert create_secret_file(tmp_path)
     assert not create_secret_file(tmp_path)
     path = tmp_path / "secret.key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [item.name for item in tmp_path.iterdir()] == ["secret.key"]
-    first = MasterSecret.load(settings).subkey(Purpose.API_KEYS)
-    assert first == MasterSecret.load(settings).subkey(Purpose.API_KEYS)
+    first = Keyring.load(settings).subkey(Purpose.API_KEYS)
+    assert first == Keyring.load(settings).subkey(Purpose.API_KEYS)
     path.write_text("short")
     with pytest.raises(StartupError, match="backup"):
-        MasterSecret.load(settings)
+        Keyring.load(settings)
 
 
 def test_subkeys() -> None:
     """One for each purpose; the derivation never changes, or everything at rest were lost."""
     settings = Settings(_env_file=None, secret_key=SecretStr("0123456789abcdef0123456789abcdef"))
-    secret = MasterSecret.load(settings)
+    secret = Keyring.load(settings)
     subkeys = {purpose: secret.subkey(purpose) for purpose in Purpose}
     assert len(set(subkeys.values())) == len(Purpose)
     assert all(len(subkey) == 32 for subkey in subkeys.values())
-    assert node_rpc_auth(settings) == f"bearer:{subkeys[Purpose.NODE_RPC].hex()}"
     assert subkeys[Purpose.API_KEYS].hex() == (
         "f06eddc8f137267c8bdaff5a5b7625b7c0492078bc206e13d45ac7522b39ac51"
     )
+
+
+def test_a_rotation_loses_no_secret(tmp_path: Path) -> None:
+    """What the old one protects opens until nothing needs it; others see the new one by itself."""
+    settings = Settings(_env_file=None, home=tmp_path)
+    create_secret_file(tmp_path)
+    running = Keyring.load(settings)
+    old = running.version
+    sealed = Sealer(running, Purpose.ANSWERS).seal(b"a secret", b"context")
+    rotate_secret_file(tmp_path)
+    rotated = Keyring.load(settings)
+    assert rotated.version != old
+    assert rotated.versions == [rotated.version, old]
+    assert Sealer(rotated, Purpose.ANSWERS).open(sealed, b"context") == b"a secret"
+    # A process that was running before reads what another one has sealed since.
+    since = Sealer(rotated, Purpose.ANSWERS).seal(b"another", b"context")
+    assert Sealer(running, Purpose.ANSWERS).open(since, b"context") == b"another"
+    assert stat.S_IMODE((tmp_path / "secret.key.previous").stat().st_mode) == 0o600
+    keep_previous(tmp_path, {old})
+    assert old in Keyring.load(settings).versions
+    keep_previous(tmp_path, set())
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["secret.key"]
+    with pytest.raises(UnknownSecretError):
+        Sealer(Keyring.load(settings), Purpose.ANSWERS).open(sealed, b"context")
 
 
 def test_pycrypto_over_pycryptodome_is_said_with_its_cure(tmp_path: Path) -> None:

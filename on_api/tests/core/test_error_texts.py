@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from on_api.core.error_texts import MAX_REPORTED, describe
+from on_api.core.schemas.common import Meta
 
 
 class Thing(BaseModel):
@@ -39,6 +49,45 @@ def test_no_value_and_no_unknown_name_is_repeated() -> None:
 def test_what_is_no_object_says_what_to_do() -> None:
     """The usual cause is curl -d without a Content-Type."""
     assert words_for("x") == "send a JSON object, with Content-Type: application/json."
+
+
+Code = Annotated[str, AfterValidator(lambda text: text.strip()), Field(max_length=3)]
+
+
+class Query(BaseModel):
+    """Parameters that may be left out."""
+
+    at: AwareDatetime | SkipJsonSchema[None] = None
+    code: Code | SkipJsonSchema[None] = None
+    number: int | None = None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"at": "yesterday"}, "at: send a moment with its offset, like 2027-01-01T00:00:00Z"),
+        ({"at": "2027-01-01T00:00:00"}, "at: send a moment with its offset"),
+        ({"code": "long"}, "code: must have 3 characters or fewer."),
+        ({"code": 3}, "code: Input should be a valid string."),
+        ({"number": "x"}, "number: Input should be a valid integer"),
+    ],
+)
+def test_what_may_be_left_out_is_not_said_to_be_none(wrong: dict[str, object], words: str) -> None:
+    """Nor is anything said of the branches of a union."""
+    with pytest.raises(ValidationError) as raised:
+        Query.model_validate(wrong)
+    said = describe(raised.value.errors())
+    assert said.startswith(words)
+    assert "None" not in said
+
+
+def test_our_own_checks_speak_for_themselves() -> None:
+    """Without Pydantic's prefix."""
+    with pytest.raises(ValidationError) as raised:
+        TypeAdapter(Meta).validate_python({"a": "\x00"})
+    assert describe(raised.value.errors()) == (
+        "must not contain NUL characters or lone surrogates."
+    )
 
 
 def test_a_flood_of_mistakes_is_cut() -> None:

@@ -190,6 +190,12 @@ def test_addresses_are_believed_only_of_trusted_proxies(
                 )
                 line = client.get("/v1/audit?action=key.create").json()["items"][0]
                 assert line["client"] == seen
+                babble = client.post(
+                    "/v1/keys",
+                    json={"name": "k", "scopes": ["files:read"]},
+                    headers={"X-Forwarded-For": "x" * 1000},
+                )
+                assert babble.status_code == 201
 
 
 def test_open_registration(
@@ -224,6 +230,8 @@ def test_metrics_count_what_happens(server: Server, alice: Account) -> None:
     assert 'on_api_uploads_total{outcome="stored"}' in text
     assert 'on_api_node_calls_total{call="add",outcome="ok"}' in text
     assert "on_api_database_connections_in_use" in text
+    assert "on_api_database_writers_waiting 0.0" in text
+    assert "on_api_threads_waiting 0.0" in text
     assert str(file["id"]) not in text
     assert "a name" not in text
 
@@ -233,7 +241,9 @@ def test_too_many_requests_at_once(
 ) -> None:
     """503 with Retry-After over the limit; health is still answered; all is well when they have
     ended."""
-    with Server(settings_for(new_database(), max_requests=10)) as server:
+    app = "https://app.example"
+    settings = settings_for(new_database(), max_requests=10, cors=CorsSettings(origins=[app]))
+    with Server(settings) as server:
         account = server.new_user()
         go_on = threading.Event()
 
@@ -252,8 +262,10 @@ def test_too_many_requests_at_once(
                 lambda: "on_api_requests_in_flight 10.0" in client.get("/metrics").text,
                 "ten are under way",
             )
-            refused = client.get("/v1/files")
+            refused = client.get("/v1/files", headers={"Origin": app})
             assert refused.status_code == 503
+            assert refused.headers["access-control-allow-origin"] == app
+            assert "Retry-After" in refused.headers["access-control-expose-headers"]
             assert refused.json()["error"]["reason"] == "SERVICE_UNAVAILABLE"
             assert refused.headers["retry-after"] == "1"
             assert client.get("/healthz").status_code == 200

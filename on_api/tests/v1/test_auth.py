@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -37,6 +38,7 @@ def test_password_login_gives_a_token(
         assert client.get("/v1/files").status_code == 200
         assert client.put("/v1/files?name=x", content=b"").status_code == 403
     assert log_in(anonymous, alice.username, PASSWORD, scope="files:eat").status_code == 400
+    assert log_in(anonymous, alice.username, PASSWORD, scope="admin").status_code == 400
 
 
 def test_wrong_password_and_unknown_user_answer_alike(
@@ -67,6 +69,13 @@ def test_too_many_wrong_passwords_make_a_pause(
     assert alice.client.get("/v1/users/me").status_code == 200
 
 
+def test_many_logins_at_once(alice: Account, anonymous: httpx.Client) -> None:
+    """Each forgives what the others have counted; those over the limit wait, nobody stumbles."""
+    with ThreadPoolExecutor(20) as threads:
+        answers = threads.map(lambda _: log_in(anonymous, alice.username, PASSWORD), range(100))
+        assert {answer.status_code for answer in answers} <= {200, 429}
+
+
 def test_changing_the_password_ends_logins_not_keys(
     server: Server, alice: Account, anonymous: httpx.Client
 ) -> None:
@@ -87,9 +96,10 @@ def test_a_hash_of_lower_cost_is_renewed_at_login(
     server: Server, alice: Account, anonymous: httpx.Client
 ) -> None:
     """The cost is kept with the hash; a right password is hashed anew when today's is higher."""
+    from on_api.core.crypto.kdf import Scrypt
     from on_api.core.crypto.passwords import PasswordHasher
 
-    cheap = PasswordHasher(log_n=8, memory=2**28).hash(PASSWORD)
+    cheap = PasswordHasher(Scrypt(memory=2**28), log_n=8).hash(PASSWORD)
     with server.services.database.session_scope() as session:
         session.query(User).filter(User.username == alice.username).update({"password_hash": cheap})
     assert log_in(anonymous, alice.username, PASSWORD).status_code == 200

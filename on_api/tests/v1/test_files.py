@@ -152,13 +152,17 @@ def test_a_wrong_upload_is_refused_whole(
 
 
 def test_bodies_that_are_no_form(alice: Account) -> None:
-    """JSON to the upload is 415, an empty form and a missing name are 400."""
+    """JSON to the upload is 415, an empty form and a missing name are 400, and so is a file's
+    second half."""
     assert alice.client.post("/v1/files", json={}).status_code == 415
     assert alice.client.post("/v1/files").status_code == 415
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     assert alice.client.post("/v1/files", content=b"--b--\r\n", headers=form).status_code == 400
     assert alice.client.post("/v1/files", content=b"nothing", headers=form).status_code == 400
     assert alice.client.put("/v1/files", content=b"x").status_code == 400
+    rest = {"Content-Range": "bytes 1-1/2"}
+    assert alice.client.put("/v1/files?name=x", content=b"x", headers=rest).status_code == 400
+    assert alice.client.get("/v1/files").json()["count"] == 0
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -324,10 +328,13 @@ def test_list_filters_and_walks(alice: Account) -> None:
     assert count(visibility="private") == 0
     assert count(media_type="text/plain") == 7
     assert count(after=everything["items"][0]["created_at"]) == 0
+    assert count(before="9999-12-31T23:59:59Z", after="0001-01-01T00:00:00Z") == 7
     for wrong in (
         {"limit": 0},
         {"limit": 1001},
         {"before": "yesterday"},
+        {"before": "0001-01-01T00:00:00+01:00"},
+        {"after": "9999-12-31T23:59:59-01:00"},
         {"cid": "no"},
         {"name": "\x00"},
     ):

@@ -168,6 +168,18 @@ def test_many_at_once_are_one(alice: Account) -> None:
     assert files_of(alice) == 1
 
 
+def test_many_at_once_that_fail(alice: Account) -> None:
+    """Each gives the claim back while others ask for it: no one stumbles over that."""
+    header = key()
+
+    def send(_: int) -> int:
+        nothing: dict[str, object] = {"name": "x", "scopes": []}
+        return alice.client.post("/v1/keys", json=nothing, headers=header).status_code
+
+    with ThreadPoolExecutor(20) as threads:
+        assert set(threads.map(send, range(200))) <= {400, 409}
+
+
 def test_the_claim_of_a_crash_is_free_after_its_lease(server: Server, alice: Account) -> None:
     """And the one who was only asleep can record nothing under it any more."""
     service, database = server.services.idempotency, server.services.database

@@ -21,6 +21,7 @@ from on_api.core.dependencies import (
     UploadQuery,
 )
 from on_api.core.errors import (
+    BadRequest,
     InsufficientStorage,
     KeyLimitReached,
     NodeError,
@@ -113,6 +114,9 @@ async def upload_file(
     services: ServicesDep,
 ) -> File:
     """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`."""
+    if "content-range" in request.headers:
+        # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
+        raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
     file = options.describe_file(request.stream(), None, request.headers.get("content-type"))
 
     async def only_this() -> AsyncIterator[IncomingFile]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 
 from on_api.core.dependencies import Admin, ServicesDep
 from on_api.core.errors import NodeTimeout, NodeUnavailable
 from on_api.core.routing import ApiRoute, documented
-from on_api.core.schemas.node import Node
-from on_api.core.services.node import describe_node
+from on_api.core.schemas.node import Maintenance, Node
+from on_api.core.services.node import MaintenanceReport, describe_node, maintenance_report
 
 router = APIRouter(prefix="/node", tags=["node"], route_class=ApiRoute)
 
 
 @router.get("", responses=documented(NodeUnavailable, NodeTimeout))
 async def get_node(_principal: Admin, services: ServicesDep) -> Node:
-    """The node's identity, version, peers and store."""
-    return Node.model_validate(await describe_node(services.node))
+    """The node's identity, version, peers and store, and what was done to it last."""
+
+    def look_up() -> MaintenanceReport:
+        with services.database.session_scope(write=False) as session:
+            return maintenance_report(session)
+
+    report = await run_in_threadpool(look_up)
+    described = await describe_node(services.node)
+    return Node(
+        **asdict(described),
+        pins=services.watch.pinned,
+        last_gc=Maintenance.model_validate(report.gc),
+        last_fsck=Maintenance.model_validate(report.fsck),
+    )

@@ -1,0 +1,55 @@
+"""`on-api worker`: the work that no request waits for, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+import typer
+
+from on_api.cli.context import load_settings
+
+if TYPE_CHECKING:
+    from on_api.core.settings import Settings
+
+
+def worker() -> None:
+    """Fetch pins, unpin, collect garbage until Ctrl-C. With PostgreSQL as many as you like.
+
+    Uses the node that `on-api serve` or `on-api node run` has started, or the one configured.
+    """
+    from on_api.core.logging import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings.log)
+    asyncio.run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    from on_api.core.models.migrations import check_revision
+    from on_api.core.services.container import Services
+    from on_api.core.services.node import connect_node
+    from on_api.worker.housekeeping import Housekeeper
+    from on_api.worker.runner import Worker
+
+    services = Services.build(settings, connect_node(settings))
+    with services.database.session_scope(write=False) as session:
+        check_revision(session.connection())
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    housekeeper = Housekeeper(services.database, services.invalidations)
+    running = Worker(services)
+    services.invalidations.start()
+    housekeeper.start()
+    running.start()
+    typer.echo("on-api: the worker works; Ctrl-C ends it", err=True)
+    try:
+        await stop.wait()
+    finally:
+        await running.stop()
+        await asyncio.to_thread(housekeeper.stop)
+        await asyncio.to_thread(services.invalidations.stop)
+        await services.close()

@@ -1,0 +1,27 @@
+"""Which internet addresses others may make us talk to: those of the public internet.
+
+Pure: looks nothing up.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+# An IPv4 address in the clothes of IPv6 is judged as what it is (RFC 6052, RFC 3056).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet: not loopback, private, link-local,
+    multicast or reserved."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(address.packed[12:])
+        if inner is not None:
+            return is_public(inner)
+        if address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast

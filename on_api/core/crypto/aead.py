@@ -1,0 +1,108 @@
+"""ChaCha20-Poly1305 (RFC 8439) for much data: by the `cryptography` package where it is installed
+(the extra `on-api[fast]`), else by pycryptodome. The bytes are the same.
+
+The only importer of `cryptography`. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+from typing import Protocol
+
+from Crypto.Cipher import ChaCha20_Poly1305
+
+Bytes = bytes | bytearray | memoryview
+"""What is read without being copied. Of a `memoryview`: one dimension, of bytes, contiguous."""
+
+NONCE_BYTES = 12
+TAG_BYTES = 16
+
+
+class Aead(Protocol):
+    """One key of 32 bytes. Releases the GIL while it works; not to be shared by threads."""
+
+    library: str
+
+    def __init__(self, key: bytes) -> None: ...
+
+    def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
+        """Write ciphertext and tag to `out`, which is `TAG_BYTES` longer than `plain`."""
+
+    def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
+        """Write the plaintext to `out`, `TAG_BYTES` shorter than `sealed`. False when it is not
+        authentic: what `out` holds then must not be used."""
+
+
+class PycryptodomeAead:
+    """Always there."""
+
+    library = "pycryptodome"
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
+        """As `Aead` says."""
+        cipher = ChaCha20_Poly1305.new(key=self._key, nonce=nonce)
+        cipher.encrypt(plain, output=out[:-TAG_BYTES])
+        out[-TAG_BYTES:] = cipher.digest()
+
+    def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
+        """As `Aead` says."""
+        view = memoryview(sealed)
+        cipher = ChaCha20_Poly1305.new(key=self._key, nonce=nonce)
+        cipher.decrypt(view[:-TAG_BYTES], output=out)
+        try:
+            cipher.verify(view[-TAG_BYTES:])
+        except ValueError:
+            return False
+        return True
+
+
+@cache
+def chosen() -> type[Aead]:
+    """What this process uses, found out once."""
+    return _cryptography() or PycryptodomeAead
+
+
+def describe() -> str:
+    """What this process uses, for people: the package and its version."""
+    library = chosen().library
+    return f"{library} {metadata.version(library)}"
+
+
+def _cryptography() -> type[Aead] | None:
+    """None where the package is missing, too old to write into a buffer, or its OpenSSL has no
+    ChaCha20-Poly1305."""
+    try:
+        from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+    except ImportError:
+        return None
+
+    class CryptographyAead:
+        """Several times as fast."""
+
+        library = "cryptography"
+
+        def __init__(self, key: bytes) -> None:
+            self._cipher = ChaCha20Poly1305(key)
+
+        def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
+            """As `Aead` says."""
+            self._cipher.encrypt_into(nonce, plain, None, out)
+
+        def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
+            """As `Aead` says."""
+            try:
+                self._cipher.decrypt_into(nonce, sealed, None, out)
+            except InvalidTag:
+                return False
+            return True
+
+    try:
+        CryptographyAead(bytes(32)).seal(bytes(NONCE_BYTES), b"", memoryview(bytearray(TAG_BYTES)))
+    except (AttributeError, UnsupportedAlgorithm):
+        return None
+    return CryptographyAead

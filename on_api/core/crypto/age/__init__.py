@@ -1,0 +1,73 @@
+"""The file format age (https://age-encryption.org/v1): what `age` encrypts, on-api decrypts, and
+the other way round. X25519 and scrypt recipients; armor on reading.
+
+Bytes in, bytes out: knows no file of on-api, no database and no node. Errors are `AgeError`s.
+"""
+
+from on_api.core.crypto.age.errors import (
+    AgeError,
+    BadArmor,
+    BadHeader,
+    BadKey,
+    BadMac,
+    BadPassphrase,
+    BadPayload,
+    BadRecipients,
+    NoMatch,
+    TrailingData,
+    Truncated,
+    TruncatedHeader,
+    TruncatedPayload,
+    UnsupportedVersion,
+    WorkFactorTooHigh,
+)
+from on_api.core.crypto.age.file import (
+    MAX_START_BYTES,
+    Decryptor,
+    Encryptor,
+    RangeDecryptor,
+    Unlocked,
+    unlock,
+)
+from on_api.core.crypto.age.keys import (
+    Identity,
+    Passphrase,
+    Recipient,
+    X25519Identity,
+    X25519Recipient,
+)
+from on_api.core.crypto.age.layout import CHUNK_BYTES, Layout, Piece, Span, sealed_size
+
+__all__ = [
+    "CHUNK_BYTES",
+    "MAX_START_BYTES",
+    "AgeError",
+    "BadArmor",
+    "BadHeader",
+    "BadKey",
+    "BadMac",
+    "BadPassphrase",
+    "BadPayload",
+    "BadRecipients",
+    "Decryptor",
+    "Encryptor",
+    "Identity",
+    "Layout",
+    "NoMatch",
+    "Passphrase",
+    "Piece",
+    "RangeDecryptor",
+    "Recipient",
+    "Span",
+    "TrailingData",
+    "Truncated",
+    "TruncatedHeader",
+    "TruncatedPayload",
+    "Unlocked",
+    "UnsupportedVersion",
+    "WorkFactorTooHigh",
+    "X25519Identity",
+    "X25519Recipient",
+    "sealed_size",
+    "unlock",
+]

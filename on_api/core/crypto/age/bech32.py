@@ -1,0 +1,81 @@
+"""Bech32 (BIP 173), as age spells its keys: without the limit of 90 characters.
+
+Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from on_api.core.crypto.age.errors import BadKey
+
+CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+CHECKSUM_LENGTH = 6
+MAX_LENGTH = 1024
+"""Characters that are looked at; age's own keys have 62 and 74."""
+
+_VALUES = {character: value for value, character in enumerate(CHARSET)}
+_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+
+
+def encode(prefix: str, data: bytes) -> str:
+    """Lower case. `prefix` is the human-readable part, in lower case."""
+    values = list(_regroup(data, 8, 5))
+    rest = -len(data) * 8 % 5
+    if rest:
+        values.append((data[-1] << rest) & 31)
+    check = _polymod([*_expand(prefix), *values, *([0] * CHECKSUM_LENGTH)]) ^ 1
+    values += [(check >> 5 * (CHECKSUM_LENGTH - 1 - i)) & 31 for i in range(CHECKSUM_LENGTH)]
+    return prefix + "1" + "".join(CHARSET[value] for value in values)
+
+
+def decode(text: str) -> tuple[str, bytes]:
+    """The human-readable part, in the case that it has, and the data.
+
+    Raises `BadKey` for anything that `encode` would not have written, but for all of it being in
+    upper case.
+    """
+    lower = text.lower()
+    if not text.isascii() or text not in (lower, text.upper()) or len(text) > MAX_LENGTH:
+        raise BadKey("This is not Bech32: only ASCII, and either all lower or all upper case.")
+    prefix, separator, rest = lower.rpartition("1")
+    if not separator or not prefix or len(rest) < CHECKSUM_LENGTH:
+        raise BadKey("This is not Bech32: a part of it is missing.")
+    if not all(33 <= ord(character) <= 126 for character in prefix):
+        raise BadKey("This is not Bech32: it has characters that can't be printed.")
+    try:
+        values = [_VALUES[character] for character in rest]
+    except KeyError:
+        raise BadKey("This is not Bech32: it has characters that are never used.") from None
+    if _polymod([*_expand(prefix), *values]) != 1:
+        raise BadKey("The checksum is wrong: a character was mistyped or lost.")
+    values = values[:-CHECKSUM_LENGTH]
+    padding = len(values) * 5 % 8
+    if padding > 4 or (padding and values[-1] & ((1 << padding) - 1)):
+        raise BadKey("This is not Bech32: its padding is not zero.")
+    return text[: len(prefix)], bytes(_regroup(values, 5, 8))
+
+
+def _regroup(values: Iterable[int], width: int, into: int) -> Iterable[int]:
+    """The same bits in groups of another width; what is left at the end is dropped."""
+    bits, count = 0, 0
+    for value in values:
+        bits, count = (bits << width) | value, count + width
+        while count >= into:
+            count -= into
+            yield bits >> count
+            bits &= (1 << count) - 1
+
+
+def _expand(prefix: str) -> list[int]:
+    return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
+
+
+def _polymod(values: list[int]) -> int:
+    check = 1
+    for value in values:
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ value
+        for index, generator in enumerate(_GENERATOR):
+            check ^= generator if (top >> index) & 1 else 0
+    return check

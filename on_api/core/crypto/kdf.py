@@ -1,0 +1,87 @@
+"""Keys out of secrets: HKDF for strong ones, scrypt for what people think up, its memory bounded.
+
+Knows nothing of what the keys are for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from Crypto.Hash import SHA256
+from Crypto.Protocol.KDF import HKDF, scrypt
+
+from on_api.core.errors import ServiceUnavailable
+from on_api.core.settings import Settings
+
+KEY_BYTES = 32
+"""Of every key derived here."""
+BLOCK_SIZE = 8
+PARALLELISM = 1
+"""scrypt's r and p, wherever we choose them, and in every age file."""
+
+
+def hkdf(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
+    """32 bytes by HKDF-SHA256 (RFC 5869). An empty `salt` is the RFC's default."""
+    return HKDF(secret, KEY_BYTES, salt, SHA256, context=info)
+
+
+class Scrypt:
+    """scrypt (RFC 7914) that never uses more than `memory` bytes at once, over all its callers.
+
+    Thread-safe. A call waits up to `patience` seconds for memory. One for a process, or the bound
+    is none.
+    """
+
+    def __init__(self, *, memory: int, patience: float = 10) -> None:
+        self._memory = memory
+        self._patience = patience
+        self._free = memory
+        self._change = threading.Condition()
+
+    @classmethod
+    def load(cls, settings: Settings) -> Scrypt:
+        """With the memory that the settings allow, or what one new password hash takes."""
+        auth = settings.auth
+        return cls(memory=max(auth.scrypt_memory, _memory_needed(auth.scrypt_log_n, BLOCK_SIZE)))
+
+    def fits(self, log_n: int, block_size: int = BLOCK_SIZE) -> bool:
+        """Whether a call of this cost may be made at all."""
+        return _memory_needed(log_n, block_size) <= self._memory
+
+    def derive(
+        self,
+        password: bytes,
+        salt: bytes,
+        *,
+        log_n: int,
+        block_size: int = BLOCK_SIZE,
+        parallelism: int = PARALLELISM,
+    ) -> bytes:
+        """32 bytes, at the cost 2^`log_n`. Raises `ServiceUnavailable` when memory doesn't come
+        free in time, and `ValueError` for a cost that does not fit."""
+        if not self.fits(log_n, block_size):
+            raise ValueError("this cost is over the memory that scrypt may use")
+        with self._reserved(_memory_needed(log_n, block_size)):
+            return scrypt(password, salt, KEY_BYTES, N=1 << log_n, r=block_size, p=parallelism)
+
+    @contextmanager
+    def _reserved(self, size: int) -> Iterator[None]:
+        with self._change:
+            if not self._change.wait_for(lambda: self._free >= size, timeout=self._patience):
+                raise ServiceUnavailable(
+                    "Too many passwords are being checked at once; try again soon.", retry_after=2
+                )
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._change:
+                self._free += size
+                self._change.notify_all()
+
+
+def _memory_needed(log_n: int, block_size: int) -> int:
+    """Bytes that one scrypt call uses (RFC 7914, section 2)."""
+    return 128 * block_size * (1 << log_n)

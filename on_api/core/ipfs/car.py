@@ -1,0 +1,134 @@
+"""CARv1: blocks in a stream (the IPLD specification of the format). Read with every block's hash
+verified; written for what wants to be read.
+
+Pure: talks to nobody. What comes is a stranger's: every length is bounded before it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import libipld
+
+from on_api.core.errors import BadRequest
+from on_api.core.ipfs.cid import Cid, varint
+
+MAX_BLOCK_BYTES = 2 * 1024 * 1024
+"""Bitswap passes on no larger one, so no other node could have it from us."""
+MAX_HEADER_BYTES = 64 * 1024
+MAX_CID_BYTES = 256
+
+_HASHES: dict[int, Callable[[bytes], Any]] = {
+    0x11: hashlib.sha1,  # of old git objects
+    0x12: hashlib.sha256,
+    0x13: hashlib.sha512,
+    0x14: hashlib.sha3_512,
+    0x15: hashlib.sha3_384,
+    0x16: hashlib.sha3_256,
+    0x17: hashlib.sha3_224,
+    0xB220: lambda data: hashlib.blake2b(data, digest_size=32),
+    0xB240: hashlib.blake2b,
+}
+
+
+class CarError(Exception):
+    """The stream is no CARv1, is cut, or holds a block that is not what its CID says."""
+
+
+class CarReader:
+    """Reads one CAR. `roots` is known once the first block was asked for."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = bytearray()
+        self._ended = False
+        self.roots: Sequence[Cid] = ()
+
+    async def blocks(self) -> AsyncIterator[tuple[Cid, bytes]]:
+        """Every block, its hash verified. Raises `CarError`."""
+        self.roots = _roots(await self._section(MAX_HEADER_BYTES, "header"))
+        while not await self._at_end():
+            section = await self._section(MAX_CID_BYTES + MAX_BLOCK_BYTES, "block")
+            yield _block(section)
+
+    async def _section(self, limit: int, what: str) -> bytes:
+        length = shift = 0
+        while True:
+            byte = (await self._take(1, what))[0]
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+            if shift > 28:
+                raise CarError(f"the {what} is too long")
+        if not 0 < length <= limit:
+            raise CarError(f"the {what} has {length} bytes, {limit} are allowed")
+        return await self._take(length, what)
+
+    async def _take(self, size: int, what: str) -> bytes:
+        while len(self._buffer) < size:
+            if not await self._fill():
+                raise CarError(f"the stream ends within a {what}")
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    async def _at_end(self) -> bool:
+        return not self._buffer and not await self._fill()
+
+    async def _fill(self) -> bool:
+        if not self._ended and (chunk := await anext(self._chunks, None)) is not None:
+            self._buffer += chunk
+            # An empty chunk is no end.
+            return bool(chunk) or await self._fill()
+        self._ended = True
+        return False
+
+
+def car_header(*roots: Cid) -> bytes:
+    """The beginning of a CARv1."""
+    # `{"roots": [42(h'00' + CID), …], "version": 1}`, as DAG-CBOR orders its keys.
+    links = [b"\xd8\x2a" + _bytes_head(len(raw := b"\x00" + root.raw)) + raw for root in roots]
+    header = b"\xa2\x65roots" + _array_head(len(links)) + b"".join(links) + b"\x67version\x01"
+    return varint(len(header)) + header
+
+
+def car_section(cid: Cid, block: bytes) -> bytes:
+    """One block as it stands in a CAR."""
+    return varint(len(cid.raw) + len(block)) + cid.raw + block
+
+
+def _roots(header: bytes) -> Sequence[Cid]:
+    try:
+        parsed = libipld.decode_dag_cbor(header)
+        if not isinstance(parsed, dict) or parsed.get("version") != 1:
+            raise CarError("this is no CAR of version 1")
+        return [Cid.from_bytes(bytes(root)) for root in parsed["roots"]]
+    except (BadRequest, KeyError, TypeError, ValueError) as error:
+        raise CarError("the header can't be read") from error
+
+
+def _block(section: bytes) -> tuple[Cid, bytes]:
+    try:
+        cid, length = Cid.at_start_of(section)
+    except (BadRequest, IndexError) as error:
+        raise CarError("a block has no CID") from error
+    data = section[length:]
+    if len(data) > MAX_BLOCK_BYTES:
+        raise CarError(f"block {cid} has more than {MAX_BLOCK_BYTES} bytes")
+    hasher = _HASHES.get(cid.hash_code)
+    if hasher is None:
+        raise CarError(f"the hash of block {cid} can't be checked here")
+    if hasher(data).digest()[: len(cid.digest)] != cid.digest:
+        raise CarError(f"block {cid} is not what its CID says")
+    return cid, data
+
+
+def _bytes_head(length: int) -> bytes:
+    return bytes([0x58, length])
+
+
+def _array_head(length: int) -> bytes:
+    return bytes([0x80 | length]) if length < 24 else bytes([0x98, length])

@@ -1,0 +1,175 @@
+"""Links between blocks: what a block of each codec refers to, and following a DAG block by block.
+
+Pure: talks to nobody. Blocks come from strangers, so everything is bounded by the block's own size
+and nothing recurses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from on_api.core.errors import BadRequest
+from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, read_varint
+
+DAG_CBOR = 0x71
+DAG_JSON = 0x0129
+_LINKLESS = {RAW, 0x51, 0x0200}  # plain CBOR and JSON have no links
+_CID_TAG = 42
+_PB_LINKS = 2
+_PB_LINK_HASH = 1
+
+
+class DagError(Exception):
+    """A block is none of its codec, or a DAG is not followed as it was announced."""
+
+
+class UnknownCodecError(DagError):
+    """Blocks of this codec can't be looked into here."""
+
+
+def links_of(codec: int, block: bytes) -> list[Cid]:
+    """The CIDs that a block refers to, in order. Raises `DagError` for a block that is not well
+    formed, `UnknownCodecError` for a codec that isn't known here."""
+    try:
+        if codec in _LINKLESS:
+            return []
+        if codec == DAG_PB:
+            return [Cid.from_bytes(raw) for raw in _dag_pb_links(block)]
+        if codec == DAG_CBOR:
+            return [Cid.from_bytes(raw) for raw in _dag_cbor_links(block)]
+        if codec == DAG_JSON:
+            return [Cid.from_text(text) for text in _dag_json_links(block)]
+    except (BadRequest, IndexError, ValueError) as error:
+        raise DagError("a block is damaged") from error
+    raise UnknownCodecError(f"codec {codec:#x}")
+
+
+class Walk:
+    """Follows a DAG as its blocks come: depth first, each block once, hashes verified already.
+
+    `wanted` is the block that must come next, None when the DAG is whole. Memory grows by a hash
+    for each different block.
+    """
+
+    def __init__(self, root: Cid) -> None:
+        self.blocks = 0
+        self.bytes = 0
+        self._path = [iter((root,))]
+        self._seen: set[Cid] = set()
+        self.wanted = self._next()
+
+    def take(self, cid: Cid, block: bytes) -> None:
+        """The next block. Raises `DagError` when it is another one or not well formed."""
+        if self.wanted is None:
+            raise DagError("there is more than the DAG")
+        if cid != self.wanted:
+            raise DagError(f"block {self.wanted} is missing")
+        self.blocks += 1
+        self.bytes += len(block)
+        self._path.append(iter(links_of(cid.codec, block)))
+        self.wanted = self._next()
+
+    def end(self) -> None:
+        """No more come. Raises `DagError` when some had to."""
+        if self.wanted is not None:
+            raise DagError(f"block {self.wanted} is missing")
+
+    def _next(self) -> Cid | None:
+        """The next block that was not seen yet; identity CIDs hold theirs themselves."""
+        while self._path:
+            cid = next(self._path[-1], None)
+            if cid is None:
+                self._path.pop()
+            elif (inline := cid.inline) is not None:
+                self._path.append(iter(links_of(cid.codec, inline)))
+            elif cid not in self._seen:
+                self._seen.add(cid)
+                return cid
+        return None
+
+
+def _dag_pb_links(block: bytes) -> Iterator[bytes]:
+    """`PBNode.Links[].Hash` (the dag-pb specification)."""
+    for number, link in _fields(block):
+        if number == _PB_LINKS:
+            hashes = [value for field, value in _fields(link) if field == _PB_LINK_HASH]
+            if len(hashes) != 1:
+                raise ValueError("a link without a hash")
+            yield hashes[0]
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields of a protobuf message; numbers are passed over."""
+    position = 0
+    while position < len(message):
+        key, position = read_varint(message, position)
+        kind = key & 7
+        if kind == 0:
+            _, position = read_varint(message, position)
+        elif kind == 2:  # bytes
+            length, position = read_varint(message, position)
+            if position + length > len(message):
+                raise ValueError("a field is cut")
+            yield key >> 3, message[position : position + length]
+            position += length
+        else:
+            raise ValueError("a field of another type")
+
+
+def _dag_cbor_links(block: bytes) -> Iterator[bytes]:
+    """The byte strings under tag 42 (the DAG-CBOR specification; RFC 8949)."""
+    position, is_link, open_items = 0, False, 1
+    while position < len(block):
+        head = block[position]
+        major, value = head >> 5, head & 31
+        position += 1
+        if 24 <= value <= 27:
+            width = 1 << (value - 24)
+            if position + width > len(block):
+                raise ValueError("an item is cut")
+            value = int.from_bytes(block[position : position + width], "big")
+            position += width
+        elif value > 27:
+            raise ValueError("an item of indefinite length")
+        open_items -= 1
+        if is_link and major != 2:
+            raise ValueError("a link that holds no bytes")
+        if major in {2, 3}:
+            if position + value > len(block):
+                raise ValueError("an item is cut")
+            if is_link:
+                if block[position] != 0:
+                    raise ValueError("a link without its prefix")
+                yield block[position + 1 : position + value]
+            position += value
+        elif major == 4:
+            open_items += value
+        elif major == 5:
+            open_items += 2 * value
+        elif major == 6:
+            if value != _CID_TAG:
+                raise ValueError("a tag that is no link")
+            open_items += 1
+        is_link = major == 6
+        if open_items == 0:
+            break
+    if open_items or position != len(block):
+        raise ValueError("items are missing, or too many")
+
+
+def _dag_json_links(block: bytes) -> Iterator[str]:
+    """The values of `{"/": "CID"}` (the DAG-JSON specification)."""
+    try:
+        pending: list[object] = [json.loads(block)]
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            if len(item) == 1 and isinstance(link := item.get("/"), str):
+                yield link
+            else:
+                pending.extend(reversed(item.values()))
+        elif isinstance(item, list):
+            pending.extend(reversed(item))

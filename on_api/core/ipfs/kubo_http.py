@@ -1,0 +1,191 @@
+"""HTTP to one Kubo by aiohttp: the session, its short and its long answers, and what its failures
+mean.
+
+Knows no command of Kubo's; `kubo_data.py` and `kubo_pins.py` are built on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import aiohttp
+
+from on_api.core.errors import (
+    BlocksMissing,
+    InsufficientStorage,
+    NodeError,
+    NodeRefused,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+)
+from on_api.core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+READ_BUFFER = 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024
+_NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
+_MISSING = "was not found locally"
+NOT_PINNED = ("is not pinned", "not pinned or pinned indirectly")
+_EVERYDAY = (_MISSING, "failed to dial", *NOT_PINNED)
+
+
+class NotPinned(NodeError):
+    """Kubo's way to say that there is no such pin: as an error."""
+
+
+class KuboHttp:
+    """RPC and gateway of one Kubo. Bound to the event loop of its first call."""
+
+    def __init__(self, settings: Settings, authorization: str | None) -> None:
+        self.rpc_url = settings.rpc_url
+        self.headers = {} if authorization is None else {"Authorization": authorization}
+        self._gateway = settings.gateway_url
+        self._limits = settings.ipfs
+        self._session: aiohttp.ClientSession | None = None
+
+    def session(self) -> aiohttp.ClientSession:
+        """The one session, made at the first call."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._limits.connect_timeout
+                ),
+                read_bufsize=READ_BUFFER,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                headers={"User-Agent": "on-api"},
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(
+        self, command: str, params: Mapping[str, str], seconds: float | None = None
+    ) -> dict[str, Any]:
+        """A short answer of one RPC command, within `seconds` (by default `control_timeout`).
+
+        Raises a `NodeError`, `NodeTimeout` for an answer that comes too late.
+        """
+        try:
+            async with asyncio.timeout(seconds or self._limits.control_timeout):
+                # The last object counts: commands that walk answer once more at their end.
+                answer: dict[str, Any] = {}
+                async for line in self.lines(command, params):
+                    answer = line
+                return answer
+        except TimeoutError as error:
+            raise NodeTimeout from error
+
+    async def lines(
+        self, command: str, params: Mapping[str, str], stall: float | None = None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """The objects of a long answer as they come.
+
+        Raises what Kubo says of a failure, `NodeTimeout` after `stall` seconds without a byte
+        (None: whoever iterates has a clock of its own), `NodeTruncated` for a cut line. A failure
+        that Kubo only tells in its trailer is not seen here: look whether the last object is the
+        one that had to come.
+        """
+        try:
+            async with asyncio.timeout(stall):
+                response = await self.session().post(
+                    f"{self.rpc_url}/api/v0/{command}", params=params, headers=self.headers
+                )
+            try:
+                if response.status != 200:
+                    raise await unexpected(response)
+                pending = b""
+                while True:
+                    async with asyncio.timeout(stall):
+                        chunk = await response.content.readany()
+                    *whole, pending = (pending + chunk).split(b"\n")
+                    for line in whole:
+                        if line:
+                            yield _object(line)
+                    if len(pending) > MAX_LINE_BYTES or (not chunk and pending):
+                        raise NodeTruncated
+                    if not chunk:
+                        return
+            finally:
+                # Not `release`: Kubo works for as long as somebody listens.
+                response.close()
+        except TimeoutError as error:
+            raise NodeTimeout from error
+        except aiohttp.ClientError as error:
+            raise translate(error) from error
+
+    async def get_content(
+        self, path: str, headers: Mapping[str, str], params: Mapping[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
+        """The gateway's answer for `/ipfs/<path>`, its body still to come; the caller closes it."""
+        try:
+            async with asyncio.timeout(self._limits.stall_timeout):
+                return await self.session().get(
+                    f"{self._gateway}/ipfs/{path}",
+                    params=params,
+                    headers={"Accept-Encoding": "identity", **headers},
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise translate(error) from error
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise NodeError("The IPFS node's answer was not understood.") from error
+    if not isinstance(value, dict):
+        raise NodeError("The IPFS node's answer was not understood.")
+    if value.get("Type") == "error":
+        raise failure(str(value.get("Message", "")))
+    return value
+
+
+async def unexpected(response: aiohttp.ClientResponse) -> NodeError | InsufficientStorage:
+    """The error for a status that was not expected; what Kubo said goes to the log."""
+    try:
+        body = await response.content.read(4096)
+    except aiohttp.ClientError:
+        body = b""
+    message = body.decode(errors="replace").strip()
+    # Everyday answers to questions that may well be answered no.
+    level = logging.DEBUG if any(words in message for words in _EVERYDAY) else logging.WARNING
+    logger.log(level, "Kubo answered %s: %s", response.status, message[:500])
+    if response.status in {401, 403}:
+        return NodeRefused()
+    if response.status in {504, 408}:
+        return NodeTimeout()
+    return failure(message)
+
+
+def failure(message: str) -> NodeError | InsufficientStorage:
+    """The error for what Kubo said."""
+    if any(words.lower() in message.lower() for words in _NO_SPACE):
+        return InsufficientStorage()
+    if _MISSING in message:
+        return BlocksMissing()
+    if any(words in message for words in NOT_PINNED):
+        return NotPinned()
+    return NodeError()
+
+
+def translate(error: BaseException) -> NodeError:
+    """The error for what went wrong with the connection."""
+    if isinstance(error, TimeoutError | aiohttp.ServerTimeoutError):
+        return NodeTimeout()
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return NodeUnavailable()
+    return NodeTruncated()

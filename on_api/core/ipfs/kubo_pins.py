@@ -1,0 +1,154 @@
+"""What Kubo keeps: pins, walks over DAGs, garbage, and the peers to fetch from.
+
+These answers are long (a line each half second, for hours) and are read by aiohttp as they come.
+Kubo ends its work when the connection is closed: cancelling the caller cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
+from on_api.core.ipfs.client import DagStat, PinStatus
+from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, translate, unexpected
+from on_api.core.settings import IpfsSettings
+
+CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
+DIAL_SECONDS = 15.0
+
+
+class KuboPins:
+    """The half of a Kubo node that keeps things; `KuboNode` is built on it."""
+
+    def __init__(self, http: KuboHttp, limits: IpfsSettings) -> None:
+        self._http = http
+        self._limits = limits
+
+    async def pin_status(self, cid: str) -> PinStatus | None:
+        """See `IpfsNode.pin_status`. Asks for exactly this CID: an unfiltered list costs the whole
+        pin set. Asked after each upload, and so not through ipfshttpclient, where the same question
+        takes ten times the processor's time."""
+        query = {"arg": cid, "type": "recursive", "names": "true"}
+        try:
+            found = (await self._http.call("pin/ls", query))["Keys"]
+            pin = found.get(cid)
+            return None if pin is None else PinStatus(cid, str(pin.get("Name", "")))
+        except NotPinned:
+            return None
+        except (AttributeError, KeyError) as error:
+            raise NodeError("The IPFS node's answer was not understood.") from error
+
+    async def pins(self) -> AsyncIterator[PinStatus]:
+        """See `IpfsNode.pins`."""
+        query = {"type": "recursive", "stream": "true", "names": "true"}
+        async with aclosing(
+            self._http.lines("pin/ls", query, self._limits.finish_timeout)
+        ) as lines:
+            async for line in lines:
+                if "Cid" not in line:
+                    raise NodeError("The IPFS node's answer was not understood.")
+                yield PinStatus(str(line["Cid"]), str(line.get("Name", "")))
+
+    async def pin(
+        self,
+        cid: str,
+        *,
+        name: str,
+        fetch: bool,
+        progress: Callable[[DagStat], None] | None = None,
+    ) -> DagStat:
+        """See `IpfsNode.pin`."""
+        query = {"arg": cid, "name": name, "progress": "true", "offline": _flag(not fetch)}
+        # While it works Kubo writes a line each half second, whether a block came or not.
+        last: dict[str, Any] = {}
+        stat = DagStat(0, 0)
+        async with aclosing(
+            self._http.lines("pin/add", query, self._limits.stall_timeout)
+        ) as lines:
+            async for last in lines:
+                if last.get("Progress"):
+                    stat = DagStat(int(last.get("Bytes", 0)), int(last["Progress"]))
+                    if progress is not None:
+                        progress(stat)
+        # Whether it failed in the end is told only by a trailer that Python does not show.
+        if not last.get("Pins") or await self.pin_status(cid) is None:
+            raise NodeTruncated("The IPFS node did not pin this content.")
+        return stat if stat.size else await self.dag_stat(cid)
+
+    async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
+        """See `IpfsNode.dag_stat`."""
+        query = {"arg": cid, "progress": "true", "offline": _flag(not fetch)}
+        last: dict[str, Any] = {}
+        async with aclosing(
+            self._http.lines("dag/stat", query, self._limits.finish_timeout)
+        ) as lines:
+            async for line in lines:
+                last = line
+        try:
+            if "TotalSize" in last:
+                return DagStat(int(last["TotalSize"]), int(last["UniqueBlocks"]))
+            # The summary fails to be written for an empty block (a ratio of nothing), and when a
+            # block is missing: either is only said in the trailer.
+            so_far = last["DagStats"][0]
+            if so_far["NumBlocks"] == 1 and not so_far.get("Size"):
+                return DagStat(0, 1)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise NodeError("The IPFS node's answer was not understood.") from error
+        raise BlocksMissing
+
+    @asynccontextmanager
+    async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `IpfsNode.car`."""
+        response = await self._http.get_content(cid, {"Accept": CAR_TYPE}, {"format": "car"})
+        try:
+            if response.status == 404:
+                raise BlocksMissing
+            if response.status != 200:
+                raise await unexpected(response)
+            yield self._chunks(response)
+        finally:
+            response.close()
+
+    async def connect(self, address: str) -> None:
+        """See `IpfsNode.connect`."""
+        await self._http.call("swarm/connect", {"arg": address}, DIAL_SECONDS)
+
+    async def addresses(self) -> list[str]:
+        """See `IpfsNode.addresses`."""
+        answer = await self._http.call("id", {})
+        try:
+            suffix = f"/p2p/{answer['ID']}"
+            listed = [str(address) for address in answer["Addresses"] or ()]
+        except (KeyError, TypeError) as error:
+            raise NodeError("The IPFS node's answer was not understood.") from error
+        return [address if address.endswith(suffix) else address + suffix for address in listed]
+
+    async def collect_garbage(self) -> int:
+        """See `IpfsNode.collect_garbage`."""
+        removed = 0
+        async with aclosing(self._http.lines("repo/gc", {"stream-errors": "true"})) as lines:
+            async for line in lines:
+                if line.get("Error"):
+                    raise NodeError("The IPFS node could not remove every block.")
+                removed += "Key" in line
+        return removed
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.stall_timeout):
+                    chunk = await response.content.readany()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise translate(error) from error
+            if not chunk:
+                return
+            yield chunk
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,91 @@
+"""Pins: requests of the Pinning Service API to keep content, and the work of getting it."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    String,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from on_api.core.models.content import CID_LENGTH
+from on_api.core.models.database import Base, new_id, utc_now
+
+PIN_NAME_LENGTH = 255
+DETAILS_LENGTH = 500
+
+QUEUED = "queued"
+PINNING = "pinning"
+PINNED_STATUS = "pinned"
+FAILED = "failed"
+
+_UNDER_WAY = text("status IN ('queued', 'pinning')")
+
+
+class Pin(Base):
+    """One pin request. Once `pinned` it is a reference to its content; before, a job with a lease.
+
+    `created_at` has milliseconds and rises strictly per user. A pin that was removed while it was
+    being worked on, or replaced, is `removed_at` and seen by nobody until its work has ended.
+    """
+
+    __tablename__ = "pins"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    cid: Mapped[str] = mapped_column(String(CID_LENGTH))
+    source_cid: Mapped[str] = mapped_column(String(CID_LENGTH))
+    name: Mapped[str | None] = mapped_column(String(PIN_NAME_LENGTH))
+    meta: Mapped[dict[str, str] | None] = mapped_column()
+    origins: Mapped[list[str]] = mapped_column(default=list)
+    """Where the client says the content can be had, as far as it may be dialled at all."""
+    status: Mapped[str] = mapped_column(String(8), default=QUEUED)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    removed_at: Mapped[datetime | None] = mapped_column()
+    kept_for: Mapped[uuid.UUID | None] = mapped_column()
+    """The pin that replaces this one: its content is held until that one has an end."""
+
+    due_at: Mapped[datetime] = mapped_column(default=utc_now)
+    """When to try (again)."""
+    deadline_at: Mapped[datetime] = mapped_column()
+    """When trying ends."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    needs_fetch: Mapped[bool] = mapped_column(default=False)
+    """Its blocks were looked for on the node and are not all there."""
+    lease_token: Mapped[uuid.UUID | None] = mapped_column()
+    lease_until: Mapped[datetime | None] = mapped_column()
+    dag_size: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes of the DAG: so far while pinning, all of them once pinned."""
+    blocks: Mapped[int | None] = mapped_column(BigInteger)
+    details: Mapped[str | None] = mapped_column(String(DETAILS_LENGTH))
+    """Why it waits or failed, for a person."""
+
+    __table_args__ = (
+        CheckConstraint("status IN ('queued', 'pinning', 'pinned', 'failed')", name="status"),
+        UniqueConstraint("user_id", "created_at"),
+        Index("ix_pins_user_id_status_created_at", "user_id", "status", "created_at"),
+        Index("ix_pins_user_id_name", "user_id", "name"),
+        Index("ix_pins_cid", "cid"),
+        Index(
+            "ix_pins_queue",
+            "needs_fetch",
+            "user_id",
+            "due_at",
+            postgresql_where=_UNDER_WAY,
+            sqlite_where=_UNDER_WAY,
+        ),
+        Index(
+            "ix_pins_kept_for",
+            "kept_for",
+            postgresql_where=text("kept_for IS NOT NULL"),
+            sqlite_where=text("kept_for IS NOT NULL"),
+        ),
+    )

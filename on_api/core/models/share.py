@@ -1,0 +1,42 @@
+"""Shares: links by which a file can be had without an account."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from on_api.core.models.database import Base, new_id, utc_now
+
+
+class Share(Base):
+    """A link to one file. Its token is only kept as a hash; ending the file ends it."""
+
+    __tablename__ = "shares"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    file_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"))
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    """SHA-256 of the token, which has 256 random bits of its own."""
+    prefix: Mapped[str] = mapped_column(String(16))
+    """The token's beginning, so that its owner recognises it."""
+    expires_at: Mapped[datetime | None] = mapped_column()
+    max_downloads: Mapped[int | None] = mapped_column(BigInteger)
+    downloads: Mapped[int] = mapped_column(BigInteger, default=0)
+    sent_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Granted so far, where `max_downloads` limits them."""
+    password_hash: Mapped[str | None] = mapped_column(String(255))
+    failures: Mapped[int] = mapped_column(default=0)
+    blocked_until: Mapped[datetime | None] = mapped_column()
+    """No password is tried before that, after too many wrong ones."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    revoked_at: Mapped[datetime | None] = mapped_column()
+
+    __table_args__ = (
+        CheckConstraint("max_downloads > 0", name="max_downloads"),
+        Index("ix_shares_user_id_created_at", "user_id", "created_at", "id"),
+        Index("ix_shares_file_id", "file_id"),
+    )

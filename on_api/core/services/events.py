@@ -1,0 +1,59 @@
+"""The outbox: what happened is written with the state that it tells, and put in order later."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.orm import Session
+
+from on_api.core.models import Database, Event
+from on_api.core.models.database import utc_now
+
+MEMORY = timedelta(days=30)
+"""How long an event is kept."""
+BATCH = 1000
+
+# One relay at a time on PostgreSQL; on SQLite the writer's turn does it.
+_ADVISORY_LOCK = 0x6F6E6571
+
+
+def record(
+    session: Session, user_id: uuid.UUID, kind: str, subject_id: uuid.UUID, **data: Any
+) -> None:
+    """Write one event. `kind` reads like `pin.failed`; `data` must hold no secret."""
+    session.add(Event(user_id=user_id, kind=kind, subject_id=subject_id, data=data))
+
+
+def number_events(database: Database) -> int:
+    """Give `seq` to up to `BATCH` committed events, in the order in which they were written.
+
+    Returns how many. Who reads by `seq` never meets one later that belongs before: an event that
+    becomes visible late gets a later number.
+    """
+    with database.session_scope(write=False) as session:
+        if session.scalar(select(Event.id).where(Event.seq.is_(None)).limit(1)) is None:
+            return 0
+    with database.session_scope() as session:
+        if database.is_postgresql:
+            session.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+        last = session.scalar(select(func.max(Event.seq))) or 0
+        waiting = session.scalars(
+            select(Event.id).where(Event.seq.is_(None)).order_by(Event.id).limit(BATCH)
+        ).all()
+        if waiting:
+            numbered = [
+                {"id": event_id, "seq": last + position}
+                for position, event_id in enumerate(waiting, start=1)
+            ]
+            session.execute(update(Event), numbered)
+        return len(waiting)
+
+
+def forget_old_events(session: Session) -> None:
+    """Delete what is older than events are kept; the newest number stays, as the next one's
+    ground."""
+    newest = select(func.max(Event.seq)).scalar_subquery()
+    session.execute(delete(Event).where(Event.created_at < utc_now() - MEMORY, Event.seq < newest))

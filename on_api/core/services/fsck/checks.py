@@ -1,0 +1,269 @@
+"""Database and node against each other: every content has its pin, every pin of ours its reason,
+and every DAG is whole.
+
+What differs is asked for once more, one by one, before it is called a finding: both go on changing
+meanwhile, and the node's list may be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+from anyio import to_thread
+from sqlalchemy import exists, select
+
+from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
+from on_api.core.ipfs.car import CarError, CarReader
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.client import IpfsNode, PinStatus
+from on_api.core.ipfs.dag import DagError, UnknownCodecError, Walk
+from on_api.core.models import Content, Database, Holding, Lease, Pin
+from on_api.core.models.content import PINNED, UNPINNING
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.services import contents
+from on_api.core.services.fsck.findings import Finding, Kind, Report
+from on_api.core.services.fsck.node_pins import NodePins
+from on_api.core.services.keeper import Keeper
+from on_api.core.services.pin_jobs import UNDER_WAY
+from on_api.core.services.pin_names import PinNames
+
+logger = logging.getLogger(__name__)
+
+PAGE = 500
+WALKS_AT_ONCE = 4
+FETCH_SECONDS = 60.0
+"""How long missing blocks are asked of the network in a repair."""
+REMOVAL_LIFE = timedelta(minutes=1)
+
+
+class NodeChecks:
+    """The checks of one run."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        report: Report,
+        *,
+        repair: bool,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._keeper = keeper
+        self._names = names
+        self._report = report
+        self._repair = repair
+        self._run = new_id()
+        """The job after which pins made in a repair are named."""
+
+    async def check_states(self) -> None:
+        """What somebody holds is pinned, and no removal was left undone."""
+        for cid in await to_thread.run_sync(self._held_but_not_pinned):
+            details = "somebody holds it, its row says that it is not pinned"
+            mended = self._repair and await self._restore(cid)
+            self._report.add(Finding(Kind.WRONG_STATE, cid, details, mended))
+        for cid in await to_thread.run_sync(self._left_removals):
+            mended = self._repair and await self._remove(cid)
+            self._report.add(Finding(Kind.DEAD_LEASE, cid, "its removal was left undone", mended))
+
+    async def check_contents(self, pins: NodePins, *, walk: bool) -> None:
+        """Every content that the database says is pinned is; with `walk` its DAG is whole."""
+        places = asyncio.Semaphore(WALKS_AT_ONCE)
+
+        async def check(cid: str, *, listed: bool) -> None:
+            async with places:
+                if (listed or await self._is_pinned(cid)) and walk:
+                    await self._walk(cid)
+
+        async for page in self._pinned_contents():
+            self._report.contents += len(page)
+            missing = set(pins.missing(page))
+            await asyncio.gather(*(check(cid, listed=cid not in missing) for cid in page))
+
+    async def check_pins(self, pins: NodePins) -> None:
+        """Every pin on the node is a content's, work's in flight, or somebody else's."""
+        self._report.pins = pins.count
+        for page in pins.pages():
+            for pin in await to_thread.run_sync(self._unknown, page):
+                await self._look_at_unknown(pin)
+
+    async def _is_pinned(self, cid: str) -> bool:
+        """Ask for one pin that the list did not show."""
+        if await self._node.pin_status(cid) is not None:
+            return True
+        if await to_thread.run_sync(self._state, cid) != PINNED:
+            return False  # unpinned meanwhile
+        mended = False
+        if self._repair:
+            try:
+                mended = await self._keeper.heal(cid, self._run)
+            except NodeError:
+                mended = await self._fetch_and_pin(cid)
+        details = "the node has no pin on it"
+        self._report.add(Finding(Kind.MISSING_PIN, cid, details, mended))
+        return mended
+
+    async def _walk(self, cid: str) -> None:
+        damage = await self._damage(cid)
+        if damage is None or await to_thread.run_sync(self._state, cid) != PINNED:
+            return
+        mended = False
+        if self._repair:
+            await self._fetch(cid)
+            mended = await self._damage(cid) is None
+        self._report.add(Finding(Kind.DAMAGED_DAG, cid, damage, mended))
+
+    async def _damage(self, cid: str) -> str | None:
+        """Read every block, hash it, follow every link. None when all is well."""
+        root = Cid.from_text(cid)
+        if root.inline is not None:
+            return await self._missing(cid)
+        walk = Walk(root)
+        try:
+            async with self._node.car(cid) as chunks:
+                async for block_cid, block in CarReader(chunks).blocks():
+                    walk.take(block_cid, block)
+            walk.end()
+        except UnknownCodecError:
+            return await self._missing(cid)
+        except DagError as error:
+            return str(error)
+        except CarError as error:
+            # At a hole the gateway writes words into the stream and ends it.
+            return f"block {walk.wanted} can't be read ({error})"
+        except BlocksMissing:
+            return "its root block is missing"
+        self._report.blocks += walk.blocks
+        self._report.bytes += walk.bytes
+        return None
+
+    async def _missing(self, cid: str) -> str | None:
+        """For what only the node can follow: whether all blocks are there."""
+        try:
+            stat = await self._node.dag_stat(cid)
+        except BlocksMissing:
+            return "blocks are missing"
+        self._report.blocks += stat.blocks
+        self._report.bytes += stat.size
+        return None
+
+    async def _fetch(self, cid: str) -> None:
+        """Ask the network for what is missing, without touching the pin."""
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                if await self._node.peer_count():
+                    await self._node.dag_stat(cid, fetch=True)
+        except (TimeoutError, NodeError):
+            logger.info("the network did not give what is missing of %s", cid)
+
+    async def _fetch_and_pin(self, cid: str) -> bool:
+        await self._fetch(cid)
+        try:
+            return await self._keeper.heal(cid, self._run)
+        except NodeError:
+            return False
+
+    async def _restore(self, cid: str) -> bool:
+        """Pin again what somebody holds though its row says otherwise."""
+        try:
+            generation = await self._keeper.secure(cid, self._run)
+        except (NodeError, ServiceUnavailable):
+            return False
+
+        def set_pinned() -> bool:
+            with self._database.session_scope() as session:
+                content = contents.lock(session, cid)
+                if content is None or content.generation != generation:
+                    return False
+                content.state, content.unreferenced_at = PINNED, None
+                return True
+
+        return await to_thread.run_sync(set_pinned)
+
+    async def _look_at_unknown(self, pin: PinStatus) -> None:
+        job = await to_thread.run_sync(self._names.job_of, pin.name)
+        if job is None:
+            details = f"named {pin.name!r}" if pin.name else "without a name"
+            self._report.add(Finding(Kind.FOREIGN_PIN, pin.cid, details))
+            return
+        if await to_thread.run_sync(self._is_in_flight, job):
+            return
+        if await to_thread.run_sync(self._state, pin.cid) in {PINNED, UNPINNING}:
+            return
+        if await self._node.pin_status(pin.cid) is None:
+            return
+        mended = self._repair and await self._remove(pin.cid)
+        details = f"left by {job}, which has ended"
+        self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+
+    async def _remove(self, cid: str) -> bool:
+        """Unpin through the content's own states, so that whoever wants it now is not robbed."""
+
+        def begin() -> contents.Removal | None:
+            with self._database.session_scope() as session:
+                return contents.begin_removal(session, cid, grace=timedelta(0), life=REMOVAL_LIFE)
+
+        removal = await to_thread.run_sync(begin)
+        if removal is None:
+            return False
+        try:
+            return await self._keeper.remove(removal)
+        except NodeError:
+            return False
+
+    async def _pinned_contents(self) -> AsyncIterator[Sequence[str]]:
+        last = ""
+
+        def page() -> Sequence[str]:
+            with self._database.session_scope(write=False) as session:
+                return session.scalars(
+                    select(Content.cid)
+                    .where(Content.state == PINNED, Content.cid > last)
+                    .order_by(Content.cid)
+                    .limit(PAGE)
+                ).all()
+
+        while found := await to_thread.run_sync(page):
+            yield found
+            last = found[-1]
+
+    def _held_but_not_pinned(self) -> Sequence[str]:
+        held = exists().where(Holding.cid == Content.cid)
+        with self._database.session_scope(write=False) as session:
+            return session.scalars(select(Content.cid).where(Content.state != PINNED, held)).all()
+
+    def _left_removals(self) -> Sequence[str]:
+        left = (Content.state == UNPINNING) & (Content.lease_until < utc_now() - REMOVAL_LIFE)
+        with self._database.session_scope(write=False) as session:
+            return session.scalars(select(Content.cid).where(left)).all()
+
+    def _unknown(self, pins: Sequence[PinStatus]) -> list[PinStatus]:
+        """Those that are no content's."""
+        cids = [pin.cid for pin in pins]
+        with self._database.session_scope(write=False) as session:
+            known = set(
+                session.scalars(
+                    select(Content.cid).where(
+                        Content.cid.in_(cids), Content.state.in_((PINNED, UNPINNING))
+                    )
+                )
+            )
+        return [pin for pin in pins if pin.cid not in known]
+
+    def _is_in_flight(self, job: uuid.UUID) -> bool:
+        now = utc_now()
+        with self._database.session_scope(write=False) as session:
+            upload = exists().where(Lease.id == job, Lease.lease_until > now)
+            pin = exists().where(Pin.id == job, Pin.status.in_(UNDER_WAY))
+            return bool(session.scalar(select(upload | pin)))
+
+    def _state(self, cid: str) -> str | None:
+        with self._database.session_scope(write=False) as session:
+            content = contents.find(session, cid)
+            return None if content is None else content.state

@@ -1,0 +1,74 @@
+"""What `fsck` finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+MOST_KEPT = 10_000
+"""Findings told one by one; all are counted."""
+
+
+class Kind(StrEnum):
+    """What can be wrong between database and node."""
+
+    MISSING_PIN = "missing_pin"
+    DAMAGED_DAG = "damaged_dag"
+    ORPHAN_PIN = "orphan_pin"
+    FOREIGN_PIN = "foreign_pin"
+    DEAD_LEASE = "dead_lease"
+    WRONG_STATE = "wrong_state"
+    WRONG_COUNT = "wrong_count"
+
+
+MEANINGS = {
+    Kind.MISSING_PIN: "content that somebody holds is not pinned on the node",
+    Kind.DAMAGED_DAG: "blocks of content that is pinned are missing or damaged",
+    Kind.ORPHAN_PIN: "a pin of ours, left by a crash, that nobody holds",
+    Kind.FOREIGN_PIN: "a pin of somebody else: none of on-api's business",
+    Kind.DEAD_LEASE: "work that a crash has ended still counts as begun",
+    Kind.WRONG_STATE: "a row says something else than what refers to it",
+    Kind.WRONG_COUNT: "a counter differs from what it counts",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found. `subject` is a CID or a row's id."""
+
+    kind: Kind
+    subject: str
+    details: str
+    mended: bool = False
+
+    @property
+    def is_trouble(self) -> bool:
+        """Whether it breaks a promise as it stands."""
+        return self.kind is not Kind.FOREIGN_PIN and not self.mended
+
+
+@dataclass
+class Report:
+    """All findings of a run, and how much was looked at."""
+
+    contents: int = 0
+    pins: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[Kind, int] = field(default_factory=dict)
+    """By kind."""
+    troubles: int = 0
+    """Those that are left."""
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding, and keep it unless there are too many."""
+        self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
+        self.troubles += finding.is_trouble
+        if len(self.findings) < MOST_KEPT:
+            self.findings.append(finding)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every promise holds now."""
+        return self.troubles == 0

@@ -1,0 +1,116 @@
+"""Garbage collection: when it may run, and what it did.
+
+Kubo's collection waits for every upload and fetch under way, and everything new waits behind it; so
+these are ended or held back first. Blocks of an upload that the node has stored but on-api not yet
+recorded must not go: it starts only when no upload is left, else it is put off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+from anyio import to_thread
+from sqlalchemy import exists, select
+
+from on_api.core.errors import OnApiError
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.metrics import Metrics
+from on_api.core.models import Database, Lease, Pin
+from on_api.core.models.database import utc_now
+from on_api.core.services import maintenance
+from on_api.core.services.maintenance import GARBAGE, Turn
+from on_api.core.services.pin_jobs import UNDER_WAY
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end) or
+    `failed`."""
+
+    outcome: str
+    removed_blocks: int = 0
+    freed_bytes: int = 0
+    seconds: float = 0.0
+
+
+class GarbageCollector:
+    """Runs collections, one at a time over all processes."""
+
+    def __init__(self, database: Database, node: IpfsNode, metrics: Metrics) -> None:
+        self._database = database
+        self._node = node
+        self._metrics = metrics
+
+    async def collect(self, patience: float) -> Collection:
+        """Free what no pin covers. Waits up to `patience` seconds for uploads to end.
+
+        Raises `Conflict` while another one runs.
+        """
+        turn = await to_thread.run_sync(Turn, self._database, GARBAGE)
+        started = time.monotonic()
+        done = Collection("failed")
+        try:
+            async with turn.kept():
+                if not await self._is_quiet_within(patience):
+                    done = Collection("postponed")
+                else:
+                    before = await self._node.repo_stat()
+                    removed = await self._node.collect_garbage()
+                    after = await self._node.repo_stat()
+                    freed, seconds = max(0, before.size - after.size), time.monotonic() - started
+                    done = Collection("collected", removed, freed, round(seconds, 3))
+        finally:
+            self._metrics.collections.labels(done.outcome).inc()
+            self._metrics.freed_bytes.inc(done.freed_bytes)
+            self._metrics.collection_seconds.observe(time.monotonic() - started)
+            await to_thread.run_sync(turn.end, asdict(done))
+            logger.info(
+                "garbage collection %s: %d blocks, %d bytes",
+                done.outcome,
+                done.removed_blocks,
+                done.freed_bytes,
+            )
+        return done
+
+    async def collect_when_due(self, interval: timedelta, patience: float) -> bool:
+        """Collect if the last one was begun `interval` ago or more. Returns whether it did."""
+        if not await to_thread.run_sync(self._is_due, interval):
+            return False
+        try:
+            await self.collect(patience)
+        except OnApiError as error:
+            logger.warning("garbage collection failed: %s", error.details)
+        return True
+
+    async def _is_quiet_within(self, patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        while await to_thread.run_sync(self._is_busy):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+        return True
+
+    def _is_busy(self) -> bool:
+        """Whether an upload or a fetch is under way anywhere."""
+        now = utc_now()
+        with self._database.session_scope(write=False) as session:
+            uploads = exists().where(Lease.lease_until > now)
+            fetches = exists().where(Pin.status.in_(UNDER_WAY), Pin.lease_until > now)
+            return bool(session.scalar(select(uploads | fetches)))
+
+    def _is_due(self, interval: timedelta) -> bool:
+        with self._database.session_scope(write=False) as session:
+            last = maintenance.last_outcome(session, GARBAGE).finished_at
+        if last is None:
+            with self._database.session_scope() as session:
+                maintenance.start_counting(session, GARBAGE)
+            return False
+        return utc_now() - last >= interval

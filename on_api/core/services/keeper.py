@@ -1,0 +1,101 @@
+"""Keeps the node's pins and the content rows in agreement: the node is asked here, and never while
+a transaction is open.
+
+What can't be ordered by locks is mended: whoever finds that they acted too late looks whether the
+content is somebody's now, and pins it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from datetime import timedelta
+
+from anyio import to_thread
+
+from on_api.core.errors import ServiceUnavailable
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.models import Content, Database
+from on_api.core.models.content import ABSENT, PINNED, UNPINNING
+from on_api.core.models.database import utc_now
+from on_api.core.services import contents
+from on_api.core.services.contents import Removal
+from on_api.core.services.pin_names import PinNames
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.05
+MARGIN_SECONDS = 5.0
+
+
+class Keeper:
+    """Pins and unpins on the node as the content rows say. `life` is that of a removal's claim."""
+
+    def __init__(self, database: Database, node: IpfsNode, names: PinNames, life: float) -> None:
+        self._database = database
+        self._node = node
+        self._names = names
+        self._life = timedelta(seconds=life)
+
+    async def secure(self, cid: str, job: uuid.UUID) -> int:
+        """Make sure, for a job, that the node has pinned `cid`, after its removal has ended.
+
+        All its blocks must be there. Returns the generation under which this holds: a later removal
+        has another one. Raises `ServiceUnavailable` when a removal does not end, or a `NodeError`.
+        """
+        deadline = asyncio.get_running_loop().time() + self._life.total_seconds() + MARGIN_SECONDS
+        while True:
+            state, generation = await to_thread.run_sync(self._look, cid)
+            if state != UNPINNING:
+                break
+            if asyncio.get_running_loop().time() > deadline:
+                raise ServiceUnavailable("This content is just being removed; send it again.")
+            await asyncio.sleep(LOOK_SECONDS)
+        await self._pin_again(cid, job)
+        return generation
+
+    async def remove(self, removal: Removal) -> bool:
+        """Unpin a content under a claim. Returns whether it is gone."""
+        await self._node.unpin(removal.cid)
+        if await to_thread.run_sync(self._finish, removal):
+            return True
+        logger.warning("a removal of %s came too late: looking after it", removal.cid)
+        await self.heal(removal.cid, removal.token)
+        return False
+
+    async def heal(self, cid: str, job: uuid.UUID) -> bool:
+        """Pin `cid` again, for a job, if it is somebody's and the node has lost its pin. Returns
+        whether it had."""
+        state, _ = await to_thread.run_sync(self._look, cid)
+        return state == PINNED and await self._pin_again(cid, job)
+
+    async def _pin_again(self, cid: str, job: uuid.UUID) -> bool:
+        # Never `pin` on what is pinned: see `IpfsNode.pin`.
+        if await self._node.pin_status(cid) is not None:
+            return False
+        name = await to_thread.run_sync(self._names.of, job)
+        await self._node.pin(cid, name=name, fetch=False)
+        return True
+
+    def _look(self, cid: str) -> tuple[str, int]:
+        """State and generation. A removal whose owner is gone is ended here."""
+        with self._database.session_scope(write=False) as session:
+            content = session.get(Content, cid)
+            if content is None:
+                return ABSENT, 0
+            if content.state != UNPINNING or not _is_left(content):
+                return content.state, content.generation
+        with self._database.session_scope() as session:
+            content = contents.lock(session, cid)
+            if content is not None and content.state == UNPINNING and _is_left(content):
+                contents.make_absent(content)
+            return (ABSENT, 0) if content is None else (content.state, content.generation)
+
+    def _finish(self, removal: Removal) -> bool:
+        with self._database.session_scope() as session:
+            return contents.finish_removal(session, removal)
+
+
+def _is_left(content: Content) -> bool:
+    return content.lease_until is None or content.lease_until < utc_now()

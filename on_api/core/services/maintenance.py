@@ -1,0 +1,90 @@
+"""Work over the whole node, one of a kind at a time over all processes: who does it, until when,
+and how the last one ended."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import Conflict
+from on_api.core.models import Database, Maintenance
+from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.services.renewal import renewed
+
+GARBAGE = "gc"
+FSCK = "fsck"
+LIFE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the last one ended; None for what never happened."""
+
+    finished_at: datetime | None
+    result: dict[str, Any] | None
+
+
+class Turn:
+    """The turn of this process to do one kind of maintenance; lost after `LIFE` unless kept."""
+
+    def __init__(self, database: Database, kind: str) -> None:
+        """Take it. Raises `Conflict` while somebody else has it."""
+        self._database = database
+        self._kind = kind
+        self._token = new_id()
+        now = utc_now()
+        with database.session_scope() as session:
+            insert_unless_there(session, Maintenance, kind=kind)
+            row = _lock(session, kind)
+            if row.lease_until is not None and row.lease_until > now:
+                raise Conflict(f"A {kind} is under way already.")
+            row.token, row.lease_until, row.started_at = self._token, now + LIFE, now
+
+    def kept(self) -> AbstractAsyncContextManager[None]:
+        """Keep it while the block runs."""
+        return renewed(self._renew, LIFE)
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Give it back with its result; nothing happens if it was lost."""
+        with self._database.session_scope() as session:
+            row = _lock(session, self._kind)
+            if row.token == self._token:
+                row.token = row.lease_until = None
+                row.finished_at, row.result = utc_now(), result
+
+    def _renew(self) -> None:
+        with self._database.session_scope() as session:
+            row = _lock(session, self._kind)
+            if row.token == self._token:
+                row.lease_until = utc_now() + LIFE
+
+
+def is_under_way(session: Session, kind: str) -> bool:
+    """Whether somebody does it right now."""
+    until = session.scalar(select(Maintenance.lease_until).where(Maintenance.kind == kind))
+    return until is not None and until > utc_now()
+
+
+def last_outcome(session: Session, kind: str) -> Outcome:
+    """How the last one ended."""
+    row = session.get(Maintenance, kind)
+    return Outcome(None, None) if row is None else Outcome(row.finished_at, row.result)
+
+
+def start_counting(session: Session, kind: str) -> None:
+    """Count its schedule from now on, where it never ran."""
+    insert_unless_there(session, Maintenance, kind=kind, finished_at=utc_now())
+
+
+def _lock(session: Session, kind: str) -> Maintenance:
+    return session.scalars(
+        select(Maintenance)
+        .where(Maintenance.kind == kind)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one()

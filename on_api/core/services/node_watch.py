@@ -1,0 +1,100 @@
+"""What is asked of the node now and then rather than in each request: where it listens, how much is
+pinned.
+
+The addresses are kept in the database too: pins can be listed while the node is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Sequence
+
+from anyio import to_thread
+from sqlalchemy import func, select
+
+from on_api.core.addresses import is_public
+from on_api.core.errors import NodeUnavailable, OnApiError
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.multiaddr import Multiaddr
+from on_api.core.models import Content, Database, Deployment
+from on_api.core.models.content import PINNED
+from on_api.core.services.pin_names import deployment
+from on_api.core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 60.0
+FIRST_LOOK_SECONDS = 1.0
+"""While the addresses were never known."""
+MAX_DELEGATES = 20
+
+
+class NodeWatch:
+    """Knows the last answers. `run` asks anew until it is cancelled."""
+
+    def __init__(self, settings: Settings, database: Database, node: IpfsNode) -> None:
+        self._database = database
+        self._node = node
+        self._fixed = settings.pins.delegates
+        self._delegates: Sequence[str] = self._fixed
+        self.pinned: int | None = None
+        """How many contents are pinned; None until it was counted."""
+
+    @property
+    def delegates(self) -> Sequence[str]:
+        """1 to 20 addresses at which clients find the node, each ending in its identity.
+
+        Raises `NodeUnavailable` while they were never known.
+        """
+        if not self._delegates:
+            raise NodeUnavailable
+        return self._delegates
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            try:
+                await self.look()
+            except OnApiError as error:
+                logger.warning("could not look at the node: %s", error.details)
+            await asyncio.sleep(LOOK_SECONDS if self._delegates else FIRST_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Look once. Raises a `NodeError` or `DatabaseUnavailable`."""
+        if not self._delegates:
+            self._delegates = await to_thread.run_sync(self._recall)
+        self.pinned = await to_thread.run_sync(self._count)
+        if not self._fixed:
+            found = best_addresses(await self._node.addresses())
+            if found and found != self._delegates:
+                await to_thread.run_sync(self._remember, found)
+                self._delegates = found
+
+    def _recall(self) -> Sequence[str]:
+        with self._database.session_scope(write=False) as session:
+            return session.scalar(select(Deployment.delegates)) or ()
+
+    def _remember(self, addresses: list[str]) -> None:
+        with self._database.session_scope() as session:
+            deployment(session).delegates = addresses
+
+    def _count(self) -> int:
+        with self._database.session_scope(write=False) as session:
+            return session.scalar(select(func.count()).where(Content.state == PINNED)) or 0
+
+
+def best_addresses(addresses: Sequence[str]) -> list[str]:
+    """Those of the public internet if there are any, else all; at most `MAX_DELEGATES`."""
+    public = [text for text in addresses if _is_public(text)]
+    return list(dict.fromkeys(public or addresses))[:MAX_DELEGATES]
+
+
+def _is_public(text: str) -> bool:
+    multiaddr = Multiaddr.parse(text)
+    if multiaddr is None:
+        return False
+    if multiaddr.kind in {"ip4", "ip6"}:
+        return is_public(ipaddress.ip_address(multiaddr.host))
+    return True

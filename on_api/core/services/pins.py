@@ -1,0 +1,259 @@
+"""Pins as their users see them: asked for, listed, replaced, removed. How they are carried out is
+in `pin_jobs.py` and the worker.
+
+Rules beyond the specification's words are those that its clients need: see `PinFilter`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import InsufficientFunds, NotFound
+from on_api.core.ipfs.cid import normalise
+from on_api.core.models import Pin, UserUsage
+from on_api.core.models.content import PINNED
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.json_contains import Contains
+from on_api.core.models.pin import FAILED, PINNED_STATUS, QUEUED
+from on_api.core.pagination import TimePage
+from on_api.core.services import contents, events
+from on_api.core.services.access import owned
+from on_api.core.services.paging import Listing
+
+MILLISECOND = timedelta(milliseconds=1)
+"""In which a pin's `created_at` is counted: what clients send back as `before` must be exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinRequest:
+    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows."""
+
+    cid: str
+    name: str | None = None
+    origins: Sequence[str] = ()
+    meta: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinFilter:
+    """Which pins: all that is set must hold.
+
+    Without `statuses` only those that are pinned, unless cids, name or meta narrow the list: a
+    client that asks for its pin by what it is wants to hear of it in every state.
+    """
+
+    cids: Sequence[str] = ()
+    name: str | None = None
+    match: str = "exact"
+    statuses: Sequence[str] = ()
+    meta: dict[str, str] | None = None
+
+    @property
+    def effective_statuses(self) -> Sequence[str]:
+        """The statuses to show; empty: every one."""
+        if self.statuses or self.cids or self.name is not None or self.meta is not None:
+            return self.statuses
+        return (PINNED_STATUS,)
+
+
+class PinService:
+    """Takes pin requests. `ring` is called after a commit that leaves work for the worker."""
+
+    def __init__(self, deadline: timedelta, ring: Callable[[Session], None]) -> None:
+        self._deadline = deadline
+        self._ring = ring
+
+    def add(self, session: Session, user_id: uuid.UUID, request: PinRequest) -> Pin:
+        """Pin something: at once if on-api keeps it already, else as a job.
+
+        Raises `BadRequest` for a CID that is none, `InsufficientFunds` over the quota.
+        """
+        usage = contents.lock_usage(session, user_id)
+        return self._add(session, usage, request, freed=0)
+
+    def replace(
+        self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
+    ) -> Pin:
+        """Pin something instead of what another pin keeps, which is seen no more from now on.
+
+        Its content is held until the new pin has an end, so that blocks of both stay. Raises
+        `NotFound`, and what `add` raises.
+        """
+        usage = contents.lock_usage(session, user_id)
+        old = _find(session, user_id, pin_id)
+        contents.lock_all(session, [old.cid, normalise(request.cid), *_kept_cids(session, old.id)])
+        freed = old.dag_size or 0 if old.status == PINNED_STATUS else 0
+        new = self._add(session, usage, request, freed=freed)
+        if new.status == PINNED_STATUS:
+            _remove(session, usage, old)
+            return new
+        # What the old one was itself kept for waits for the new one as well.
+        session.execute(update(Pin).where(Pin.kept_for == old.id).values(kept_for=new.id))
+        if old.status == PINNED_STATUS:
+            old.removed_at, old.kept_for = utc_now(), new.id
+            usage.pinned_count -= 1
+            events.record(session, user_id, "pin.removed", old.id, cid=old.cid)
+        else:
+            _remove(session, usage, old)
+        session.flush()
+        return new
+
+    def remove(self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> None:
+        """Remove a pin; its content stays for whoever else holds it. Raises `NotFound`."""
+        usage = contents.lock_usage(session, user_id)
+        pin = _find(session, user_id, pin_id)
+        release_kept(session, usage, pin.id)
+        _remove(session, usage, pin)
+        if pin.removed_at is not None:
+            self._ring(session)
+
+    def _add(self, session: Session, usage: UserUsage, request: PinRequest, *, freed: int) -> Pin:
+        now = utc_now()
+        cid = normalise(request.cid)
+        pin = Pin(
+            id=new_id(),
+            user_id=usage.user_id,
+            cid=cid,
+            source_cid=request.cid,
+            name=request.name,
+            meta=request.meta,
+            origins=list(request.origins),
+            status=QUEUED,
+            created_at=contents.next_moment(usage, step=MILLISECOND),
+            due_at=now,
+            deadline_at=now + self._deadline,
+            attempts=0,
+            needs_fetch=False,
+        )
+        session.add(pin)
+        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+        content = contents.lock(session, cid)
+        if content is not None and content.state == PINNED:
+            _require_room(session, usage, cid, content.dag_size, freed)
+            settle_pinned(session, usage, pin, content.dag_size)
+        else:
+            # How much will come is not known yet: the worker looks again when it is.
+            _require_room(session, usage, cid, 1, freed)
+            session.flush()
+            self._ring(session)
+        return pin
+
+
+def settle_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
+    """A pin has become a reference to content that is pinned; `usage` and content are locked.
+
+    Raises `contents.NotSecuredError` when the content isn't pinned after all.
+    """
+    contents.add_reference(session, usage, pin.cid, dag_size, {})
+    mark_pinned(session, usage, pin, dag_size)
+
+
+def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
+    """The reference was added: the pin shows it, and what it replaced is let go."""
+    pin.status, pin.dag_size, pin.details = PINNED_STATUS, dag_size, None
+    pin.lease_token = pin.lease_until = None
+    usage.pinned_count += 1
+    events.record(session, pin.user_id, "pin.pinned", pin.id, cid=pin.cid)
+    session.flush()
+    release_kept(session, usage, pin.id)
+
+
+def lock_contents(session: Session, pin: Pin) -> None:
+    """Lock every content that the end of a pin touches, in the order that all keep."""
+    contents.lock_all(session, [pin.cid, *_kept_cids(session, pin.id)])
+
+
+def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
+    """Let go of what was held until this pin has an end."""
+    kept = session.scalars(select(Pin).where(Pin.kept_for == pin_id).order_by(Pin.cid)).all()
+    for pin in kept:
+        contents.drop_reference(session, usage, pin.cid)
+        session.delete(pin)
+    session.flush()
+
+
+def get_pin(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
+    """One pin of a user. Raises `NotFound` for any other."""
+    pin = session.scalar(_mine(user_id).where(Pin.id == pin_id))
+    if pin is None:
+        raise NotFound
+    return pin
+
+
+def pins_of(
+    session: Session, user_id: uuid.UUID, wanted: PinFilter, page: TimePage
+) -> tuple[int, Sequence[Pin]]:
+    """How many pins match (`before` and `after` included), and the newest `limit` of them."""
+    known = None
+    if wanted == PinFilter():
+        known = session.scalar(select(UserUsage.pinned_count).where(UserUsage.user_id == user_id))
+    statement = _matching(_mine(user_id), wanted)
+    return Listing(statement, Pin.created_at, Pin.id, known).by_time(session, page)
+
+
+def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
+    """Take a pin away; one that is being worked on is only marked, for the worker to end."""
+    events.record(session, pin.user_id, "pin.removed", pin.id, cid=pin.cid)
+    if pin.status == PINNED_STATUS:
+        usage.pinned_count -= 1
+        session.delete(pin)
+        session.flush()
+        contents.drop_reference(session, usage, pin.cid)
+    elif pin.status == FAILED or pin.attempts == 0:
+        session.delete(pin)
+        session.flush()
+    else:
+        pin.removed_at = pin.due_at = utc_now()
+        session.flush()
+
+
+def _kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
+    return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
+
+
+def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
+    pin = session.scalar(_mine(user_id).where(Pin.id == pin_id).with_for_update())
+    if pin is None:
+        raise NotFound
+    return pin
+
+
+def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
+    room = contents.room_of(session, usage)
+    charge = contents.charge_of(session, usage.user_id, cid, dag_size)
+    if room is not None and charge > room + freed:
+        raise InsufficientFunds
+
+
+def _mine(user_id: uuid.UUID) -> Select[Pin]:
+    return owned(select(Pin), Pin.user_id, user_id).where(Pin.removed_at.is_(None))
+
+
+def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
+    if wanted.cids:
+        statement = statement.where(Pin.cid.in_([normalise(cid) for cid in wanted.cids]))
+    if wanted.name is not None:
+        statement = statement.where(_named(wanted.name, wanted.match))
+    if wanted.effective_statuses:
+        statement = statement.where(Pin.status.in_(wanted.effective_statuses))
+    if wanted.meta is not None:
+        statement = statement.where(Contains(Pin.meta, wanted.meta))
+    return statement
+
+
+def _named(name: str, match: str) -> ColumnElement[bool]:
+    """The four ways of the specification. Positions, not LIKE: `%` and `_` are letters here, and
+    SQLite's LIKE knows no case."""
+    if match == "iexact":
+        return func.lower(Pin.name) == func.lower(name)
+    if match == "partial":
+        return func.strpos(Pin.name, name) > 0
+    if match == "ipartial":
+        return func.strpos(func.lower(Pin.name), func.lower(name)) > 0
+    return Pin.name == name

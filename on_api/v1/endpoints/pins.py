@@ -1,0 +1,255 @@
+"""Pins: the IPFS Pinning Service API 1.0.0 to the letter, the same in every version.
+
+Names of operations and parameters, statuses and words are the specification's; its parameters are
+written out below because the framework has no comma-separated lists.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import TypeAdapter, ValidationError
+
+from on_api.core.dependencies import PinsRead, PinsWrite, ServicesDep, SessionDep
+from on_api.core.error_texts import describe
+from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
+from on_api.core.pagination import TimePage
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.common import GivenMoment, Text
+from on_api.core.schemas.pins import (
+    Pin,
+    PinMeta,
+    PinName,
+    PinResults,
+    PinStatus,
+    Status,
+    TextMatchingStrategy,
+)
+from on_api.core.services.pins import PinFilter, get_pin, pins_of
+
+router = APIRouter(prefix="/pins", tags=["pins"], route_class=ApiRoute)
+
+MAX_CIDS = 10
+DEFAULT_LIMIT = 10
+
+_ERRORS = {
+    **documented(NotFound, InsufficientFunds),
+    "4XX": {"description": "Error response (Custom service error)"},
+    "5XX": {"description": "Error response (Unexpected internal server error)"},
+}
+
+
+def _parameter(name: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, **more}
+
+
+_MOMENT = {"type": "string", "format": "date-time"}
+_LIST_PARAMETERS = [
+    _parameter(
+        "cid",
+        "Return pin objects responsible for pinning the specified CID(s)",
+        schema={
+            "type": "array",
+            "items": {"type": "string"},
+            "uniqueItems": True,
+            "minItems": 1,
+            "maxItems": MAX_CIDS,
+        },
+        style="form",
+        explode=False,
+    ),
+    _parameter(
+        "name",
+        "Return pin objects with specified name (by default a case-sensitive, exact match)",
+        schema={"type": "string", "maxLength": 255},
+    ),
+    _parameter(
+        "match",
+        "Customize the text matching strategy applied when the name filter is present",
+        schema={"type": "string", "enum": list(TextMatchingStrategy), "default": "exact"},
+    ),
+    _parameter(
+        "status",
+        "Return pin objects for pins with the specified status (when missing: pinned only, or "
+        "every status when cid, name or meta is given)",
+        schema={
+            "type": "array",
+            "items": {"type": "string", "enum": list(Status)},
+            "uniqueItems": True,
+            "minItems": 1,
+        },
+        style="form",
+        explode=False,
+    ),
+    _parameter(
+        "before", "Return results created (queued) before provided timestamp", schema=_MOMENT
+    ),
+    _parameter("after", "Return results created (queued) after provided timestamp", schema=_MOMENT),
+    _parameter(
+        "limit",
+        "Max records to return",
+        schema={
+            "type": "integer",
+            "format": "int32",
+            "minimum": 1,
+            "maximum": 1000,
+            "default": DEFAULT_LIMIT,
+        },
+    ),
+    _parameter(
+        "meta",
+        "Return pin objects that match specified metadata keys passed as a string representation "
+        "of a JSON object",
+        content={
+            "application/json": {
+                "schema": {"type": "object", "additionalProperties": {"type": "string"}}
+            }
+        },
+    ),
+]
+
+_Hidden = Query(include_in_schema=False)
+
+
+def _pin_filter(
+    cid: Annotated[str | None, Query(max_length=2000, include_in_schema=False)] = None,
+    name: Annotated[PinName | None, _Hidden] = None,
+    match: Annotated[TextMatchingStrategy, _Hidden] = TextMatchingStrategy.EXACT,
+    status: Annotated[Text | None, Query(max_length=100, include_in_schema=False)] = None,
+    meta: Annotated[str | None, Query(max_length=20_000, include_in_schema=False)] = None,
+) -> PinFilter:
+    """Which pins a list shows."""
+    cids = [] if cid is None else cid.split(",")
+    if len(cids) > MAX_CIDS:
+        raise BadRequest(f"cid: at most {MAX_CIDS} at once.")
+    try:
+        statuses = [] if status is None else [Status(word) for word in status.split(",")]
+    except ValueError:
+        raise BadRequest(f"status: known are {', '.join(Status)}.") from None
+    return PinFilter(cids, name, match, statuses, None if meta is None else _meta(meta))
+
+
+def _page(
+    before: Annotated[GivenMoment | None, _Hidden] = None,
+    after: Annotated[GivenMoment | None, _Hidden] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, include_in_schema=False)] = DEFAULT_LIMIT,
+) -> TimePage:
+    """Which part of the list."""
+    return TimePage(limit, before, after)
+
+
+@router.get(
+    "",
+    operation_id="getPins",
+    summary="List pin objects",
+    responses=_ERRORS,
+    response_model_exclude_none=True,
+    openapi_extra={"parameters": _LIST_PARAMETERS},
+)
+def get_pins(
+    principal: PinsRead,
+    session: SessionDep,
+    services: ServicesDep,
+    wanted: Annotated[PinFilter, Depends(_pin_filter)],
+    page: Annotated[TimePage, Depends(_page)],
+) -> PinResults:
+    """List all the pin objects, matching optional filters; when no filter is provided, only
+    successful pins are returned"""
+    count, rows = pins_of(session, principal.user_id, wanted, page)
+    delegates = services.watch.delegates
+    return PinResults(count=count, results=[PinStatus.of(row, delegates) for row in rows])
+
+
+@router.post(
+    "",
+    operation_id="addPin",
+    summary="Add pin object",
+    status_code=202,
+    responses=_ERRORS,
+    response_model_exclude_none=True,
+)
+def add_pin(
+    body: Pin, principal: PinsWrite, session: SessionDep, services: ServicesDep
+) -> PinStatus:
+    """Add a new pin object for the current access token"""
+    delegates = services.watch.delegates
+    row = services.pins.add(session, principal.user_id, body.as_request())
+    return PinStatus.of(row, delegates)
+
+
+@router.get(
+    "/{requestid}",
+    operation_id="getPinByRequestId",
+    summary="Get pin object",
+    responses=_ERRORS,
+    response_model_exclude_none=True,
+)
+def get_pin_by_request_id(
+    requestid: str, principal: PinsRead, session: SessionDep, services: ServicesDep
+) -> PinStatus:
+    """Get a pin object and its status"""
+    row = get_pin(session, principal.user_id, _request_id(requestid))
+    return PinStatus.of(row, services.watch.delegates)
+
+
+@router.post(
+    "/{requestid}",
+    operation_id="replacePinByRequestId",
+    summary="Replace pin object",
+    status_code=202,
+    responses=_ERRORS,
+    response_model_exclude_none=True,
+)
+def replace_pin_by_request_id(
+    requestid: str,
+    body: Pin,
+    principal: PinsWrite,
+    session: SessionDep,
+    services: ServicesDep,
+) -> PinStatus:
+    """Replace an existing pin object (shortcut for executing remove and add operations in one step
+    to avoid unnecessary garbage collection of blocks present in both recursive pins)"""
+    delegates = services.watch.delegates
+    row = services.pins.replace(
+        session, principal.user_id, _request_id(requestid), body.as_request()
+    )
+    return PinStatus.of(row, delegates)
+
+
+@router.delete(
+    "/{requestid}",
+    operation_id="deletePinByRequestId",
+    summary="Remove pin object",
+    status_code=202,
+    response_class=Response,
+    responses=_ERRORS,
+)
+def delete_pin_by_request_id(
+    requestid: str, principal: PinsWrite, session: SessionDep, services: ServicesDep
+) -> Response:
+    """Remove a pin object"""
+    services.pins.remove(session, principal.user_id, _request_id(requestid))
+    return Response(status_code=202)
+
+
+def _request_id(text: str) -> uuid.UUID:
+    """Opaque to clients: what is no id of ours is of no pin."""
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise NotFound from None
+
+
+_META: TypeAdapter[dict[str, str]] = TypeAdapter(PinMeta)
+
+
+def _meta(text: str) -> dict[str, str]:
+    try:
+        return _META.validate_python(json.loads(text))
+    except ValidationError as error:
+        raise BadRequest(f"meta: {describe(error.errors())}") from None
+    except (ValueError, RecursionError):
+        raise BadRequest("meta: not valid JSON.") from None

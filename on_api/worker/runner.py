@@ -1,0 +1,98 @@
+"""The worker: every kind of job in loops of its own on one event loop, until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from anyio import to_thread
+
+from on_api.core.errors import OnApiError
+from on_api.core.ipfs.multiaddr import Resolver
+from on_api.core.services.container import Services
+from on_api.core.services.events import number_events
+from on_api.worker.pinning import BEAT_SECONDS, PinWorker
+from on_api.worker.unpinning import Unpinner
+
+logger = logging.getLogger(__name__)
+
+SLOW_LOOK_SECONDS = 5.0
+"""Between looks for what may wait: unpinning, garbage collection."""
+
+
+class Worker:
+    """One process's worker. Several may run on one PostgreSQL."""
+
+    def __init__(self, services: Services, resolver: Resolver | None = None) -> None:
+        settings = services.settings
+        self._services = services
+        self._poll = settings.worker.poll
+        self._unpinner = Unpinner(
+            services.database,
+            services.keeper,
+            services.metrics,
+            grace=timedelta(seconds=settings.gc.grace),
+            life=timedelta(seconds=settings.worker.lease_seconds),
+        )
+        self._pins = PinWorker(
+            settings,
+            services.database,
+            services.node,
+            services.keeper,
+            services.names,
+            self._unpinner,
+            services.capacity,
+            services.metrics,
+            resolver or Resolver(),
+            services.bell,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, on the running event loop."""
+        slow = min(SLOW_LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
+        loops: list[tuple[Callable[[], Awaitable[bool]], float]] = [
+            (lambda: self._pins.step(fetch=False), self._poll),
+            (lambda: self._pins.step(fetch=True), self._poll),
+            (self._beat, BEAT_SECONDS),
+            (self._number_events, self._poll),
+            (self._unpinner.step, slow),
+        ]
+        if self._services.settings.gc.interval:
+            loops.append((self._collect_when_due, SLOW_LOOK_SECONDS))
+        self._tasks = [asyncio.create_task(self._repeat(*loop)) for loop in loops]
+
+    async def stop(self) -> None:
+        """End; what was being worked on is given back."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pins.stop()
+
+    async def _repeat(self, step: Callable[[], Awaitable[bool]], pause: float) -> None:
+        """Do steps as long as there is work, then wait for the bell or `pause` seconds."""
+        while True:
+            worked = False
+            try:
+                worked = await step()
+            except OnApiError as error:
+                logger.warning("the worker waits: %s", error.details)
+            except Exception:
+                logger.exception("a step of the worker failed")
+            if not worked:
+                await self._services.bell.wait(pause)
+
+    async def _beat(self) -> bool:
+        await self._pins.beat()
+        await asyncio.sleep(BEAT_SECONDS)
+        return True
+
+    async def _number_events(self) -> bool:
+        return await to_thread.run_sync(number_events, self._services.database) > 0
+
+    async def _collect_when_due(self) -> bool:
+        gc = self._services.settings.gc
+        await self._services.garbage.collect_when_due(timedelta(seconds=gc.interval), gc.patience)
+        return False

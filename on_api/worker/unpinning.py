@@ -1,0 +1,69 @@
+"""Unpins what nobody has referred to for the time of grace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from anyio import to_thread
+
+from on_api.core.errors import NodeError
+from on_api.core.metrics import Metrics
+from on_api.core.models import Database
+from on_api.core.services import contents
+from on_api.core.services.contents import Removal
+from on_api.core.services.keeper import Keeper
+
+logger = logging.getLogger(__name__)
+
+BATCH = 50
+
+
+class Unpinner:
+    """Takes contents one by one. A crash leaves a claim that another one takes up when it ends."""
+
+    def __init__(
+        self,
+        database: Database,
+        keeper: Keeper,
+        metrics: Metrics,
+        *,
+        grace: timedelta,
+        life: timedelta,
+    ) -> None:
+        self._database = database
+        self._keeper = keeper
+        self._metrics = metrics
+        self._grace = grace
+        self._life = life
+
+    async def step(self) -> bool:
+        """Unpin a batch of what is due. Returns whether there was any."""
+        due = await to_thread.run_sync(self._due)
+        for cid in due:
+            await self.unpin(cid)
+        return bool(due)
+
+    async def unpin(self, cid: str) -> bool:
+        """Unpin one content if nobody refers to it. Returns whether it was."""
+        removal = await to_thread.run_sync(self._begin, cid)
+        if removal is None:
+            return False
+        try:
+            removed = await self._keeper.remove(removal)
+        except NodeError as error:
+            # Whether the node did it is not known: the claim ends, and it is tried again.
+            logger.warning("could not unpin %s: %s", cid, error.details)
+            return False
+        if removed:
+            self._metrics.unpinned.inc()
+        return removed
+
+    def _due(self) -> Sequence[str]:
+        with self._database.session_scope(write=False) as session:
+            return contents.removable(session, self._grace, BATCH)
+
+    def _begin(self, cid: str) -> Removal | None:
+        with self._database.session_scope() as session:
+            return contents.begin_removal(session, cid, grace=self._grace, life=self._life)
