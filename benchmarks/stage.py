@@ -40,7 +40,7 @@ class Sizes:
     """Bytes of a large file."""
     huge: int = 10 * 2**30
     """Bytes of the file whose memory is watched."""
-    uploads: int = 2000
+    uploads: int = 1000
     """Small files in one round."""
     gets: int = 10_000
     pages: int = 200
