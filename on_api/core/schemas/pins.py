@@ -48,11 +48,11 @@ class TextMatchingStrategy(StrEnum):
     IPARTIAL = "ipartial"
 
 
-def _dialable(value: object) -> list[str]:
-    """Those that could be dialled at all. A pin is never refused for the others."""
+def _dialable(value: object) -> list[str] | None:
+    """Those that could be dialled at all, if any. A pin is never refused for the others."""
     items = value if isinstance(value, list) else []
     known = [item for item in items if isinstance(item, str) and Multiaddr.parse(item)]
-    return list(dict.fromkeys(known))[:MAX_ADDRESSES]
+    return list(dict.fromkeys(known))[:MAX_ADDRESSES] or None
 
 
 def _bounded_meta(value: dict[str, str]) -> dict[str, str]:
@@ -97,7 +97,7 @@ class Pin(BaseModel):
         description="Optional name for pinned data; can be used for lookups later",
         examples=["PreciousData.pdf"],
     )
-    origins: Annotated[list[str], BeforeValidator(_dialable)] | Absent = Field(
+    origins: Annotated[list[str] | Absent, BeforeValidator(_dialable)] = Field(
         default=None,
         json_schema_extra={"maxItems": MAX_ADDRESSES, "uniqueItems": True},
         description="Optional list of multiaddrs known to provide the data; those that can't be "

@@ -196,6 +196,7 @@ def test_fields_of_other_services_are_passed_over(alice: Account) -> None:
         (["", "nonsense", "/ip4/203.0.113.7/tcp/4001", "/ip4/999.1.1.1/tcp/1/p2p/" + PEER], 0),
         ([f"{ORIGIN}/p2p-circuit/p2p/{PEER}"], 0),
         (["/dns/" + "x" * 5000, "\x00", "\ud800", "ü", 7, None, ["a"], {"b": 1}, ORIGIN], 1),
+        ([f"/dns4/a\x00b/tcp/1/p2p/{PEER}", f"/ip6/2001:db8::1%x/tcp/1/p2p/{PEER}"], 0),
         ("not a list", 0),
         ({"a": 1}, 0),
         (17, 0),
