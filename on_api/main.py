@@ -7,6 +7,7 @@ Makes no connection and no thread before its lifespan begins.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version as release_of
@@ -23,12 +24,15 @@ from on_api.core.models.migrations import check_revision
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
+from on_api.core.services.rotation import secret_problem
 from on_api.core.settings import Settings
 from on_api.public import docs, health
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper
 from on_api.worker.runner import Worker
+
+logger = logging.getLogger(__name__)
 
 VERSIONS = (V1, V2)
 
@@ -37,8 +41,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
     """The application. Without arguments: settings from the environment, and the Kubo that they
     name.
 
-    Raises `StartupError` without a master secret; its lifespan raises it for a database that is not
-    at the revision this code needs.
+    Its lifespan raises `StartupError` for a database that is not at the revision this code needs.
+    Without the master secret what needs none goes on, and the log says so.
     """
     settings = settings or Settings()
     services = Services.build(settings, node or connect_node(settings))
@@ -124,3 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _check_database(services: Services) -> None:
     with services.database.session_scope(write=False) as session:
         check_revision(session.connection())
+        problem = secret_problem(session, services.keyring)
+    if problem is not None:
+        services.keyring.warning = problem
+        logger.error("the master secret: %s", problem)
