@@ -94,7 +94,7 @@ def pins(stage: Stage) -> list[Figure]:
         job = replace(on_api.pin(UNKNOWN_CID), count=stage.sizes.uploads * 4, concurrency=16)
         accepted = [measure(job).per_second for _ in range(stage.sizes.pairs)]
         with on_api.home.client(on_api.key) as client:
-            page = {"status": "queued", "limit": 10}
+            page: dict[str, str | int] = {"status": "queued", "limit": 10}
             oldest = f"{on_api.home.url}/v1/pins?status=queued&limit=10&before="
             first = f"{on_api.home.url}/v1/pins?status=queued&limit=10"
             count = client.get("/v1/pins", params=page).raise_for_status().json()["count"]

@@ -115,7 +115,7 @@ class Services:
                 metrics,
                 idempotency,
             ),
-            pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
+            pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,
             leases=leases,

@@ -111,7 +111,8 @@ def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
 
 def room_of(session: Session, usage: UserUsage) -> int | None:
     """Bytes that a user's quota leaves; None without a quota. `usage` is locked."""
-    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    # Once read it is remembered for as long as the transaction lasts.
+    quota = session.get_one(User, usage.user_id).storage_quota
     return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
 
 
@@ -154,10 +155,17 @@ def lock(session: Session, cid: str) -> Content | None:
     )
 
 
-def lock_all(session: Session, cids: Iterable[str]) -> None:
-    """Lock several contents at once, in order: before anything that locks one of them."""
-    for cid in sorted(set(cids)):
-        lock(session, cid)
+def lock_all(session: Session, cids: Iterable[str]) -> Mapping[str, Content]:
+    """Lock several contents at once, in order: before anything that locks one of them. Returns
+    those that there are."""
+    found = session.scalars(
+        select(Content)
+        .where(Content.cid.in_(set(cids)))
+        .order_by(Content.cid)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return {content.cid: content for content in found}
 
 
 def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:

@@ -7,7 +7,7 @@ Rules beyond the specification's words are those that its clients need: see `Pin
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, NotFound
 from on_api.core.ipfs.cid import normalise
-from on_api.core.models import Pin, UserUsage
+from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.json_contains import Contains
@@ -25,6 +25,7 @@ from on_api.core.pagination import TimePage
 from on_api.core.services import contents, events
 from on_api.core.services.access import owned
 from on_api.core.services.paging import Listing
+from on_api.core.services.together import Together
 
 MILLISECOND = timedelta(milliseconds=1)
 """In which a pin's `created_at` is counted: what clients send back as `before` must be exact."""
@@ -68,17 +69,29 @@ class PinFilter:
 class PinService:
     """Takes pin requests. `ring` is called after a commit that leaves work for the worker."""
 
-    def __init__(self, deadline: timedelta, ring: Callable[[Session], None]) -> None:
+    def __init__(
+        self, database: Database, deadline: timedelta, ring: Callable[[Session], None]
+    ) -> None:
+        self._database = database
         self._deadline = deadline
         self._ring = ring
+        self._additions = Together(self._add_all)
 
-    def add(self, session: Session, user_id: uuid.UUID, request: PinRequest) -> Pin:
-        """Pin something: at once if on-api keeps it already, else as a job.
+    async def add(self, user_id: uuid.UUID, request: PinRequest) -> Pin:
+        """Pin something: at once if on-api keeps it already, else as a job. Committed.
 
         Raises `BadRequest` for a CID that is none, `InsufficientFunds` over the quota.
         """
+        normalise(request.cid)  # a bad one is not gathered with others' good ones
+        return await self._additions.do(user_id, (user_id, request))
+
+    def add_many(
+        self, session: Session, user_id: uuid.UUID, requests: Sequence[PinRequest]
+    ) -> Sequence[Pin]:
+        """Pin several things of one user, all or none. Raises as `add` does."""
         usage = contents.lock_usage(session, user_id)
-        return self._add(session, usage, request, freed=0)
+        known = contents.lock_all(session, (normalise(request.cid) for request in requests))
+        return [self._add(session, usage, request, known, freed=0) for request in requests]
 
     def replace(
         self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
@@ -91,9 +104,9 @@ class PinService:
         usage = contents.lock_usage(session, user_id)
         old = _find(session, user_id, pin_id)
         kept = [*kept_cids(session, old.id), *([old.cid] if old.status == PINNED_STATUS else [])]
-        contents.lock_all(session, [normalise(request.cid), *kept])
+        known = contents.lock_all(session, [normalise(request.cid), *kept])
         freed = contents.freed_by(session, user_id, kept)
-        new = self._add(session, usage, request, freed=freed)
+        new = self._add(session, usage, request, known, freed=freed)
         if new.status == PINNED_STATUS:
             release_kept(session, usage, old.id)
             _remove(session, usage, old)
@@ -118,7 +131,21 @@ class PinService:
         if pin.removed_at is not None:
             self._ring(session)
 
-    def _add(self, session: Session, usage: UserUsage, request: PinRequest, *, freed: int) -> Pin:
+    def _add_all(self, pieces: Sequence[tuple[uuid.UUID, PinRequest]]) -> Sequence[Pin]:
+        """Requests of one user that came at the same moment."""
+        with self._database.session_scope() as session:
+            return self.add_many(session, pieces[0][0], [request for _, request in pieces])
+
+    def _add(
+        self,
+        session: Session,
+        usage: UserUsage,
+        request: PinRequest,
+        known: Mapping[str, Content],
+        *,
+        freed: int,
+    ) -> Pin:
+        """`known`: the contents that there are, locked, among those that are asked for."""
         now = utc_now()
         cid = normalise(request.cid)
         pin = Pin(
@@ -136,27 +163,20 @@ class PinService:
             attempts=0,
             needs_fetch=False,
         )
-        session.add(pin)
-        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-        content = contents.lock(session, cid)
+        content = known.get(cid)
         if content is not None and content.state == PINNED:
             _require_room(session, usage, cid, content.dag_size, freed)
-            settle_pinned(session, usage, pin, content.dag_size)
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+            contents.add_reference(session, usage, cid, content.dag_size, {})
+            mark_pinned(session, usage, pin, content.dag_size)
         else:
             # How much will come is not known yet: the worker looks again when it is.
             _require_room(session, usage, cid, 1, freed)
-            session.flush()
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
             self._ring(session)
         return pin
-
-
-def settle_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
-    """A pin has become a reference to content that is pinned; `usage` and content are locked.
-
-    Raises `contents.NotSecuredError` when the content isn't pinned after all.
-    """
-    contents.add_reference(session, usage, pin.cid, dag_size, {})
-    mark_pinned(session, usage, pin, dag_size)
 
 
 def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
@@ -231,11 +251,13 @@ def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
 
 
 def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
-    room = contents.room_of(session, usage)
-    charge = contents.charge_of(session, usage.user_id, cid, dag_size)
-    # Whoever is over a quota that was lowered may still do what costs nothing more.
-    if room is not None and charge - freed > max(room, 0):
-        raise InsufficientFunds
+    with session.no_autoflush:  # what was added before goes to the database in one piece
+        room = contents.room_of(session, usage)
+        if room is None or dag_size - freed <= max(room, 0):
+            return
+        # Whoever is over a quota that was lowered may still do what costs nothing more.
+        if contents.charge_of(session, usage.user_id, cid, dag_size) - freed > max(room, 0):
+            raise InsufficientFunds
 
 
 def _mine(user_id: uuid.UUID) -> Select[Pin]:

@@ -47,10 +47,11 @@ def test_workers_share_a_queue(
         for start in range(0, count, 100):
             with api.services.database.session_scope() as session:
                 for number, cid in enumerate(cids[start : start + 100]):
-                    request = PinRequest(cid)
-                    api.services.pins.add(session, users[number % 3], request)
+                    askers = [users[number % 3]]
                     if number % 10 == 0:
-                        api.services.pins.add(session, users[(number + 1) % 3], request)
+                        askers.append(users[(number + 1) % 3])
+                    for asker in askers:
+                        api.services.pins.add_many(session, asker, [PinRequest(cid)])
         begun = time.monotonic()
         workers = [stack.enter_context(Server(working)) for _ in range(2)]
         until(lambda: not left(api), "the queue is empty", 60 + count / 10)

@@ -182,12 +182,10 @@ def get_pins(
     responses=_ERRORS,
     response_model_exclude_none=True,
 )
-def add_pin(
-    body: Pin, principal: PinsWrite, session: SessionDep, services: ServicesDep
-) -> PinStatus:
+async def add_pin(body: Pin, principal: PinsWrite, services: ServicesDep) -> PinStatus:
     """Add a new pin object for the current access token"""
     delegates = services.watch.delegates
-    row = services.pins.add(session, principal.user_id, body.as_request())
+    row = await services.pins.add(principal.user_id, body.as_request())
     return PinStatus.of(row, delegates)
 
 
