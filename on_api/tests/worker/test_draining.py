@@ -22,7 +22,7 @@ from on_api.tests.worker.network import Peer
 
 
 @pytest.mark.parametrize(
-    "count", [400, pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    "count", [200, pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
 def test_workers_share_a_queue(
     here: Peer,

@@ -158,4 +158,5 @@ def test_private_origins_are_not_dialled(
 
 def scrape(server: Server) -> bytes:
     """What Prometheus would see."""
-    return server.services.metrics.exposition()
+    with server.client() as client:
+        return client.get("/metrics").content
