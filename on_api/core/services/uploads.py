@@ -24,6 +24,7 @@ from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User
 from on_api.core.models.database import new_id
+from on_api.core.models.file import PRIVATE, PUBLIC
 from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
 from on_api.core.services.capacity import Capacity
@@ -37,6 +38,7 @@ from on_api.core.services.idempotency import (
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
+from on_api.core.services.private_files import Audience, PrivateFiles, Sealing
 from on_api.core.services.reservations import Announced
 
 logger = logging.getLogger(__name__)
@@ -47,24 +49,26 @@ MICROSECOND = timedelta(microseconds=1)
 
 @dataclass
 class IncomingFile:
-    """One file as it comes in. `media_type=None`: find out.
+    """One file as it comes in. `media_type=None`: find out. A private one has an `audience`.
 
     `name` and `meta` may still change until the last byte of the whole upload is read.
     """
 
     name: str
     media_type: str | None
-    visibility: str
     meta: dict[str, Any]
     body: AsyncIterator[bytes]
+    audience: Audience | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     incoming: IncomingFile
     added: Added
+    size: int
     sha256: bytes
     media_type: str
+    sealing: Sealing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class UploadService:
         limits: IntakeLimits,
         metrics: Metrics,
         idempotency: IdempotencyService,
+        private_files: PrivateFiles,
     ) -> None:
         self._database = database
         self._node = node
@@ -99,6 +104,7 @@ class UploadService:
         self._limits = limits
         self._metrics = metrics
         self._idempotency = idempotency
+        self._private_files = private_files
 
     async def store_once(
         self,
@@ -115,8 +121,8 @@ class UploadService:
         isn't one: both only after its whole body was read, since that is what tells.
         """
         if isinstance(attempt, Answered):
-            repeated = [await self._look_at(file) async for file in incoming]
-            raise AlreadyAnswered(attempt.for_repeat(fingerprint(*repeated)))
+            repeated = [(file, await self._look_at(file)) async for file in incoming]
+            raise AlreadyAnswered(attempt.for_repeat(*self._fingerprints(repeated)))
         async with self._idempotency.kept_alive(attempt):
             return await self.store(principal, incoming, announced, Recording(attempt, render))
 
@@ -127,7 +133,7 @@ class UploadService:
             if size > self._limits.max_file_size:
                 raise PayloadTooLarge
             digest.update(block)
-        return _describe(file, digest.digest())
+        return digest.digest()
 
     async def store(
         self,
@@ -141,8 +147,8 @@ class UploadService:
         What is announced is refused before a byte is read where it can't be had. Raises
         `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
         `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
-        `NodeError` when the node fails. What the node has pinned by then is left with a dead lease
-        and no record.
+        `NodeError` when the node fails, what `PrivateFiles.seal` raises. What the node has pinned
+        by then is left with a dead lease and no record.
         """
         await self._capacity.require(announced.least)
         lease = await to_thread.run_sync(self._leases.open, UPLOAD, principal, announced)
@@ -153,7 +159,7 @@ class UploadService:
                 stored: list[_Stored] = []
                 async for file in incoming:
                     started = True
-                    stored.append(await self._send(file, lease, intake))
+                    stored.append(await self._send(principal, file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
                 files = await self._record_secured(principal, lease, stored, recording)
@@ -167,11 +173,16 @@ class UploadService:
         self._metrics.uploaded_bytes.inc(intake.received)
         return files
 
-    async def _send(self, file: IncomingFile, lease: LeaseHandle, intake: Intake) -> _Stored:
-        passage = FilePassage()
+    async def _send(
+        self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake
+    ) -> _Stored:
+        sealing = None
+        if file.audience is not None:
+            sealing = await self._private_files.seal(principal.user_id, file.audience)
+        passage = FilePassage(None if sealing is None else sealing.encryptor)
         added = await self._node.add(intake.through(file.body, passage), pin_name=lease.pin_name)
         media_type = file.media_type or sniff(file.name, passage.head)
-        return _Stored(file, added, passage.digest.digest(), media_type)
+        return _Stored(file, added, passage.size, passage.digest.digest(), media_type, sealing)
 
     async def _record_secured(
         self,
@@ -214,12 +225,12 @@ class UploadService:
                         user_id=usage.user_id,
                         cid=item.added.cid,
                         name=item.incoming.name,
-                        size=item.added.size,
+                        size=item.size,
                         media_type=item.media_type,
                         sha256=item.sha256,
-                        visibility=item.incoming.visibility,
                         meta=item.incoming.meta,
                         created_at=contents.next_moment(usage, step=MICROSECOND),
+                        **sealed_columns(item.sealing, item.added.size),
                     )
                 )
             usage.file_count += len(files)
@@ -227,13 +238,27 @@ class UploadService:
             for file in files:
                 events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
             with session.no_autoflush:  # what changes in `usage` is one statement, at the end
-                self._leases.close(session, lease, usage, sum(file.size for file in files))
+                self._leases.close(session, lease, usage, sum(s.added.size for s in stored))
             if recording is not None:
                 session.flush()
-                described = [_describe(item.incoming, item.sha256) for item in stored]
-                answer = Answered(fingerprint(*described), 201, recording.render(files))
+                sent = [(item.incoming, item.sha256) for item in stored]
+                answer = Answered(self._fingerprints(sent)[0], 201, recording.render(files))
                 self._idempotency.finish(session, recording.claim, answer)
         return files
+
+    def _fingerprints(self, files: Sequence[tuple[IncomingFile, bytes]]) -> Sequence[bytes]:
+        """Of an upload of files, each with its SHA-256: one for each master secret that is here,
+        the present one's first. Without a passphrase all are the same."""
+        digests = [self._private_files.passphrase_digests(file.audience) for file, _ in files]
+        return [
+            fingerprint(
+                *(
+                    _describe(file, sha256, passphrase)
+                    for (file, sha256), passphrase in zip(files, passphrases, strict=True)
+                )
+            )
+            for passphrases in zip(*digests, strict=True)
+        ]
 
     async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
         try:
@@ -243,8 +268,24 @@ class UploadService:
             logger.warning("could not give back lease %s", lease.id)
 
 
-def _describe(file: IncomingFile, sha256: bytes) -> bytes:
+def sealed_columns(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:
+    """What the row of a file, of which `stored_size` bytes lie on the node, says of its being
+    public (None) or private."""
+    return {
+        "visibility": PUBLIC if sealing is None else PRIVATE,
+        "sealed_for": sealing and sealing.sealed_for,
+        "identity_id": sealing and sealing.identity_id,
+        "sealed_size": sealing and stored_size,
+        "sealed_start": sealing and sealing.encryptor.start,
+    }
+
+
+def _describe(file: IncomingFile, sha256: bytes, passphrase: bytes) -> bytes:
     """What makes two uploads of a file the same request, whatever their boundaries or chunks
     were."""
     meta = json.dumps(file.meta, sort_keys=True)
-    return fingerprint(file.name, file.media_type or "", file.visibility, meta, sha256)
+    audience = file.audience
+    readers = ("",) if audience is None else (audience.sealed_for, *audience.recipients)
+    return fingerprint(
+        file.name, file.media_type or "", fingerprint(*readers), meta, sha256, passphrase
+    )
