@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request, Security
+from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -28,7 +28,12 @@ from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.files import FileFilter
 from on_api.core.services.idempotency import AlreadyAnswered, Answered, Claim
-from on_api.core.upload_forms import UploadOptions, check_option
+from on_api.core.upload_forms import (
+    PASSPHRASE_HEADER,
+    UploadOptions,
+    check_option,
+    check_passphrase,
+)
 
 # Both only document: Swagger's *Authorize* offers a password login and a field for a key. The key
 # itself is read in `get_principal`, which answers in our words.
@@ -199,16 +204,58 @@ async def get_upload_options(
     ] = None,
     visibility: Annotated[str | Absent, Query(description="`public` or `private`.")] = None,
     meta: Annotated[str | Absent, Query(description="A JSON object.")] = None,
+    recipients: Annotated[
+        list[str] | Absent,
+        Query(
+            description="Of a private file: others who can open it, as `age1…`, repeated or by "
+            "commas."
+        ),
+    ] = None,
+    owner_access: Annotated[
+        str | Absent,
+        Query(
+            description="`false`: encrypt a private file to its `recipients` only, so that not "
+            "even the server can open it."
+        ),
+    ] = None,
+    passphrase: Annotated[
+        str | Absent,
+        Header(
+            alias=PASSPHRASE_HEADER,
+            description="Encrypt a private file with this passphrase (8 to 256 characters, UTF-8) "
+            "instead of keys. It isn't kept: without it the file is lost.",
+        ),
+    ] = None,
 ) -> UploadOptions:
     """An upload's options from the query; form fields may add to them."""
-    options = UploadOptions(services.settings.files.default_visibility)
-    for field, value in {"name": name, "visibility": visibility, "meta": meta}.items():
+    options = UploadOptions(
+        services.settings.files.default_visibility, check_passphrase(passphrase, new=True)
+    )
+    given = [("name", name), ("visibility", visibility), ("meta", meta)]
+    given += [("recipients", text) for text in recipients or ()] + [("owner_access", owner_access)]
+    for field, value in given:
         if value is not None:
             options.set(field, value)
     return options
 
 
 UploadQuery = Annotated[UploadOptions, Depends(get_upload_options)]
+
+
+async def get_passphrase(
+    passphrase: Annotated[
+        str | Absent,
+        Header(
+            alias=PASSPHRASE_HEADER,
+            description="Of a private file that was encrypted with one (UTF-8).",
+        ),
+    ] = None,
+) -> str | None:
+    """The passphrase to open a file with."""
+    return check_passphrase(passphrase, new=False)
+
+
+PassphraseDep = Annotated[str | None, Depends(get_passphrase)]
 
 
 async def get_file_filter(

@@ -3,11 +3,13 @@ clients match on.
 
     OnApiError
     ├── BadRequest            400 BAD_REQUEST              the input is wrong; the details say where
+    │   └── PassphraseNeeded  400 PASSPHRASE_NEEDED        of a private file
     ├── Unauthorized          401 UNAUTHORIZED             no key, or one that is not valid (any
     more)
     ├── Forbidden             403 INSUFFICIENT_SCOPE       a valid key that may not do this
     │   ├── QuotaExceeded     403 STORAGE_QUOTA_EXCEEDED
-    │   └── KeyLimitReached   403 KEY_LIMIT_REACHED        the key's own max_bytes
+    │   ├── KeyLimitReached   403 KEY_LIMIT_REACHED        the key's own max_bytes
+    │   └── WrongPassphrase   403 WRONG_PASSPHRASE         of a private file
     ├── NotFound              404 NOT_FOUND                not there, or someone else's
     ├── MethodNotAllowed      405 METHOD_NOT_ALLOWED
     ├── RequestTimeout        408 REQUEST_TIMEOUT          the client stopped sending
@@ -26,10 +28,12 @@ clients match on.
     │   ├── NodeRefused       502 NODE_REFUSED             it refused the call (credentials, paths)
     │   ├── BlocksMissing     502 BLOCKS_MISSING           it has not all blocks of a DAG
     │   ├── NodeTruncated     502 NODE_TRUNCATED           its answer ended too soon
+    │   ├── ContentDamaged    502 CONTENT_DAMAGED          a private file isn't what was stored
     │   ├── NodeUnavailable   503 NODE_UNAVAILABLE         it can't be reached
     │   └── NodeTimeout       504 NODE_TIMEOUT             it didn't answer in time
     ├── ServiceUnavailable    503 SERVICE_UNAVAILABLE      try again soon
-    │   └── DatabaseUnavailable 503 DATABASE_UNAVAILABLE
+    │   ├── DatabaseUnavailable 503 DATABASE_UNAVAILABLE
+    │   └── SecretUnavailable 503 MASTER_SECRET_UNAVAILABLE  what it protects can't be read
     ├── InsufficientStorage   507 INSUFFICIENT_STORAGE     the node's disk or its StorageMax is full
     └── StartupError          (the command line only)      on-api can't start; the message says the
     cure
@@ -66,6 +70,15 @@ class BadRequest(OnApiError):
     status, reason, summary = 400, "BAD_REQUEST", "The request is not valid."
 
 
+class PassphraseNeeded(BadRequest):
+    """The file can only be opened with its passphrase."""
+
+    reason, summary = (
+        "PASSPHRASE_NEEDED",
+        "This file is encrypted with a passphrase: send it in the header On-Api-Passphrase.",
+    )
+
+
 class Unauthorized(OnApiError):
     """No key was sent, or it is not valid (any more). The answer never says which."""
 
@@ -95,6 +108,12 @@ class KeyLimitReached(Forbidden):
     """The key's `max_bytes` would be passed."""
 
     reason, summary = "KEY_LIMIT_REACHED", "The key may not upload as many bytes."
+
+
+class WrongPassphrase(Forbidden):
+    """The file is encrypted with another passphrase."""
+
+    reason, summary = "WRONG_PASSPHRASE", "The passphrase is wrong."
 
 
 class NotFound(OnApiError):
@@ -216,6 +235,12 @@ class NodeTruncated(NodeError):
     reason, summary = "NODE_TRUNCATED", "The IPFS node's answer was incomplete."
 
 
+class ContentDamaged(NodeError):
+    """A private file is not authentic: some of its bytes are not those that were stored."""
+
+    reason, summary = "CONTENT_DAMAGED", "This private file is damaged on the IPFS node."
+
+
 class NodeUnavailable(NodeError):
     """The node can't be reached."""
 
@@ -246,6 +271,16 @@ class DatabaseUnavailable(ServiceUnavailable):
     """The database can't be reached, or is too busy."""
 
     reason, summary = "DATABASE_UNAVAILABLE", "The database can't be reached at the moment."
+
+
+class SecretUnavailable(ServiceUnavailable):
+    """The master secret that protects this is missing, or is another one."""
+
+    reason, summary = (
+        "MASTER_SECRET_UNAVAILABLE",
+        "The server's master secret is missing or is another one than before, so private files "
+        "can't be opened; the operator has to restore it (`on-api doctor` says more).",
+    )
 
 
 class InsufficientStorage(OnApiError):

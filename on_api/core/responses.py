@@ -11,8 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.conditional import plan
-from on_api.core.ipfs.client import IpfsNode
-from on_api.core.models import File
+from on_api.core.services.reading import Reading
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Of every response that carries users' bytes: whatever they are, they get no origin of ours and
@@ -56,19 +55,18 @@ class ContentResponse(Response):
 
 
 def file_response(
-    headers: Mapping[str, str], method: str, file: File, node: IpfsNode, *, download: bool
+    headers: Mapping[str, str], method: str, file: Reading, *, download: bool
 ) -> Response:
-    """Answer a GET or HEAD of a public file's bytes, whole or in part.
+    """Answer a GET or HEAD of a file's bytes, whole or in part.
 
-    Raises `PreconditionFailed`, `RangeNotSatisfiable`; from within the response what the node
+    Raises `PreconditionFailed`, `RangeNotSatisfiable`; from within the response what opening it
     raises.
     """
-    etag = f'"{file.cid}"'
-    wanted = plan(headers, etag=etag, size=file.size)
+    wanted = plan(headers, etag=file.etag, size=file.size)
     shared = {
-        "ETag": etag,
+        "ETag": file.etag,
         # Checked again each time: the file may be deleted, the key revoked.
-        "Cache-Control": "private, no-cache",
+        "Cache-Control": "private, no-store" if file.private else "private, no-cache",
         "Vary": "Authorization",
     }
     if wanted.status == 304:
@@ -87,7 +85,7 @@ def file_response(
     if method == "HEAD":
         return Response(status_code=wanted.status, headers=shared)
     return ContentResponse(
-        lambda: node.read(file.cid, offset=wanted.offset, length=wanted.length),
+        lambda: file.open(wanted.offset, wanted.length),
         wanted.status,
         shared,
     )

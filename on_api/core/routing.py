@@ -186,6 +186,17 @@ UPLOAD_FORM: dict[str, Any] = {
                         "example": "",
                     },
                     "meta": {"type": "string", "description": "A JSON object.", "example": ""},
+                    "recipients": {
+                        "type": "string",
+                        "description": "Of a private file: others who can open it, as `age1…`, by "
+                        "commas.",
+                        "example": "",
+                    },
+                    "owner_access": {
+                        "type": "string",
+                        "description": "`false`: encrypt to the `recipients` only.",
+                        "example": "",
+                    },
                     "file": {
                         "type": "array",
                         "items": {"type": "string", "format": "binary"},

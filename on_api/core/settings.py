@@ -128,10 +128,13 @@ class AuthSettings(Group):
     scrypt_log_n: int = Field(
         15, ge=10, le=18, description="log2 of scrypt's cost for new password hashes."
     )
+    passphrase_log_n: int = Field(
+        18, ge=10, le=18, description="The same for private files' passphrases; 18 is age's own."
+    )
     scrypt_memory: int = Field(
         256 * MIB,
         ge=32 * MIB,
-        description="Bytes that password hashing may use at once in a process.",
+        description="Bytes that passwords and passphrases may use at once in a process.",
     )
     failures_allowed: int = Field(
         5, ge=1, le=100, description="Wrong passwords for one name before a pause."

@@ -7,8 +7,8 @@ Between the multipart reader, which knows no meaning, and the upload service, wh
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,8 @@ from on_api.core.media_types import is_well_formed
 from on_api.core.models.file import PRIVATE
 from on_api.core.multipart import MultipartReader, Part
 from on_api.core.schemas.common import Meta
-from on_api.core.schemas.files import FileName, Visibility
+from on_api.core.schemas.files import FileName, Recipients, Visibility
+from on_api.core.services.private_files import Audience
 from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
 
@@ -35,21 +36,32 @@ _OPTIONS: dict[str, TypeAdapter[Any]] = {
     "name": TypeAdapter(FileName),
     "meta": TypeAdapter(Meta),
     "visibility": TypeAdapter(Visibility),
+    "recipients": TypeAdapter(Recipients),
+    "owner_access": TypeAdapter(bool),
 }
+
+PASSPHRASE_HEADER = "On-Api-Passphrase"  # noqa: S105 (a header's name)
+LEAST_PASSPHRASE, MOST_PASSPHRASE = 8, 256
+"""Characters of a passphrase: of a new one at least, of any at most."""
 
 
 @dataclass
 class UploadOptions:
-    """What may be said of an upload, by query or by form field."""
+    """What may be said of an upload, by query or by form field; the passphrase by header only."""
 
     default_visibility: str
+    passphrase: str | None = field(default=None, repr=False)
     name: str | None = None
     meta: dict[str, Any] | None = None
     visibility: str | None = None
+    recipients: list[str] | None = None
+    owner_access: bool | None = None
 
     def set(self, field: str, value: str) -> None:
-        """Take one option as text. Raises `BadRequest` for an unknown, invalid or contradicting
-        one."""
+        """Take one option as text; recipients come together. Raises `BadRequest` for an unknown,
+        invalid or contradicting one."""
+        if field == "recipients" and self.recipients is not None:
+            value, self.recipients = ",".join([*self.recipients, value]), None
         checked = check_option(field, value)
         before = getattr(self, field)
         if before is not None and before != checked:
@@ -66,9 +78,6 @@ class UploadOptions:
     ) -> IncomingFile:
         """An incoming file under these options. Raises `BadRequest` for a name or media type that
         is none."""
-        visibility = self.visibility or self.default_visibility
-        if visibility == PRIVATE:
-            raise BadRequest("visibility: private files are not offered yet; use public.")
         name = self.name or _check_name(filename)
         if media_type is not None and media_type.lower() == _MEANINGLESS:
             media_type = None
@@ -77,10 +86,25 @@ class UploadOptions:
         return IncomingFile(
             name=name,
             media_type=media_type or None,
-            visibility=visibility,
             meta=self.meta or {},
             body=body,
+            audience=self._audience(),
         )
+
+    def _audience(self) -> Audience | None:
+        if (self.visibility or self.default_visibility) == PRIVATE:
+            owner_access = self.owner_access
+            if self.passphrase is not None and owner_access is not None:
+                raise BadRequest("owner_access: can't be given together with a passphrase.")
+            return Audience(
+                recipients=tuple(dict.fromkeys(self.recipients or ())),
+                owner_access=owner_access is not False,
+                passphrase=self.passphrase,
+            )
+        for option in ("recipients", "owner_access", "passphrase"):
+            if getattr(self, option) is not None:
+                raise BadRequest(f"{option}: only for private files; give visibility=private too.")
+        return None
 
 
 def check_option(field: str, value: str) -> Any:
@@ -89,27 +113,53 @@ def check_option(field: str, value: str) -> Any:
     if adapter is None:
         raise BadRequest(f"A form field is not known here; known are: {', '.join(_OPTIONS)}.")
     try:
-        return adapter.validate_python(_json_object(value) if field == "meta" else value)
+        return adapter.validate_python(_READ.get(field, str)(value))
     except ValidationError as error:
         raise BadRequest(f"{field}: {describe(error.errors())}") from None
 
 
-def announced_by_body(headers: Mapping[str, str], max_size: int) -> Announced:
-    """What a raw body's headers say of its size. Raises `PayloadTooLarge` when they say too
-    much."""
+def check_passphrase(header: str | None, *, new: bool) -> str | None:
+    """A passphrase as the header has it: UTF-8, which headers are taken for Latin-1 before.
+
+    Raises `BadRequest` for one that nobody could have been given, or that is too short for a
+    `new` one.
+    """
+    if header is None:
+        return None
+    try:
+        passphrase = header.encode("latin-1").decode()
+    except UnicodeError:
+        raise BadRequest(f"{PASSPHRASE_HEADER}: send it as UTF-8.") from None
+    least = LEAST_PASSPHRASE if new else 1
+    if not least <= len(passphrase) <= MOST_PASSPHRASE or not passphrase.isprintable():
+        raise BadRequest(
+            f"{PASSPHRASE_HEADER}: {LEAST_PASSPHRASE} to {MOST_PASSPHRASE} printable characters."
+        )
+    return passphrase
+
+
+def announced_by_body(
+    headers: Mapping[str, str], max_size: int, audience: Audience | None
+) -> Announced:
+    """What a raw body's headers say of the size it will have on the node. Raises `PayloadTooLarge`
+    when they say too much."""
     length = _content_length(headers)
     if length is None:
         return Announced()
     if length > max_size:
         raise PayloadTooLarge(f"A file may have {max_size} bytes.")
-    return Announced(least=length, most=length)
+    announced = Announced(least=length, most=length)
+    return announced if audience is None else audience.announce(announced)
 
 
 def announced_by_form(headers: Mapping[str, str]) -> Announced:
     """What a form's headers say of its files' size: its own length, less what a form may add to
-    it."""
+    it, and with what private files have more."""
     length = _content_length(headers)
-    return Announced() if length is None else Announced(max(0, length - FORM_OVERHEAD), length)
+    if length is None:
+        return Announced()
+    most = Audience().announce(Announced(length, length)).most
+    return Announced(max(0, length - FORM_OVERHEAD), most)
 
 
 async def incoming_files(
@@ -140,7 +190,10 @@ async def incoming_files(
             raise BadRequest(f"Send files in parts named `{FILE_FIELD}`.")
         else:
             if files and part.name not in {"name", "meta"}:
-                raise BadRequest("Every field but name and meta must come before the file.")
+                raise BadRequest(
+                    "Every field but name and meta must come before the file, whose bytes are on "
+                    "their way to the node already."
+                )
             options.set_from_form(part.name, await part.text())
             for file in files:
                 file.name = options.name or file.name
@@ -178,3 +231,11 @@ def _json_object(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise BadRequest("meta: not valid JSON.") from None
+
+
+def _by_commas(text: str) -> object:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+# What is no plain text.
+_READ: dict[str, Callable[[str], object]] = {"meta": _json_object, "recipients": _by_commas}

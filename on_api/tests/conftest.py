@@ -160,7 +160,7 @@ def make_settings(home: Path, database_url: str, **changes: object) -> Settings:
         "home": home,
         "database_url": SecretStr(database_url),
         "secret_key": SecretStr("a master secret that only the tests know"),
-        "auth": AuthSettings(scrypt_log_n=FAST_SCRYPT),
+        "auth": AuthSettings(scrypt_log_n=FAST_SCRYPT, passphrase_log_n=FAST_SCRYPT),
         **changes,
     }
     return Settings(_env_file=None, **values)  # type: ignore[arg-type]  # checked by Pydantic

@@ -6,12 +6,13 @@ from fastapi import APIRouter
 
 from on_api.core.error_handlers import FAILURE
 from on_api.core.openapi import ApiVersion
-from on_api.v1.endpoints import audit, auth, files, keys, node, pins, users
+from on_api.v1.endpoints import audit, auth, files, identities, keys, node, pins, users
 
 router = APIRouter(prefix="/v1")
 router.include_router(auth.router)
 router.include_router(users.v1_only)
 router.include_router(users.router)
+router.include_router(identities.router)
 router.include_router(keys.v1_only)
 router.include_router(keys.router)
 router.include_router(files.v1_only)

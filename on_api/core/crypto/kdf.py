@@ -42,13 +42,18 @@ class Scrypt:
 
     @classmethod
     def load(cls, settings: Settings) -> Scrypt:
-        """With the memory that the settings allow, or what one new password hash takes."""
+        """With the memory that the settings allow, or what one call of their costs takes."""
         auth = settings.auth
-        return cls(memory=max(auth.scrypt_memory, _memory_needed(auth.scrypt_log_n, BLOCK_SIZE)))
+        log_n = max(auth.scrypt_log_n, auth.passphrase_log_n)
+        return cls(memory=max(auth.scrypt_memory, _memory_needed(log_n, BLOCK_SIZE)))
 
     def fits(self, log_n: int, block_size: int = BLOCK_SIZE) -> bool:
         """Whether a call of this cost may be made at all."""
         return _memory_needed(log_n, block_size) <= self._memory
+
+    def places(self, log_n: int) -> int:
+        """How many calls of this cost may run at once; 1 or more."""
+        return max(1, self._memory // _memory_needed(log_n, BLOCK_SIZE))
 
     def derive(
         self,

@@ -30,6 +30,7 @@ class Purpose(StrEnum):
     CURSORS = "cursors"
     ANSWERS = "answers"
     IDENTITIES = "identities"
+    FINGERPRINTS = "fingerprints"
 
 
 class UnknownSecretError(Exception):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from on_api.core.crypto.age import BadKey, X25519Recipient
 from on_api.core.models import File as FileRow
 from on_api.core.models.file import PRIVATE
 from on_api.core.schemas.common import Answer, Meta, Moment, Request, Text
@@ -16,6 +17,21 @@ FileName = Annotated[
     Text,
     Field(min_length=1, max_length=255, description="1 to 255 characters.", examples=["地図.pdf"]),
 ]
+
+
+def _recipient(value: str) -> str:
+    try:
+        return str(X25519Recipient.parse(value))
+    except BadKey:
+        raise ValueError("not a recipient as age writes it: age1…") from None
+
+
+MOST_RECIPIENTS = 50
+Recipients = Annotated[
+    list[Annotated[str, AfterValidator(_recipient)]],
+    Field(min_length=1, max_length=MOST_RECIPIENTS),
+]
+"""X25519 recipients of age's format."""
 
 
 class File(Answer):

@@ -24,6 +24,7 @@ from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.idempotency import IdempotencyService
+from on_api.core.services.identities import IdentityService
 from on_api.core.services.intake import IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
@@ -31,6 +32,8 @@ from on_api.core.services.leases import LeaseService
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
+from on_api.core.services.private_files import PrivateFiles
+from on_api.core.services.reading import FileReader
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.settings import Settings
@@ -44,6 +47,7 @@ class Services:
 
     settings: Settings
     keyring: Keyring
+    scrypt: Scrypt
     database: Database
     node: IpfsNode
     invalidations: Invalidations
@@ -51,6 +55,9 @@ class Services:
     login: LoginService
     users: UserService
     keys: KeyService
+    identities: IdentityService
+    private_files: PrivateFiles
+    reader: FileReader
     uploads: UploadService
     pins: PinService
     keeper: Keeper
@@ -81,7 +88,12 @@ class Services:
         metrics = _watched(database)
         node = MeasuredNode(node, metrics)
         invalidations = Invalidations(database)
-        hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
+        scrypt = Scrypt.load(settings)
+        hasher = PasswordHasher(scrypt, log_n=settings.auth.scrypt_log_n)
+        identities = IdentityService(keyring)
+        private_files = PrivateFiles(
+            database, identities, keyring, scrypt, settings.auth.passphrase_log_n
+        )
         keys = KeyService(keyring, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
@@ -97,6 +109,7 @@ class Services:
         return cls(
             settings=settings,
             keyring=keyring,
+            scrypt=scrypt,
             database=database,
             node=node,
             invalidations=invalidations,
@@ -104,6 +117,9 @@ class Services:
             login=LoginService(database, hasher, keys, settings.auth),
             users=UserService(hasher, keys, invalidations),
             keys=keys,
+            identities=identities,
+            private_files=private_files,
+            reader=FileReader(node, private_files, hashers),
             uploads=UploadService(
                 database,
                 node,
@@ -114,6 +130,7 @@ class Services:
                 IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
                 metrics,
                 idempotency,
+                private_files,
             ),
             pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
@@ -140,6 +157,7 @@ class Services:
         """Free connections and threads."""
         await self.node.close()
         self.hashers.shutdown()
+        self.private_files.close()
         self.database.dispose()
 
 

@@ -47,9 +47,10 @@ class Answered:
     status: int
     body: bytes
 
-    def for_repeat(self, fingerprint: bytes) -> Answered:
-        """This answer, if the repeat is the same request. Raises `Conflict` otherwise."""
-        if fingerprint != self.fingerprint:
+    def for_repeat(self, *fingerprints: bytes) -> Answered:
+        """This answer, if the repeat is the same request by one of its fingerprints. Raises
+        `Conflict` otherwise."""
+        if self.fingerprint not in fingerprints:
             raise Conflict("This Idempotency-Key was used for another request.")
         return self
 

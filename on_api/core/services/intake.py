@@ -1,5 +1,5 @@
-"""The bytes of an upload on their way from the client to the node: gathered, limited, hashed, never
-kept.
+"""The bytes of an upload on their way from the client to the node: gathered, limited, hashed,
+encrypted where they are private, never kept.
 
 Memory stays at a few blocks per upload whatever its size.
 """
@@ -14,14 +14,12 @@ from dataclasses import dataclass
 
 from anyio import to_thread
 
+from on_api.core.crypto.age import Encryptor
 from on_api.core.errors import PayloadTooLarge, RequestTimeout
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.leases import LeaseHandle, LeaseService
+from on_api.core.services.pipeline import BLOCK_BYTES, DONE_HERE, transformed
 
-BLOCK_BYTES = 1024 * 1024
-"""Bytes gathered before they are hashed in a thread and passed on in one piece."""
-HASHED_HERE = 64 * 1024
-"""Bytes that are hashed sooner than a thread is asked to."""
 LOOK_EVERY = 64 * 1024 * 1024
 """Bytes between two looks at the node's room."""
 SNIFFED_BYTES = 4096
@@ -36,13 +34,21 @@ class IntakeLimits:
 
 
 class FilePassage:
-    """One file passing through. After its last byte `sha256` and `head` (its first bytes) are
-    known."""
+    """One file passing through. After its last byte `digest` and `head` (its first bytes) are
+    known, both of the plaintext. With an `encryptor` the node gets what that makes of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, encryptor: Encryptor | None = None) -> None:
+        self.encryptor = encryptor
         self.digest = hashlib.sha256()
         self.head = b""
         self.size = 0
+        self.allowed = 0
+        """Bytes that were reserved for it on the node."""
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes that the node gets for what has passed so far."""
+        return self.size if self.encryptor is None else self.encryptor.sealed_size(self.size)
 
 
 class Intake:
@@ -53,48 +59,58 @@ class Intake:
         lease: LeaseHandle,
         leases: LeaseService,
         capacity: Capacity,
-        hashers: Executor,
+        threads: Executor,
         limits: IntakeLimits,
     ) -> None:
         self._lease = lease
         self._leases = leases
         self._capacity = capacity
-        self._hashers = hashers
+        self._threads = threads
         self._limits = limits
         self.received = 0
-        """Bytes of all files so far."""
+        """Bytes of all files so far, as the node gets them."""
 
-    async def through(
-        self, body: AsyncIterator[bytes], passage: FilePassage
-    ) -> AsyncIterator[bytes]:
-        """Pass a file's body on in blocks; each is hashed in a thread while the next one is being
-        received.
+    def through(self, body: AsyncIterator[bytes], passage: FilePassage) -> AsyncIterator[bytes]:
+        """Pass a file's body on in blocks, as the node is to have it; each is hashed and encrypted
+        in threads while the next one is being received.
 
         Raises `RequestTimeout`, `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
         `InsufficientStorage`: each before the block that would be too much is passed on.
         """
+        plain = self._plain(body, passage)
+        encryptor = passage.encryptor
+        if encryptor is None:
+            return plain
+        return transformed(plain, encryptor.update, encryptor.finish, self._threads)
+
+    async def _plain(
+        self, body: AsyncIterator[bytes], passage: FilePassage
+    ) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         hashing: asyncio.Future[None] | None = None
+        await self._allow(passage)
         async for block in blocks(body, self._limits.idle_timeout):
             passage.size += len(block)
             if passage.size > self._limits.max_file_size:
                 raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
-            await self._allow(len(block))
+            await self._allow(passage)
             if len(passage.head) < SNIFFED_BYTES:
                 passage.head += block[: SNIFFED_BYTES - len(passage.head)]
             if hashing is not None:
                 await hashing
-            if len(block) <= HASHED_HERE:
+            if len(block) <= DONE_HERE:
                 passage.digest.update(block)
                 hashing = None
             else:
-                hashing = loop.run_in_executor(self._hashers, passage.digest.update, block)
+                hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
             yield block
         if hashing is not None:
             await hashing
 
-    async def _allow(self, size: int) -> None:
-        before, self.received = self.received, self.received + size
+    async def _allow(self, passage: FilePassage) -> None:
+        """Reserve what the file has come to."""
+        more, passage.allowed = passage.stored_size - passage.allowed, passage.stored_size
+        before, self.received = self.received, self.received + more
         covered = self._lease.covered
         if covered is not None and self.received > covered:
             await to_thread.run_sync(self._leases.cover, self._lease, self.received)

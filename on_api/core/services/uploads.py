@@ -26,6 +26,7 @@ from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User, UserUsage
 from on_api.core.models.database import new_id
+from on_api.core.models.file import PRIVATE, PUBLIC
 from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
 from on_api.core.services.capacity import Capacity
@@ -39,6 +40,7 @@ from on_api.core.services.idempotency import (
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
+from on_api.core.services.private_files import Audience, PrivateFiles, Sealing
 from on_api.core.services.reservations import Announced
 from on_api.core.services.together import Together
 
@@ -50,24 +52,26 @@ MICROSECOND = timedelta(microseconds=1)
 
 @dataclass
 class IncomingFile:
-    """One file as it comes in. `media_type=None`: find out.
+    """One file as it comes in. `media_type=None`: find out. A private one has an `audience`.
 
     `name` and `meta` may still change until the last byte of the whole upload is read.
     """
 
     name: str
     media_type: str | None
-    visibility: str
     meta: dict[str, Any]
     body: AsyncIterator[bytes]
+    audience: Audience | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     incoming: IncomingFile
     added: Added
+    size: int
     sha256: bytes
     media_type: str
+    sealing: Sealing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class UploadService:
         limits: IntakeLimits,
         metrics: Metrics,
         idempotency: IdempotencyService,
+        private_files: PrivateFiles,
     ) -> None:
         self._database = database
         self._node = node
@@ -116,6 +121,7 @@ class UploadService:
         self._limits = limits
         self._metrics = metrics
         self._idempotency = idempotency
+        self._private_files = private_files
         self._recording = Together(self._record_all)
 
     async def store_once(
@@ -133,8 +139,8 @@ class UploadService:
         isn't one: both only after its whole body was read, since that is what tells.
         """
         if isinstance(attempt, Answered):
-            repeated = [await self._look_at(file) async for file in incoming]
-            raise AlreadyAnswered(attempt.for_repeat(fingerprint(*repeated)))
+            repeated = [(file, await self._look_at(file)) async for file in incoming]
+            raise AlreadyAnswered(attempt.for_repeat(*self._fingerprints(repeated)))
         async with self._idempotency.kept_alive(attempt):
             return await self.store(principal, incoming, announced, Recording(attempt, render))
 
@@ -145,7 +151,7 @@ class UploadService:
             if size > self._limits.max_file_size:
                 raise PayloadTooLarge
             digest.update(block)
-        return _describe(file, digest.digest())
+        return digest.digest()
 
     async def store(
         self,
@@ -159,8 +165,8 @@ class UploadService:
         What is announced is refused before a byte is read where it can't be had. Raises
         `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
         `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
-        `NodeError` when the node fails. What the node has pinned by then is left with a dead lease
-        and no record.
+        `NodeError` when the node fails, what `PrivateFiles.seal` raises. What the node has pinned
+        by then is left with a dead lease and no record.
         """
         await self._capacity.require(announced.least)
         lease = await self._leases.open_together(UPLOAD, principal, announced)
@@ -171,7 +177,7 @@ class UploadService:
                 stored: list[_Stored] = []
                 async for file in incoming:
                     started = True
-                    stored.append(await self._send(file, lease, intake))
+                    stored.append(await self._send(principal, file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
                 ended = _Ended(principal.user_id, lease, stored, recording)
@@ -186,11 +192,16 @@ class UploadService:
         self._metrics.uploaded_bytes.inc(intake.received)
         return files
 
-    async def _send(self, file: IncomingFile, lease: LeaseHandle, intake: Intake) -> _Stored:
-        passage = FilePassage()
+    async def _send(
+        self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake
+    ) -> _Stored:
+        sealing = None
+        if file.audience is not None:
+            sealing = await self._private_files.seal(principal.user_id, file.audience)
+        passage = FilePassage(None if sealing is None else sealing.encryptor)
         added = await self._node.add(intake.through(file.body, passage), pin_name=lease.pin_name)
         media_type = file.media_type or sniff(file.name, passage.head)
-        return _Stored(file, added, passage.digest.digest(), media_type)
+        return _Stored(file, added, passage.size, passage.digest.digest(), media_type, sealing)
 
     async def _record_secured(self, upload: _Ended) -> Sequence[File]:
         """Record it, after making sure of whatever was being unpinned while it was sent."""
@@ -221,12 +232,12 @@ class UploadService:
                 user_id=usage.user_id,
                 cid=item.added.cid,
                 name=item.incoming.name,
-                size=item.added.size,
+                size=item.size,
                 media_type=item.media_type,
                 sha256=item.sha256,
-                visibility=item.incoming.visibility,
                 meta=item.incoming.meta,
                 created_at=contents.next_moment(usage, step=MICROSECOND),
+                **sealed_columns(item.sealing, item.added.size),
             )
             for item in upload.stored
         ]
@@ -234,14 +245,29 @@ class UploadService:
         session.add_all(files)
         for file in files:
             events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
+        stored_size = sum(item.added.size for item in upload.stored)
         with session.no_autoflush:  # what changes in `usage` is one statement, at the end
-            self._leases.close(session, upload.lease, usage, sum(file.size for file in files))
+            self._leases.close(session, upload.lease, usage, stored_size)
         if upload.recording is not None:
             session.flush()
-            described = [_describe(item.incoming, item.sha256) for item in upload.stored]
-            answer = Answered(fingerprint(*described), 201, upload.recording.render(files))
+            sent = [(item.incoming, item.sha256) for item in upload.stored]
+            answer = Answered(self._fingerprints(sent)[0], 201, upload.recording.render(files))
             self._idempotency.finish(session, upload.recording.claim, answer)
         return files
+
+    def _fingerprints(self, files: Sequence[tuple[IncomingFile, bytes]]) -> Sequence[bytes]:
+        """Of an upload of files, each with its SHA-256: one for each master secret that is here,
+        the present one's first. Without a passphrase all are the same."""
+        digests = [self._private_files.passphrase_digests(file.audience) for file, _ in files]
+        return [
+            fingerprint(
+                *(
+                    _describe(file, sha256, passphrase)
+                    for (file, sha256), passphrase in zip(files, passphrases, strict=True)
+                )
+            )
+            for passphrases in zip(*digests, strict=True)
+        ]
 
     async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
         try:
@@ -251,8 +277,24 @@ class UploadService:
             logger.warning("could not give back lease %s", lease.id)
 
 
-def _describe(file: IncomingFile, sha256: bytes) -> bytes:
+def sealed_columns(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:
+    """What the row of a file, of which `stored_size` bytes lie on the node, says of its being
+    public (None) or private."""
+    return {
+        "visibility": PUBLIC if sealing is None else PRIVATE,
+        "sealed_for": sealing and sealing.sealed_for,
+        "identity_id": sealing and sealing.identity_id,
+        "sealed_size": sealing and stored_size,
+        "sealed_start": sealing and sealing.encryptor.start,
+    }
+
+
+def _describe(file: IncomingFile, sha256: bytes, passphrase: bytes) -> bytes:
     """What makes two uploads of a file the same request, whatever their boundaries or chunks
     were."""
     meta = json.dumps(file.meta, sort_keys=True)
-    return fingerprint(file.name, file.media_type or "", file.visibility, meta, sha256)
+    audience = file.audience
+    readers = ("",) if audience is None else (audience.sealed_for, *audience.recipients)
+    return fingerprint(
+        file.name, file.media_type or "", fingerprint(*readers), meta, sha256, passphrase
+    )

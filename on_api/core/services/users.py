@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.errors import Conflict, NotFound
-from on_api.core.models import ApiKey, User, UserUsage
+from on_api.core.models import ApiKey, IdempotencyRecord, Identity, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.services import audit
@@ -97,8 +97,8 @@ class UserService:
     def delete(self, session: Session, user_id: uuid.UUID, actor: Actor) -> None:
         """Begin an account's removal: from this commit on it can do nothing and is seen nowhere.
 
-        Keys go at once; its files, holdings and identities follow by the worker
-        (`worker/removal.py`).
+        Keys go at once, and so do its identities: nobody can read its private files any more. Its
+        files and holdings follow by the worker (`worker/removal.py`).
         """
         user = get_user(session, user_id, lock=True)
         user.deleted_at = utc_now()
@@ -107,6 +107,9 @@ class UserService:
         user.username = f"deleted-{user.id}"
         _keep_an_administrator(session)
         session.query(ApiKey).filter(ApiKey.user_id == user_id).delete()
+        session.query(Identity).filter(Identity.user_id == user_id).delete()
+        # Their answers may hold a key or an identity.
+        session.query(IdempotencyRecord).filter(IdempotencyRecord.user_id == user_id).delete()
         audit.record(session, actor, "user.delete", "user", user.id)
         self._invalidations.announce(session)
 

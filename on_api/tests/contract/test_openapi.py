@@ -68,6 +68,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /users": {"json": {"username": "intruder", "password": "12345678"}},
     "PATCH /users/{user_id}": {"json": {"active": False}},
     "PATCH /users/me": {"json": {"username": f"me-{uuid.uuid4().hex[:8]}"}},
+    "POST /users/me/identity/import": {"json": {"identity": "AGE-SECRET-KEY-1"}},
+    "POST /users/me/identity/export": {"json": {"password": "x"}},
     "POST /users/me/password": {"json": {"current_password": "x", "new_password": "12345678"}},
 }
 

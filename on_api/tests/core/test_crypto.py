@@ -150,8 +150,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_memory_holds_one_hash_at_least() -> None:
     """However little is allowed, new hashes can be made; dearer ones are refused, not waited
     for."""
-    settings = Settings(_env_file=None, auth=AuthSettings(scrypt_log_n=17, scrypt_memory=32 * MIB))
-    made = Scrypt.load(settings)
+    auth = AuthSettings(scrypt_log_n=17, passphrase_log_n=10, scrypt_memory=32 * MIB)
+    made = Scrypt.load(Settings(_env_file=None, auth=auth))
     assert made.fits(17)
     assert not made.fits(18)
     with pytest.raises(ValueError, match="memory"):

@@ -124,7 +124,6 @@ def test_several_files_in_one_upload_keep_their_order(alice: Account) -> None:
     ("kwargs", "reason"),
     [
         ({"files": {"other": ("a", b"x")}}, "named `file`"),
-        ({"data": {"visibility": "private"}, "files": {"file": ("a", b"x")}}, "private"),
         ({"data": {"visibility": "secret"}, "files": {"file": ("a", b"x")}}, "visibility"),
         ({"data": {"colour": "red"}, "files": {"file": ("a", b"x")}}, "not known"),
         ({"data": {"meta": "[1]"}, "files": {"file": ("a", b"x")}}, "meta"),

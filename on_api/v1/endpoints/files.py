@@ -16,24 +16,29 @@ from on_api.core.dependencies import (
     FilesRead,
     FilesWrite,
     PageQuery,
+    PassphraseDep,
     ServicesDep,
     SessionDep,
     UploadQuery,
 )
 from on_api.core.errors import (
     BadRequest,
+    ContentDamaged,
     InsufficientStorage,
     KeyLimitReached,
     NodeError,
     NodeTimeout,
     NodeUnavailable,
     NotFound,
+    PassphraseNeeded,
     PayloadTooLarge,
     PreconditionFailed,
     QuotaExceeded,
     RangeNotSatisfiable,
     RequestTimeout,
+    SecretUnavailable,
     UnsupportedMediaType,
+    WrongPassphrase,
 )
 from on_api.core.models import File as FileRow
 from on_api.core.multipart import MultipartReader
@@ -64,10 +69,20 @@ _UPLOAD_ERRORS = documented(
     NodeError,
     NodeUnavailable,
     NodeTimeout,
+    SecretUnavailable,
     InsufficientStorage,
 )
 _CONTENT_ERRORS = documented(
-    NotFound, PreconditionFailed, RangeNotSatisfiable, NodeError, NodeUnavailable, NodeTimeout
+    PassphraseNeeded,
+    WrongPassphrase,
+    NotFound,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    NodeError,
+    ContentDamaged,
+    NodeUnavailable,
+    NodeTimeout,
+    SecretUnavailable,
 )
 _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file's bytes.", "content": {"*/*": {}}},
@@ -93,7 +108,8 @@ async def upload_files(
 
     The bytes stream to the IPFS node as they come. One part answers the file, several `{"items":
     […]}`: all of them are stored, or none. The options may be form fields or query parameters;
-    `visibility` must come before the file.
+    all but `name` and `meta` must come before the file. A private file is encrypted (age v1) before
+    it reaches the node: to you, to further `recipients`, or with a passphrase.
     """
     reader = MultipartReader(
         request.headers.get("content-type", ""),
@@ -122,7 +138,8 @@ async def upload_file(
     async def only_this() -> AsyncIterator[IncomingFile]:
         yield file
 
-    announced = announced_by_body(request.headers, services.settings.files.max_size)
+    max_size = services.settings.files.max_size
+    announced = announced_by_body(request.headers, max_size, file.audience)
     stored = await _store(services, principal, only_this(), announced, attempt)
     return stored if isinstance(stored, File) else stored.items[0]
 
@@ -177,11 +194,23 @@ async def get_content(
     request: Request,
     principal: FilesRead,
     services: ServicesDep,
+    passphrase: PassphraseDep,
     download: Annotated[
         bool, Query(description="Ask the browser to save it rather than show it.")
     ] = False,
+    raw: Annotated[
+        bool,
+        Query(
+            description="Of a private file: the age file itself, as it lies on the node; whoever "
+            "has the key opens it with `age`."
+        ),
+    ] = False,
 ) -> Response:
-    """The file's bytes. `Range`, `If-Range`, `If-None-Match` and `If-Match` are honoured."""
+    """The file's bytes. `Range`, `If-Range`, `If-None-Match` and `If-Match` are honoured.
+
+    A private file is decrypted on the way, never from one end to the other for a part of it. One
+    that the server can't open (`owner_access=false`) comes as the age file that it is.
+    """
 
     def look_up() -> FileRow:
         with services.database.session_scope(write=False) as session:
@@ -189,7 +218,8 @@ async def get_content(
 
     # Not the request's session: it would stay open while the bytes stream.
     row = await run_in_threadpool(look_up)
-    return file_response(request.headers, request.method, row, services.node, download=download)
+    file = await services.reader.read(row, raw=raw, passphrase=passphrase)
+    return file_response(request.headers, request.method, file, download=download)
 
 
 async def _store(

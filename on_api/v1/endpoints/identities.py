@@ -1,0 +1,87 @@
+"""Your encryption identities: listed, rotated, imported, exported."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from on_api.core.dependencies import (
+    ClientDep,
+    FilesRead,
+    KeysWrite,
+    ServicesDep,
+    SessionDep,
+    act_as,
+)
+from on_api.core.errors import Conflict, Forbidden, SecretUnavailable, TooManyRequests
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.identities import (
+    ExportedIdentities,
+    Identity,
+    IdentityExport,
+    IdentityImport,
+    IdentityItems,
+)
+from on_api.core.services.identities import identities_of
+
+router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRoute)
+
+
+@router.get("/identities")
+def list_my_identities(principal: FilesRead, session: SessionDep) -> IdentityItems:
+    """Your identities, newest first, without their secrets. The first one is made when it is
+    needed."""
+    found = identities_of(session, principal.user_id)
+    return IdentityItems(items=[Identity.model_validate(row) for row in found])
+
+
+@router.post("/identity/rotate", responses=documented(Conflict, SecretUnavailable))
+def rotate_my_identity(
+    principal: KeysWrite, session: SessionDep, services: ServicesDep, client: ClientDep
+) -> Identity:
+    """Make a new identity for files to come. Those that are there stay encrypted to theirs."""
+    row = services.identities.rotate(session, principal.user_id, act_as(principal, client))
+    return Identity.model_validate(row)
+
+
+@router.post("/identity/import", responses=documented(Conflict, SecretUnavailable))
+def import_identity(
+    body: IdentityImport,
+    principal: KeysWrite,
+    session: SessionDep,
+    services: ServicesDep,
+    client: ClientDep,
+) -> Identity:
+    """Take an identity that you have already (`age-keygen`); one that you have imported before is
+    not taken twice. The server then keeps its secret, sealed."""
+    row = services.identities.add(
+        session,
+        principal.user_id,
+        body.identity.get_secret_value(),
+        act_as(principal, client),
+        active=body.active,
+    )
+    return Identity.model_validate(row)
+
+
+@router.post(
+    "/identity/export", responses=documented(Forbidden, TooManyRequests, SecretUnavailable)
+)
+def export_my_identities(
+    body: IdentityExport,
+    response: Response,
+    principal: KeysWrite,
+    services: ServicesDep,
+    client: ClientDep,
+) -> ExportedIdentities:
+    """The secrets of your identities, for `age`: with them your private files can be read without
+    on-api, by anyone who has them.
+
+    Only for a password login's token, never for an API key, and the password must be given again.
+    """
+    if not principal.from_login:
+        raise Forbidden("Log in with your password for this; an API key can't do it.")
+    services.login.check_password(principal.user_id, body.password)
+    response.headers["Cache-Control"] = "no-store"
+    with services.database.session_scope() as session:
+        found = services.identities.export(session, principal.user_id, act_as(principal, client))
+        return ExportedIdentities.of(found)
