@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.conditional import plan
-from on_api.core.ipfs.client import IpfsNode
-from on_api.core.models import File
+from on_api.core.services.sources import Source
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Of every response that carries users' bytes: whatever they are, they get no origin of ours and
 no script."""
+
+OWNERS_CACHING: Mapping[str, str] = MappingProxyType(
+    # Checked again each time: the file may be deleted, the key revoked.
+    {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+)
 
 Opener = Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]]
 
@@ -56,38 +61,38 @@ class ContentResponse(Response):
 
 
 def file_response(
-    headers: Mapping[str, str], method: str, file: File, node: IpfsNode, *, download: bool
+    headers: Mapping[str, str],
+    method: str,
+    source: Source,
+    *,
+    download: bool,
+    caching: Mapping[str, str] = OWNERS_CACHING,
 ) -> Response:
-    """Answer a GET or HEAD of a public file's bytes, whole or in part.
+    """Answer a GET or HEAD of a file's bytes, whole or in part. `caching` are the headers that say
+    who may keep and see it.
 
     Raises `PreconditionFailed`, `RangeNotSatisfiable`; from within the response what the node
     raises.
     """
-    etag = f'"{file.cid}"'
-    wanted = plan(headers, etag=etag, size=file.size)
-    shared = {
-        "ETag": etag,
-        # Checked again each time: the file may be deleted, the key revoked.
-        "Cache-Control": "private, no-cache",
-        "Vary": "Authorization",
-    }
+    wanted = plan(headers, etag=source.etag, size=source.size)
+    shared = {"ETag": source.etag, **caching}
     if wanted.status == 304:
         return Response(status_code=304, headers=shared)
     shared |= {
         "Accept-Ranges": "bytes",
         "Content-Length": str(wanted.length),
-        "Content-Type": file.media_type,
-        "Content-Disposition": content_disposition(file.name, download=download),
+        "Content-Type": source.media_type,
+        "Content-Disposition": content_disposition(source.name, download=download),
         "Content-Security-Policy": SANDBOX,
         "X-Content-Type-Options": "nosniff",
     }
     if wanted.status == 206:
         last = wanted.offset + wanted.length - 1
-        shared["Content-Range"] = f"bytes {wanted.offset}-{last}/{file.size}"
+        shared["Content-Range"] = f"bytes {wanted.offset}-{last}/{source.size}"
     if method == "HEAD":
         return Response(status_code=wanted.status, headers=shared)
     return ContentResponse(
-        lambda: node.read(file.cid, offset=wanted.offset, length=wanted.length),
+        lambda: source.open(wanted.offset, wanted.length),
         wanted.status,
         shared,
     )

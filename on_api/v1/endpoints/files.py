@@ -50,6 +50,7 @@ from on_api.core.services.files import (
 )
 from on_api.core.services.idempotency import Answered, Claim
 from on_api.core.services.reservations import Announced
+from on_api.core.services.sources import Source, source_of
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
 
@@ -183,13 +184,14 @@ async def get_content(
 ) -> Response:
     """The file's bytes. `Range`, `If-Range`, `If-None-Match` and `If-Match` are honoured."""
 
-    def look_up() -> FileRow:
+    def look_up() -> Source:
+        # Not the request's session: it would stay open while the bytes stream.
         with services.database.session_scope(write=False) as session:
-            return get_file(session, principal.user_id, file_id)
+            row = get_file(session, principal.user_id, file_id)
+        return source_of(row, services.node)
 
-    # Not the request's session: it would stay open while the bytes stream.
-    row = await run_in_threadpool(look_up)
-    return file_response(request.headers, request.method, row, services.node, download=download)
+    source = await run_in_threadpool(look_up)
+    return file_response(request.headers, request.method, source, download=download)
 
 
 async def _store(
