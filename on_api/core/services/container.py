@@ -32,6 +32,7 @@ from on_api.core.services.leases import LeaseService
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
+from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.settings import Settings
@@ -53,6 +54,7 @@ class Services:
     users: UserService
     keys: KeyService
     uploads: UploadService
+    shares: ShareService
     pins: PinService
     keeper: Keeper
     names: PinNames
@@ -112,6 +114,7 @@ class Services:
                 metrics,
                 idempotency,
             ),
+            shares=ShareService(database, hasher, settings.auth),
             pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,
