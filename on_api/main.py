@@ -19,6 +19,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
+from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, RequestContext
 from on_api.core.models.migrations import check_revision
 from on_api.core.routing import add_flat
@@ -26,7 +27,7 @@ from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
 from on_api.core.services.rotation import secret_problem
 from on_api.core.settings import Settings
-from on_api.public import docs, health
+from on_api.public import docs, health, shares
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 
     handlers = ErrorHandlers(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
+        | {shares.PREFIX: shares.ERRORS}
     )
     handlers.install(app)
     app.add_middleware(
@@ -90,6 +92,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 
     for version in VERSIONS:
         add_flat(app, version.router)
+    add_flat(app, shares.router)
     app.include_router(health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     return app
@@ -98,6 +101,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    mask_foreign_access_log()
     threads = to_thread.current_default_thread_limiter()
     threads.total_tokens = services.settings.threads
     services.metrics.watch(

@@ -34,6 +34,7 @@ from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.reading import FileReader
+from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.settings import Settings
@@ -59,6 +60,7 @@ class Services:
     private_files: PrivateFiles
     reader: FileReader
     uploads: UploadService
+    shares: ShareService
     pins: PinService
     keeper: Keeper
     names: PinNames
@@ -132,6 +134,7 @@ class Services:
                 idempotency,
                 private_files,
             ),
+            shares=ShareService(database, hasher, settings.auth),
             pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,
