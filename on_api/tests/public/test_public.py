@@ -47,7 +47,7 @@ def test_not_ready_without_the_node(
             answer = client.get("/readyz")
             assert answer.status_code == 503
             checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
-            assert checks == {"database": True, "migrations": True, "node": False}
+            assert checks == {"database": True, "migrations": True, "node": False, "secret": True}
             refused = client.put("/v1/files?name=x", content=b"x")
             assert refused.status_code == 503
             assert refused.json()["error"]["reason"] == "NODE_UNAVAILABLE"
