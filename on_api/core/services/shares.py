@@ -39,7 +39,7 @@ KNOWN_PASSWORDS = 10_000
 
 _LARGEST = 2**63 - 1
 _LOCKS = 64
-_NOT_VALID = "This link is not valid, or not any more. Ask for a new one whoever sent it to you."
+_NOT_VALID = "This link is not valid, or not any more. Ask whoever sent it to you for a new one."
 
 
 @dataclass(frozen=True, slots=True)

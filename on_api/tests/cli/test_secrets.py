@@ -7,7 +7,9 @@ import json
 import sqlite3
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from on_api.core.ipfs.repo import rpc_auth_for
@@ -36,12 +38,23 @@ def test_secrets_are_nowhere_they_do_not_belong(tmp_path: Path) -> None:
         form = {"username": "ada", "password": PASSWORDS[0]}
         token = admin.post("/v1/auth/token", data=form).json()["access_token"]
         made = {"name": "k", "scopes": ["files:read"]}
-        key = admin.post("/v1/keys", json=made, headers={"Idempotency-Key": "w"}).json()["key"]
+        once = {"Idempotency-Key": "w"}
+        key = admin.post("/v1/keys", json=made, headers=once).json()["key"]
         with home.client(token) as ada:
             change = {"current_password": PASSWORDS[2], "new_password": PASSWORDS[1]}
             answers.append(ada.post("/v1/users/me/password", json=change).text)
             change["current_password"] = PASSWORDS[0]
             answers.append(ada.post("/v1/users/me/password", json=change).text)
+        file = admin.put("/v1/files?name=x", content=b"shared").json()
+        shared = {"file_id": file["id"], "password": PASSWORDS[0]}
+        link = urlsplit(admin.post("/v1/shares", json=shared, headers=once).json()["url"])
+        for path in (link.path, f"{link.path}/", f"{link.path}?download=1"):
+            for password in (PASSWORDS[2], PASSWORDS[0]):
+                header = {"On-Api-Share-Password": password}
+                answers.append(httpx.get(home.url + path, headers=header, trust_env=False).text)
+                form = {"password": password}
+                answers.append(httpx.post(home.url + path, data=form, trust_env=False).text)
+        answers.append(admin.get("/v1/shares").text)
         # Secrets where they don't belong: in queries, names of fields, bodies that are no JSON,
         # other headers.
         answers.append(admin.get("/v1/files", params={"name": key, "limit": key}).text)
@@ -64,6 +77,7 @@ def test_secrets_are_nowhere_they_do_not_belong(tmp_path: Path) -> None:
         admin_key,
         token,
         key,
+        link.path.removeprefix("/s/"),
         (home.path / "secret.key").read_text().strip(),
         rpc_auth_for(settings.home / "ipfs").removeprefix("bearer:"),
     }
