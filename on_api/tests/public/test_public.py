@@ -29,7 +29,7 @@ def test_ready_when_all_is_well(anonymous: httpx.Client) -> None:
     answer = anonymous.get("/readyz")
     assert answer.status_code == 200
     checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
-    assert checks == {"database": True, "migrations": True, "node": True}
+    assert checks == {"database": True, "migrations": True, "node": True, "secret": True}
 
 
 def test_not_ready_without_the_node(
