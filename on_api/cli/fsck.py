@@ -48,18 +48,10 @@ def fsck(
 
 async def _run(settings: Settings, *, repair: bool, walk: bool) -> Report:
     from on_api.core.services.container import Services
-    from on_api.core.services.fsck.runner import run_fsck
     from on_api.core.services.node import connect_node
 
     services = Services.build(settings, connect_node(settings))
     try:
-        return await run_fsck(
-            services.database,
-            services.node,
-            services.keeper,
-            services.names,
-            repair=repair,
-            walk=walk,
-        )
+        return await services.fsck.run(repair=repair, walk=walk)
     finally:
         await services.close()

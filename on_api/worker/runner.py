@@ -13,7 +13,6 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.events import number_events
-from on_api.core.services.fsck.runner import restore_pins
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
 from on_api.worker.unpinning import Unpinner
 
@@ -101,9 +100,7 @@ class Worker:
             return False
         services.pins_doubtful.clear()
         try:
-            report = await restore_pins(
-                services.database, services.node, services.keeper, services.names
-            )
+            report = await services.fsck.restore_pins()
         except OnApiError:
             services.pins_doubtful.set()
             raise

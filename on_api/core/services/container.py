@@ -22,6 +22,7 @@ from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.identities import IdentityService
@@ -66,6 +67,7 @@ class Services:
     names: PinNames
     leases: LeaseService
     capacity: Capacity
+    fsck: Fsck
     garbage: GarbageCollector
     watch: NodeWatch
     bell: Bell
@@ -105,6 +107,7 @@ class Services:
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         leases = LeaseService(database, names, settings.files.lease_seconds)
+        fsck = Fsck(database, node, keeper, names)
         bell = Bell()
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
@@ -140,7 +143,8 @@ class Services:
             names=names,
             leases=leases,
             capacity=capacity,
-            garbage=GarbageCollector(database, node, keeper, names, metrics),
+            fsck=fsck,
+            garbage=GarbageCollector(database, node, fsck, metrics),
             watch=NodeWatch(settings, database, node),
             bell=bell,
             cursors=CursorSigner(lambda: keyring.subkeys(Purpose.CURSORS)),

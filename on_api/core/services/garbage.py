@@ -23,11 +23,9 @@ from on_api.core.models import Content, Database, Lease, Pin
 from on_api.core.models.content import UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services import maintenance
-from on_api.core.services.fsck.runner import restore_pins
-from on_api.core.services.keeper import Keeper
+from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.maintenance import GARBAGE, Turn
 from on_api.core.services.pin_jobs import UNDER_WAY
-from on_api.core.services.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +49,10 @@ class Collection:
 class GarbageCollector:
     """Runs collections, one at a time over all processes."""
 
-    def __init__(
-        self,
-        database: Database,
-        node: IpfsNode,
-        keeper: Keeper,
-        names: PinNames,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, database: Database, node: IpfsNode, fsck: Fsck, metrics: Metrics) -> None:
         self._database = database
         self._node = node
-        self._keeper = keeper
-        self._names = names
+        self._fsck = fsck
         self._metrics = metrics
 
     async def collect(self, patience: float) -> Collection:
@@ -110,7 +100,7 @@ class GarbageCollector:
 
     async def _is_all_pinned(self) -> bool:
         """Whether nothing that somebody holds would go: pins that the node has lost are renewed."""
-        report = await restore_pins(self._database, self._node, self._keeper, self._names)
+        report = await self._fsck.restore_pins()
         for finding in report.findings:
             level = logging.ERROR if finding.is_trouble else logging.WARNING
             logger.log(

@@ -19,7 +19,6 @@ from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
 from on_api.core.services.fsck.findings import Kind, Report
-from on_api.core.services.fsck.runner import run_fsck
 from on_api.core.services.node import connect_node
 from on_api.core.settings import Settings, WorkerSettings
 from on_api.tests.blockstore import Blockstore
@@ -50,14 +49,7 @@ def fsck(server: Server, *, repair: bool = False) -> Report:
     async def run() -> Report:
         services = Services.build(server.settings, connect_node(server.settings))
         try:
-            return await run_fsck(
-                services.database,
-                services.node,
-                services.keeper,
-                services.names,
-                repair=repair,
-                walk=True,
-            )
+            return await services.fsck.run(repair=repair, walk=True)
         finally:
             await services.close()
 

@@ -28,7 +28,6 @@ from on_api.core.errors import BlocksMissing
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
-from on_api.core.services.fsck.runner import run_fsck
 from on_api.core.services.leases import UPLOAD
 from on_api.core.services.node import connect_node
 from on_api.core.services.reservations import Announced
@@ -159,14 +158,7 @@ class ContentLife(RuleBasedStateMachine):
 
             async def free(services: Services) -> None:
                 await _unpin(services)
-                report = await run_fsck(
-                    services.database,
-                    services.node,
-                    services.keeper,
-                    services.names,
-                    repair=True,
-                    walk=True,
-                )
+                report = await services.fsck.run(repair=True, walk=True)
                 # Freshly dead leases are within their slack: all else is mended.
                 assert report.clean, report.findings
                 assert await _collect(services) == "collected"
