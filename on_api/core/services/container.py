@@ -37,6 +37,7 @@ from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.reading import FileReader
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
+from on_api.core.services.visibility import VisibilityService
 from on_api.core.settings import Settings
 
 HASHING_THREADS = 4
@@ -59,6 +60,7 @@ class Services:
     identities: IdentityService
     private_files: PrivateFiles
     reader: FileReader
+    visibility: VisibilityService
     uploads: UploadService
     pins: PinService
     keeper: Keeper
@@ -117,6 +119,7 @@ class Services:
             identities=identities,
             private_files=private_files,
             reader=FileReader(node, private_files, hashers),
+            visibility=VisibilityService(leases, bell.ring_after),
             uploads=UploadService(
                 database,
                 node,

@@ -7,6 +7,7 @@ import uuid
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -15,13 +16,34 @@ from on_api.core.errors import ServiceUnavailable
 from on_api.core.models import Database, Lease, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents, maintenance, reservations
-from on_api.core.services.access import Principal
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
 
 UPLOAD = "upload"
 _GIVEN_UP = "This took too long and was given up; send it again."
+
+
+class Holder(Protocol):
+    """Whose work it is, and by which key; a key's `max_bytes` is kept to."""
+
+    @property
+    def user_id(self) -> uuid.UUID: ...
+
+    @property
+    def key_id(self) -> uuid.UUID | None: ...
+
+    @property
+    def max_bytes(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobHolder:
+    """Work that a job does for a user, without a key."""
+
+    user_id: uuid.UUID
+    key_id: None = None
+    max_bytes: None = None
 
 
 @dataclass(slots=True)
@@ -49,7 +71,7 @@ class LeaseService:
         self._names = names
         self._life = timedelta(seconds=seconds)
 
-    def open(self, kind: str, principal: Principal, announced: Announced) -> LeaseHandle:
+    def open(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
         """Commit a lease, and what it reserves, for work that is about to begin.
 
         Raises `QuotaExceeded` or `KeyLimitReached` when what is announced can't be had.
@@ -58,8 +80,8 @@ class LeaseService:
             id=new_id(),
             token=new_id(),
             kind=kind,
-            user_id=principal.user_id,
-            key_id=principal.key_id,
+            user_id=holder.user_id,
+            key_id=holder.key_id,
             lease_until=utc_now() + self._life,
             reserved_bytes=0,
         )
@@ -67,16 +89,16 @@ class LeaseService:
         with self._database.session_scope() as session:
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 raise ServiceUnavailable("The node is being tidied up; send it again soon.")
-            quota = reservations.quota_of(session, principal.user_id)
-            limited = quota is not None or principal.max_bytes is not None
+            quota = reservations.quota_of(session, holder.user_id)
+            limited = quota is not None or holder.max_bytes is not None
             if limited:
-                self._reserve(session, principal, lease, announced, quota)
+                self._reserve(session, holder, lease, announced, quota)
             session.add(lease)
         return LeaseHandle(
             id=lease.id,
             token=lease.token,
-            user_id=principal.user_id,
-            limited_key=principal.key_id if principal.max_bytes is not None else None,
+            user_id=holder.user_id,
+            limited_key=holder.key_id if holder.max_bytes is not None else None,
             pin_name=pin_name,
             announced=announced,
             covered=lease.reserved_bytes if limited else None,
@@ -85,7 +107,7 @@ class LeaseService:
     def _reserve(
         self,
         session: Session,
-        principal: Principal,
+        holder: Holder,
         lease: Lease,
         announced: Announced,
         quota: int | None,
@@ -94,12 +116,12 @@ class LeaseService:
         wanted = announced.next_slice(least)
         if (
             quota is not None
-            and principal.max_bytes is None
-            and reservations.reserve_at_once(session, principal.user_id, quota, wanted)
+            and holder.max_bytes is None
+            and reservations.reserve_at_once(session, holder.user_id, quota, wanted)
         ):
             lease.reserved_bytes = wanted
             return
-        usage = contents.lock_usage(session, principal.user_id)
+        usage = contents.lock_usage(session, holder.user_id)
         session.add(lease)
         reservations.reserve(session, usage, lease, wanted=wanted, needed=least)
 
