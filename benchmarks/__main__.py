@@ -63,9 +63,9 @@ def main(
 def _postgres() -> Iterator[str]:
     with (
         TemporaryDirectory(prefix="on-api-bench-") as folder,
-        running_postgres(Path(folder)) as url,
+        running_postgres(Path(folder)) as server,
     ):
-        yield url
+        yield server.url
 
 
 if __name__ == "__main__":

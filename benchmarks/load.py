@@ -32,7 +32,7 @@ DEADLINE_SECONDS = 3600
 @dataclass(frozen=True)
 class Job:
     """`count` like requests over `concurrency` connections. `body_bytes`: of a body that nobody has
-    ever seen; `form`: sent as a form's part `file`."""
+    ever seen; `form`: sent as a form's part `file`; `text` comes before it, always the same."""
 
     url: str
     method: str = "GET"
@@ -41,6 +41,7 @@ class Job:
     concurrency: int = 1
     body_bytes: int | None = None
     form: bool = False
+    text: str = ""
     expected: int = 200
 
 
@@ -153,7 +154,7 @@ def _pieces(job: Job, seed: bytes, numbers: Iterator[int]) -> Iterator[bytes]:
 
 def _frame(job: Job) -> tuple[bytes, bytes]:
     if not job.form:
-        return b"", b""
+        return job.text.encode(), b""
     disposition = 'Content-Disposition: form-data; name="file"; filename="file"'
     kind = "Content-Type: application/octet-stream"
     before = f"--{BOUNDARY}\r\n{disposition}\r\n{kind}\r\n\r\n"

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import httpx
+
 from benchmarks.figures import Figure, in_pairs
 from benchmarks.load import Job, get_rate, measure
 from benchmarks.seeding import seed
@@ -17,6 +19,7 @@ from on_api.tests.cli.processes import peak_memory
 
 MIB = 2**20
 SMALL = 8 * 1024
+UNKNOWN_CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 
 Scenario = Callable[[Stage], list[Figure]]
 
@@ -81,6 +84,30 @@ def put_small(stage: Stage) -> list[Figure]:
             stage.sizes.pairs,
         )
     return [Figure("PUT 8 KiB, 32 at once", "files/s", ours, theirs, "Kubo add", at_least=1.0)]
+
+
+@scenario(SQLITE, POSTGRESQL)
+def pins(stage: Stage) -> list[Figure]:
+    """Pin requests accepted, of content that is not here; and pages of the list, last beside
+    first."""
+    with stage.on_api(ON_API_WORKER__EMBEDDED="false") as on_api:
+        job = replace(on_api.pin(UNKNOWN_CID), count=stage.sizes.uploads * 4, concurrency=16)
+        accepted = [measure(job).per_second for _ in range(stage.sizes.pairs)]
+        with on_api.home.client(on_api.key) as client:
+            page: dict[str, str | int] = {"status": "queued", "limit": 10}
+            oldest = f"{on_api.home.url}/v1/pins?status=queued&limit=10&before="
+            first = f"{on_api.home.url}/v1/pins?status=queued&limit=10"
+            count = client.get("/v1/pins", params=page).raise_for_status().json()["count"]
+            oldest += _time_of_the_oldest(client, page)
+
+        def page_time(url: str) -> float:
+            return measure(Job(url, headers=on_api.headers, count=stage.sizes.pages)).median_ms
+
+        last, newest = in_pairs(partial(page_time, oldest), partial(page_time, first), 5)
+    return [
+        Figure("POST /v1/pins, 16 at once", "pins/s", accepted, at_least=500),
+        Figure(f"last page of {count:,} pins", "ms", last, newest, "first page", at_most=1.5),
+    ]
 
 
 @scenario(SQLITE, POSTGRESQL)
@@ -152,6 +179,16 @@ def _upload_rate(job: Job) -> float:
 def _download_rate(job: Job) -> float:
     load = measure(job)
     return load.bytes_in / load.seconds / MIB
+
+
+def _time_of_the_oldest(client: httpx.Client, page: dict[str, str | int]) -> str:
+    """The moment behind the last ten, as clients walk through the list."""
+    page = {**page, "limit": 1000}
+    while True:
+        answer = client.get("/v1/pins", params=page).raise_for_status().json()
+        if answer["count"] <= len(answer["results"]):
+            return str(answer["results"][-11]["created"])
+        page["before"] = answer["results"][-1]["created"]
 
 
 def _last_page(on_api: OnApi, first: str) -> str:

@@ -3,6 +3,7 @@ PostgreSQL; everything in a folder that is thrown away."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import uuid
@@ -40,7 +41,7 @@ class Sizes:
     """Bytes of a large file."""
     huge: int = 10 * 2**30
     """Bytes of the file whose memory is watched."""
-    uploads: int = 2000
+    uploads: int = 1000
     """Small files in one round."""
     gets: int = 10_000
     pages: int = 200
@@ -95,6 +96,14 @@ class OnApi:
         url = f"http://127.0.0.1:{self.home.rpc_port}/api/v0/add?{urlencode(options)}"
         return Job(url, "POST", self.rpc_headers, body_bytes=size, form=True)
 
+    def pin(self, cid: str) -> Job:
+        """Ask for a pin."""
+        headers = {**self.headers, "Content-Type": "application/json"}
+        text = json.dumps({"cid": cid, "name": "benchmark"})
+        return Job(
+            f"{self.home.url}/v1/pins", "POST", headers, body_bytes=0, text=text, expected=202
+        )
+
     def upload(self, body: bytes) -> dict[str, str]:
         """One file, for what needs one; returns its metadata."""
         with self.home.client(self.key) as client:
@@ -124,9 +133,14 @@ class Stage:
             yield home
 
     @contextmanager
-    def on_api(self) -> Iterator[OnApi]:
-        """A fresh on-api, serving."""
-        with self.home() as home, home.serving() as process:
+    def on_api(self, **settings: str) -> Iterator[OnApi]:
+        """A fresh on-api, serving under further settings."""
+        with self.home() as home:
+            home.extra.update(settings)
+            yield from self._serving(home)
+
+    def _serving(self, home: Home) -> Iterator[OnApi]:
+        with home.serving() as process:
             yield OnApi(home, process.pid, _new_user(home), _rpc_headers(home))
 
     def _new_database(self) -> str | None:
@@ -168,7 +182,7 @@ def _new_user(home: Home) -> str:
         me = admin.get("/v1/users/me").raise_for_status().json()
         quota = {"storage_quota": QUOTA}
         admin.patch(f"/v1/users/{me['id']}", json=quota).raise_for_status()
-        scopes = ["files:read", "files:write"]
+        scopes = ["files:read", "files:write", "pins:read", "pins:write"]
         answer = admin.post("/v1/keys", json={"name": "benchmark", "scopes": scopes})
     return str(answer.raise_for_status().json()["key"])
 

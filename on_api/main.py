@@ -7,6 +7,7 @@ Makes no connection and no thread before its lifespan begins.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version as release_of
@@ -18,17 +19,21 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
+from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, RequestContext
 from on_api.core.models.migrations import check_revision
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
+from on_api.core.services.rotation import secret_problem
 from on_api.core.settings import Settings
-from on_api.public import docs, health
+from on_api.public import docs, health, shares
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper
 from on_api.worker.runner import Worker
+
+logger = logging.getLogger(__name__)
 
 VERSIONS = (V1, V2)
 
@@ -37,8 +42,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
     """The application. Without arguments: settings from the environment, and the Kubo that they
     name.
 
-    Raises `StartupError` without a master secret; its lifespan raises it for a database that is not
-    at the revision this code needs.
+    Its lifespan raises `StartupError` for a database that is not at the revision this code needs.
+    Without the master secret what needs none goes on, and the log says so.
     """
     settings = settings or Settings()
     services = Services.build(settings, node or connect_node(settings))
@@ -53,6 +58,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 
     handlers = ErrorHandlers(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
+        | {shares.PREFIX: shares.ERRORS}
     )
     handlers.install(app)
     app.add_middleware(
@@ -86,6 +92,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 
     for version in VERSIONS:
         add_flat(app, version.router)
+    add_flat(app, shares.router)
     app.include_router(health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     return app
@@ -94,7 +101,14 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    to_thread.current_default_thread_limiter().total_tokens = services.settings.threads
+    mask_foreign_access_log()
+    threads = to_thread.current_default_thread_limiter()
+    threads.total_tokens = services.settings.threads
+    services.metrics.watch(
+        "on_api_threads_waiting",
+        "Pieces of work that wait for one of ON_API_THREADS.",
+        lambda: threads.statistics().tasks_waiting,
+    )
     await to_thread.run_sync(_check_database, services)
     housekeeper = Housekeeper(services.database, services.invalidations)
     services.invalidations.start()
@@ -118,3 +132,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _check_database(services: Services) -> None:
     with services.database.session_scope(write=False) as session:
         check_revision(session.connection())
+        problem = secret_problem(session, services.keyring)
+    if problem is not None:
+        services.keyring.warning = problem
+        logger.error("the master secret: %s", problem)

@@ -28,6 +28,11 @@ def gc(
         print_json(asdict(done))
     elif done.outcome == "postponed":
         typer.echo("Put off: uploads or fetches under way did not end in time. Try again later.")
+    elif done.outcome == "unsafe":
+        typer.echo(
+            "Nothing was removed: content that somebody holds has lost its pin, and blocks of it "
+            "are missing. `on-api fsck` says which."
+        )
     else:
         typer.echo(
             f"Removed {done.removed_blocks} blocks, {done.freed_bytes / 10**9:,.3f} GB, "

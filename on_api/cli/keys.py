@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
 
@@ -76,3 +77,43 @@ def revoke(user: User, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.
     with command_scope() as (services, session):
         services.keys.revoke(session, find_user(session, user).id, key_id, COMMAND_LINE)
     typer.echo(f"revoked {key_id}")
+
+
+@app.command("rotate-master")
+def rotate_master(as_json: AsJson = False) -> None:
+    """Replace the master secret; safe beside a running on-api, and to be repeated.
+
+    With ON_API_SECRET_KEY: first set the new one there and the old one in
+    ON_API_PREVIOUS_SECRET_KEYS for every process, and restart them; then call this. Without, it
+    makes the new secret itself. Repeat it until no key needs the old one.
+    """
+    from on_api.core.crypto.secrets import Keyring, rotate_secret_file
+    from on_api.core.services.audit import COMMAND_LINE, record
+    from on_api.core.services.rotation import rotate_rows
+
+    with command_scope() as (services, session):
+        settings = services.settings
+        keyring = Keyring.load(settings)
+        begun = len(keyring.versions) > 1
+        if settings.secret_key is None and not begun:
+            rotate_secret_file(settings.home)
+            keyring = Keyring.load(settings)
+        record(session, COMMAND_LINE, "secret.rotate", "secret")
+    done = rotate_rows(services.database, keyring, settings)
+    services.database.dispose()
+    if as_json:
+        print_json(asdict(done))
+        return
+    typer.echo(f"Sealed {done.sealed_anew} rows under the present secret.")
+    if done.keys_left:
+        typer.echo(
+            f"{done.keys_left} keys were not used since: the old secret is kept for them. "
+            "They need it no more after their next use, or when they end."
+        )
+    elif settings.secret_key is not None and begun:
+        typer.echo("Nothing needs the old secrets: empty ON_API_PREVIOUS_SECRET_KEYS.")
+    else:
+        typer.echo("Nothing needs the old secret: it is gone.")
+    if done.lost:
+        typer.echo(f"{done.lost} rows belong to a master secret that is not here.", err=True)
+        raise typer.Exit(1)

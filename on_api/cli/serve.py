@@ -3,6 +3,7 @@ together."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 from contextlib import ExitStack, suppress
@@ -50,20 +51,25 @@ def serve(
     from on_api.main import create_app
 
     configure_logging(settings.log)
+    _keep_freed_memory()
+    node = None
     with ExitStack() as stack:
         stack.callback(listener.close)
         if settings.manages_node:
             from on_api.core.ipfs.node import ManagedNode
             from on_api.core.ipfs.repo import rpc_auth_for
 
-            stack.enter_context(
+            node = stack.enter_context(
                 ManagedNode(
                     settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
                 )
             )
+        app = create_app(settings)
+        if node is not None:
+            node.on_restart = app.state.services.distrust_pins
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(settings),
+                app,
                 http=BoundedHttp,
                 lifespan="on",
                 log_config=None,
@@ -114,6 +120,19 @@ def _check_database(settings: Settings) -> None:
             check_revision(session.connection())
     finally:
         database.dispose()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what streams free and take again, instead of giving it back to the system and
+    asking for zeroed pages each time (mallopt(3)); elsewhere nothing."""
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(trim_threshold, 256 * 1024 * 1024)
+    mallopt(top_pad, 16 * 1024 * 1024)
+    mallopt(mmap_threshold, 64 * 1024 * 1024)
 
 
 def _say_what_to_try(settings: Settings) -> None:

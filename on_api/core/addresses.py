@@ -10,6 +10,13 @@ import ipaddress
 # An IPv4 address in the clothes of IPv6 is judged as what it is (RFC 6052, RFC 3056).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
+# All that was ever given out of IPv6 (RFC 4291, section 2.4). Python calls much of the rest global:
+# site-local, local NAT64, IPv4-compatible addresses.
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+
+# For protocols and for documentation; not every Python knows of them.
+_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv6Network("3fff::/20"))
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -22,6 +29,7 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(address.packed[12:])
         if inner is not None:
             return is_public(inner)
-        if address.teredo is not None:
+        if address not in _GIVEN_OUT or address.teredo is not None:
             return False
-    return address.is_global and not address.is_multicast
+    is_special = any(address in network for network in _SPECIAL)
+    return address.is_global and not address.is_multicast and not is_special

@@ -3,6 +3,7 @@ allowed, is in its signature."""
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Security
@@ -129,6 +130,7 @@ FilesRead = Annotated[Principal, _needs(Scope.FILES_READ)]
 FilesWrite = Annotated[Principal, _needs(Scope.FILES_WRITE)]
 PinsRead = Annotated[Principal, _needs(Scope.PINS_READ)]
 PinsWrite = Annotated[Principal, _needs(Scope.PINS_WRITE)]
+SharesWrite = Annotated[Principal, _needs(Scope.SHARES_WRITE)]
 KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 
@@ -278,3 +280,5 @@ async def get_file_filter(
 
 
 FileQuery = Annotated[FileFilter, Depends(get_file_filter)]
+
+SharedFileQuery = Annotated[uuid.UUID | Absent, Query(description="Only links to this file.")]

@@ -7,6 +7,7 @@ clients match on.
     ├── Unauthorized          401 UNAUTHORIZED             no key, or one that is not valid (any
     more)
     ├── Forbidden             403 INSUFFICIENT_SCOPE       a valid key that may not do this
+    │   ├── SharePasswordRequired 403 SHARE_PASSWORD_REQUIRED missing or wrong
     │   ├── QuotaExceeded     403 STORAGE_QUOTA_EXCEEDED
     │   ├── KeyLimitReached   403 KEY_LIMIT_REACHED        the key's own max_bytes
     │   └── WrongPassphrase   403 WRONG_PASSPHRASE         of a private file
@@ -96,6 +97,15 @@ class Forbidden(OnApiError):
     """The key is valid but may not do this."""
 
     status, reason, summary = 403, "INSUFFICIENT_SCOPE", "The key may not do this."
+
+
+class SharePasswordRequired(Forbidden):
+    """A share's password is missing or wrong."""
+
+    reason, summary = (
+        "SHARE_PASSWORD_REQUIRED",
+        "This link needs a password, in the header On-Api-Share-Password.",
+    )
 
 
 class QuotaExceeded(Forbidden):

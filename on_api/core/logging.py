@@ -20,6 +20,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that this task or thread works for."""
 
 _API_KEY = re.compile(r"(onapi_[0-9A-Za-z]{6})[0-9A-Za-z]{10,}")
+_SHARE_LINK = re.compile(r"/s/[0-9A-Za-z]{16,}")
 
 EXTRA = "on_api"
 """Where a record carries its structured fields: `logger.info("…", extra={EXTRA: {…}})`."""
@@ -43,11 +44,23 @@ def configure_logging(settings: LogSettings) -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def mask_foreign_access_log() -> None:
+    """Keep secrets out of uvicorn's own access log, for who serves the application by uvicorn's
+    command; on-api's has it off."""
+    logging.getLogger("uvicorn.access").addFilter(_masks_arguments)
+
+
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
     """The structured fields of a record, the request's id first."""
     current = request_id.get()
     first: dict[str, object] = {} if current is None else {"request_id": current}
     return first | getattr(record, EXTRA, {})
+
+
+def _masks_arguments(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        record.args = tuple(_masked(a) if isinstance(a, str) else a for a in record.args)
+    return True
 
 
 class _JsonFormatter(logging.Formatter):
@@ -75,8 +88,9 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def _masked(line: str) -> str:
-    """API keys are recognised by their form and cut off: a client may put its key into a path."""
-    return _API_KEY.sub(r"\1…", line)
+    """API keys and links are recognised by their form and cut off: a client may put its key into a
+    path, and a link is one."""
+    return _SHARE_LINK.sub("/s/…", _API_KEY.sub(r"\1…", line))
 
 
 def _moment(record: logging.LogRecord) -> str:

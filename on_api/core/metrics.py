@@ -75,7 +75,7 @@ class Metrics:
         )
         self.collections = Counter(
             "on_api_garbage_collections",
-            "Garbage collections: collected, postponed, failed.",
+            "Garbage collections: collected, postponed, unsafe, failed.",
             ["outcome"],
             registry=registry,
         )

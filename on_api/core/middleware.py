@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "x-request-id"
 
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
+_LINKS = "/s/"
+"""What follows in such a path is the secret of a share."""
 
 
 class RequestContext:
@@ -81,7 +83,7 @@ class RequestContext:
             access_logger.info(
                 "%s %s",
                 scope["method"],
-                scope["path"],
+                _loggable(scope["path"]),
                 extra={
                     EXTRA: {
                         "status": status or "-",
@@ -135,11 +137,17 @@ class InFlightLimit:
             self._metrics.in_flight.set(self._under_way)
 
 
+def _loggable(path: str) -> str:
+    return f"{_LINKS}…" if path.startswith(_LINKS) else path
+
+
 def _pattern(scope: Scope) -> str:
     """The route's pattern, not the path: the number of series must not grow with what is stored."""
     route = getattr(scope.get("route"), "path", None)
     if route is None:
         return "(none)"
+    if ":path}" in route:  # its segments can't be counted
+        return str(route)
     # FastAPI tells the route within its router; what comes before it is the router's own prefix.
     segments = scope["path"].split("/")
     return "/".join(segments[: 1 + max(0, len(segments) - 1 - route.count("/"))]) + str(route)

@@ -55,20 +55,21 @@ class ContentResponse(Response):
 
 
 def file_response(
-    headers: Mapping[str, str], method: str, file: Reading, *, download: bool
+    headers: Mapping[str, str],
+    method: str,
+    file: Reading,
+    *,
+    download: bool,
+    caching: Mapping[str, str] | None = None,
 ) -> Response:
-    """Answer a GET or HEAD of a file's bytes, whole or in part.
+    """Answer a GET or HEAD of a file's bytes, whole or in part. `caching` are the headers that say
+    who may keep and see it; by default its owner alone.
 
     Raises `PreconditionFailed`, `RangeNotSatisfiable`; from within the response what opening it
     raises.
     """
     wanted = plan(headers, etag=file.etag, size=file.size)
-    shared = {
-        "ETag": file.etag,
-        # Checked again each time: the file may be deleted, the key revoked.
-        "Cache-Control": "private, no-store" if file.private else "private, no-cache",
-        "Vary": "Authorization",
-    }
+    shared = {"ETag": file.etag, **(_owners_caching(file) if caching is None else caching)}
     if wanted.status == 304:
         return Response(status_code=304, headers=shared)
     shared |= {
@@ -89,6 +90,12 @@ def file_response(
         wanted.status,
         shared,
     )
+
+
+def _owners_caching(file: Reading) -> Mapping[str, str]:
+    # Checked again each time: the file may be deleted, the key revoked.
+    control = "private, no-store" if file.private else "private, no-cache"
+    return {"Cache-Control": control, "Vary": "Authorization"}
 
 
 def content_disposition(name: str, *, download: bool) -> str:

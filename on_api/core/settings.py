@@ -173,7 +173,7 @@ class PinsSettings(Group):
     dial_private: bool = Field(
         False, description="Dial origins at loopback, private and link-local addresses too."
     )
-    delegates: list[str] = Field(
+    delegates: list[Annotated[str, Field(pattern=r"^/.+/p2p/[A-Za-z0-9]+$")]] = Field(
         default=[],
         max_length=20,
         description="Addresses told to clients, each ending in /p2p/ID; else the node's own.",

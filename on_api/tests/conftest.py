@@ -94,8 +94,8 @@ def kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real PostgreSQL that lives as long as the run."""
-    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as running:
+        yield running.url
 
 
 class DatabaseMaker:
@@ -109,7 +109,7 @@ class DatabaseMaker:
         self._template = self._url("template")
         if postgres is not None:
             self._run("CREATE DATABASE template")
-        database = Database(_settings(folder, self._template))
+        database = Database(make_settings(folder, self._template))
         migrations.upgrade(database)
         database.dispose()
 
@@ -154,7 +154,8 @@ def new_database(request: pytest.FixtureRequest) -> DatabaseMaker:
     return maker
 
 
-def _settings(home: Path, database_url: str, **changes: object) -> Settings:
+def make_settings(home: Path, database_url: str, **changes: object) -> Settings:
+    """Settings of a server, with anything changed by name."""
     values: dict[str, object] = {
         "home": home,
         "database_url": SecretStr(database_url),
@@ -170,7 +171,7 @@ def settings_for(kubo: Kubo, tmp_path: Path) -> Callable[..., Settings]:
     """Settings for a database's URL, with the running node; anything may be changed by name."""
 
     def make(database_url: str, **changes: object) -> Settings:
-        return _settings(tmp_path, database_url, **{"ipfs": kubo.ipfs, **changes})
+        return make_settings(tmp_path, database_url, **{"ipfs": kubo.ipfs, **changes})
 
     return make
 
@@ -270,7 +271,7 @@ def server(
     new_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A server on each kind of database, shared by every test that doesn't break it."""
-    settings = _settings(tmp_path_factory.mktemp("home"), new_database(), ipfs=kubo.ipfs)
+    settings = make_settings(tmp_path_factory.mktemp("home"), new_database(), ipfs=kubo.ipfs)
     with Server(settings) as running:
         yield running
 

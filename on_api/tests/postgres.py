@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+class Postgres:
+    """A running server; `url` is its `postgresql://…`, a socket in the file system."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.url = str(server.get_uri())
+
+    def stop_immediately(self) -> None:
+        """As PostgreSQL's `immediate` mode: every transaction is torn, the next start recovers."""
+        process = self._server.get_postmaster_info().process
+        process.send_signal(signal.SIGQUIT)
+        process.wait(30)
+
+    def start(self) -> None:
+        """Again, at the same place."""
+        self._server.ensure_pgdata_inited()
+        self._server.ensure_postgres_running()
 
 
 @contextmanager
-def running_postgres(folder: Path) -> Iterator[str]:
-    """A server with its data in `folder`; yields its `postgresql://…` URL (a socket in the file
-    system)."""
+def running_postgres(folder: Path) -> Iterator[Postgres]:
+    """A server with its data in `folder`."""
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
     # Read at the import: without it the package warns, and warnings are errors.
@@ -20,6 +40,6 @@ def running_postgres(folder: Path) -> Iterator[str]:
 
     server = get_server(folder / "data", cleanup_mode="stop")
     try:
-        yield server.get_uri()
+        yield Postgres(server)
     finally:
         server.cleanup()

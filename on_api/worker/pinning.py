@@ -26,6 +26,7 @@ from on_api.core.errors import (
     InsufficientStorage,
     NodeError,
     NodeTimeout,
+    NodeTruncated,
     NodeUnavailable,
     OnApiError,
 )
@@ -33,7 +34,6 @@ from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.multiaddr import Resolver, dialable
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
-from on_api.core.models.content import PINNED
 from on_api.core.models.database import utc_now
 from on_api.core.services import contents, maintenance, pin_jobs
 from on_api.core.services.bell import Bell
@@ -58,7 +58,7 @@ NODE_PAUSE = 2.0
 LAST_ATTEMPT = 1.0
 """Seconds before a pin's deadline in which no further attempt is begun."""
 REFUSALS_ALLOWED = 3
-"""Failures of the node's own before a pin is given up."""
+"""Attempts after which a pin is given up when the node refuses it without a way out."""
 
 
 NO_PEERS = (
@@ -89,8 +89,10 @@ class _Work:
     stat: DagStat | None = None
     moved_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     """When a block came last."""
-    unwanted: bool = False
-    making_way: bool = False
+    ended_by_us: bool = False
+    """Not wanted any more, or making way: its cancellation is an answer, no accident."""
+    is_over: bool = False
+    """The attempt has ended; what is left is to write it down, and is not to be interrupted."""
 
     def see(self, stat: DagStat) -> None:
         if self.stat is None or stat.blocks > self.stat.blocks:
@@ -107,6 +109,7 @@ class _Lane:
     """How many of them one user may have."""
     least_free: int
     work: dict[uuid.UUID, _Work] = field(default_factory=dict)
+    claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_user: uuid.UUID | None = None
     is_full: bool = False
 
@@ -146,6 +149,7 @@ class PinWorker:
         }
         # Of its own: requests wait for the same database, not for the same threads.
         self._threads = CapacityLimiter(8)
+        self._is_stopping = False
 
     async def step(self, *, fetch: bool) -> bool:
         """Begin what there is room for: fetches, or pins of what may lie on the node already.
@@ -153,16 +157,16 @@ class PinWorker:
         Returns whether anything was begun; the bell rings when there is room again.
         """
         lane = self._lanes[fetch]
-        free = lane.places - len(lane.work)
-        if free < lane.least_free:
-            lane.is_full = True
-            return False
-        claims = await self._claim(lane, free, fetch=fetch)
-        for claim in claims:
-            work = lane.work[claim.id] = _Work(claim)
-            work.task = asyncio.create_task(self._run(work, fetch=fetch))
-            work.task.add_done_callback(partial(self._end, lane, claim.id))
-        self._metrics.fetches.set(len(self._lanes[True].work))
+        async with lane.claiming:
+            free = lane.places - len(lane.work)
+            lane.is_full = free < lane.least_free
+            if self._is_stopping or lane.is_full:
+                return False
+            claims = await self._claim(lane, free, fetch=fetch)
+            for claim in claims:
+                work = lane.work[claim.id] = _Work(claim)
+                work.task = asyncio.create_task(self._run(work, fetch=fetch))
+                work.task.add_done_callback(partial(self._end, lane, claim.id))
         return bool(claims)
 
     async def beat(self) -> None:
@@ -176,47 +180,52 @@ class PinWorker:
 
         unwanted, make_way = await self._in_database(renew, write=bool(state))
         for key, item in work.items():
-            item.unwanted |= key in unwanted
-            item.making_way |= make_way
-            if (item.unwanted or item.making_way) and item.task is not None:
-                item.task.cancel()
+            if make_way or key in unwanted:
+                self._interrupt(item)
+        self._metrics.fetches.set(len(self._lanes[True].work))
         self._metrics.queue_length.set(await self._in_database(pin_jobs.queue_length, write=False))
 
     async def stop(self) -> None:
-        """Give everything back that is being worked on."""
-        tasks = []
-        for item in self._all_work().values():
-            item.making_way = True
-            if item.task is not None:
-                item.task.cancel()
-                tasks.append(item.task)
+        """Claim nothing more, and give everything back that is being worked on."""
+        self._is_stopping = True
+        for lane in self._lanes.values():
+            async with lane.claiming:  # what is being claimed at this moment must be given back too
+                pass
+        work = self._all_work().values()
+        for item in work:
+            self._interrupt(item)
+        tasks = [item.task for item in work if item.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _claim(self, lane: _Lane, free: int, *, fetch: bool) -> Sequence[Claim]:
         """Claim pins of the next user in turn who has not more than their share under way."""
         busy = Counter(item.claim.user_id for item in lane.work.values())
+        served = {user for user, count in busy.items() if count >= lane.share}
+
+        def next_user(session: Session) -> uuid.UUID | None:
+            return pin_jobs.next_user(session, lane.last_user, served, fetch=fetch) or (
+                pin_jobs.next_user(session, None, served, fetch=fetch)
+            )
 
         def claim(session: Session) -> Sequence[Claim]:
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 return ()
-            user = first = pin_jobs.next_user(session, lane.last_user, fetch=fetch) or (
-                pin_jobs.next_user(session, None, fetch=fetch)
-            )
-            while user is not None and busy[user] >= lane.share:
-                user = pin_jobs.next_user(session, user, fetch=fetch) or (
-                    pin_jobs.next_user(session, None, fetch=fetch)
-                )
-                if user == first:
-                    return ()
-            lane.last_user = user
+            user = next_user(session)
             if user is None:
                 return ()
+            lane.last_user = user
             limit = min(free, lane.share - busy[user])
             return pin_jobs.claim(session, user, limit, self._life, fetch=fetch)
 
-        if await self._in_database(lambda session: _any_due(session, fetch=fetch), write=False):
-            return await self._in_database(claim)
-        return ()
+        # Asked by reading alone: on SQLite looking must not take the writer's place.
+        if await self._in_database(next_user, write=False) is None:
+            return ()
+        return await self._in_database(claim)
+
+    def _interrupt(self, work: _Work) -> None:
+        if not work.is_over and work.task is not None:
+            work.ended_by_us = work.is_over = True
+            work.task.cancel()
 
     def _all_work(self) -> dict[uuid.UUID, _Work]:
         return {key: item for lane in self._lanes.values() for key, item in lane.work.items()}
@@ -234,21 +243,24 @@ class PinWorker:
             try:
                 await self._attempt(work, fetch=fetch)
             except asyncio.CancelledError:
-                if not (work.unwanted or work.making_way):
+                if not work.ended_by_us:
                     raise
                 if (task := asyncio.current_task()) is not None:
                     task.uncancel()
-                details = "It makes way for the node's tidying up."
+                details = "It was interrupted, and begins again soon."
                 await self._put_back(claim, _Stop(details, pause=0, counted=False))
             except BlocksMissing:
+                work.is_over = True
                 await self._in_database(
                     lambda session: pin_jobs.put_back(
                         session, claim, needs_fetch=True, counted=False
                     )
                 )
             except _Stop as stop:
+                work.is_over = True
                 await self._put_back(claim, stop)
             except _GiveUp as reason:
+                work.is_over = True
                 await self._fail(claim, str(reason))
         except OnApiError as error:
             # The database, most likely: the lease ends and another attempt begins.
@@ -262,6 +274,7 @@ class PinWorker:
             raise _GiveUp("It was removed.")
         try:
             stat = await self._pin(work, fetch=fetch)
+            work.is_over = True
             await self._record(claim, stat)
         except InsufficientFunds:
             raise _GiveUp("The storage quota does not allow it.") from None
@@ -269,10 +282,16 @@ class PinWorker:
             raise self._again(claim, "The IPFS node has no room for it.", NODE_PAUSE * 10) from None
         except (NodeUnavailable, NodeTimeout) as error:
             raise self._again(claim, error.details, NODE_PAUSE) from None
-        except BlocksMissing:
-            raise
+        except BlocksMissing as error:
+            if not fetch:
+                raise
+            raise self._again(claim, error.details, self._pause(claim)) from None
+        except NodeTruncated as error:
+            # It was restarted, most likely.
+            raise self._again(claim, error.details, self._pause(claim)) from None
         except NodeError as error:
-            if claim.attempts >= REFUSALS_ALLOWED:
+            # The same answer as last time is the node's last word.
+            if claim.attempts >= REFUSALS_ALLOWED and claim.details == error.details:
                 raise _GiveUp(
                     "The IPFS node can't pin this: its blocks are damaged, or of a kind that it "
                     "does not know."
@@ -282,15 +301,12 @@ class PinWorker:
     async def _pin(self, work: _Work, *, fetch: bool) -> DagStat:
         """Have the node pin it, if it hasn't yet. Returns what the whole DAG is."""
         claim = work.claim
-        known = await self._in_database(
-            lambda session: _known_size(session, claim.cid), write=False
-        )
         name = await to_thread.run_sync(self._names.of, claim.id, limiter=self._threads)
-        if known is not None:
+        if claim.known is not None:
             # An earlier attempt may have ended between dropping the node's pin and renewing it.
             if claim.attempts > 1:
                 await self._keeper.heal(claim.cid, claim.id)
-            return DagStat(known, 0)
+            return DagStat(claim.known, 0)
         if await self._node.pin_status(claim.cid) is None:
             if not fetch:
                 return await self._node.pin(claim.cid, name=name, fetch=False)
@@ -370,8 +386,8 @@ class PinWorker:
         if pinned:
             self._metrics.pins_ended.labels("pinned").inc()
         else:
-            logger.warning("pin %s was ended by somebody else", claim.id)
-            await self._unpinner.unpin(claim.cid)
+            logger.info("pin %s was ended by somebody else", claim.id)
+            await self._look_after(claim)
 
     async def _put_back(self, claim: Claim, stop: _Stop) -> None:
         await self._in_database(
@@ -386,15 +402,17 @@ class PinWorker:
         await self._look_after(claim)
 
     async def _fail(self, claim: Claim, reason: str) -> None:
-        await self._in_database(lambda session: pin_jobs.fail(session, claim, reason))
-        self._metrics.pins_ended.labels("failed").inc()
+        if await self._in_database(lambda session: pin_jobs.fail(session, claim, reason)):
+            self._metrics.pins_ended.labels("failed").inc()
         await self._look_after(claim)
 
     async def _look_after(self, claim: Claim) -> None:
         """An attempt ended early may have left a pin for nobody, or dropped one of somebody's."""
         try:
             await self._keeper.heal(claim.cid, claim.id)
-            if await self._node.pin_status(claim.cid) is not None:
+            left = await self._node.pin_status(claim.cid)
+            # A pin of another name was there before us: it is for whoever made it to remove.
+            if left is not None and self._names.job_of(left.name) is not None:
                 await self._unpinner.unpin(claim.cid)
         except NodeError:
             logger.info("could not look after %s: fsck will", claim.cid)
@@ -405,17 +423,6 @@ class PinWorker:
                 return work(session)
 
         return await to_thread.run_sync(run, limiter=self._threads)
-
-
-def _any_due(session: Session, *, fetch: bool) -> bool:
-    """Asked by reading alone: on SQLite looking must not take the writer's place."""
-    return pin_jobs.next_user(session, None, fetch=fetch) is not None
-
-
-def _known_size(session: Session, cid: str) -> int | None:
-    """Bytes of a content that on-api keeps; None for any other."""
-    content = contents.find(session, cid)
-    return content.dag_size if content is not None and content.state == PINNED else None
 
 
 def _standstill(stat: DagStat | None) -> str:

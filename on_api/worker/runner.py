@@ -13,6 +13,7 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.events import number_events
+from on_api.core.services.fsck.runner import restore_pins
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
 from on_api.worker.unpinning import Unpinner
 from on_api.worker.visibility import VisibilityWorker
@@ -23,6 +24,10 @@ CHANGES_AT_ONCE = 2
 """Files whose visibility one process changes at the same time."""
 SLOW_LOOK_SECONDS = 5.0
 """Between looks for what may wait: unpinning, garbage collection."""
+
+_Step = Callable[[], Awaitable[bool | None]]
+"""Returns whether there may be more to do at once."""
+_Wait = Callable[[float], Awaitable[None]]
 
 
 class Worker:
@@ -57,29 +62,31 @@ class Worker:
     def start(self) -> None:
         """Begin, on the running event loop."""
         slow = min(SLOW_LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
-        loops: list[tuple[Callable[[], Awaitable[bool]], float]] = [
-            (lambda: self._pins.step(fetch=False), self._poll),
-            (lambda: self._pins.step(fetch=True), self._poll),
-            (self._beat, BEAT_SECONDS),
-            (self._number_events, self._poll),
-            (self._unpinner.step, slow),
-            *[(self._visibility.step, self._poll)] * CHANGES_AT_ONCE,
+        bell = self._services.bell.wait
+        loops: list[tuple[_Step, float, _Wait]] = [
+            (lambda: self._pins.step(fetch=False), self._poll, bell),
+            (lambda: self._pins.step(fetch=True), self._poll, bell),
+            (self._pins.beat, BEAT_SECONDS, asyncio.sleep),
+            (self._number_events, self._poll, bell),
+            (self._restore_pins, SLOW_LOOK_SECONDS, bell),
+            (self._unpinner.step, slow, asyncio.sleep),
+            *[(self._visibility.step, self._poll, bell)] * CHANGES_AT_ONCE,
         ]
         if self._services.settings.gc.interval:
-            loops.append((self._collect_when_due, SLOW_LOOK_SECONDS))
+            loops.append((self._collect_when_due, SLOW_LOOK_SECONDS, asyncio.sleep))
         self._tasks = [asyncio.create_task(self._repeat(*loop)) for loop in loops]
 
     async def stop(self) -> None:
         """End; what was being worked on is given back."""
+        await self._pins.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pins.stop()
 
-    async def _repeat(self, step: Callable[[], Awaitable[bool]], pause: float) -> None:
-        """Do steps as long as there is work, then wait for the bell or `pause` seconds."""
+    async def _repeat(self, step: _Step, pause: float, wait: _Wait) -> None:
+        """Do steps as long as there is work, then wait: up to `pause` seconds."""
         while True:
-            worked = False
+            worked: bool | None = False
             try:
                 worked = await step()
             except OnApiError as error:
@@ -87,15 +94,27 @@ class Worker:
             except Exception:
                 logger.exception("a step of the worker failed")
             if not worked:
-                await self._services.bell.wait(pause)
-
-    async def _beat(self) -> bool:
-        await self._pins.beat()
-        await asyncio.sleep(BEAT_SECONDS)
-        return True
+                await wait(pause)
 
     async def _number_events(self) -> bool:
         return await to_thread.run_sync(number_events, self._services.database) > 0
+
+    async def _restore_pins(self) -> bool:
+        """Look once through all pins after the node may have died: it drops one to renew it."""
+        services = self._services
+        if not services.pins_doubtful.is_set():
+            return False
+        services.pins_doubtful.clear()
+        try:
+            report = await restore_pins(
+                services.database, services.node, services.keeper, services.names
+            )
+        except OnApiError:
+            services.pins_doubtful.set()
+            raise
+        for finding in report.findings:
+            logger.warning("%s had lost its pin; mended: %s", finding.subject, finding.mended)
+        return False
 
     async def _collect_when_due(self) -> bool:
         gc = self._services.settings.gc

@@ -11,7 +11,7 @@ from anyio import to_thread
 from on_api.core.errors import NodeError
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
-from on_api.core.services import contents
+from on_api.core.services import contents, maintenance
 from on_api.core.services.contents import Removal
 from on_api.core.services.keeper import Keeper
 
@@ -62,6 +62,9 @@ class Unpinner:
 
     def _due(self) -> Sequence[str]:
         with self._database.session_scope(write=False) as session:
+            # A node that collects garbage answers when it is done: long after the claim has ended.
+            if maintenance.is_under_way(session, maintenance.GARBAGE):
+                return ()
             return contents.removable(session, self._grace, BATCH)
 
     def _begin(self, cid: str) -> Removal | None:

@@ -76,6 +76,8 @@ class Keyring:
         self._source = source
         self._stamp = None if source is None else _stamp(source)
         self.problem = problem
+        self.warning = problem
+        """What was found amiss at the start, a problem or not, for those who ask."""
 
     @classmethod
     def load(cls, settings: Settings) -> Keyring:

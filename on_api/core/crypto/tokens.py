@@ -1,11 +1,12 @@
 """API keys and tokens: `onapi_` + 43 random base62 characters + a checksum of 6, kept as an HMAC.
 
 The checksum (CRC-32 of all before it, as GitHub's tokens have) lets a mistyped key be refused
-without the database.
+without the database. The token of a share is 43 random base62 characters, kept as a hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -20,12 +21,13 @@ SHOWN_LENGTH = len(PREFIX) + 6
 """How much of a key may be shown, so that its owner recognises it."""
 
 _ALPHABET = string.digits + string.ascii_letters
+_SHARE = re.compile(rf"[0-9A-Za-z]{{{RANDOM_LENGTH}}}", re.ASCII)
 _KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{RANDOM_LENGTH + CHECKSUM_LENGTH}}}", re.ASCII)
 
 
 def new_key() -> str:
     """A new secret key."""
-    body = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH))
+    body = PREFIX + _random()
     return body + _checksum(body)
 
 
@@ -40,6 +42,23 @@ def is_well_formed(key: str) -> bool:
 def digest(key: str, subkey: bytes) -> bytes:
     """What is stored for a key: HMAC-SHA256 under a subkey of the master secret, 32 bytes."""
     return hmac.digest(subkey, key.encode(), "sha256")
+
+
+def new_share_token() -> str:
+    """A new secret for a share's link."""
+    return _random()
+
+
+def share_digest(token: str) -> bytes | None:
+    """What is stored for a share's token: SHA-256, 32 bytes; None for what can't be one. The token
+    is as random as the hash is long: no secret of ours is needed beside it."""
+    if _SHARE.fullmatch(token) is None:
+        return None
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _random() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH))
 
 
 def _checksum(body: str) -> str:

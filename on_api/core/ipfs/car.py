@@ -79,11 +79,13 @@ class CarReader:
         return not self._buffer and not await self._fill()
 
     async def _fill(self) -> bool:
-        if not self._ended and (chunk := await anext(self._chunks, None)) is not None:
-            self._buffer += chunk
-            # An empty chunk is no end.
-            return bool(chunk) or await self._fill()
-        self._ended = True
+        while not self._ended:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                self._ended = True
+            elif chunk:  # an empty one is no end
+                self._buffer += chunk
+                return True
         return False
 
 
@@ -103,11 +105,22 @@ def car_section(cid: Cid, block: bytes) -> bytes:
 def _roots(header: bytes) -> Sequence[Cid]:
     try:
         parsed = libipld.decode_dag_cbor(header)
-        if not isinstance(parsed, dict) or parsed.get("version") != 1:
-            raise CarError("this is no CAR of version 1")
-        return [Cid.from_bytes(bytes(root)) for root in parsed["roots"]]
-    except (BadRequest, KeyError, TypeError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         raise CarError("the header can't be read") from error
+    roots = parsed.get("roots") if isinstance(parsed, dict) else None
+    if not isinstance(roots, list) or parsed.get("version") != 1:
+        raise CarError("this is no CAR of version 1")
+    try:
+        return [Cid.from_bytes(_bytes_of(root)) for root in roots]
+    except BadRequest as error:
+        raise CarError("a root is no CID") from error
+
+
+def _bytes_of(root: object) -> bytes:
+    """Never `bytes(root)`: of a number that is as many zeros."""
+    if not isinstance(root, bytes):
+        raise CarError("a root is no CID")
+    return root
 
 
 def _block(section: bytes) -> tuple[Cid, bytes]:

@@ -102,7 +102,7 @@ class IpfsNode(Protocol):
         fetch: bool,
         progress: Callable[[DagStat], None] | None = None,
     ) -> DagStat:
-        """Pin `cid` recursively as `name`; return when its whole DAG is there and the pin is seen.
+        """Pin `cid` recursively as `name`; return when its whole DAG is there, and pinned.
 
         With `fetch` missing blocks are asked of the network, for as long as the caller waits:
         cancelling gives up, and then nothing is pinned. `progress` (quick) hears how much is there.

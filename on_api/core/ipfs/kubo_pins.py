@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
+from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, translate, unexpected
 from on_api.core.settings import IpfsSettings
@@ -63,6 +64,10 @@ class KuboPins:
         progress: Callable[[DagStat], None] | None = None,
     ) -> DagStat:
         """See `IpfsNode.pin`."""
+        if not fetch and Cid.from_text(cid).codec != RAW:
+            # `pin/add` is offline for the root only (measured): for a hole below it, it would ask
+            # the network without an end.
+            await self.dag_stat(cid)
         query = {"arg": cid, "name": name, "progress": "true", "offline": _flag(not fetch)}
         # While it works Kubo writes a line each half second, whether a block came or not.
         last: dict[str, Any] = {}
@@ -75,8 +80,9 @@ class KuboPins:
                     stat = DagStat(int(last.get("Bytes", 0)), int(last["Progress"]))
                     if progress is not None:
                         progress(stat)
-        # Whether it failed in the end is told only by a trailer that Python does not show.
-        if not last.get("Pins") or await self.pin_status(cid) is None:
+        # Whether it failed in the end is told only by a trailer that Python does not show; what it
+        # has pinned it says last, when the pin is on its disk.
+        if not last.get("Pins"):
             raise NodeTruncated("The IPFS node did not pin this content.")
         return stat if stat.size else await self.dag_stat(cid)
 
@@ -90,7 +96,8 @@ class KuboPins:
             async for line in lines:
                 last = line
         try:
-            if "TotalSize" in last:
+            # Progress has no such field.
+            if "UniqueBlocks" in last:
                 return DagStat(int(last["TotalSize"]), int(last["UniqueBlocks"]))
             # The summary fails to be written for an empty block (a ratio of nothing), and when a
             # block is missing: either is only said in the trailer.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
+import re
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import dns.asyncresolver
@@ -19,8 +20,6 @@ import libipld
 
 from on_api.core.addresses import Address, is_public
 
-logger = logging.getLogger(__name__)
-
 MAX_LENGTH = 512
 MAX_ADDRESSES = 20
 """Dialled for one pin, after names were resolved."""
@@ -28,7 +27,13 @@ MAX_PER_NAME = 8
 MAX_DEPTH = 4
 """Of `/dnsaddr` that lead to `/dnsaddr`."""
 RESOLVE_SECONDS = 5.0
+"""For one name."""
+SEARCH_SECONDS = 15.0
+MAX_LOOKUPS = 50
+"""For all addresses of one pin together: who owns a name may let it lead on and on."""
 
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
+_VALUE = re.compile(r"[A-Za-z0-9._=-]+", re.ASCII)
 _WITH_VALUE = {"tcp", "udp", "sni", "certhash"}
 _PLAIN = {"quic", "quic-v1", "tls", "ws", "wss", "webtransport", "webrtc-direct", "noise", "http"}
 _FAMILIES = {
@@ -64,8 +69,10 @@ class Multiaddr:
         """The same peer at an IP address; a name that TLS needs to know is kept as `sni`."""
         transport = self.transport
         if self.kind in _FAMILIES:
-            for secure in ("/wss", "/tls/ws"):
-                transport = transport.replace(secure, f"/tls/sni/{self.host}/ws", 1)
+            steps = f"{transport}/"
+            for secure in ("/wss/", "/tls/ws/"):
+                steps = steps.replace(secure, f"/tls/sni/{self.host}/ws/", 1)
+            transport = steps[:-1]
         return f"/ip{address.version}/{address}{transport}/p2p/{self.peer}"
 
 
@@ -107,51 +114,73 @@ async def dialable(
 ) -> list[str]:
     """What of `addresses` may be dialled, with names resolved: at most `MAX_ADDRESSES`, in order.
 
-    Without `allow_private` only addresses of the public internet are left.
+    Without `allow_private` only addresses of the public internet are left. Ends after
+    `SEARCH_SECONDS` with what was found until then.
     """
-    found: dict[str, None] = {}
-    for text in addresses:
-        for multiaddr in await _without_dnsaddr(text, resolver, MAX_DEPTH):
-            for address in await _ip_addresses(multiaddr, resolver):
-                if allow_private or is_public(address):
-                    found[multiaddr.at(address)] = None
-                if len(found) >= MAX_ADDRESSES:
-                    return list(found)
-    return list(found)
+    search = _Search(resolver, allow_private)
+    with suppress(_EnoughError, TimeoutError):
+        async with asyncio.timeout(SEARCH_SECONDS):
+            for text in addresses:
+                await search.follow(text, MAX_DEPTH)
+    return list(search.found)
 
 
-async def _without_dnsaddr(text: str, resolver: Resolver, depth: int) -> list[Multiaddr]:
-    multiaddr = Multiaddr.parse(text)
-    if multiaddr is None:
-        return []
-    if multiaddr.kind != "dnsaddr":
-        return [multiaddr]
-    if depth == 0:
-        return []
-    found: list[Multiaddr] = []
-    for inner in await resolver.dnsaddr(multiaddr.host):
-        # Only addresses of the peer that was named: the record may list a whole network's.
-        if inner.endswith(f"/p2p/{multiaddr.peer}"):
-            found += await _without_dnsaddr(inner, resolver, depth - 1)
-        if len(found) >= MAX_ADDRESSES:
-            break
-    return found[:MAX_ADDRESSES]
+class _EnoughError(Exception):
+    """As many addresses were found, or names looked up, as one pin may have."""
 
 
-async def _ip_addresses(multiaddr: Multiaddr, resolver: Resolver) -> Sequence[Address]:
-    family = _FAMILIES.get(multiaddr.kind)
-    if family is None:
-        return [ipaddress.ip_address(multiaddr.host)]
-    return await resolver.addresses(multiaddr.host, family)
+class _Search:
+    """One pin's addresses on the way to what may be dialled."""
+
+    def __init__(self, resolver: Resolver, allow_private: bool) -> None:
+        self.found: dict[str, None] = {}
+        self._resolver = resolver
+        self._allow_private = allow_private
+        self._lookups_left = MAX_LOOKUPS
+
+    async def follow(self, text: str, depth: int) -> None:
+        """Add what an address leads to, over at most `depth` names of other names."""
+        multiaddr = Multiaddr.parse(text)
+        if multiaddr is None:
+            return
+        if multiaddr.kind != "dnsaddr":
+            for address in await self._ip_addresses(multiaddr):
+                self._add(multiaddr, address)
+        elif depth > 0:
+            self._count_lookup()
+            for inner in await self._resolver.dnsaddr(multiaddr.host):
+                # Only addresses of the peer that was named: the record may list a whole network's.
+                if inner.endswith(f"/p2p/{multiaddr.peer}"):
+                    await self.follow(inner, depth - 1)
+
+    async def _ip_addresses(self, multiaddr: Multiaddr) -> Sequence[Address]:
+        family = _FAMILIES.get(multiaddr.kind)
+        if family is None:
+            return [ipaddress.ip_address(multiaddr.host)]
+        self._count_lookup()
+        return await self._resolver.addresses(multiaddr.host, family)
+
+    def _add(self, multiaddr: Multiaddr, address: Address) -> None:
+        if self._allow_private or is_public(address):
+            self.found[multiaddr.at(address)] = None
+        if len(self.found) >= MAX_ADDRESSES:
+            raise _EnoughError
+
+    def _count_lookup(self) -> None:
+        if self._lookups_left == 0:
+            raise _EnoughError
+        self._lookups_left -= 1
 
 
 def _is_host(kind: str, host: str) -> bool:
     if kind in {"ip4", "ip6"}:
         try:
-            return ipaddress.ip_address(host).version == int(kind[2])
+            # With a zone (`%eth0`) it would be of one machine only.
+            return "%" not in host and ipaddress.ip_address(host).version == int(kind[2])
         except ValueError:
             return False
-    return (kind in _FAMILIES or kind == "dnsaddr") and 0 < len(host) <= 253
+    is_name = len(host) <= 253 and _NAME.fullmatch(host) is not None
+    return is_name and (kind in _FAMILIES or kind == "dnsaddr")
 
 
 def _is_transport(steps: Sequence[str], *, required: bool) -> bool:
@@ -161,8 +190,8 @@ def _is_transport(steps: Sequence[str], *, required: bool) -> bool:
     for step in remaining:
         if step in _WITH_VALUE:
             value = next(remaining, "")
-            is_port = value.isdigit() and 0 < int(value) < 65536
-            if not (is_port if step in {"tcp", "udp"} else value):
+            is_port = value.isdigit() and len(value) <= 5 and 0 < int(value) < 65536
+            if not (is_port if step in {"tcp", "udp"} else _VALUE.fullmatch(value)):
                 return False
         elif step not in _PLAIN:  # p2p-circuit among them
             return False

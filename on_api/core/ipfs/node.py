@@ -68,6 +68,8 @@ class ManagedNode:
         self.home = home.absolute()
         self.repo = self.home / "ipfs"
         self.log = self.home / "node.log"
+        self.on_restart: Callable[[], None] = lambda: None
+        """Called (quick, from the thread that watches) when Kubo is up again after it had died."""
         self.restarts = 0
         """How many times Kubo was started again after it had died."""
         self._settings = settings
@@ -190,6 +192,7 @@ class ManagedNode:
                 logger.warning("Kubo could not be restarted: %s", error)
             return False
         logger.warning("Kubo is up again (restart %d)", self.restarts)
+        self.on_restart()
         return True
 
     def _launch(self, binary: Path) -> None:

@@ -81,15 +81,15 @@ def _has_surrogate(value: str) -> bool:
     return not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _rfc3339(value: datetime) -> str:
-    return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def _in_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("must lie in the years 1 to 9999, in UTC") from None
+        raise ValueError("must be a moment of the years 1 to 9999 in UTC") from None
+
+
+def _rfc3339(value: datetime) -> str:
+    return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 Text = Annotated[str, AfterValidator(_plain_text)]

@@ -16,11 +16,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    WithJsonSchema,
 )
 
 from on_api.core.ipfs.multiaddr import MAX_ADDRESSES, Multiaddr
 from on_api.core.models import Pin as PinRow
-from on_api.core.schemas.common import storable_text
+from on_api.core.schemas.common import Absent, storable_text
 from on_api.core.services.pins import PinRequest
 
 _SOMEBODY = "12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"
@@ -47,11 +48,11 @@ class TextMatchingStrategy(StrEnum):
     IPARTIAL = "ipartial"
 
 
-def _dialable(value: object) -> list[str]:
-    """Those that could be dialled at all. A pin is never refused for the others."""
+def _dialable(value: object) -> list[str] | None:
+    """Those that could be dialled at all, if any. A pin is never refused for the others."""
     items = value if isinstance(value, list) else []
     known = [item for item in items if isinstance(item, str) and Multiaddr.parse(item)]
-    return list(dict.fromkeys(known))[:MAX_ADDRESSES]
+    return list(dict.fromkeys(known))[:MAX_ADDRESSES] or None
 
 
 def _bounded_meta(value: dict[str, str]) -> dict[str, str]:
@@ -73,7 +74,11 @@ PinMeta = Annotated[
     Field(max_length=MAX_META, description="Optional metadata for pin object"),
     AfterValidator(_bounded_meta),
 ]
-PinMoment = Annotated[datetime, PlainSerializer(_milliseconds, when_used="json")]
+PinMoment = Annotated[
+    datetime,
+    PlainSerializer(_milliseconds, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 """With milliseconds, which clients keep exactly."""
 
 
@@ -84,22 +89,22 @@ class Pin(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     cid: str = Field(
-        max_length=128,
         description="Content Identifier (CID) to be pinned recursively",
         examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"],
     )
-    name: PinName | None = Field(
+    name: PinName | Absent = Field(
         default=None,
         description="Optional name for pinned data; can be used for lookups later",
         examples=["PreciousData.pdf"],
     )
-    origins: Annotated[list[str], BeforeValidator(_dialable)] | None = Field(
+    origins: Annotated[list[str] | Absent, BeforeValidator(_dialable)] = Field(
         default=None,
+        json_schema_extra={"maxItems": MAX_ADDRESSES, "uniqueItems": True},
         description="Optional list of multiaddrs known to provide the data; those that can't be "
         "dialled are passed over",
         examples=[[f"/ip4/203.0.113.142/tcp/4001/p2p/{_SOMEBODY}"]],
     )
-    meta: PinMeta | None = Field(
+    meta: PinMeta | Absent = Field(
         default=None,
         description="Optional metadata for pin object",
         examples=[{"app_id": "99986338-1113-4706-8302-4420da6158aa"}],
@@ -128,11 +133,12 @@ class PinStatus(BaseModel):
     delegates: list[str] = Field(
         min_length=1,
         max_length=20,
+        json_schema_extra={"uniqueItems": True},
         description="List of multiaddrs designated by pinning service that will receive the pin "
         "data",
         examples=[[f"/ip4/203.0.113.1/tcp/4001/p2p/{_SOMEBODY}"]],
     )
-    info: dict[str, str] | None = Field(
+    info: Annotated[dict[str, str], Field(max_length=MAX_META)] | Absent = Field(
         default=None,
         description="Optional info for PinStatus response",
         examples=[{"status_details": "Queue position: 7 of 9"}],
@@ -156,10 +162,15 @@ class PinResults(BaseModel):
 
     count: int = Field(
         ge=0,
+        json_schema_extra={"format": "int32"},
         description="The total number of pin objects that exist for passed query filters",
         examples=[1],
     )
-    results: list[PinStatus] = Field(max_length=1000, description="An array of PinStatus results")
+    results: list[PinStatus] = Field(
+        max_length=1000,
+        json_schema_extra={"uniqueItems": True},
+        description="An array of PinStatus results",
+    )
 
 
 def _info(row: PinRow) -> dict[str, str] | None:

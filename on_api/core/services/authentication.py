@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, joinedload
 from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import Keyring, Purpose
-from on_api.core.errors import BadRequest, TooManyRequests, Unauthorized
+from on_api.core.errors import BadRequest, Unauthorized
 from on_api.core.models import ApiKey, Database, LoginThrottle, User
 from on_api.core.models.database import insert_or_lock, utc_now
 from on_api.core.models.invalidation import Invalidations
@@ -25,12 +25,12 @@ from on_api.core.services import audit
 from on_api.core.services.access import Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.keys import KeyRequest, KeyService, every_scope
+from on_api.core.services.throttling import count_attempt
 from on_api.core.settings import AuthSettings
 
 CACHED_KEYS = 10_000
 LAST_USED_PRECISION = timedelta(seconds=60)
 """`last_used_at` is written at most this often per key, so that reading costs no write."""
-LONGEST_PAUSE = timedelta(hours=1)
 
 # What can be a username at all: nothing else needs to reach the database.
 _USERNAME = re.compile(USERNAME_PATTERN)
@@ -264,17 +264,8 @@ class LoginService:
                 failures=0,
                 updated_at=now,
             )
-            if row.blocked_until is not None and row.blocked_until > now:
-                seconds = int((row.blocked_until - now).total_seconds()) + 1
-                raise TooManyRequests(
-                    "Too many wrong passwords; try again later.", retry_after=seconds
-                )
-            row.failures += 1
+            count_attempt(row, self._settings, now)
             row.updated_at = now
-            over = row.failures - self._settings.failures_allowed
-            if over >= 0:
-                pause = timedelta(seconds=self._settings.failure_pause * 2 ** min(over, 16))
-                row.blocked_until = now + min(pause, LONGEST_PAUSE)
 
 
 def _may_act(user: User) -> bool:

@@ -3,11 +3,10 @@ and the commands."""
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-
-from anyio import to_thread
 
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.passwords import PasswordHasher
@@ -35,6 +34,7 @@ from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.reading import FileReader
+from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.services.visibility import VisibilityService
@@ -62,6 +62,7 @@ class Services:
     reader: FileReader
     visibility: VisibilityService
     uploads: UploadService
+    shares: ShareService
     pins: PinService
     keeper: Keeper
     names: PinNames
@@ -74,6 +75,8 @@ class Services:
     idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
+    pins_doubtful: threading.Event
+    """Set while the node's pins have to be looked through."""
 
     @classmethod
     def build(cls, settings: Settings, node: IpfsNode) -> Services:
@@ -105,6 +108,8 @@ class Services:
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         leases = LeaseService(database, names, settings.files.lease_seconds)
         bell = Bell()
+        doubtful = threading.Event()
+        doubtful.set()  # who knows how the node ended last time
         return cls(
             settings=settings,
             keyring=keyring,
@@ -132,19 +137,27 @@ class Services:
                 idempotency,
                 private_files,
             ),
-            pins=PinService(timedelta(seconds=settings.pins.deadline), bell.ring_after),
+            shares=ShareService(database, hasher, settings.auth),
+            pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,
             leases=leases,
             capacity=capacity,
-            garbage=GarbageCollector(database, node, metrics),
+            garbage=GarbageCollector(database, node, keeper, names, metrics),
             watch=NodeWatch(settings, database, node),
             bell=bell,
             cursors=CursorSigner(lambda: keyring.subkeys(Purpose.CURSORS)),
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
+            pins_doubtful=doubtful,
         )
+
+    def distrust_pins(self) -> None:
+        """Have the worker look for pins that the node has lost: it may have died while it renewed
+        some."""
+        self.pins_doubtful.set()
+        self.bell.ring()
 
     async def close(self) -> None:
         """Free connections and threads."""
@@ -166,10 +179,5 @@ def _watched(database: Database) -> Metrics:
         "on_api_database_writers_waiting",
         "Transactions that wait for SQLite's single writer's place.",
         database.writers_waiting,
-    )
-    metrics.watch(
-        "on_api_threads_waiting",
-        "Pieces of work that wait for one of ON_API_THREADS.",
-        lambda: to_thread.current_default_thread_limiter().statistics().tasks_waiting,
     )
     return metrics

@@ -10,7 +10,8 @@ upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -34,10 +35,11 @@ class NotSecuredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The right to unpin a content, for a while."""
+    """The right to unpin a content, until `ends_at`."""
 
     cid: str
     token: uuid.UUID
+    ends_at: datetime
 
 
 def add_reference(
@@ -97,9 +99,20 @@ def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> 
     return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
 
 
+def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
+    """Bytes that a user would be charged less after dropping one reference to each of `cids`."""
+    freed = 0
+    for cid, dropped in Counter(cids).items():
+        holding = session.get(Holding, (user_id, cid))
+        if holding is not None and holding.references == dropped:
+            freed += holding.bytes
+    return freed
+
+
 def room_of(session: Session, usage: UserUsage) -> int | None:
     """Bytes that a user's quota leaves; None without a quota. `usage` is locked."""
-    quota = session.scalar(select(User.storage_quota).where(User.id == usage.user_id))
+    # Once read it is remembered for as long as the transaction lasts.
+    quota = session.get_one(User, usage.user_id).storage_quota
     return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
 
 
@@ -125,9 +138,11 @@ def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
     return usage.last_created_at
 
 
-def find(session: Session, cid: str) -> Content | None:
-    """A content's row, to look at only; None for one never seen."""
-    return session.get(Content, cid)
+def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
+    """Bytes of those contents that on-api keeps."""
+    statement = select(Content.cid, Content.dag_size)
+    kept = session.execute(statement.where(Content.cid.in_(cids), Content.state == PINNED))
+    return dict(kept.all())
 
 
 def lock(session: Session, cid: str) -> Content | None:
@@ -140,10 +155,17 @@ def lock(session: Session, cid: str) -> Content | None:
     )
 
 
-def lock_all(session: Session, cids: Iterable[str]) -> None:
-    """Lock several contents at once, in order: before anything that locks one of them."""
-    for cid in sorted(set(cids)):
-        lock(session, cid)
+def lock_all(session: Session, cids: Iterable[str]) -> Mapping[str, Content]:
+    """Lock several contents at once, in order: before anything that locks one of them. Returns
+    those that there are."""
+    found = session.scalars(
+        select(Content)
+        .where(Content.cid.in_(set(cids)))
+        .order_by(Content.cid)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return {content.cid: content for content in found}
 
 
 def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
@@ -195,7 +217,7 @@ def begin_removal(
     content.lease_token = new_id()
     content.lease_until = now + life
     content.unreferenced_at = content.unreferenced_at or now
-    return Removal(cid, content.lease_token)
+    return Removal(cid, content.lease_token, content.lease_until)
 
 
 def finish_removal(session: Session, removal: Removal) -> bool:

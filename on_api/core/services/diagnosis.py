@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 import on_api
 from on_api.core.errors import OnApiError, StartupError
@@ -120,11 +121,25 @@ def _database(settings: Settings) -> Iterator[Finding]:
                 yield Finding("migrations", Verdict.BROKEN, error.details)
             else:
                 yield Finding("migrations", Verdict.OK, "at head")
+                yield from _secret_of_rows(session, settings)
             if database.is_postgresql:
                 allowed = int(session.scalar(text("SHOW max_connections")) or 0)
                 yield _pool(settings, allowed)
     finally:
         database.dispose()
+
+
+def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto.secrets import Keyring
+    from on_api.core.services.rotation import secret_problem
+
+    name = "what the secret protects"
+    problem = secret_problem(session, Keyring.load(settings))
+    if problem is None:
+        yield Finding(name, Verdict.OK, "belongs to the secret that is here")
+    else:
+        details, _, cure = problem.partition(": ")
+        yield Finding(name, Verdict.BROKEN, details, cure)
 
 
 def _node(settings: Settings) -> Iterator[Finding]:

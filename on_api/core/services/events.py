@@ -31,7 +31,7 @@ def number_events(database: Database) -> int:
     """Give `seq` to up to `BATCH` committed events, in the order in which they were written.
 
     Returns how many. Who reads by `seq` never meets one later that belongs before: an event that
-    becomes visible late gets a later number.
+    becomes visible late gets a later number. Numbers rise, with gaps.
     """
     with database.session_scope(write=False) as session:
         if session.scalar(select(Event.id).where(Event.seq.is_(None)).limit(1)) is None:
@@ -40,6 +40,9 @@ def number_events(database: Database) -> int:
         if database.is_postgresql:
             session.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
         last = session.scalar(select(func.max(Event.seq))) or 0
+        # The newest may have gone with its user's account; its number must not come again. What
+        # was numbered before was so at most at this microsecond.
+        last = max(last, int(utc_now().timestamp() * 1_000_000))
         waiting = session.scalars(
             select(Event.id).where(Event.seq.is_(None)).order_by(Event.id).limit(BATCH)
         ).all()

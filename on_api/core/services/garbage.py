@@ -19,21 +19,28 @@ from sqlalchemy import exists, select
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.metrics import Metrics
-from on_api.core.models import Database, Lease, Pin
+from on_api.core.models import Content, Database, Lease, Pin
+from on_api.core.models.content import UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services import maintenance
+from on_api.core.services.fsck.runner import restore_pins
+from on_api.core.services.keeper import Keeper
 from on_api.core.services.maintenance import GARBAGE, Turn
 from on_api.core.services.pin_jobs import UNDER_WAY
+from on_api.core.services.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
+RETRY = timedelta(minutes=10)
+"""Until the next try after one that was put off or failed."""
+COLLECTED = "collected"
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end) or
-    `failed`."""
+    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end), `unsafe`
+    (content that somebody holds has no pin, and none can be made) or `failed`."""
 
     outcome: str
     removed_blocks: int = 0
@@ -44,9 +51,18 @@ class Collection:
 class GarbageCollector:
     """Runs collections, one at a time over all processes."""
 
-    def __init__(self, database: Database, node: IpfsNode, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        metrics: Metrics,
+    ) -> None:
         self._database = database
         self._node = node
+        self._keeper = keeper
+        self._names = names
         self._metrics = metrics
 
     async def collect(self, patience: float) -> Collection:
@@ -61,12 +77,14 @@ class GarbageCollector:
             async with turn.kept():
                 if not await self._is_quiet_within(patience):
                     done = Collection("postponed")
+                elif not await self._is_all_pinned():
+                    done = Collection("unsafe")
                 else:
                     before = await self._node.repo_stat()
                     removed = await self._node.collect_garbage()
                     after = await self._node.repo_stat()
                     freed, seconds = max(0, before.size - after.size), time.monotonic() - started
-                    done = Collection("collected", removed, freed, round(seconds, 3))
+                    done = Collection(COLLECTED, removed, freed, round(seconds, 3))
         finally:
             self._metrics.collections.labels(done.outcome).inc()
             self._metrics.freed_bytes.inc(done.freed_bytes)
@@ -81,7 +99,7 @@ class GarbageCollector:
         return done
 
     async def collect_when_due(self, interval: timedelta, patience: float) -> bool:
-        """Collect if the last one was begun `interval` ago or more. Returns whether it did."""
+        """Collect if the last one ended `interval` ago or more. Returns whether it did."""
         if not await to_thread.run_sync(self._is_due, interval):
             return False
         try:
@@ -89,6 +107,19 @@ class GarbageCollector:
         except OnApiError as error:
             logger.warning("garbage collection failed: %s", error.details)
         return True
+
+    async def _is_all_pinned(self) -> bool:
+        """Whether nothing that somebody holds would go: pins that the node has lost are renewed."""
+        report = await restore_pins(self._database, self._node, self._keeper, self._names)
+        for finding in report.findings:
+            level = logging.ERROR if finding.is_trouble else logging.WARNING
+            logger.log(
+                level,
+                "%s has lost its pin%s",
+                finding.subject,
+                "" if finding.is_trouble else ": pinned again",
+            )
+        return report.clean
 
     async def _is_quiet_within(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
@@ -99,18 +130,25 @@ class GarbageCollector:
         return True
 
     def _is_busy(self) -> bool:
-        """Whether an upload or a fetch is under way anywhere."""
+        """Whether an upload, a fetch or a removal is under way anywhere."""
         now = utc_now()
         with self._database.session_scope(write=False) as session:
             uploads = exists().where(Lease.lease_until > now)
             fetches = exists().where(Pin.status.in_(UNDER_WAY), Pin.lease_until > now)
-            return bool(session.scalar(select(uploads | fetches)))
+            removals = exists().where(
+                Content.unreferenced_at.is_not(None),
+                Content.state == UNPINNING,
+                Content.lease_until > now,
+            )
+            return bool(session.scalar(select(uploads | fetches | removals)))
 
     def _is_due(self, interval: timedelta) -> bool:
         with self._database.session_scope(write=False) as session:
-            last = maintenance.last_outcome(session, GARBAGE).finished_at
-        if last is None:
+            last = maintenance.last_outcome(session, GARBAGE)
+        if last.finished_at is None:
             with self._database.session_scope() as session:
                 maintenance.start_counting(session, GARBAGE)
             return False
-        return utc_now() - last >= interval
+        if last.result is not None and last.result["outcome"] != COLLECTED:
+            interval = min(interval, RETRY)
+        return utc_now() - last.finished_at >= interval

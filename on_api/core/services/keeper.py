@@ -57,6 +57,8 @@ class Keeper:
 
     async def remove(self, removal: Removal) -> bool:
         """Unpin a content under a claim. Returns whether it is gone."""
+        if utc_now() >= removal.ends_at:  # held up since: it may be somebody's by now
+            return False
         await self._node.unpin(removal.cid)
         if await to_thread.run_sync(self._finish, removal):
             return True

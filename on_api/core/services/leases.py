@@ -4,6 +4,7 @@ with its result."""
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ from on_api.core.services import contents, maintenance, reservations
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
+from on_api.core.services.together import Together
 
 UPLOAD = "upload"
 _GIVEN_UP = "This took too long and was given up; send it again."
@@ -70,14 +72,41 @@ class LeaseService:
         self._database = database
         self._names = names
         self._life = timedelta(seconds=seconds)
+        self._opening = Together(self._open_all)
 
     def open(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
         """Commit a lease, and what it reserves, for work that is about to begin.
 
         Raises `QuotaExceeded` or `KeyLimitReached` when what is announced can't be had.
         """
+        return self._open_all([(kind, holder, announced)])[0]
+
+    async def open_together(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
+        """Like `open`, in one transaction with whoever comes at the same moment."""
+        return await self._opening.do(holder.user_id, (kind, holder, announced))
+
+    def _open_all(self, wanted: Sequence[tuple[str, Holder, Announced]]) -> list[LeaseHandle]:
+        # Before the transaction: the very first name needs one of its own.
+        names = {lease_id: self._names.of(lease_id) for lease_id in (new_id() for _ in wanted)}
+        with self._database.session_scope() as session:
+            if maintenance.is_under_way(session, maintenance.GARBAGE):
+                raise ServiceUnavailable("The node is being tidied up; send it again soon.")
+            return [
+                self._open(session, lease_id, pin_name, *each)
+                for (lease_id, pin_name), each in zip(names.items(), wanted, strict=True)
+            ]
+
+    def _open(
+        self,
+        session: Session,
+        lease_id: uuid.UUID,
+        pin_name: str,
+        kind: str,
+        holder: Holder,
+        announced: Announced,
+    ) -> LeaseHandle:
         lease = Lease(
-            id=new_id(),
+            id=lease_id,
             token=new_id(),
             kind=kind,
             user_id=holder.user_id,
@@ -85,15 +114,11 @@ class LeaseService:
             lease_until=utc_now() + self._life,
             reserved_bytes=0,
         )
-        pin_name = self._names.of(lease.id)
-        with self._database.session_scope() as session:
-            if maintenance.is_under_way(session, maintenance.GARBAGE):
-                raise ServiceUnavailable("The node is being tidied up; send it again soon.")
-            quota = reservations.quota_of(session, holder.user_id)
-            limited = quota is not None or holder.max_bytes is not None
-            if limited:
-                self._reserve(session, holder, lease, announced, quota)
-            session.add(lease)
+        quota = reservations.quota_of(session, holder.user_id)
+        limited = quota is not None or holder.max_bytes is not None
+        if limited:
+            self._reserve(session, holder, lease, announced, quota)
+        session.add(lease)
         return LeaseHandle(
             id=lease.id,
             token=lease.token,

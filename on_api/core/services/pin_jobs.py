@@ -7,7 +7,7 @@ claimed, so it never turns back.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -28,7 +28,9 @@ UNDER_WAY = (QUEUED, PINNING)
 class Claim:
     """A pin to be worked on by whoever holds the token, and what the work needs to know of it.
 
-    `attempts` counts this one. `room`: bytes that the user's quota leaves; None: no limit.
+    `attempts` counts this one; `details` are the last one's. `room`: bytes that the user's quota
+    leaves; None: no limit. `known`: bytes of the DAG if on-api keeps it already, and no removal
+    begins while this pin waits.
     """
 
     id: uuid.UUID
@@ -40,13 +42,20 @@ class Claim:
     deadline_at: datetime
     removed: bool
     room: int | None
+    details: str | None
+    known: int | None
 
 
-def next_user(session: Session, behind: uuid.UUID | None, *, fetch: bool) -> uuid.UUID | None:
-    """The next user with a pin that is due, in a fixed order: each in turn gets a share."""
+def next_user(
+    session: Session, behind: uuid.UUID | None, served: Collection[uuid.UUID], *, fetch: bool
+) -> uuid.UUID | None:
+    """The next user with a pin that is due, in a fixed order: each in turn gets a share; the
+    `served` have theirs."""
     statement = select(Pin.user_id).where(_is_due(fetch=fetch)).order_by(Pin.user_id).limit(1)
     if behind is not None:
         statement = statement.where(Pin.user_id > behind)
+    if served:
+        statement = statement.where(Pin.user_id.not_in(served))
     return session.scalar(statement)
 
 
@@ -69,6 +78,7 @@ def claim(
     # Not locked: how much room there really is shows at the end.
     usage = session.get(UserUsage, user_id)
     room = None if usage is None else contents.room_of(session, usage)
+    known = contents.kept_sizes(session, {pin.cid for pin in found})
     claims: dict[str, Claim] = {}
     for pin in found:
         if pin.cid in claims or _is_worked_on(session, pin):
@@ -86,7 +96,9 @@ def claim(
             attempts=pin.attempts,
             deadline_at=pin.deadline_at,
             removed=pin.removed_at is not None,
-            room=room,
+            room=None if room is None else max(room, 0) + _freed_by(session, pin),
+            details=pin.details,
+            known=known.get(pin.cid),
         )
     session.flush()
     return list(claims.values())
@@ -126,28 +138,31 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
         _end_removed(session, usage, pin)
         return False
     pins.lock_contents(session, pin)
+    charged = usage.storage_bytes
     contents.add_reference(session, usage, pin.cid, stat.size, secured)
-    room = contents.room_of(session, usage)
-    if room is not None and room < 0:
-        raise InsufficientFunds
     pin.blocks = stat.blocks or None
     pins.mark_pinned(session, usage, pin, stat.size)
+    # Asked when what it replaces is let go.
+    room = contents.room_of(session, usage)
+    if room is not None and room < 0 and usage.storage_bytes > charged:
+        raise InsufficientFunds
     return True
 
 
-def fail(session: Session, claim: Claim, details: str) -> None:
-    """Give a pin up for good, saying why; nothing if the claim was lost."""
+def fail(session: Session, claim: Claim, details: str) -> bool:
+    """Give a pin up for good, saying why. False when the claim was lost or the pin was removed."""
     usage = _lock_usage(session, claim)
     pin = _mine(session, claim)
     if usage is None or pin is None:
-        return
+        return False
     if pin.removed_at is not None:
         _end_removed(session, usage, pin)
-        return
+        return False
     pins.release_kept(session, usage, pin.id)
     pin.status, pin.details = FAILED, details[:DETAILS_LENGTH]
     pin.lease_token = pin.lease_until = None
     events.record(session, pin.user_id, "pin.failed", pin.id, cid=pin.cid, details=pin.details)
+    return True
 
 
 def put_back(
@@ -182,35 +197,35 @@ def queue_length(session: Session) -> int:
 
 
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:
+    """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
     now = utc_now()
+    other = aliased(Pin)
     return and_(
         Pin.status.in_(UNDER_WAY),
         Pin.needs_fetch.is_(fetch),
         Pin.due_at <= now,
         or_(Pin.lease_until.is_(None), Pin.lease_until < now),
+        ~exists().where(other.cid == Pin.cid, other.id != Pin.id, other.lease_until > now),
     )
 
 
 def _is_worked_on(session: Session, pin: Pin) -> bool:
-    """Whether somebody holds a lease on another pin of the same CID.
+    """Whether somebody has claimed another pin of the same CID since it was found to be due.
 
     On PostgreSQL two claims at the same moment don't see each other: the second finds the lock
-    that the first holds until it has committed.
+    that the first holds until it has committed. On SQLite there is one writer.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        key = func.hashtextextended(pin.cid, 0)
-        if not session.scalar(select(func.pg_try_advisory_xact_lock(key))):
-            return True
-    other = aliased(Pin)
-    return bool(
-        session.scalar(
-            select(
-                exists().where(
-                    other.cid == pin.cid, other.id != pin.id, other.lease_until > utc_now()
-                )
-            )
-        )
-    )
+    if session.get_bind().dialect.name != "postgresql":
+        return False
+    key = func.hashtextextended(pin.cid, 0)
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(key))):
+        return True
+    other = exists().where(Pin.cid == pin.cid, Pin.id != pin.id, Pin.lease_until > utc_now())
+    return bool(session.scalar(select(other)))
+
+
+def _freed_by(session: Session, pin: Pin) -> int:
+    return contents.freed_by(session, pin.user_id, pins.kept_cids(session, pin.id))
 
 
 def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:

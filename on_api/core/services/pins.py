@@ -7,7 +7,7 @@ Rules beyond the specification's words are those that its clients need: see `Pin
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, NotFound
 from on_api.core.ipfs.cid import normalise
-from on_api.core.models import Pin, UserUsage
+from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.json_contains import Contains
@@ -25,6 +25,7 @@ from on_api.core.pagination import TimePage
 from on_api.core.services import contents, events
 from on_api.core.services.access import owned
 from on_api.core.services.paging import Listing
+from on_api.core.services.together import Together
 
 MILLISECOND = timedelta(milliseconds=1)
 """In which a pin's `created_at` is counted: what clients send back as `before` must be exact."""
@@ -55,27 +56,42 @@ class PinFilter:
     meta: dict[str, str] | None = None
 
     @property
+    def is_narrowed(self) -> bool:
+        """Whether more than a status is asked for. Meta without a pair asks for nothing."""
+        return bool(self.cids or self.meta) or self.name is not None
+
+    @property
     def effective_statuses(self) -> Sequence[str]:
         """The statuses to show; empty: every one."""
-        if self.statuses or self.cids or self.name is not None or self.meta is not None:
-            return self.statuses
-        return (PINNED_STATUS,)
+        return self.statuses if self.statuses or self.is_narrowed else (PINNED_STATUS,)
 
 
 class PinService:
     """Takes pin requests. `ring` is called after a commit that leaves work for the worker."""
 
-    def __init__(self, deadline: timedelta, ring: Callable[[Session], None]) -> None:
+    def __init__(
+        self, database: Database, deadline: timedelta, ring: Callable[[Session], None]
+    ) -> None:
+        self._database = database
         self._deadline = deadline
         self._ring = ring
+        self._additions = Together(self._add_all)
 
-    def add(self, session: Session, user_id: uuid.UUID, request: PinRequest) -> Pin:
-        """Pin something: at once if on-api keeps it already, else as a job.
+    async def add(self, user_id: uuid.UUID, request: PinRequest) -> Pin:
+        """Pin something: at once if on-api keeps it already, else as a job. Committed.
 
         Raises `BadRequest` for a CID that is none, `InsufficientFunds` over the quota.
         """
+        normalise(request.cid)  # a bad one is not gathered with others' good ones
+        return await self._additions.do(user_id, (user_id, request))
+
+    def add_many(
+        self, session: Session, user_id: uuid.UUID, requests: Sequence[PinRequest]
+    ) -> Sequence[Pin]:
+        """Pin several things of one user, all or none. Raises as `add` does."""
         usage = contents.lock_usage(session, user_id)
-        return self._add(session, usage, request, freed=0)
+        known = contents.lock_all(session, (normalise(request.cid) for request in requests))
+        return [self._add(session, usage, request, known, freed=0) for request in requests]
 
     def replace(
         self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
@@ -87,10 +103,12 @@ class PinService:
         """
         usage = contents.lock_usage(session, user_id)
         old = _find(session, user_id, pin_id)
-        contents.lock_all(session, [old.cid, normalise(request.cid), *_kept_cids(session, old.id)])
-        freed = old.dag_size or 0 if old.status == PINNED_STATUS else 0
-        new = self._add(session, usage, request, freed=freed)
+        kept = [*kept_cids(session, old.id), *([old.cid] if old.status == PINNED_STATUS else [])]
+        known = contents.lock_all(session, [normalise(request.cid), *kept])
+        freed = contents.freed_by(session, user_id, kept)
+        new = self._add(session, usage, request, known, freed=freed)
         if new.status == PINNED_STATUS:
+            release_kept(session, usage, old.id)
             _remove(session, usage, old)
             return new
         # What the old one was itself kept for waits for the new one as well.
@@ -113,7 +131,21 @@ class PinService:
         if pin.removed_at is not None:
             self._ring(session)
 
-    def _add(self, session: Session, usage: UserUsage, request: PinRequest, *, freed: int) -> Pin:
+    def _add_all(self, pieces: Sequence[tuple[uuid.UUID, PinRequest]]) -> Sequence[Pin]:
+        """Requests of one user that came at the same moment."""
+        with self._database.session_scope() as session:
+            return self.add_many(session, pieces[0][0], [request for _, request in pieces])
+
+    def _add(
+        self,
+        session: Session,
+        usage: UserUsage,
+        request: PinRequest,
+        known: Mapping[str, Content],
+        *,
+        freed: int,
+    ) -> Pin:
+        """`known`: the contents that there are, locked, among those that are asked for."""
         now = utc_now()
         cid = normalise(request.cid)
         pin = Pin(
@@ -131,27 +163,20 @@ class PinService:
             attempts=0,
             needs_fetch=False,
         )
-        session.add(pin)
-        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-        content = contents.lock(session, cid)
+        content = known.get(cid)
         if content is not None and content.state == PINNED:
             _require_room(session, usage, cid, content.dag_size, freed)
-            settle_pinned(session, usage, pin, content.dag_size)
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+            contents.add_reference(session, usage, cid, content.dag_size, {})
+            mark_pinned(session, usage, pin, content.dag_size)
         else:
             # How much will come is not known yet: the worker looks again when it is.
             _require_room(session, usage, cid, 1, freed)
-            session.flush()
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
             self._ring(session)
         return pin
-
-
-def settle_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
-    """A pin has become a reference to content that is pinned; `usage` and content are locked.
-
-    Raises `contents.NotSecuredError` when the content isn't pinned after all.
-    """
-    contents.add_reference(session, usage, pin.cid, dag_size, {})
-    mark_pinned(session, usage, pin, dag_size)
 
 
 def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
@@ -166,7 +191,12 @@ def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> 
 
 def lock_contents(session: Session, pin: Pin) -> None:
     """Lock every content that the end of a pin touches, in the order that all keep."""
-    contents.lock_all(session, [pin.cid, *_kept_cids(session, pin.id)])
+    contents.lock_all(session, [pin.cid, *kept_cids(session, pin.id)])
+
+
+def kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
+    """What is held until this pin has an end: of pins that it replaces."""
+    return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
 
 
 def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
@@ -191,7 +221,7 @@ def pins_of(
 ) -> tuple[int, Sequence[Pin]]:
     """How many pins match (`before` and `after` included), and the newest `limit` of them."""
     known = None
-    if wanted == PinFilter():
+    if not wanted.is_narrowed and set(wanted.effective_statuses) == {PINNED_STATUS}:
         known = session.scalar(select(UserUsage.pinned_count).where(UserUsage.user_id == user_id))
     statement = _matching(_mine(user_id), wanted)
     return Listing(statement, Pin.created_at, Pin.id, known).by_time(session, page)
@@ -213,10 +243,6 @@ def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
         session.flush()
 
 
-def _kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
-    return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
-
-
 def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
     pin = session.scalar(_mine(user_id).where(Pin.id == pin_id).with_for_update())
     if pin is None:
@@ -225,10 +251,13 @@ def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
 
 
 def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
-    room = contents.room_of(session, usage)
-    charge = contents.charge_of(session, usage.user_id, cid, dag_size)
-    if room is not None and charge > room + freed:
-        raise InsufficientFunds
+    with session.no_autoflush:  # what was added before goes to the database in one piece
+        room = contents.room_of(session, usage)
+        if room is None or dag_size - freed <= max(room, 0):
+            return
+        # Whoever is over a quota that was lowered may still do what costs nothing more.
+        if contents.charge_of(session, usage.user_id, cid, dag_size) - freed > max(room, 0):
+            raise InsufficientFunds
 
 
 def _mine(user_id: uuid.UUID) -> Select[Pin]:
@@ -242,7 +271,7 @@ def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
         statement = statement.where(_named(wanted.name, wanted.match))
     if wanted.effective_statuses:
         statement = statement.where(Pin.status.in_(wanted.effective_statuses))
-    if wanted.meta is not None:
+    if wanted.meta:
         statement = statement.where(Contains(Pin.meta, wanted.meta))
     return statement
 

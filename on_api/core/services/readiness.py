@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from anyio import to_thread
 
+from on_api.core.crypto.secrets import Keyring
 from on_api.core.errors import NodeError, OnApiError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Database
@@ -23,12 +24,14 @@ class Check:
     details: str
 
 
-async def check_readiness(database: Database, node: IpfsNode) -> Sequence[Check]:
+async def check_readiness(database: Database, node: IpfsNode, keyring: Keyring) -> Sequence[Check]:
     """Look at everything at once. Takes no longer than the time-outs of database and node."""
     of_database, of_node = await asyncio.gather(
         to_thread.run_sync(_check_database, database), _check_node(node)
     )
-    return [*of_database, of_node]
+    # Looked at when the process started: it takes a look at every row.
+    secret = Check("secret", ok=keyring.warning is None, details=keyring.warning or "here")
+    return [*of_database, of_node, secret]
 
 
 def _check_database(database: Database) -> Sequence[Check]:

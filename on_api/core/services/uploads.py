@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from anyio import CancelScope, to_thread
+from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
-from on_api.core.models import Database, File, User
+from on_api.core.models import Database, File, User, UserUsage
 from on_api.core.models.database import new_id
 from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
@@ -39,6 +41,7 @@ from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.private_files import Audience, PrivateFiles, Sealing, columns_of
 from on_api.core.services.reservations import Announced
+from on_api.core.services.together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,20 @@ class Recording:
     render: Callable[[Sequence[File]], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An upload whose bytes lie on the node, to be recorded.
+
+    `secured`: as `contents.add_reference` wants it.
+    """
+
+    user_id: uuid.UUID
+    lease: LeaseHandle
+    stored: Sequence[_Stored]
+    recording: Recording | None
+    secured: dict[str, int] = field(default_factory=dict)
+
+
 class UploadService:
     """Streams uploads to the node and records them."""
 
@@ -104,6 +121,7 @@ class UploadService:
         self._metrics = metrics
         self._idempotency = idempotency
         self._private_files = private_files
+        self._recording = Together(self._record_all)
 
     async def store_once(
         self,
@@ -150,7 +168,7 @@ class UploadService:
         by then is left with a dead lease and no record.
         """
         await self._capacity.require(announced.least)
-        lease = await to_thread.run_sync(self._leases.open, UPLOAD, principal, announced)
+        lease = await self._leases.open_together(UPLOAD, principal, announced)
         intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
         started = False
         try:
@@ -161,7 +179,8 @@ class UploadService:
                     stored.append(await self._send(principal, file, lease, intake))
                 if not stored:
                     raise BadRequest("No file was sent: name the part `file`.")
-                files = await self._record_secured(principal, lease, stored, recording)
+                ended = _Ended(principal.user_id, lease, stored, recording)
+                files = await self._record_secured(ended)
         except BaseException as error:
             reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
             self._metrics.uploads.labels(reason).inc()
@@ -183,66 +202,56 @@ class UploadService:
         media_type = file.media_type or sniff(file.name, passage.head)
         return _Stored(file, added, passage.size, passage.digest.digest(), media_type, sealing)
 
-    async def _record_secured(
-        self,
-        principal: Principal,
-        lease: LeaseHandle,
-        stored: Sequence[_Stored],
-        recording: Recording | None,
-    ) -> Sequence[File]:
+    async def _record_secured(self, upload: _Ended) -> Sequence[File]:
         """Record it, after making sure of whatever was being unpinned while it was sent."""
-        secured: dict[str, int] = {}
         while True:
             try:
-                return await to_thread.run_sync(
-                    self._record, principal, lease, stored, recording, secured
-                )
+                return await self._recording.do(upload.user_id, upload)
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._keeper.secure(error.cid, lease.id)
+                generation = await self._keeper.secure(error.cid, upload.lease.id)
+                upload.secured[error.cid] = generation
 
-    def _record(
-        self,
-        principal: Principal,
-        lease: LeaseHandle,
-        stored: Sequence[_Stored],
-        recording: Recording | None,
-        secured: Mapping[str, int],
-    ) -> Sequence[File]:
-        files = []
+    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[File]]:
+        """Record uploads of one user, all or none."""
+        user_id = uploads[0].user_id
         with self._database.session_scope() as session:
-            usage = contents.lock_usage(session, principal.user_id)
-            if session.get_one(User, principal.user_id).deleted_at is not None:
+            usage = contents.lock_usage(session, user_id)
+            if session.get_one(User, user_id).deleted_at is not None:
                 raise Unauthorized  # deleted while the bytes came
             # In order of CID, as everyone locks content.
-            for cid, dag_size in sorted({(s.added.cid, s.added.dag_size) for s in stored}):
-                for _ in (s for s in stored if s.added.cid == cid):
-                    contents.add_reference(session, usage, cid, dag_size, secured)
-            for item in stored:
-                files.append(
-                    File(
-                        id=new_id(),
-                        user_id=usage.user_id,
-                        cid=item.added.cid,
-                        name=item.incoming.name,
-                        size=item.size,
-                        media_type=item.media_type,
-                        sha256=item.sha256,
-                        meta=item.incoming.meta,
-                        created_at=contents.next_moment(usage, step=MICROSECOND),
-                        **columns_of(item.sealing, item.added.size),
-                    )
-                )
-            usage.file_count += len(files)
-            session.add_all(files)
-            for file in files:
-                events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
-            with session.no_autoflush:  # what changes in `usage` is one statement, at the end
-                self._leases.close(session, lease, usage, sum(s.added.size for s in stored))
-            if recording is not None:
-                session.flush()
-                sent = [(item.incoming, item.sha256) for item in stored]
-                answer = Answered(self._fingerprints(sent)[0], 201, recording.render(files))
-                self._idempotency.finish(session, recording.claim, answer)
+            added = [(item.added, upload.secured) for upload in uploads for item in upload.stored]
+            for one, secured in sorted(added, key=lambda pair: pair[0].cid):
+                contents.add_reference(session, usage, one.cid, one.dag_size, secured)
+            return [self._record(session, usage, upload) for upload in uploads]
+
+    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[File]:
+        files = [
+            File(
+                id=new_id(),
+                user_id=usage.user_id,
+                cid=item.added.cid,
+                name=item.incoming.name,
+                size=item.size,
+                media_type=item.media_type,
+                sha256=item.sha256,
+                meta=item.incoming.meta,
+                created_at=contents.next_moment(usage, step=MICROSECOND),
+                **columns_of(item.sealing, item.added.size),
+            )
+            for item in upload.stored
+        ]
+        usage.file_count += len(files)
+        session.add_all(files)
+        for file in files:
+            events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
+        stored_size = sum(item.added.size for item in upload.stored)
+        with session.no_autoflush:  # what changes in `usage` is one statement, at the end
+            self._leases.close(session, upload.lease, usage, stored_size)
+        if upload.recording is not None:
+            session.flush()
+            sent = [(item.incoming, item.sha256) for item in upload.stored]
+            answer = Answered(self._fingerprints(sent)[0], 201, upload.recording.render(files))
+            self._idempotency.finish(session, upload.recording.claim, answer)
         return files
 
     def _fingerprints(self, files: Sequence[tuple[IncomingFile, bytes]]) -> Sequence[bytes]:

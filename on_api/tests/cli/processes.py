@@ -79,8 +79,10 @@ class Home:
         )
 
     @contextmanager
-    def serving(self) -> Iterator[subprocess.Popen[bytes]]:
-        """`on-api serve`, ready; ended by Ctrl-C's signal unless the test has ended it."""
+    def serving(self, *, is_ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+        """`on-api serve`, ready or at least alive; ended by Ctrl-C's signal unless the test has
+        ended it."""
+        waits_for = self.ready if is_ready else self.alive
         with (self.path / "serve.log").open("ab") as log:
             process = subprocess.Popen(
                 [ON_API, "serve"],
@@ -91,13 +93,20 @@ class Home:
                 start_new_session=True,
             )
         try:
-            until(lambda: process.poll() is not None or self.ready(), "on-api is ready", 60)
+            until(lambda: process.poll() is not None or waits_for(), "on-api is ready", 60)
             assert process.poll() is None, self.log()
             yield process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 process.wait(60)
+
+    def alive(self) -> bool:
+        """Whether `/healthz` answers."""
+        try:
+            return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def ready(self) -> bool:
         """Whether `/readyz` says so."""

@@ -100,7 +100,7 @@ def begins_and_hangs(body: bytes, *, length: int, headers: str = "", status: str
     return exchange
 
 
-def line(**fields: str) -> bytes:
+def line(**fields: object) -> bytes:
     """One NDJSON object."""
     return json.dumps(fields).encode() + b"\n"
 

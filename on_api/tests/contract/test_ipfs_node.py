@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import SecretStr
 
-from on_api.core.errors import NodeError
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.errors import BlocksMissing, NodeError
+from on_api.core.ipfs.car import CarError, CarReader
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.client import DagStat, IpfsNode, PinStatus
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.memory import MemoryNode
+from on_api.core.ipfs.multiaddr import Multiaddr
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.settings import Settings
-from on_api.tests.conftest import RPC_SECRET, Kubo
+from on_api.tests.conftest import RPC_SECRET, Kubo, free_port
+from on_api.tests.dags import follow
 
 pytestmark = pytest.mark.anyio
 
@@ -146,3 +150,109 @@ async def test_it_can_say_who_it_is(node: IpfsNode) -> None:
     await node.add(source(os.urandom(100_000)), pin_name="on-api/test/stat")
     assert (await node.repo_stat()).size > before.size
     assert (await node.repo_stat()).storage_max > 10**9
+
+
+async def unpinned(node: IpfsNode, data: bytes) -> str:
+    """Content that lies on the node without a pin."""
+    cid = (await node.add(source(data), pin_name="on-api/test/unpinned")).cid
+    await node.unpin(cid)
+    return cid
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB + 1, 3 * MIB])
+async def test_pinning_what_is_there(node: IpfsNode, size: int) -> None:
+    """Under its name; size and number of the different blocks are told. Unpinned it is as if it had
+    never been pinned, and unpinning twice is fine."""
+    data = os.urandom(size)
+    blocks = {part.cid: part.block for part in build_file(data).walk()}
+    expected = DagStat(sum(map(len, blocks.values())), len(blocks))
+    cid = await unpinned(node, data)
+    assert await node.pin_status(cid) is None
+    assert await node.dag_stat(cid) == expected
+    assert await node.pin(cid, name="on-api/test/pin", fetch=False) == expected
+    assert await node.pin_status(cid) == PinStatus(cid, "on-api/test/pin")
+    assert PinStatus(cid, "on-api/test/pin") in [pin async for pin in node.pins()]
+    for _ in range(2):
+        await node.unpin(cid)
+        assert await node.pin_status(cid) is None
+    assert cid not in {pin.cid async for pin in node.pins()}
+
+
+async def test_equal_blocks_are_counted_once(node: IpfsNode) -> None:
+    """As they lie on the disk once."""
+    cid = await unpinned(node, bytes(4 * MIB) + b"end")
+    assert (await node.dag_stat(cid)).blocks == 3
+    assert (await node.pin(cid, name="on-api/test/zeros", fetch=False)).blocks == 3
+
+
+async def test_pinning_what_is_not_there(node: IpfsNode) -> None:
+    """Without the network it is told at once; nothing stays pinned."""
+    cid = build_file(os.urandom(100)).cid
+    async with asyncio.timeout(10):
+        with pytest.raises(BlocksMissing):
+            await node.pin(cid, name="on-api/test/missing", fetch=False)
+        with pytest.raises(BlocksMissing):
+            await node.dag_stat(cid)
+        with pytest.raises((BlocksMissing, CarError)):
+            async with node.car(cid) as chunks:
+                await follow(Cid.from_text(cid), CarReader(chunks).blocks())
+    assert await node.pin_status(cid) is None
+
+
+async def test_a_fetch_that_is_given_up(node: IpfsNode) -> None:
+    """It waits for as long as its caller does, and then it is over."""
+    data = os.urandom(100)
+    cid = build_file(data).cid
+    fetch = asyncio.create_task(node.pin(cid, name="on-api/test/fetch", fetch=True))
+    done, _ = await asyncio.wait([fetch], timeout=1)
+    assert not done
+    fetch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetch
+    await unpinned(node, data)
+    assert await node.pin_status(cid) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"small", bytes(3 * MIB) + b"end"], ids=len)
+async def test_a_car_is_the_whole_dag(node: IpfsNode, data: bytes) -> None:
+    """Its root, and every different block once, in the order of a walk."""
+    cid = await unpinned(node, data)
+    root = Cid.from_text(cid)
+    async with node.car(cid) as chunks:
+        reader = CarReader(chunks)
+        expected = {part.cid: part.block for part in build_file(data).walk()}
+        count, size = await follow(root, reader.blocks())
+    assert list(reader.roots) == [root]
+    assert (count, size) == (len(expected), sum(map(len, expected.values())))
+
+
+async def test_a_peer_that_is_not_there(node: IpfsNode) -> None:
+    """An error in bounded time."""
+    stranger = "12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"
+    async with asyncio.timeout(20):
+        with pytest.raises(NodeError):
+            await node.connect(f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{stranger}")
+        with pytest.raises(NodeError):
+            await node.connect("/no/multiaddr")
+
+
+async def test_where_it_listens(node: IpfsNode) -> None:
+    """Multiaddrs that end in its identity, as clients demand of delegates."""
+    addresses = await node.addresses()
+    assert addresses
+    for address in addresses:
+        multiaddr = Multiaddr.parse(address)
+        assert multiaddr is not None
+        assert len(multiaddr.peer) > 40
+
+
+async def test_garbage_is_what_no_pin_covers(node: IpfsNode) -> None:
+    """The pinned stays whole, the rest is gone."""
+    kept, gone = os.urandom(MIB + 1), os.urandom(MIB + 2)
+    added = await node.add(source(kept), pin_name="on-api/test/kept")
+    dead = await unpinned(node, gone)
+    assert await node.collect_garbage() >= 1
+    with pytest.raises(BlocksMissing):
+        await node.dag_stat(dead)
+    assert await read(node, added.cid, 0, len(kept)) == kept
+    assert (await node.dag_stat(added.cid)).blocks == 3

@@ -8,12 +8,10 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, select, update
 
-from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Content, File, Holding, Lease, User, UserUsage
@@ -24,6 +22,7 @@ from on_api.core.services.fsck.findings import Kind, Report
 from on_api.core.services.fsck.runner import run_fsck
 from on_api.core.services.node import connect_node
 from on_api.core.settings import Settings, WorkerSettings
+from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
 
 MIB = 1024 * 1024
@@ -80,16 +79,6 @@ def troubles(report: Report) -> set[tuple[Kind, str]]:
     return {(finding.kind, finding.subject) for finding in report.findings if finding.is_trouble}
 
 
-def block_file(kubo: Kubo, cid: str) -> Path:
-    """Where flatfs keeps a block: by its multihash, in base32 and upper case."""
-    import base64
-
-    cid_of_block = Cid.from_text(cid)
-    multihash = bytes([cid_of_block.hash_code, len(cid_of_block.digest)]) + cid_of_block.digest
-    name = base64.b32encode(multihash).decode().rstrip("=")
-    return kubo.home / "ipfs" / "blocks" / name[-3:-1] / f"{name}.data"
-
-
 def leaf_of(data: bytes) -> str:
     """The CID of a file's first leaf."""
     return build_file(data).children[0].cid
@@ -123,7 +112,7 @@ def test_a_hole_in_a_dag_is_found(own: Server, user: Account, kubo: Kubo) -> Non
     """By its own CID; without a peer that has the block it can't be mended, and that is said."""
     data = os.urandom(3 * MIB)
     cid, leaf = str(user.upload(data)["cid"]), leaf_of(data)
-    block_file(kubo, leaf).unlink()
+    Blockstore(kubo.home / "ipfs").take(leaf)
     report = fsck(own, repair=True)
     assert troubles(report) == {(Kind.DAMAGED_DAG, cid)}
     assert any(leaf in finding.details for finding in report.findings)
@@ -133,11 +122,11 @@ def test_a_block_that_was_altered_is_found(own: Server, user: Account, kubo: Kub
     """Kubo itself would serve it: only the hash tells."""
     data = os.urandom(2 * MIB)
     cid, leaf = str(user.upload(data)["cid"]), leaf_of(data)
-    block = block_file(kubo, leaf)
-    saved = block.read_bytes()
-    block.write_bytes(bytes([saved[0] ^ 1]) + saved[1:])
+    blocks = Blockstore(kubo.home / "ipfs")
+    saved = blocks.take(leaf)
+    blocks.put(leaf, bytes([saved[0] ^ 1]) + saved[1:])
     assert troubles(fsck(own)) == {(Kind.DAMAGED_DAG, cid)}
-    block.write_bytes(saved)
+    blocks.put(leaf, saved)
 
 
 def test_only_our_orphans_are_removed(own: Server, user: Account) -> None:

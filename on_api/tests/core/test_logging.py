@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from on_api.core.crypto.tokens import new_key
+from on_api.core.crypto.tokens import new_key, new_share_token
 from on_api.core.logging import EXTRA, configure_logging, request_id
 from on_api.core.settings import LogSettings
 
@@ -52,3 +52,12 @@ def test_keys_are_cut_off(monkeypatch: pytest.MonkeyPatch, style: str) -> None:
     [line] = lines(style, monkeypatch, f"GET /v1/files/{key}")
     assert key not in line
     assert key[:12] in line
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_links_are_cut_off(monkeypatch: pytest.MonkeyPatch, style: str) -> None:
+    """Whoever logs one: a link is the secret itself."""
+    token = new_share_token()
+    [line] = lines(style, monkeypatch, f"GET https://files.example/s/{token}?download=1 failed")
+    assert token not in line
+    assert "https://files.example/s/…?download=1 failed" in line

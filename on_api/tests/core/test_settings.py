@@ -107,6 +107,7 @@ def test_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ON_API_THREADS", "500"),  # more than connections
         ("ON_API_NODE__STORAGE_MAX", "plenty"),
         ("ON_API_TRUSTED_PROXIES", "10.0.0.1, proxy.example"),
+        ("ON_API_PINS__DELEGATES", '["/ip4/203.0.113.1/tcp/4001"]'),  # without its /p2p/ID
         ("ON_API_CORS", '{"origins": ["*"], "credentials": true}'),
     ],
 )

@@ -71,7 +71,9 @@ async def test_many_uploads_beside_slow_clients(server: Server, alice: Account) 
         assert await slow_download == 20 * MIB
         count = (await client.get("/v1/files")).json()["count"]
     assert count == UPLOADS + 2
-    assert database.connections_in_use() == idle
+    async with asyncio.timeout(30):  # the workers' threads have one now and then
+        while database.connections_in_use() > idle:
+            await asyncio.sleep(0.01)
 
 
 async def test_more_changes_at_once_than_threads(server: Server, alice: Account) -> None:

@@ -18,8 +18,9 @@ from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
 from on_api.core.pagination import TimePage
 from on_api.core.routing import ApiRoute, documented
-from on_api.core.schemas.common import GivenMoment, Text
+from on_api.core.schemas.common import GivenMoment
 from on_api.core.schemas.pins import (
+    MAX_META,
     Pin,
     PinMeta,
     PinName,
@@ -105,31 +106,41 @@ _LIST_PARAMETERS = [
         "of a JSON object",
         content={
             "application/json": {
-                "schema": {"type": "object", "additionalProperties": {"type": "string"}}
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                    "maxProperties": MAX_META,
+                }
             }
         },
     ),
 ]
 
 _Hidden = Query(include_in_schema=False)
+_Words = Annotated[list[str] | None, _Hidden]
+"""Several, by commas; some clients repeat the parameter instead."""
 
 
 def _pin_filter(
-    cid: Annotated[str | None, Query(max_length=2000, include_in_schema=False)] = None,
+    cid: _Words = None,
     name: Annotated[PinName | None, _Hidden] = None,
     match: Annotated[TextMatchingStrategy, _Hidden] = TextMatchingStrategy.EXACT,
-    status: Annotated[Text | None, Query(max_length=100, include_in_schema=False)] = None,
+    status: _Words = None,
     meta: Annotated[str | None, Query(max_length=20_000, include_in_schema=False)] = None,
 ) -> PinFilter:
     """Which pins a list shows."""
-    cids = [] if cid is None else cid.split(",")
+    cids = _split(cid)
     if len(cids) > MAX_CIDS:
         raise BadRequest(f"cid: at most {MAX_CIDS} at once.")
     try:
-        statuses = [] if status is None else [Status(word) for word in status.split(",")]
+        statuses = [Status(word) for word in _split(status)]
     except ValueError:
         raise BadRequest(f"status: known are {', '.join(Status)}.") from None
     return PinFilter(cids, name, match, statuses, None if meta is None else _meta(meta))
+
+
+def _split(words: list[str] | None) -> list[str]:
+    return [] if words is None else ",".join(words).split(",")
 
 
 def _page(
@@ -171,12 +182,10 @@ def get_pins(
     responses=_ERRORS,
     response_model_exclude_none=True,
 )
-def add_pin(
-    body: Pin, principal: PinsWrite, session: SessionDep, services: ServicesDep
-) -> PinStatus:
+async def add_pin(body: Pin, principal: PinsWrite, services: ServicesDep) -> PinStatus:
     """Add a new pin object for the current access token"""
     delegates = services.watch.delegates
-    row = services.pins.add(session, principal.user_id, body.as_request())
+    row = await services.pins.add(principal.user_id, body.as_request())
     return PinStatus.of(row, delegates)
 
 
@@ -236,11 +245,14 @@ def delete_pin_by_request_id(
 
 
 def _request_id(text: str) -> uuid.UUID:
-    """Opaque to clients: what is no id of ours is of no pin."""
+    """Opaque to clients: what is no id of ours, letter by letter, is of no pin."""
     try:
-        return uuid.UUID(text)
+        request_id = uuid.UUID(text)
     except ValueError:
         raise NotFound from None
+    if str(request_id) != text:
+        raise NotFound
+    return request_id
 
 
 _META: TypeAdapter[dict[str, str]] = TypeAdapter(PinMeta)

@@ -52,6 +52,7 @@ class NodeChecks:
         report: Report,
         *,
         repair: bool,
+        fetch: bool,
     ) -> None:
         self._database = database
         self._node = node
@@ -59,6 +60,7 @@ class NodeChecks:
         self._names = names
         self._report = report
         self._repair = repair
+        self._fetches = fetch
         self._run = new_id()
         """The job after which pins made in a repair are named."""
 
@@ -154,7 +156,9 @@ class NodeChecks:
         return None
 
     async def _fetch(self, cid: str) -> None:
-        """Ask the network for what is missing, without touching the pin."""
+        """Ask the network, if that is wanted, for what is missing, without touching the pin."""
+        if not self._fetches:
+            return
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 if await self._node.peer_count():
@@ -265,5 +269,5 @@ class NodeChecks:
 
     def _state(self, cid: str) -> str | None:
         with self._database.session_scope(write=False) as session:
-            content = contents.find(session, cid)
+            content = session.get(Content, cid)
             return None if content is None else content.state

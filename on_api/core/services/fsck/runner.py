@@ -37,7 +37,7 @@ async def run_fsck(
     result: dict[str, Any] = {"outcome": "failed"}
     try:
         async with turn.kept():
-            checks = NodeChecks(database, node, keeper, names, report, repair=repair)
+            checks = NodeChecks(database, node, keeper, names, report, repair=repair, fetch=repair)
             await checks.check_states()
             with NodePins() as pins:
                 await pins.fill(node)
@@ -54,6 +54,22 @@ async def run_fsck(
         }
     finally:
         await to_thread.run_sync(turn.end, result)
+    return report
+
+
+async def restore_pins(
+    database: Database, node: IpfsNode, keeper: Keeper, names: PinNames
+) -> Report:
+    """Pin again what somebody holds and the node has lost its pin on; `report.troubles` are left.
+
+    Kubo drops a pin before it renews it, when the same bytes are sent again: killed in that moment
+    it comes back without. The blocks are there until a garbage collection. Nothing is fetched.
+    """
+    report = Report()
+    checks = NodeChecks(database, node, keeper, names, report, repair=True, fetch=False)
+    with NodePins() as pins:
+        await pins.fill(node)
+        await checks.check_contents(pins, walk=False)
     return report
 
 

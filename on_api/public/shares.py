@@ -1,0 +1,191 @@
+"""`/s/{token}`: a shared file for whoever has the link. A browser gets a page with a button, other
+programs the bytes.
+
+The token is in no answer: it is not redirected, not linked, and not told to other sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Annotated
+
+from anyio import CancelScope
+from fastapi import APIRouter, Form, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from on_api.core.dependencies import ServicesDep
+from on_api.core.error_handlers import FAILURE, ErrorFormat, render_failure
+from on_api.core.errors import OnApiError, SharePasswordRequired
+from on_api.core.models.file import FOR_PASSPHRASE
+from on_api.core.responses import file_response
+from on_api.core.routing import ApiRoute
+from on_api.core.services.container import Services
+from on_api.core.services.reading import Opener, Reading
+from on_api.core.services.shares import PASSWORD_LENGTH, Shared, ShareService
+from on_api.public.share_page import Offer, message_page, offer_page
+
+PREFIX = "/s"
+PASSWORD_HEADER = "on-api-share-password"  # noqa: S105 (a header's name)
+PASSPHRASE_HEADER = "on-api-passphrase"  # noqa: S105
+
+_PRIVATE: Mapping[str, str] = MappingProxyType(
+    {
+        "Cache-Control": "private, no-store",
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Accept",
+        "X-Robots-Tag": "noindex",
+    }
+)
+
+# Every path below it, so that no redirect to one without a slash repeats the token.
+_PATH = "/{token:path}"
+
+router = APIRouter(prefix=PREFIX, tags=["shares"], route_class=ApiRoute)
+
+Secret = Annotated[str | None, Form(max_length=PASSWORD_LENGTH)]
+
+
+@router.head(_PATH)
+@router.get(_PATH)
+async def open_share(
+    token: str,
+    request: Request,
+    services: ServicesDep,
+    download: Annotated[bool, Query()] = False,
+) -> Response:
+    """The file, or the page for a person."""
+    headers = request.headers
+    for_person = "range" not in headers and not download and _prefers_html(headers)
+    password = _secret(headers, PASSWORD_HEADER)
+    passphrase = _secret(headers, PASSPHRASE_HEADER)
+
+    shared = await run_in_threadpool(services.shares.find, token)
+    if for_person:
+        services.shares.require(shared, 0, shared.size)
+        return offer_page(_offer(shared), headers=_PRIVATE)
+    file = await _reading(services, shared, password, passphrase)
+    return file_response(headers, request.method, file, download=download, caching=_PRIVATE)
+
+
+@router.post(_PATH)
+async def download_share(
+    token: str,
+    request: Request,
+    services: ServicesDep,
+    password: Secret = None,
+    passphrase: Secret = None,
+) -> Response:
+    """The whole file for who has pressed the page's button."""
+    shared = await run_in_threadpool(services.shares.find, token)
+    try:
+        file = await _reading(services, shared, password, passphrase)
+    except OnApiError as error:
+        if error.status >= 500 or not _prefers_html(request.headers):
+            raise
+        headers = {**_PRIVATE, **error.headers}
+        nothing_entered = isinstance(error, SharePasswordRequired) and password is None
+        said = "Enter the password of this link." if nothing_entered else error.details
+        return offer_page(_offer(shared), error=said, status=error.status, headers=headers)
+    # A form's answer is the whole, whatever else the request asks for.
+    return file_response({}, request.method, file, download=True, caching=_PRIVATE)
+
+
+class _ErrorResponse(Response):
+    """An error in words for a person or for a program, as the request prefers."""
+
+    def __init__(self, error: OnApiError) -> None:
+        super().__init__(status_code=error.status)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        error = self._error
+        if _prefers_html(Headers(scope=scope)):
+            headers = {**_PRIVATE, **error.headers}
+            response: Response = message_page(error.details, status=error.status, headers=headers)
+        else:
+            response = render_failure(error)
+            response.headers.update(_PRIVATE)
+        await response(scope, receive, send)
+
+
+ERRORS = ErrorFormat(_ErrorResponse, FAILURE.models, FAILURE.media_type)
+
+
+async def _reading(
+    services: Services, shared: Shared, password: str | None, passphrase: str | None
+) -> Reading:
+    """The shared file's bytes, counted as they are sent. Raises what a wrong password or passphrase
+    raises."""
+    await run_in_threadpool(services.shares.check_password, shared.share, password)
+    file = await services.reader.read(shared.file, passphrase=passphrase)
+    return replace(file, open=_counted(services.shares, shared, file.open))
+
+
+def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
+    """The opener of a part that counts it against the share's limits, before its first byte."""
+
+    @asynccontextmanager
+    async def open_counted(offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        shares.require(shared, offset, length)
+        sent = 0
+
+        async def count(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+            nonlocal sent
+            async for chunk in chunks:
+                sent += len(chunk)
+                yield chunk
+
+        # What the node can't open has cost nobody a download.
+        async with open_part(offset, length) as chunks:
+            await run_in_threadpool(shares.take, shared, offset, length)
+            try:
+                async with aclosing(count(chunks)) as counted:
+                    yield counted
+            finally:
+                if sent < length:
+                    # Where even that fails it stays counted: too much, never too little.
+                    with CancelScope(shield=True), suppress(OnApiError):
+                        await run_in_threadpool(shares.give_back, shared, length - sent)
+
+    return open_counted
+
+
+def _offer(shared: Shared) -> Offer:
+    return Offer(
+        name=shared.file.name,
+        size=shared.size,
+        media_type=shared.file.media_type,
+        asks_password=shared.share.password_hash is not None,
+        asks_passphrase=shared.file.sealed_for == FOR_PASSPHRASE,
+    )
+
+
+def _secret(headers: Headers, name: str) -> str | None:
+    """A secret in a header: UTF-8, which clients send there in spite of the RFC."""
+    value = headers.get(name)
+    if value is None:
+        return None
+    return value.encode("latin-1").decode(errors="replace")
+
+
+def _prefers_html(headers: Headers) -> bool:
+    """Whether `Accept` names HTML, and nothing that it would rather have: as browsers do."""
+    html = best = 0.0
+    for choice in headers.get("accept", "").split(","):
+        media_type, *parameters = (part.strip().lower() for part in choice.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            weight = float(quality)
+        except ValueError:
+            continue
+        best = max(best, weight)
+        if media_type == "text/html":
+            html = weight
+    return html > 0 and html >= best

@@ -1,0 +1,49 @@
+"""A real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, Request, sync_playwright
+
+from on_api.tests.conftest import Server
+
+CHROMIUM = shutil.which("chromium")
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true",
+    reason="needs Debian's chromium (apt-get install chromium)",
+)
+
+
+@pytest.fixture
+def page(server: Server) -> Iterator[Page]:
+    """A page whose browser reaches our server and nothing else; the test fails if it tried."""
+    assert CHROMIUM is not None, "CI=true, and there is no chromium"
+    strangers: list[str] = []
+
+    def watch(request: Request) -> None:
+        if not request.url.startswith((server.url, "data:", "blob:")):
+            strangers.append(request.url)
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                # Every name but ours leads nowhere.
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            ],
+        )
+        opened = browser.new_page()
+        opened.on("request", watch)
+        opened.set_default_timeout(20_000)
+        yield opened
+        browser.close()
+    assert not strangers

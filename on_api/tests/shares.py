@@ -1,0 +1,66 @@
+"""Links as their owners make them, and what the database says of them."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import update
+
+from on_api.core.models import Share
+from on_api.core.models.database import utc_now
+from on_api.tests.conftest import Account, Server
+
+
+@dataclass(frozen=True)
+class Link:
+    """A share and its secret."""
+
+    id: str
+    path: str
+    """Of its URL: the tests' servers are not at the address that is given out."""
+    owner: Account
+
+    @property
+    def token(self) -> str:
+        """What must be seen nowhere."""
+        return self.path.removeprefix("/s/")
+
+    @property
+    def downloads(self) -> int:
+        """As its owner sees them."""
+        return int(self.owner.client.get(f"/v1/shares/{self.id}").json()["downloads"])
+
+
+def share(owner: Account, file: dict[str, Any], **options: object) -> Link:
+    """A new link to a file."""
+    answer = owner.client.post("/v1/shares", json={"file_id": file["id"], **options})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    return Link(made["id"], urlsplit(made["url"]).path, owner)
+
+
+def sent_bytes(server: Server, link: Link) -> int:
+    """What the database has counted against the limit."""
+    with server.services.database.session_scope(write=False) as session:
+        return session.get_one(Share, uuid.UUID(link.id)).sent_bytes
+
+
+def let_pass(server: Server, link: Link, seconds: float) -> None:
+    """As if that much time had passed for a link: its expiry and its pause come nearer."""
+    with server.services.database.session_scope() as session:
+        row = session.get_one(Share, uuid.UUID(link.id))
+        earlier = {
+            name: value - timedelta(seconds=seconds)
+            for name in ("expires_at", "blocked_until")
+            if (value := getattr(row, name)) is not None
+        }
+        session.execute(update(Share).where(Share.id == row.id).values(earlier))
+
+
+def in_an_hour() -> str:
+    """A moment for `expires_at`."""
+    return (utc_now() + timedelta(hours=1)).isoformat()

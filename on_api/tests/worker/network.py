@@ -1,0 +1,104 @@
+"""Several Kubos on loopback: peers that have content, lose it, go away and come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from on_api.core.ipfs.cid import ADD_OPTIONS
+from on_api.core.ipfs.node import ManagedNode
+from on_api.core.settings import IpfsSettings, NodeSettings
+from on_api.tests.blockstore import Blockstore
+from on_api.tests.conftest import RPC_SECRET, free_port
+
+
+class Peer:
+    """One Kubo, run by on-api's own code; private, so that nobody is dialled but by name."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.node = NodeSettings(rpc_port=free_port(), gateway_port=free_port())
+        self.blocks = Blockstore(home / "ipfs")
+        self._running: ManagedNode | None = None
+
+    @property
+    def ipfs(self) -> IpfsSettings:
+        """For the settings of an on-api on this node."""
+        return IpfsSettings(
+            rpc_url=f"http://127.0.0.1:{self.node.rpc_port}",
+            gateway_url=f"http://127.0.0.1:{self.node.gateway_port}",
+            rpc_auth=SecretStr(RPC_SECRET),
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process; there must be one."""
+        pid = None if self._running is None else self._running.pid
+        assert pid is not None
+        return pid
+
+    def start(self) -> None:
+        """Run, until `stop`; nothing happens if it runs already."""
+        if self._running is None:
+            self._running = ManagedNode(self.home, self.node, RPC_SECRET, print)
+            self._running.start()
+
+    def stop(self) -> None:
+        """Go away; what it has stays on its disk."""
+        if self._running is not None:
+            self._running.stop()
+            self._running = None
+
+    def add(self, data: bytes, *, pinned: bool = True) -> str:
+        """Store a file under the profile; returns its CID."""
+        query = {**ADD_OPTIONS, "pin": str(pinned).lower(), "progress": "false"}
+        return str(self.rpc("add", query, files={"file": data})["Hash"])
+
+    def add_many(self, files: Sequence[bytes]) -> list[str]:
+        """Store small files in one go, unpinned; returns their CIDs in order."""
+        answer = self._post(
+            "add",
+            {**ADD_OPTIONS, "pin": "false", "progress": "false"},
+            files=[("file", (str(number), data)) for number, data in enumerate(files)],
+        )
+        return [json.loads(line)["Hash"] for line in answer.text.splitlines()]
+
+    def addresses(self) -> list[str]:
+        """Where it listens now."""
+        return list(self.rpc("id")["Addresses"])
+
+    def pins(self) -> dict[str, str]:
+        """CID and name of every recursive pin."""
+        listed = self.rpc("pin/ls", {"type": "recursive", "names": "true"})
+        return {cid: pin["Name"] for cid, pin in listed["Keys"].items()}
+
+    def peers(self) -> set[str]:
+        """The identities of those it is connected to."""
+        return {peer["Peer"] for peer in self.rpc("swarm/peers")["Peers"] or ()}
+
+    def meet(self, other: Peer) -> None:
+        """Connect to another one."""
+        self.rpc("swarm/connect", {"arg": other.addresses()[0]})
+
+    def rpc(
+        self, command: str, query: dict[str, str] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """The answer to one RPC command."""
+        return dict(self._post(command, query or {}, **options).json())
+
+    def _post(self, command: str, query: dict[str, str], **options: Any) -> httpx.Response:
+        answer = httpx.post(
+            f"http://127.0.0.1:{self.node.rpc_port}/api/v0/{command}",
+            params=query,
+            headers={"Authorization": RPC_SECRET.replace("bearer:", "Bearer ")},
+            timeout=60,
+            trust_env=False,
+            **options,
+        )
+        assert answer.status_code == 200, answer.text
+        return answer

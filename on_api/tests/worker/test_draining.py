@@ -1,0 +1,79 @@
+"""Several workers on one queue: everything is done, nothing twice; and how fast that goes."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy import func, select
+
+from on_api.core.models import Pin
+from on_api.core.services.pins import PinRequest
+from on_api.core.settings import GcSettings, Settings, WorkerSettings
+from on_api.tests.conftest import DatabaseMaker, Server
+from on_api.tests.deadline import until
+from on_api.tests.worker.conftest import account_of
+from on_api.tests.worker.invariants import check_invariants
+from on_api.tests.worker.network import Peer
+
+
+@pytest.mark.parametrize(
+    "count", [200, pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+)
+def test_workers_share_a_queue(
+    here: Peer,
+    settings_for: Callable[..., Settings],
+    postgres_database: DatabaseMaker,
+    count: int,
+) -> None:
+    """Two of them, pins of three users, some of one CID: each is pinned, the node is asked for each
+    CID once."""
+    cids = [cid for part in range(0, count, 200) for cid in here.add_many(random_files(200))]
+    database_url = postgres_database()
+    idle = settings_for(database_url, ipfs=here.ipfs, worker=WorkerSettings(embedded=False))
+    working = settings_for(
+        database_url,
+        ipfs=here.ipfs,
+        worker=WorkerSettings(poll=0.1),
+        gc=GcSettings(grace=3600, interval=0),
+    )
+    with ExitStack() as stack:
+        api = stack.enter_context(Server(idle))
+        users = [uuid.UUID(stack.enter_context(account_of(api)).id) for _ in range(3)]
+        for start in range(0, count, 100):
+            with api.services.database.session_scope() as session:
+                for number, cid in enumerate(cids[start : start + 100]):
+                    askers = [users[number % 3]]
+                    if number % 10 == 0:
+                        askers.append(users[(number + 1) % 3])
+                    for asker in askers:
+                        api.services.pins.add_many(session, asker, [PinRequest(cid)])
+        begun = time.monotonic()
+        workers = [stack.enter_context(Server(working)) for _ in range(2)]
+        until(lambda: not left(api), "the queue is empty", 60 + count / 10)
+        seconds = time.monotonic() - begun
+        calls = [pins_made(server) for server in workers]
+        assert sum(calls) == count
+        assert min(calls) > 0, "one worker did it all"
+        check_invariants(api.services.database, here.pins().keys())
+    print(f"{count} pins by {calls} in {seconds:.1f} s: {count / seconds:.0f}/s")  # noqa: T201
+
+
+def random_files(count: int) -> list[bytes]:
+    """Small ones."""
+    return [os.urandom(64) for _ in range(count)]
+
+
+def left(server: Server) -> int:
+    """Pins that are not pinned yet."""
+    with server.services.database.session_scope(write=False) as session:
+        return session.scalar(select(func.count()).where(Pin.status != "pinned")) or 0
+
+
+def pins_made(server: Server) -> int:
+    """How often the node was told to pin."""
+    return int(server.services.metrics.node_calls.labels("pin", "ok")._value.get())

@@ -1,0 +1,77 @@
+"""Shares: links to one file for people without an account. What a link answers is in
+`public/shares.py`."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter, Response
+
+from on_api.core.dependencies import (
+    ClientDep,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+    SharedFileQuery,
+    SharesWrite,
+    act_as,
+)
+from on_api.core.errors import NotFound
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
+from on_api.core.services.shares import ShareRequest, get_share, shares_of
+
+router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
+v1_only = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
+
+
+@router.post("", status_code=201, responses=documented(NotFound))
+def create_share(
+    body: ShareCreate,
+    principal: SharesWrite,
+    services: ServicesDep,
+    client: ClientDep,
+    response: Response,
+) -> ShareCreated:
+    """Make a link to a file. Its URL is in this answer and nowhere else.
+
+    A browser that opens it gets a page with a button, other programs the bytes (`Range`, `ETag`;
+    `?download=1` for a browser too). A password goes into the page's form or the header
+    `On-Api-Share-Password`.
+    """
+    hashed = None if body.password is None else services.shares.hash_password(body.password)
+    request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, hashed)
+    with services.database.session_scope() as session:
+        row, token = services.shares.create(
+            session, principal.user_id, request, act_as(principal, client)
+        )
+        shown = Share.of(row)
+    response.headers["Cache-Control"] = "no-store"
+    return ShareCreated(**shown.model_dump(), url=f"{services.settings.base_url}/s/{token}")
+
+
+@v1_only.get("")
+def list_my_shares(
+    principal: SharesWrite, session: SessionDep, page: PageQuery, file_id: SharedFileQuery = None
+) -> ShareList:
+    """Your links that are not revoked, newest first."""
+    count, rows = shares_of(principal.user_id, file_id).by_time(session, page)
+    return ShareList(count=count, items=[Share.of(row) for row in rows])
+
+
+@router.get("/{share_id}", responses=documented(NotFound))
+def get_one_share(share_id: uuid.UUID, principal: SharesWrite, session: SessionDep) -> Share:
+    """One of your links."""
+    return Share.of(get_share(session, principal.user_id, share_id))
+
+
+@router.delete("/{share_id}", status_code=204, responses=documented(NotFound))
+def revoke_share(
+    share_id: uuid.UUID,
+    principal: SharesWrite,
+    session: SessionDep,
+    services: ServicesDep,
+    client: ClientDep,
+) -> None:
+    """Revoke a link, at once."""
+    services.shares.revoke(session, principal.user_id, share_id, act_as(principal, client))

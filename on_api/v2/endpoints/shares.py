@@ -1,0 +1,40 @@
+"""Shares in version 2: lists by cursor; everything else is v1's."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from on_api.core.dependencies import CursorQuery, SessionDep, SharedFileQuery, SharesWrite
+from on_api.core.routing import ApiRoute
+from on_api.core.schemas.common import Answer, NextCursor
+from on_api.core.schemas.shares import Share
+from on_api.core.services.shares import shares_of
+from on_api.v1.endpoints.shares import router as unchanged
+
+router = APIRouter(route_class=ApiRoute)
+own = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
+
+
+class SharePage(Answer):
+    """A page of links, newest first."""
+
+    items: list[Share] = Field(description="The links of this page.")
+    next_cursor: NextCursor
+
+
+@own.get("")
+def list_my_shares(
+    principal: SharesWrite,
+    session: SessionDep,
+    cursors: CursorQuery,
+    file_id: SharedFileQuery = None,
+) -> SharePage:
+    """Your links that are not revoked, newest first."""
+    rows, behind = shares_of(principal.user_id, file_id).by_cursor(session, cursors.page)
+    items = [Share.of(row) for row in rows]
+    return SharePage(items=items, next_cursor=cursors.next(behind))
+
+
+router.include_router(own)
+router.include_router(unchanged)
