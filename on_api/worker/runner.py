@@ -15,9 +15,12 @@ from on_api.core.services.container import Services
 from on_api.core.services.events import number_events
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
 from on_api.worker.unpinning import Unpinner
+from on_api.worker.visibility import VisibilityWorker
 
 logger = logging.getLogger(__name__)
 
+CHANGES_AT_ONCE = 2
+"""Files whose visibility one process changes at the same time."""
 SLOW_LOOK_SECONDS = 5.0
 """Between looks for what may wait: unpinning, garbage collection."""
 
@@ -52,6 +55,7 @@ class Worker:
             resolver or Resolver(),
             services.bell,
         )
+        self._visibility = VisibilityWorker(services, self._unpinner)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -65,6 +69,7 @@ class Worker:
             (self._number_events, self._poll, bell),
             (self._restore_pins, SLOW_LOOK_SECONDS, bell),
             (self._unpinner.step, slow, asyncio.sleep),
+            *[(self._visibility.step, self._poll, bell)] * CHANGES_AT_ONCE,
         ]
         if self._services.settings.gc.interval:
             loops.append((self._collect_when_due, SLOW_LOOK_SECONDS, asyncio.sleep))

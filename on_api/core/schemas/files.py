@@ -9,8 +9,10 @@ from pydantic import AfterValidator, Field
 
 from on_api.core.crypto.age import BadKey, X25519Recipient
 from on_api.core.models import File as FileRow
+from on_api.core.models import VisibilityChange
 from on_api.core.models.file import PRIVATE
-from on_api.core.schemas.common import Answer, Meta, Moment, Request, Text
+from on_api.core.schemas.common import Answer, Meta, Moment, Request, Text, left_out
+from on_api.core.services.visibility import NOTICES, has_failed
 
 Visibility = Literal["public", "private"]
 FileName = Annotated[
@@ -65,7 +67,7 @@ class File(Answer):
             size=row.size,
             media_type=row.media_type,
             sha256=row.sha256.hex(),
-            visibility="private" if row.visibility == PRIVATE else "public",
+            visibility=_visibility(row.visibility),
             meta=row.meta,
             created_at=row.created_at,
             gateway_url=None if row.visibility == PRIVATE else f"{gateway}/ipfs/{row.cid}",
@@ -90,3 +92,49 @@ class FileUpdate(Request):
 
     name: FileName = Field("")
     meta: Meta = Field({})
+    visibility: Visibility = left_out(
+        "Another one is a job: the file is stored anew, encrypted or plain."
+    )
+
+
+class FileVisibility(Answer):
+    """Who can read a file, and what it is being changed to."""
+
+    visibility: Visibility = Field(description="Now.")
+    changing_to: Visibility | None = Field(description="What was asked for; null: nothing.")
+    status: Literal["settled", "waiting", "failed"] = Field(
+        description="`settled`: as it was asked for. `waiting`: the job is under way. `failed`: it "
+        "was given up, and the file is as it was; ask once more, or for what it is."
+    )
+    details: str | None = Field(description="Why it waits or has failed, where there is a reason.")
+    notice: str | None = Field(description="What the change can't do, or does besides.")
+
+    @classmethod
+    def of(cls, row: FileRow, change: VisibilityChange | None) -> Self:
+        """Show where a file's change has got to."""
+        status: Literal["settled", "waiting", "failed"] = "settled"
+        if change is not None:
+            status = "failed" if has_failed(change) else "waiting"
+        return cls(
+            visibility=_visibility(row.visibility),
+            changing_to=change and _visibility(change.visibility),
+            status=status,
+            details=change and change.details,
+            notice=change and NOTICES[change.visibility],
+        )
+
+
+class FileChanging(File):
+    """A file whose visibility is being changed."""
+
+    change: FileVisibility = Field(description="See `GET …/visibility`; it goes on meanwhile.")
+
+    @classmethod
+    def with_change(cls, row: FileRow, gateway: str, change: VisibilityChange) -> Self:
+        """Show a file as it is, and what it is being changed to."""
+        shown = File.of(row, gateway).model_dump()
+        return cls(**shown, change=FileVisibility.of(row, change))
+
+
+def _visibility(value: str) -> Visibility:
+    return "private" if value == PRIVATE else "public"

@@ -38,6 +38,7 @@ from on_api.core.services.reading import FileReader
 from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
+from on_api.core.services.visibility import VisibilityService
 from on_api.core.settings import Settings
 
 HASHING_THREADS = 4
@@ -60,6 +61,7 @@ class Services:
     identities: IdentityService
     private_files: PrivateFiles
     reader: FileReader
+    visibility: VisibilityService
     uploads: UploadService
     shares: ShareService
     pins: PinService
@@ -125,6 +127,7 @@ class Services:
             identities=identities,
             private_files=private_files,
             reader=FileReader(node, private_files, hashers),
+            visibility=VisibilityService(leases, bell.ring_after),
             uploads=UploadService(
                 database,
                 node,

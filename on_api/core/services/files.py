@@ -32,9 +32,12 @@ class FileFilter:
     """Contained in the file's own meta, as PostgreSQL's `@>` understands it."""
 
 
-def get_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> File:
+def get_file(
+    session: Session, user_id: uuid.UUID, file_id: uuid.UUID, *, lock: bool = False
+) -> File:
     """One file of a user. Raises `NotFound` for any other."""
-    file = session.scalar(_mine(user_id).where(File.id == file_id))
+    statement = _mine(user_id).where(File.id == file_id)
+    file = session.scalar(statement.with_for_update() if lock else statement)
     if file is None:
         raise NotFound
     return file
@@ -54,9 +57,7 @@ def change_file(
     session: Session, user_id: uuid.UUID, file_id: uuid.UUID, changes: Mapping[str, Any]
 ) -> File:
     """Set a file's `name` or `meta`. Raises `NotFound`."""
-    file = session.scalar(_mine(user_id).where(File.id == file_id).with_for_update())
-    if file is None:
-        raise NotFound
+    file = get_file(session, user_id, file_id, lock=True)
     for name, value in changes.items():
         setattr(file, name, value)
     events.record(session, user_id, "file.changed", file_id, fields=sorted(changes))
@@ -67,9 +68,7 @@ def change_file(
 def delete_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> None:
     """Remove a file; its content stays for whoever else holds it. Raises `NotFound`."""
     usage = contents.lock_usage(session, user_id)
-    file = session.scalar(_mine(user_id).where(File.id == file_id).with_for_update())
-    if file is None:
-        raise NotFound
+    file = get_file(session, user_id, file_id, lock=True)
     session.delete(file)
     events.record(session, user_id, "file.deleted", file_id, cid=file.cid)
     session.flush()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -16,7 +17,6 @@ from on_api.core.errors import ServiceUnavailable
 from on_api.core.models import Database, Lease, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import contents, maintenance, reservations
-from on_api.core.services.access import Principal
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
@@ -24,6 +24,28 @@ from on_api.core.services.together import Together
 
 UPLOAD = "upload"
 _GIVEN_UP = "This took too long and was given up; send it again."
+
+
+class Holder(Protocol):
+    """Whose work it is, and by which key; a key's `max_bytes` is kept to."""
+
+    @property
+    def user_id(self) -> uuid.UUID: ...
+
+    @property
+    def key_id(self) -> uuid.UUID | None: ...
+
+    @property
+    def max_bytes(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobHolder:
+    """Work that a job does for a user, without a key."""
+
+    user_id: uuid.UUID
+    key_id: None = None
+    max_bytes: None = None
 
 
 @dataclass(slots=True)
@@ -52,20 +74,18 @@ class LeaseService:
         self._life = timedelta(seconds=seconds)
         self._opening = Together(self._open_all)
 
-    def open(self, kind: str, principal: Principal, announced: Announced) -> LeaseHandle:
+    def open(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
         """Commit a lease, and what it reserves, for work that is about to begin.
 
         Raises `QuotaExceeded` or `KeyLimitReached` when what is announced can't be had.
         """
-        return self._open_all([(kind, principal, announced)])[0]
+        return self._open_all([(kind, holder, announced)])[0]
 
-    async def open_together(
-        self, kind: str, principal: Principal, announced: Announced
-    ) -> LeaseHandle:
+    async def open_together(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
         """Like `open`, in one transaction with whoever comes at the same moment."""
-        return await self._opening.do(principal.user_id, (kind, principal, announced))
+        return await self._opening.do(holder.user_id, (kind, holder, announced))
 
-    def _open_all(self, wanted: Sequence[tuple[str, Principal, Announced]]) -> list[LeaseHandle]:
+    def _open_all(self, wanted: Sequence[tuple[str, Holder, Announced]]) -> list[LeaseHandle]:
         # Before the transaction: the very first name needs one of its own.
         names = {lease_id: self._names.of(lease_id) for lease_id in (new_id() for _ in wanted)}
         with self._database.session_scope() as session:
@@ -82,28 +102,28 @@ class LeaseService:
         lease_id: uuid.UUID,
         pin_name: str,
         kind: str,
-        principal: Principal,
+        holder: Holder,
         announced: Announced,
     ) -> LeaseHandle:
         lease = Lease(
             id=lease_id,
             token=new_id(),
             kind=kind,
-            user_id=principal.user_id,
-            key_id=principal.key_id,
+            user_id=holder.user_id,
+            key_id=holder.key_id,
             lease_until=utc_now() + self._life,
             reserved_bytes=0,
         )
-        quota = reservations.quota_of(session, principal.user_id)
-        limited = quota is not None or principal.max_bytes is not None
+        quota = reservations.quota_of(session, holder.user_id)
+        limited = quota is not None or holder.max_bytes is not None
         if limited:
-            self._reserve(session, principal, lease, announced, quota)
+            self._reserve(session, holder, lease, announced, quota)
         session.add(lease)
         return LeaseHandle(
             id=lease.id,
             token=lease.token,
-            user_id=principal.user_id,
-            limited_key=principal.key_id if principal.max_bytes is not None else None,
+            user_id=holder.user_id,
+            limited_key=holder.key_id if holder.max_bytes is not None else None,
             pin_name=pin_name,
             announced=announced,
             covered=lease.reserved_bytes if limited else None,
@@ -112,7 +132,7 @@ class LeaseService:
     def _reserve(
         self,
         session: Session,
-        principal: Principal,
+        holder: Holder,
         lease: Lease,
         announced: Announced,
         quota: int | None,
@@ -121,12 +141,12 @@ class LeaseService:
         wanted = announced.next_slice(least)
         if (
             quota is not None
-            and principal.max_bytes is None
-            and reservations.reserve_at_once(session, principal.user_id, quota, wanted)
+            and holder.max_bytes is None
+            and reservations.reserve_at_once(session, holder.user_id, quota, wanted)
         ):
             lease.reserved_bytes = wanted
             return
-        usage = contents.lock_usage(session, principal.user_id)
+        usage = contents.lock_usage(session, holder.user_id)
         session.add(lease)
         reservations.reserve(session, usage, lease, wanted=wanted, needed=least)
 

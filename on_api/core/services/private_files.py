@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import to_thread
 
@@ -41,7 +41,13 @@ from on_api.core.errors import (
     WrongPassphrase,
 )
 from on_api.core.models import Database, File
-from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS
+from on_api.core.models.file import (
+    FOR_OWNER,
+    FOR_PASSPHRASE,
+    FOR_RECIPIENTS,
+    PRIVATE,
+    PUBLIC,
+)
 from on_api.core.services.identities import IdentityService, find_active, find_identity
 from on_api.core.services.reservations import Announced
 from on_api.core.settings import MIB
@@ -193,6 +199,18 @@ class PrivateFiles:
             ) from None
         finally:
             self._waiting -= 1
+
+
+def columns_of(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:
+    """What the row of a file, of which `stored_size` bytes lie on the node, says of its being
+    public (None) or private."""
+    return {
+        "visibility": PUBLIC if sealing is None else PRIVATE,
+        "sealed_for": sealing and sealing.sealed_for,
+        "identity_id": sealing and sealing.identity_id,
+        "sealed_size": sealing and stored_size,
+        "sealed_start": sealing and sealing.encryptor.start,
+    }
 
 
 def _unlock(file: File, identities: Sequence[Identity]) -> Unlocked:

@@ -26,7 +26,6 @@ from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User, UserUsage
 from on_api.core.models.database import new_id
-from on_api.core.models.file import PRIVATE, PUBLIC
 from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
 from on_api.core.services.capacity import Capacity
@@ -40,7 +39,7 @@ from on_api.core.services.idempotency import (
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
-from on_api.core.services.private_files import Audience, PrivateFiles, Sealing
+from on_api.core.services.private_files import Audience, PrivateFiles, Sealing, columns_of
 from on_api.core.services.reservations import Announced
 from on_api.core.services.together import Together
 
@@ -237,7 +236,7 @@ class UploadService:
                 sha256=item.sha256,
                 meta=item.incoming.meta,
                 created_at=contents.next_moment(usage, step=MICROSECOND),
-                **sealed_columns(item.sealing, item.added.size),
+                **columns_of(item.sealing, item.added.size),
             )
             for item in upload.stored
         ]
@@ -275,18 +274,6 @@ class UploadService:
         except OnApiError:
             # It dies by itself; the reason of the failure is on its way to the client.
             logger.warning("could not give back lease %s", lease.id)
-
-
-def sealed_columns(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:
-    """What the row of a file, of which `stored_size` bytes lie on the node, says of its being
-    public (None) or private."""
-    return {
-        "visibility": PUBLIC if sealing is None else PRIVATE,
-        "sealed_for": sealing and sealing.sealed_for,
-        "identity_id": sealing and sealing.identity_id,
-        "sealed_size": sealing and stored_size,
-        "sealed_start": sealing and sealing.encryptor.start,
-    }
 
 
 def _describe(file: IncomingFile, sha256: bytes, passphrase: bytes) -> bytes:

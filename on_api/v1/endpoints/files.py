@@ -23,6 +23,7 @@ from on_api.core.dependencies import (
 )
 from on_api.core.errors import (
     BadRequest,
+    Conflict,
     ContentDamaged,
     InsufficientStorage,
     KeyLimitReached,
@@ -44,7 +45,14 @@ from on_api.core.models import File as FileRow
 from on_api.core.multipart import MultipartReader
 from on_api.core.responses import file_response
 from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
-from on_api.core.schemas.files import File, FileItems, FileList, FileUpdate
+from on_api.core.schemas.files import (
+    File,
+    FileChanging,
+    FileItems,
+    FileList,
+    FileUpdate,
+    FileVisibility,
+)
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
 from on_api.core.services.files import (
@@ -56,6 +64,7 @@ from on_api.core.services.files import (
 from on_api.core.services.idempotency import Answered, Claim
 from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
+from on_api.core.services.visibility import find_change
 from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
@@ -167,18 +176,51 @@ def get_one_file(
     return File.of(row, services.settings.visible_gateway_url)
 
 
-@router.patch("/{file_id}", responses=documented(NotFound))
+@router.get("/{file_id}/visibility", responses=documented(NotFound))
+def get_visibility(file_id: uuid.UUID, principal: FilesRead, session: SessionDep) -> FileVisibility:
+    """Who can read one of your files, and how far a change of that has got."""
+    row = get_file(session, principal.user_id, file_id)
+    return FileVisibility.of(row, find_change(session, file_id))
+
+
+@router.patch(
+    "/{file_id}",
+    responses={
+        202: {
+            "model": FileChanging,
+            "description": "`visibility` is being changed; whatever else was asked for is done.",
+        },
+        **documented(NotFound, Conflict),
+    },
+)
 def change_one_file(
     file_id: uuid.UUID,
     body: FileUpdate,
+    response: Response,
     principal: FilesWrite,
     session: SessionDep,
     services: ServicesDep,
-) -> File:
-    """Change a file's name or meta. Meta is replaced as a whole."""
+) -> FileChanging | File:
+    """Change a file's name or meta at once (meta is replaced as a whole), its visibility as a job.
+
+    The file keeps its id and its shares; its CID changes when the job is done, which needs room in
+    the quota for both. What was public once may have been copied: making it private takes it from
+    your node and from this gateway, not from those who have it. A private file that the server
+    can't open by itself (with a passphrase, or `owner_access=false`) can't be made public.
+    """
     changes = body.model_dump(exclude_unset=True)
-    row = change_file(session, principal.user_id, file_id, changes)
-    return File.of(row, services.settings.visible_gateway_url)
+    visibility = changes.pop("visibility", None)
+    if changes or visibility is None:
+        change_file(session, principal.user_id, file_id, changes)
+    change = None
+    if visibility is not None:
+        change = services.visibility.ask(session, principal.user_id, file_id, visibility)
+    row = get_file(session, principal.user_id, file_id)
+    gateway = services.settings.visible_gateway_url
+    if change is None:
+        return File.of(row, gateway)
+    response.status_code = 202
+    return FileChanging.with_change(row, gateway, change)
 
 
 @router.delete("/{file_id}", status_code=204, responses=documented(NotFound))

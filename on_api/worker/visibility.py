@@ -1,0 +1,229 @@
+"""Carries out changes of files' visibility: the bytes stream from the node through encryption, or
+decryption, to the node again, and take the old ones' place in one transaction.
+
+A crash leaves a lease that ends: the job is begun anew, and what was stored for it is an orphan by
+its dead lease, as an upload's is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from anyio import CancelScope, to_thread
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import (
+    BlocksMissing,
+    ContentDamaged,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+    NotFound,
+    OnApiError,
+    QuotaExceeded,
+)
+from on_api.core.ipfs.client import Added
+from on_api.core.models import File
+from on_api.core.models.database import utc_now
+from on_api.core.models.file import PRIVATE
+from on_api.core.services import contents, visibility
+from on_api.core.services.container import Services
+from on_api.core.services.files import get_file
+from on_api.core.services.intake import FilePassage, Intake, IntakeLimits
+from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
+from on_api.core.services.private_files import Audience, Sealing
+from on_api.core.services.renewal import renewed
+from on_api.core.services.reservations import Announced
+from on_api.core.services.visibility import Job
+from on_api.worker.unpinning import Unpinner
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""From the request to the last attempt."""
+REFUSALS_ALLOWED = 3
+"""Attempts at what the node can't give as it was stored."""
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 600.0
+"""Seconds until the next attempt: the first, doubled at each next one, and the most."""
+
+
+class _Lost(Exception):
+    """The job is somebody else's, or nobody wants it any more."""
+
+
+class VisibilityWorker:
+    """One process's share of the changes."""
+
+    def __init__(self, services: Services, unpinner: Unpinner) -> None:
+        self._services = services
+        self._unpinner = unpinner
+        self._life = timedelta(seconds=services.settings.worker.lease_seconds)
+        # The node gives up by itself when nothing comes; what was stored before was no larger.
+        self._limits = IntakeLimits(
+            2 * services.settings.ipfs.stall_timeout, max_file_size=2**63 - 1
+        )
+
+    async def step(self) -> bool:
+        """Carry out one change that is due. Returns whether there was one."""
+        if not await self._in_database(visibility.any_due, write=False):
+            return False
+        job = await self._in_database(lambda session: visibility.claim(session, self._life))
+        if job is None:
+            return False
+        await _Attempt(self, job).run()
+        return True
+
+    async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:
+        def run() -> T:
+            with self._services.database.session_scope(write=write) as session:
+                return work(session)
+
+        return await to_thread.run_sync(run)
+
+
+class _Attempt:
+    """One attempt at one change, whatever comes of it."""
+
+    def __init__(self, worker: VisibilityWorker, job: Job) -> None:
+        self._worker = worker
+        self._services = worker._services
+        self._in_database = worker._in_database
+        self._job = job
+        self._lost = False
+
+    async def run(self) -> None:
+        job = self._job
+        try:
+            async with renewed(self._renew, self._worker._life):
+                await self._change()
+        except _Lost:
+            logger.info("the change of file %s was ended by somebody else", job.file_id)
+        except asyncio.CancelledError:
+            with CancelScope(shield=True):
+                await self._put_back(None, pause=0, counted=False)
+            raise
+        except OnApiError as error:
+            await self._end(error)
+
+    def _renew(self) -> None:
+        with self._services.database.session_scope() as session:
+            self._lost |= not visibility.renew(session, self._job, self._worker._life)
+
+    async def _change(self) -> None:
+        job, services = self._job, self._services
+        file = await self._in_database(
+            lambda session: get_file(session, job.user_id, job.file_id), write=False
+        )
+        reading = await services.reader.read(file)
+        announced, sealing = Announced(file.size, file.size), None
+        if job.visibility == PRIVATE:
+            audience = Audience()
+            sealing = await services.private_files.seal(job.user_id, audience)
+            announced = audience.announce(announced)
+        await services.capacity.require(announced.least)
+        lease = await to_thread.run_sync(
+            services.leases.open, UPLOAD, JobHolder(job.user_id), announced
+        )
+        added: Added | None = None
+        try:
+            async with (
+                services.leases.kept_alive(lease),
+                reading.open(0, reading.size) as chunks,
+            ):
+                added = await self._store(file, lease, chunks, sealing)
+                await self._record(lease, file.cid, added, sealing)
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._clean_up(lease, added)
+            raise
+
+    async def _store(
+        self, file: File, lease: LeaseHandle, chunks: AsyncIterator[bytes], sealing: Sealing | None
+    ) -> Added:
+        services = self._services
+        intake = Intake(
+            lease, services.leases, services.capacity, services.hashers, self._worker._limits
+        )
+        passage = FilePassage(None if sealing is None else sealing.encryptor)
+        stream = intake.through(self._while_wanted(chunks), passage)
+        added = await services.node.add(stream, pin_name=lease.pin_name)
+        if passage.digest.digest() != file.sha256:
+            with CancelScope(shield=True):
+                await self._unpin(added)
+            raise ContentDamaged
+        return added
+
+    async def _while_wanted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            if self._lost:
+                raise _Lost
+            yield chunk
+
+    async def _record(
+        self, lease: LeaseHandle, old_cid: str, added: Added, sealing: Sealing | None
+    ) -> None:
+        secured: dict[str, int] = {}
+        while True:
+            try:
+                done = await self._in_database(
+                    lambda session: self._services.visibility.finish(
+                        session, self._job, lease, old_cid, added, sealing, secured
+                    )
+                )
+            except contents.NotSecuredError as error:
+                secured[error.cid] = await self._services.keeper.secure(error.cid, lease.id)
+            else:
+                break
+        if not done:
+            raise _Lost
+
+    async def _clean_up(self, lease: LeaseHandle, added: Added | None) -> None:
+        """What was stored for nobody goes; where that fails it is found by its dead lease."""
+        try:
+            await to_thread.run_sync(lambda: self._services.leases.abandon(lease, pinned=True))
+            if added is not None:
+                await self._unpin(added)
+        except OnApiError as error:
+            logger.warning("could not clean up after lease %s: %s", lease.id, error.details)
+
+    async def _unpin(self, added: Added) -> None:
+        await self._worker._unpinner.unpin(added.cid)
+
+    async def _end(self, error: OnApiError) -> None:
+        """Another attempt later, or the end."""
+        job = self._job
+        try:
+            if isinstance(error, NotFound):
+                return  # the file is gone, and the job with it
+            late = utc_now() - job.created_at > PATIENCE
+            if late or isinstance(error, QuotaExceeded) or self._is_refusal(error):
+                logger.warning("the change of file %s failed: %s", job.file_id, error.details)
+                await self._in_database(lambda s: visibility.give_up(s, job, error.details))
+                return
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(job.attempts - 1, 10))
+            # Jitter: those that came together don't come again together.
+            await self._put_back(error.details, pause=pause * random.uniform(0.5, 1.0))  # noqa: S311
+        except OnApiError as failure:
+            # The database, most likely: the lease ends and another attempt begins.
+            logger.warning("a change is left to its lease: %s", failure.details)
+
+    def _is_refusal(self, error: OnApiError) -> bool:
+        passing = isinstance(error, NodeUnavailable | NodeTimeout | NodeTruncated)
+        lasting = isinstance(error, BlocksMissing | NodeError) and not passing
+        return lasting and self._job.attempts >= REFUSALS_ALLOWED
+
+    async def _put_back(self, details: str | None, *, pause: float, counted: bool = True) -> None:
+        due_in = timedelta(seconds=pause)
+        await self._in_database(
+            lambda session: visibility.put_back(
+                session, self._job, details, due_in=due_in, counted=counted
+            )
+        )
