@@ -114,9 +114,11 @@ class KuboHttp:
                     for line in whole:
                         if line:
                             yield _object(line)
-                    if len(pending) > MAX_LINE_BYTES or (not chunk and pending):
+                    if len(pending) > MAX_LINE_BYTES:
                         raise NodeTruncated
                     if not chunk:
+                        if pending:
+                            yield _last_object(pending)
                         return
             finally:
                 # Not `release`: Kubo works for as long as somebody listens.
@@ -140,6 +142,15 @@ class KuboHttp:
                 )
         except (aiohttp.ClientError, TimeoutError) as error:
             raise translate(error) from error
+
+
+def _last_object(rest: bytes) -> dict[str, Any]:
+    """What comes behind the last line's end: an object, or a part of one."""
+    try:
+        json.loads(rest)
+    except ValueError as error:
+        raise NodeTruncated from error
+    return _object(rest)
 
 
 def _object(line: bytes) -> dict[str, Any]:

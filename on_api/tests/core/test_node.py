@@ -130,9 +130,9 @@ def test_the_rpc_is_closed_to_others(node: ManagedNode, talk: Talk) -> None:
     """Without the secret, with another one, and with it beyond what on-api uses."""
     with node:
         for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic eDp5"}):
-            for call in ("id", "version", "repo/gc", "config/show"):
+            for call in ("id", "version", "repo/gc", "pin/add", "config/show"):
                 assert talk.rpc(call, headers=headers).status_code == 403, (call, headers)
-        for call in ("repo/gc", "key/list", "config?arg=Identity", "files/rm", "shutdownx/y"):
+        for call in ("repo/verify", "key/list", "config?arg=Identity", "files/rm", "shutdownx/y"):
             assert not talk.rpc(call).is_success, call
         used = ["version", "id", "repo/stat", "repo/version", "swarm/peers", "config/show"]
         used += ["pin/ls?type=recursive&stream=true", "files/stat?arg=/", "block/stat?arg=bafkqaaa"]

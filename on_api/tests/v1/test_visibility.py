@@ -19,7 +19,6 @@ from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Event, Lease, VisibilityChange
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
-from on_api.core.services.fsck.runner import run_fsck
 from on_api.core.services.node import connect_node
 from on_api.core.settings import Settings, WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
@@ -63,14 +62,7 @@ def work(server: Server, spoil: Callable[[Services], None] | None = None) -> Non
             worker = VisibilityWorker(services, unpinner)
             while await worker.step():
                 pass
-            report = await run_fsck(
-                services.database,
-                services.node,
-                services.keeper,
-                services.names,
-                repair=False,
-                walk=True,
-            )
+            report = await services.fsck.run(repair=False, walk=True)
             assert report.clean, report.findings
         finally:
             await services.close()
