@@ -200,6 +200,7 @@ CursorQuery = Annotated[Cursors, Depends()]
 
 
 async def get_upload_options(
+    request: Request,
     services: ServicesDep,
     name: Annotated[
         str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
@@ -230,6 +231,9 @@ async def get_upload_options(
     ] = None,
 ) -> UploadOptions:
     """An upload's options from the query; form fields may add to them."""
+    if "passphrase" in request.query_params:
+        # Ignored, it would be a file that is encrypted otherwise than its owner believes.
+        check_option("passphrase", "")
     options = UploadOptions(
         services.settings.files.default_visibility, check_passphrase(passphrase, new=True)
     )

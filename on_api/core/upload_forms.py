@@ -109,6 +109,8 @@ class UploadOptions:
 
 def check_option(field: str, value: str) -> Any:
     """The value of an option given as text. Raises `BadRequest` for an unknown or invalid one."""
+    if field == "passphrase":
+        raise BadRequest(f"passphrase: send it in the header {PASSPHRASE_HEADER} only.")
     adapter = _OPTIONS.get(field)
     if adapter is None:
         raise BadRequest(f"A form field is not known here; known are: {', '.join(_OPTIONS)}.")

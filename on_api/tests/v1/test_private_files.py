@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from on_api.core.crypto.age import CHUNK_BYTES, Decryptor, X25519Identity
 from on_api.core.ipfs.unixfs import build_file
-from on_api.tests.conftest import PASSWORD, Account, Server
+from on_api.core.settings import FilesSettings, Settings
+from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server
 
 MIB = 1024 * 1024
 SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, MIB, 3 * MIB + 7]
@@ -160,6 +162,7 @@ AGE1 = str(X25519Identity.generate().recipient)
         ({"recipients": ",".join([AGE1] * 51)}, {}, "50"),
         ({"owner_access": "perhaps"}, {}, "owner_access"),
         ({}, {HEADER: "short"}, "8 to 256"),
+        ({"passphrase": PASSPHRASE}, {}, HEADER),
         ({}, {HEADER: "x" * 257}, "8 to 256"),
         ({"visibility": "public"}, {HEADER: PASSPHRASE}, "only for private"),
         ({"visibility": "public", "recipients": AGE1}, {}, "only for private"),
@@ -236,3 +239,24 @@ def test_random_ranges_are_slices(alice: Account) -> None:
         assert answer.content == data[first : last + 1]
 
     check()
+
+
+def test_private_by_default(
+    new_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """Where the operator wants it so; whoever asks for public gets it. In version 2 too."""
+    files = FilesSettings(default_visibility="private")
+    with Server(settings_for(new_database(), files=files)) as server:
+        account = server.new_user()
+        with account.client as client:
+            for version in ("v1", "v2"):
+                made = client.post(f"/{version}/files", files={"file": ("x", b"bytes")}).json()
+                assert made["visibility"] == "private"
+                assert made["cid"] != build_file(b"bytes").cid
+                url = f"/{version}/files/{made['id']}/content"
+                assert client.get(url).content == b"bytes"
+                made = client.put(f"/{version}/files?name=x&visibility=public", content=b"bytes")
+                assert made.json()["cid"] == build_file(b"bytes").cid
+            sealed = with_passphrase(account, b"bytes").json()
+            answer = client.get(f"/v2/files/{sealed['id']}/content")
+            assert (answer.status_code, answer.json()["code"]) == (400, "PASSPHRASE_NEEDED")

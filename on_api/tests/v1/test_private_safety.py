@@ -285,7 +285,7 @@ def _resident() -> int:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("size", [4 * MIB, pytest.param(100 * MIB, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("size", [4 * MIB, pytest.param(32 * MIB, marks=pytest.mark.soak)])
 async def test_many_uploads_at_once(server: Server, alice: Account, size: int) -> None:
     """64 private ones: a few blocks of memory each, and others are answered meanwhile."""
     piece = os.urandom(MIB)
