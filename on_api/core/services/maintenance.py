@@ -71,7 +71,7 @@ def is_under_way(session: Session, kind: str) -> bool:
 
 
 def last_outcome(session: Session, kind: str) -> Outcome:
-    """How the last one ended."""
+    """How the last one ended. Without a result none has been: the date is when counting began."""
     row = session.get(Maintenance, kind)
     return Outcome(None, None) if row is None else Outcome(row.finished_at, row.result)
 

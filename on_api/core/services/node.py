@@ -40,10 +40,12 @@ class MaintenanceReport:
 
 def maintenance_report(session: Session) -> MaintenanceReport:
     """What the database remembers of maintenance."""
-    return MaintenanceReport(
-        gc=maintenance.last_outcome(session, maintenance.GARBAGE),
-        fsck=maintenance.last_outcome(session, maintenance.FSCK),
-    )
+
+    def ended(kind: str) -> Outcome:
+        outcome = maintenance.last_outcome(session, kind)
+        return outcome if outcome.result is not None else Outcome(None, None)
+
+    return MaintenanceReport(gc=ended(maintenance.GARBAGE), fsck=ended(maintenance.FSCK))
 
 
 async def describe_node(node: IpfsNode) -> NodeDescription:
