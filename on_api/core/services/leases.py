@@ -30,13 +30,19 @@ class Holder(Protocol):
     """Whose work it is, and by which key; a key's `max_bytes` is kept to."""
 
     @property
-    def user_id(self) -> uuid.UUID: ...
+    def user_id(self) -> uuid.UUID:
+        """Who is charged."""
+        ...
 
     @property
-    def key_id(self) -> uuid.UUID | None: ...
+    def key_id(self) -> uuid.UUID | None:
+        """The key; None for a job's work."""
+        ...
 
     @property
-    def max_bytes(self) -> int | None: ...
+    def max_bytes(self) -> int | None:
+        """What the key may upload in all; None: no limit."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
