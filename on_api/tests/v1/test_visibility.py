@@ -217,6 +217,39 @@ def test_it_is_tried_again(own: Server, user: Account) -> None:
     assert user.client.get(f"/v1/files/{file['id']}/content").content == data
 
 
+def test_who_lost_the_lease_changes_nothing(own: Server, user: Account) -> None:
+    """Another worker took it over: only that one's file counts, and what the first stored goes."""
+    data = os.urandom(100)
+    file = user.upload(data)
+    change(user, file, "private")
+    stored: list[str] = []
+
+    def take_over() -> None:
+        with own.services.database.session_scope() as session:
+            session.scalars(select(VisibilityChange)).one().lease_token = uuid.uuid4()
+
+    def lose_it(services: Services) -> None:
+        add = services.node.add
+
+        async def and_lose(source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+            added = await add(source, pin_name=pin_name)
+            stored.append(added.cid)
+            await to_thread.run_sync(take_over)
+            return added
+
+        services.node.add = and_lose  # type: ignore[method-assign]
+
+    work(own, lose_it)
+    assert user.client.get(f"/v1/files/{file['id']}").json() == file
+    with own.services.database.session_scope() as session:
+        session.scalars(select(VisibilityChange)).one().lease_until = utc_now()
+    work(own)
+    now = user.client.get(f"/v1/files/{file['id']}").json()
+    assert now["visibility"] == "private"
+    assert now["cid"] not in stored
+    assert user.client.get(f"/v1/files/{file['id']}/content").content == data
+
+
 def test_no_room_for_both(own: Server, user: Account) -> None:
     """It fails, says so, and can be asked for again when there is room."""
     file = user.upload(os.urandom(1000))
