@@ -288,7 +288,8 @@ def _resident() -> int:
 @pytest.mark.anyio
 @pytest.mark.parametrize("size", [4 * MIB, pytest.param(32 * MIB, marks=pytest.mark.soak)])
 async def test_many_uploads_at_once(server: Server, alice: Account, size: int) -> None:
-    """64 private ones: a few blocks of memory each, and others are answered meanwhile."""
+    """64 private ones: a few blocks of a MiB each, whatever their size, and others are answered
+    meanwhile. (Received, hashed, encrypted, on its way: some 8; the clients here have theirs.)"""
     piece = os.urandom(MIB)
 
     async def body() -> AsyncIterator[bytes]:
@@ -308,7 +309,7 @@ async def test_many_uploads_at_once(server: Server, alice: Account, size: int) -
             done.set()
             assert await watching < 10
     assert {answer.status_code for answer in answers} == {201}
-    assert peak.bytes < 64 * 8 * MIB
+    assert peak.bytes < 64 * 12 * MIB
 
 
 @pytest.mark.anyio
