@@ -27,11 +27,10 @@ class IdempotencyRecord(Base):
     key: Mapped[str] = mapped_column(String(KEY_LENGTH))
     token: Mapped[uuid.UUID] = mapped_column(default=new_id)
     lease_until: Mapped[datetime] = mapped_column()
-    fingerprint: Mapped[bytes | None] = mapped_column(LargeBinary(32))
-    """Of the request that was answered: SHA-256 over its options and the hash of each part."""
     status: Mapped[int | None] = mapped_column()
     answer: Mapped[bytes | None] = mapped_column(LargeBinary)
-    """The answer's body, sealed: it may hold a secret that is shown once."""
+    """The request's fingerprint and the answer's body, sealed: the one is a hash over what may be a
+    password, the other may hold a secret that is shown once."""
     secret_version: Mapped[int] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
 

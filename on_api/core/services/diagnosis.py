@@ -134,7 +134,11 @@ def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
     from on_api.core.services.rotation import secret_problem
 
     name = "what the secret protects"
-    problem = secret_problem(session, Keyring.load(settings))
+    try:
+        keyring = Keyring.load(settings)
+    except StartupError:
+        return  # told already
+    problem = secret_problem(session, keyring)
     if problem is None:
         yield Finding(name, Verdict.OK, "belongs to the secret that is here")
     else:

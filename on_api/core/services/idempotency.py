@@ -27,6 +27,7 @@ from on_api.core.services.renewal import renewed
 
 MEMORY = timedelta(hours=24)
 """How long an answer is kept."""
+FINGERPRINT_BYTES = 32
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_LENGTH}}}", re.ASCII)
 
@@ -105,7 +106,7 @@ class IdempotencyService:
                 raise InProgress(retry_after=min(seconds, 5))
             # A crash's claim, or an answer that is forgotten: begun anew.
             record.token, record.lease_until, record.created_at = token, now + self._life, now
-            record.answer = record.fingerprint = record.status = None
+            record.answer = record.status = None
             return Claim(record.id, token)
 
     def finish(self, session: Session, claim: Claim, answer: Answered) -> None:
@@ -114,12 +115,11 @@ class IdempotencyService:
         Raises `ServiceUnavailable` when the claim is not ours any more: then nothing may be done
         under it.
         """
-        sealed = self._sealer.seal(answer.body, claim.id.bytes)
+        sealed = self._sealer.seal(answer.fingerprint + answer.body, claim.id.bytes)
         record = session.scalar(
             update(IdempotencyRecord)
             .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)
             .values(
-                fingerprint=answer.fingerprint,
                 status=answer.status,
                 answer=sealed.data,
                 secret_version=sealed.version,
@@ -158,14 +158,14 @@ class IdempotencyService:
             )
 
     def _answered(self, record: IdempotencyRecord) -> Answered:
-        if record.answer is None or record.fingerprint is None or record.status is None:
+        if record.answer is None or record.status is None:
             raise ServiceUnavailable
         sealed = Sealed(record.secret_version, record.answer)
         try:
-            body = self._sealer.open(sealed, record.id.bytes)
+            opened = self._sealer.open(sealed, record.id.bytes)
         except UnknownSecretError:
             raise ServiceUnavailable("The answer was sealed by another master secret.") from None
-        return Answered(record.fingerprint, record.status, body)
+        return Answered(opened[:FINGERPRINT_BYTES], record.status, opened[FINGERPRINT_BYTES:])
 
 
 def fingerprint(*parts: str | bytes) -> bytes:
