@@ -15,6 +15,7 @@ from benchmarks.figures import Figure, in_pairs
 from benchmarks.load import Job, get_rate, measure
 from benchmarks.seeding import seed
 from benchmarks.stage import POSTGRESQL, SQLITE, OnApi, Stage, bare_fastapi
+from on_api.core.crypto import aead
 from on_api.tests.cli.processes import peak_memory
 
 MIB = 2**20
@@ -68,6 +69,35 @@ def download(stage: Stage) -> list[Figure]:
         )
     work = f"download {stage.sizes.large // MIB} MiB"
     return [Figure(work, "MiB/s", ours, theirs, "Kubo gateway", at_least=0.70)]
+
+
+@scenario(SQLITE)
+def private(stage: Stage) -> list[Figure]:
+    """A large private file beside a public one, up and down, and a range from its middle."""
+    large = stage.sizes.large
+    with stage.on_api() as on_api:
+        up = in_pairs(
+            partial(_upload_rate, on_api.put(large, "private")),
+            partial(_upload_rate, on_api.put(large)),
+            stage.sizes.pairs,
+        )
+        down = in_pairs(
+            partial(_download_rate, on_api.content("private")),
+            partial(_download_rate, on_api.content("public")),
+            stage.sizes.pairs,
+        )
+        part = f"bytes={large // 2}-{large // 2 + MIB - 1}"
+        ranges = [
+            measure(replace(on_api.content(kind, Range=part), count=stage.sizes.pages)).median_ms
+            for kind in ("private", "public")
+        ]
+    library = aead.describe().split()[0]
+    size = f"{large // MIB} MiB"
+    return [
+        Figure(f"upload {size}, private ({library})", "MiB/s", *up, "public", at_least=0.70),
+        Figure(f"download {size}, private ({library})", "MiB/s", *down, "public", at_least=0.30),
+        Figure("1 MiB of its middle", "ms", ranges[:1], ranges[1:], "public"),
+    ]
 
 
 @scenario(SQLITE, POSTGRESQL)

@@ -80,9 +80,9 @@ class OnApi:
         """Origin of Kubo's own gateway."""
         return f"http://127.0.0.1:{self.home.gateway_port}"
 
-    def put(self, size: int) -> Job:
+    def put(self, size: int, visibility: str = "public") -> Job:
         """Upload fresh bytes as a raw body."""
-        url = f"{self.home.url}/v1/files?name=file"
+        url = f"{self.home.url}/v1/files?name=file&visibility={visibility}"
         return Job(url, "PUT", self.headers, body_bytes=size, expected=201)
 
     def post(self, size: int) -> Job:
@@ -103,6 +103,14 @@ class OnApi:
         return Job(
             f"{self.home.url}/v1/pins", "POST", headers, body_bytes=0, text=text, expected=202
         )
+
+    def content(self, visibility: str, **headers: str) -> Job:
+        """Download the newest file of one visibility."""
+        with self.home.client(self.key) as client:
+            found = client.get("/v1/files", params={"visibility": visibility}).raise_for_status()
+        url = f"{self.home.url}/v1/files/{found.json()['items'][0]['id']}/content"
+        status = 206 if headers else 200
+        return Job(url, headers={**self.headers, **headers}, expected=status)
 
     def upload(self, body: bytes) -> dict[str, str]:
         """One file, for what needs one; returns its metadata."""
