@@ -14,7 +14,7 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-from on_api.core.settings import LogSettings
+from on_api.core.setting_groups import LogSettings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that this task or thread works for."""

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -21,13 +21,20 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-KIB = 1024
-MIB = 1024 * KIB
-GB = 10**9
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-"""A duration in seconds."""
+from on_api.core.setting_groups import (
+    AuthSettings,
+    CorsSettings,
+    DatabaseSettings,
+    FilesSettings,
+    GcSettings,
+    IpfsSettings,
+    LogSettings,
+    NodeSettings,
+    PinsSettings,
+    Port,
+    WorkerSettings,
+    http_origin,
+)
 
 
 class UnknownSettingError(ValueError):
@@ -35,205 +42,6 @@ class UnknownSettingError(ValueError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is no setting (see .env.example)")
-
-
-class Group(BaseModel):
-    """A nested group of settings; a misspelt name is an error, not a silent default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatabaseSettings(Group):
-    """Connections to the database."""
-
-    pool_size: int = Field(20, ge=1, le=1000, description="Connections kept open by one process.")
-    max_overflow: int = Field(
-        25, ge=0, le=1000, description="Further connections opened under load."
-    )
-    connect_timeout: int = Field(
-        5, ge=1, le=60, description="Seconds to wait for a new connection."
-    )
-    pool_timeout: Seconds = Field(10, description="Seconds to wait for a free connection.")
-    statement_timeout: Seconds = Field(
-        30, description="Seconds after which PostgreSQL ends a statement."
-    )
-    lock_timeout: Seconds = Field(
-        10, description="Seconds to wait for a lock, on SQLite for the writer's turn."
-    )
-
-
-class IpfsSettings(Group):
-    """An existing IPFS node; without one, on-api runs its own (`NodeSettings`)."""
-
-    rpc_url: str | None = Field(
-        None, description="RPC of an existing Kubo, e.g. http://127.0.0.1:5001"
-    )
-    gateway_url: str | None = Field(
-        None, description="Gateway of that Kubo, e.g. http://127.0.0.1:8080"
-    )
-    rpc_auth: SecretStr | None = Field(
-        None, description="Its RPC secret: `bearer:TOKEN` or `basic:USER:PASSWORD`."
-    )
-    connect_timeout: Seconds = Field(3, description="Seconds to reach the node.")
-    control_timeout: Seconds = Field(10, description="Seconds for a short question to the node.")
-    stall_timeout: Seconds = Field(
-        30, description="Seconds without progress after which a transfer is given up."
-    )
-    finish_timeout: Seconds = Field(
-        300, description="Seconds for the node to store and pin a file already sent."
-    )
-
-    @field_validator("rpc_url", "gateway_url")
-    @classmethod
-    def _is_plain_http_url(cls, value: str | None) -> str | None:
-        return None if value is None else _http_origin(value)
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> Self:
-        if (self.rpc_url is None) != (self.gateway_url is None):
-            msg = "set both ON_API_IPFS__RPC_URL and ON_API_IPFS__GATEWAY_URL, or neither"
-            raise ValueError(msg)
-        return self
-
-
-class NodeSettings(Group):
-    """The Kubo node that on-api finds or builds, initialises and runs itself."""
-
-    binary: Path | None = Field(
-        None, description="The `ipfs` program to run; searched for or built when not set."
-    )
-    network: Literal["private", "public"] = Field(
-        "private",
-        description="`private`: loopback only, no peers. `public`: joins the IPFS network.",
-    )
-    rpc_port: Port = Field(5001, description="Loopback port of the node's RPC.")
-    gateway_port: Port = Field(8080, description="Loopback port of the node's gateway.")
-    swarm_port: Port = Field(4001, description="Port for other IPFS nodes (`public` only).")
-    storage_max: str = Field(
-        "1TB", pattern=r"^\d+(\.\d+)?[kKMGTP]?i?B$", description="The node's StorageMax."
-    )
-    min_free: int = Field(
-        1 * GB, ge=0, le=2**62, description="Bytes of disk kept free: below, uploads stop with 507."
-    )
-    start_timeout: Seconds = Field(60, description="Seconds that the node may take to start.")
-    shutdown_timeout: Seconds = Field(30, description="Seconds that the node may take to stop.")
-
-
-class AuthSettings(Group):
-    """Accounts, passwords and short-lived tokens."""
-
-    token_lifetime: int = Field(
-        3600, ge=60, le=86_400, description="Seconds that a password login's token lives."
-    )
-    scrypt_log_n: int = Field(
-        15, ge=10, le=18, description="log2 of scrypt's cost for new password hashes."
-    )
-    passphrase_log_n: int = Field(
-        18, ge=10, le=18, description="The same for private files' passphrases; 18 is age's own."
-    )
-    scrypt_memory: int = Field(
-        256 * MIB,
-        ge=32 * MIB,
-        description="Bytes that passwords and passphrases may use at once in a process.",
-    )
-    failures_allowed: int = Field(
-        5, ge=1, le=100, description="Wrong passwords for one name before a pause."
-    )
-    failure_pause: int = Field(
-        60, ge=1, le=86_400, description="Seconds of the first pause; doubled at each next one."
-    )
-
-
-class FilesSettings(Group):
-    """Uploads."""
-
-    default_visibility: Literal["public", "private"] = Field(
-        "public", description="Used when an upload names no visibility."
-    )
-    max_size: int = Field(100 * GB, ge=1, le=2**62, description="Bytes that one file may have.")
-    idle_timeout: Seconds = Field(
-        60, description="Seconds without a byte from the client before an upload ends."
-    )
-    lease_seconds: int = Field(
-        120, ge=10, le=3600, description="Life of an upload's lease; renewed while it runs."
-    )
-    max_parts: int = Field(1000, ge=1, le=10_000, description="Parts in one multipart upload.")
-
-
-class PinsSettings(Group):
-    """Pins that have to be fetched from other IPFS nodes."""
-
-    deadline: int = Field(
-        86_400, ge=1, le=365 * 86_400, description="Seconds after which a pin not found has failed."
-    )
-    patience: Seconds = Field(
-        60, description="Seconds without a new block after which a fetch makes room for another."
-    )
-    concurrency: int = Field(16, ge=1, le=1000, description="Fetches at once in one worker.")
-    dial_private: bool = Field(
-        False, description="Dial origins at loopback, private and link-local addresses too."
-    )
-    delegates: list[Annotated[str, Field(pattern=r"^/.+/p2p/[A-Za-z0-9]+$")]] = Field(
-        default=[],
-        max_length=20,
-        description="Addresses told to clients, each ending in /p2p/ID; else the node's own.",
-    )
-
-
-class WorkerSettings(Group):
-    """Work that no request waits for: fetching pins, unpinning, garbage collection."""
-
-    embedded: bool = Field(
-        True, description="Work inside `on-api serve`; else run `on-api worker` beside it."
-    )
-    poll: Seconds = Field(0.5, description="Seconds between two looks for new work.")
-    lease_seconds: int = Field(
-        30,
-        ge=2,
-        le=3600,
-        description="Life of a job's lease; a crashed worker's jobs wait so long.",
-    )
-
-
-class GcSettings(Group):
-    """Freeing what nobody holds."""
-
-    grace: int = Field(
-        3600, ge=0, le=365 * 86_400, description="Seconds from the last reference to the unpinning."
-    )
-    interval: int = Field(
-        86_400, ge=0, le=365 * 86_400, description="Seconds between garbage collections; 0: never."
-    )
-    patience: Seconds = Field(
-        60, description="Seconds to wait for uploads under way before it is put off."
-    )
-
-
-class CorsSettings(Group):
-    """Browsers' cross-origin calls."""
-
-    origins: list[str] = Field(
-        default=[], description='Origins allowed, e.g. ["https://app.example"], or ["*"].'
-    )
-    credentials: bool = Field(
-        False, description="Allow cookies and HTTP authentication; never together with `*`."
-    )
-
-    @model_validator(mode="after")
-    def _never_any_origin_with_credentials(self) -> Self:
-        if self.credentials and "*" in self.origins:
-            msg = "ON_API_CORS__CREDENTIALS can't be combined with the origin *"
-            raise ValueError(msg)
-        return self
-
-
-class LogSettings(Group):
-    """Logs, written to standard error."""
-
-    format: Literal["console", "json"] = Field("console", description="`json`: one object a line.")
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="The least level written."
-    )
 
 
 class Settings(BaseSettings):
@@ -320,7 +128,7 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _is_plain_http_url(cls, value: str | None) -> str | None:
-        return None if value is None else _http_origin(value)
+        return None if value is None else http_origin(value)
 
     @field_validator("secret_key")
     @classmethod
@@ -406,11 +214,3 @@ class Settings(BaseSettings):
         """Origin of on-api itself as people reach it."""
         host = "localhost" if self.host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else self.host  # noqa: S104 (compared, not bound)
         return self.public_url or f"http://{host}:{self.port}"
-
-
-def _http_origin(value: str) -> str:
-    scheme, separator, rest = value.rstrip("/").partition("://")
-    if scheme not in {"http", "https"} or not separator or not rest or "@" in rest:
-        msg = "must be an http:// or https:// URL without a user or password in it"
-        raise ValueError(msg)
-    return f"{scheme}://{rest}"

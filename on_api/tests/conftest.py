@@ -29,7 +29,8 @@ from on_api.cli.http_protocol import BoundedHttp
 from on_api.core.ipfs.node import ManagedNode
 from on_api.core.models import Database, migrations
 from on_api.core.services.container import Services
-from on_api.core.settings import AuthSettings, IpfsSettings, NodeSettings, Settings
+from on_api.core.setting_groups import AuthSettings, IpfsSettings, NodeSettings
+from on_api.core.settings import Settings
 from on_api.main import create_app
 from on_api.tests.deadline import until
 from on_api.tests.postgres import running_postgres

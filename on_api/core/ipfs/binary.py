@@ -27,7 +27,7 @@ import httpx
 
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.version import KUBO_VERSION, TESTED_RANGE, is_tested, is_too_old
-from on_api.core.settings import MIB, NodeSettings
+from on_api.core.setting_groups import MIB, NodeSettings
 
 Say = Callable[[str], None]
 """Shows one line to the person who waits."""

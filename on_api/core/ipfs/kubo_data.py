@@ -22,7 +22,7 @@ from on_api.core.errors import BadRequest, NodeError, NodeTruncated
 from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, normalise, raw_leaf_cid
 from on_api.core.ipfs.client import Added, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
-from on_api.core.settings import IpfsSettings
+from on_api.core.setting_groups import IpfsSettings
 
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece."""

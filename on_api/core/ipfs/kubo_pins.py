@@ -17,7 +17,7 @@ from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
 from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, translate, unexpected
-from on_api.core.settings import IpfsSettings
+from on_api.core.setting_groups import IpfsSettings
 
 CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
 DIAL_SECONDS = 15.0

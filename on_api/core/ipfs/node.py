@@ -25,7 +25,7 @@ from on_api.core.errors import StartupError
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
 from on_api.core.ipfs.repo import kubo_environment, peer_id_of, prepare_repo
-from on_api.core.settings import MIB, NodeSettings
+from on_api.core.setting_groups import MIB, NodeSettings
 
 logger = logging.getLogger(__name__)
 

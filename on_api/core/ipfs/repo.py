@@ -18,7 +18,7 @@ from pathlib import Path
 
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.binary import inherited_environment
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 
 logger = logging.getLogger(__name__)
 

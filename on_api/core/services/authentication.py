@@ -26,7 +26,7 @@ from on_api.core.services.access import Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.keys import KeyRequest, KeyService, every_scope
 from on_api.core.services.throttling import count_attempt
-from on_api.core.settings import AuthSettings
+from on_api.core.setting_groups import AuthSettings
 
 CACHED_KEYS = 10_000
 LAST_USED_PRECISION = timedelta(seconds=60)

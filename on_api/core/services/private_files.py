@@ -50,7 +50,7 @@ from on_api.core.models.file import (
 )
 from on_api.core.services.identities import IdentityService, find_active, find_identity
 from on_api.core.services.reservations import Announced
-from on_api.core.settings import MIB
+from on_api.core.setting_groups import MIB
 
 T = TypeVar("T")
 

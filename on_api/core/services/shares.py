@@ -30,7 +30,7 @@ from on_api.core.services.audit import Actor
 from on_api.core.services.files import get_file
 from on_api.core.services.paging import Listing
 from on_api.core.services.throttling import count_attempt, refuse_during_pause
-from on_api.core.settings import AuthSettings
+from on_api.core.setting_groups import AuthSettings
 
 SHOWN_LENGTH = 6
 """How much of a token may be shown, so that its owner recognises it."""

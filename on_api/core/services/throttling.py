@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from on_api.core.errors import TooManyRequests
 from on_api.core.models import LoginThrottle, Share
-from on_api.core.settings import AuthSettings
+from on_api.core.setting_groups import AuthSettings
 
 LONGEST_PAUSE = timedelta(hours=1)
 

@@ -14,7 +14,8 @@ import pytest
 from on_api.core.models.migrations import PROJECT
 from on_api.core.services import diagnosis
 from on_api.core.services.diagnosis import Verdict, diagnose
-from on_api.core.settings import IpfsSettings, NodeSettings, Settings
+from on_api.core.setting_groups import IpfsSettings, NodeSettings
+from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker, Kubo, free_port
 from on_api.tests.contract.faulty_node import faulty_node, says

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from on_api.core.ipfs.binary import kubo_binary
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 from on_api.tests.cli.processes import Home, peak_memory
 
 pytestmark = pytest.mark.skipif(

@@ -21,7 +21,8 @@ from sqlalchemy import select, text
 from on_api.core.models import Database, UserUsage
 from on_api.core.models.migrations import PROJECT
 from on_api.core.services import pin_jobs
-from on_api.core.settings import Settings, WorkerSettings
+from on_api.core.setting_groups import WorkerSettings
+from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API, Home
 from on_api.tests.cli.test_crashes import pins_on_node
 from on_api.tests.conftest import Account, DatabaseMaker, Server

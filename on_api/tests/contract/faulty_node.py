@@ -7,7 +7,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from on_api.core.settings import IpfsSettings, Settings
+from on_api.core.setting_groups import IpfsSettings
+from on_api.core.settings import Settings
 
 Exchange = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Gets the request's head and the two ends of the connection."""

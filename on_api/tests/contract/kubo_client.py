@@ -11,7 +11,7 @@ from typing import Any
 
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.repo import kubo_environment, prepare_repo, read_config
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
 

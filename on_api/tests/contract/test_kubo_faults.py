@@ -20,7 +20,8 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.kubo import KuboNode, authorization, multiaddr_of
 from on_api.core.ipfs.unixfs import build_file
-from on_api.core.settings import IpfsSettings, Settings
+from on_api.core.setting_groups import IpfsSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
 from on_api.tests.contract.faulty_node import (
     Exchange,

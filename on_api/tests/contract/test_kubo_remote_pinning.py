@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from on_api.core.ipfs.cid import normalise
 from on_api.core.ipfs.node import ManagedNode
-from on_api.core.settings import IpfsSettings, NodeSettings, PinsSettings
+from on_api.core.setting_groups import IpfsSettings, NodeSettings, PinsSettings
 from on_api.tests.conftest import (
     RPC_SECRET,
     Account,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from on_api.core.settings import DatabaseSettings, Settings
+from on_api.core.setting_groups import DatabaseSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until

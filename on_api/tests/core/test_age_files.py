@@ -30,7 +30,7 @@ from on_api.core.crypto.age import (
     sealed_size,
     unlock,
 )
-from on_api.core.settings import MIB
+from on_api.core.setting_groups import MIB
 
 pytestmark = pytest.mark.usefixtures("each_aead")
 

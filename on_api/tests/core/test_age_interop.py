@@ -24,7 +24,7 @@ from on_api.core.crypto.age import (
     X25519Recipient,
 )
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.settings import MIB
+from on_api.core.setting_groups import MIB
 
 AGE, KEYGEN = shutil.which("age"), shutil.which("age-keygen")
 

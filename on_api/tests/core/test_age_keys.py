@@ -25,7 +25,7 @@ from on_api.core.crypto.age import (
 from on_api.core.crypto.age.header import Header
 from on_api.core.crypto.age.stanza import Stanza
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.settings import MIB
+from on_api.core.setting_groups import MIB
 
 IDENTITY = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX"
 RECIPIENT = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"

@@ -23,7 +23,7 @@ from on_api.core.crypto.age import (
     X25519Identity,
 )
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.settings import MIB
+from on_api.core.setting_groups import MIB
 
 pytestmark = pytest.mark.usefixtures("each_aead")
 

@@ -29,7 +29,7 @@ from on_api.core.ipfs.version import (
     is_too_old,
     parse_version,
 )
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 from on_api.tests.deadline import until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -243,7 +243,7 @@ def test_killed_in_mid_build(machine: Machine, tmp_path: Path) -> None:
     machine.go(build="exec /bin/sleep 60")
     code = (
         "from on_api.core.ipfs.binary import kubo_binary\n"
-        "from on_api.core.settings import NodeSettings\n"
+        "from on_api.core.setting_groups import NodeSettings\n"
         "kubo_binary(NodeSettings(), print)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as on_api:

@@ -28,7 +28,8 @@ from on_api.core.crypto.secrets import (
 )
 from on_api.core.errors import ServiceUnavailable, StartupError
 from on_api.core.models.migrations import PROJECT
-from on_api.core.settings import MIB, AuthSettings, Settings
+from on_api.core.setting_groups import MIB, AuthSettings
+from on_api.core.settings import Settings
 
 
 def hasher(log_n: int = 10, memory: int = 64 * MIB, patience: float = 10) -> PasswordHasher:

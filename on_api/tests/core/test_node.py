@@ -24,7 +24,7 @@ from on_api.core.ipfs import node as node_module
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.node import ManagedNode, check_home, check_ports
 from on_api.core.ipfs.repo import config_differences, kubo_environment, peer_id_of, prepare_repo
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
 
@@ -284,7 +284,7 @@ ON_API = """
 import sys, time
 from pathlib import Path
 from on_api.core.ipfs.node import ManagedNode
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 
 settings = NodeSettings.model_validate_json(sys.argv[2])
 node = ManagedNode(Path(sys.argv[1]), settings, sys.argv[3], print)

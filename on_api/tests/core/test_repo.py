@@ -26,7 +26,7 @@ from on_api.core.ipfs.repo import (
     stale_keys,
     wanted_config,
 )
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 
 SECRET = "bearer:a secret of the tests"
 PRIVATE = NodeSettings(rpc_port=50011, gateway_port=50012)
@@ -320,7 +320,7 @@ KILLED = f"""
 import os, signal, sys
 from pathlib import Path
 from on_api.core.ipfs.repo import prepare_repo
-from on_api.core.settings import NodeSettings
+from on_api.core.setting_groups import NodeSettings
 
 class Countdown:
     left = int(sys.argv[3])

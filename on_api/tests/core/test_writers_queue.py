@@ -13,7 +13,8 @@ from sqlalchemy import text
 from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database
 from on_api.core.models.writers_queue import WritersQueue
-from on_api.core.settings import DatabaseSettings, Settings
+from on_api.core.setting_groups import DatabaseSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.deadline import until
 

@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.models import Database
-from on_api.core.settings import CorsSettings, IpfsSettings, Settings
+from on_api.core.setting_groups import CorsSettings, IpfsSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.deadline import until
 

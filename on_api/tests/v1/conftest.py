@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from on_api.core.settings import WorkerSettings
+from on_api.core.setting_groups import WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
 

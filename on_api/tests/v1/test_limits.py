@@ -14,7 +14,8 @@ import pytest
 from on_api.core.models import Content, Holding, Lease, UserUsage
 from on_api.core.models.database import utc_now
 from on_api.core.services.leases import release_dead_leases
-from on_api.core.settings import FilesSettings, Settings
+from on_api.core.setting_groups import FilesSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
 

@@ -18,7 +18,8 @@ import pytest
 
 from on_api.core.crypto.age import CHUNK_BYTES, X25519Identity
 from on_api.core.ipfs.cid import Cid
-from on_api.core.settings import AuthSettings, Settings
+from on_api.core.setting_groups import AuthSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, Account, DatabaseMaker, Kubo, Server
 from on_api.tests.v1.test_private_files import (
     HEADER,

@@ -20,7 +20,8 @@ from on_api.core.models import Event, Lease, VisibilityChange
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
-from on_api.core.settings import Settings, WorkerSettings
+from on_api.core.setting_groups import WorkerSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
 from on_api.worker.unpinning import Unpinner

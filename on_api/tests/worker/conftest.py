@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from on_api.core.ipfs.unixfs import build_file
-from on_api.core.settings import GcSettings, PinsSettings, Settings, WorkerSettings
+from on_api.core.setting_groups import GcSettings, PinsSettings, WorkerSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
 from on_api.tests.worker.network import Peer

@@ -31,7 +31,8 @@ from on_api.core.services.container import Services
 from on_api.core.services.leases import UPLOAD
 from on_api.core.services.node import connect_node
 from on_api.core.services.reservations import Announced
-from on_api.core.settings import GcSettings, Settings, WorkerSettings
+from on_api.core.setting_groups import GcSettings, WorkerSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
 from on_api.worker.unpinning import Unpinner

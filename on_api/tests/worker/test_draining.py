@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 
 from on_api.core.models import Pin
 from on_api.core.services.pins import PinRequest
-from on_api.core.settings import GcSettings, Settings, WorkerSettings
+from on_api.core.setting_groups import GcSettings, WorkerSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server
 from on_api.tests.deadline import until
 from on_api.tests.worker.conftest import account_of

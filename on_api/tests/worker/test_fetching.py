@@ -6,7 +6,7 @@ import os
 import time
 
 from on_api.core.ipfs.unixfs import build_file
-from on_api.core.settings import PinsSettings
+from on_api.core.setting_groups import PinsSettings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server
 from on_api.tests.deadline import until
 from on_api.tests.worker.conftest import MakeSettings, account_of, ended, look, new_cid, pin

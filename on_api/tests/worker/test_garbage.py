@@ -16,7 +16,8 @@ import pytest
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models.migrations import PROJECT
 from on_api.core.services.garbage import Collection, GarbageCollector
-from on_api.core.settings import GcSettings, Settings
+from on_api.core.setting_groups import GcSettings
+from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import DatabaseMaker, Server
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc

@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Content
-from on_api.core.settings import GcSettings, Settings, WorkerSettings
+from on_api.core.setting_groups import GcSettings, WorkerSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.deadline import until
