@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from on_api.cli import doctor, fsck, gc, init, keys, node, openapi, serve, users, worker
+from on_api.cli import doctor, fsck, gateway, gc, init, keys, node, openapi, serve, users, worker
 from on_api.core.errors import OnApiError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(node.app, name="node")
+app.add_typer(gateway.app, name="gateway")
 
 
 def run() -> None:

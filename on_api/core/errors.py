@@ -18,11 +18,13 @@ clients match on.
     ├── InsufficientFunds     409 INSUFFICIENT_FUNDS       the quota does not allow the pin
     ├── InProgress            409 IN_PROGRESS              the same Idempotency-Key is being worked
     on
+    ├── Gone                  410 GONE                     the operator serves it no more
     ├── PreconditionFailed    412 PRECONDITION_FAILED
     ├── PayloadTooLarge       413 PAYLOAD_TOO_LARGE
     ├── UnsupportedMediaType  415 UNSUPPORTED_MEDIA_TYPE
     ├── RangeNotSatisfiable   416 RANGE_NOT_SATISFIABLE
     ├── TooManyRequests       429 TOO_MANY_REQUESTS        Retry-After says when
+    ├── LegallyUnavailable    451 UNAVAILABLE_FOR_LEGAL_REASONS
     ├── InternalError         500 INTERNAL_SERVER_ERROR    our fault; the log has the request's id
     ├── NodeError             502 NODE_ERROR               the IPFS node answered, but not what was
     asked
@@ -160,6 +162,12 @@ class InsufficientFunds(OnApiError):
     )
 
 
+class Gone(OnApiError):
+    """On the gateway's deny list."""
+
+    status, reason, summary = 410, "GONE", "This content is not served any more."
+
+
 class PreconditionFailed(OnApiError):
     """An If-Match or If-Unmodified-Since did not hold."""
 
@@ -205,6 +213,16 @@ class TooManyRequests(_RetryLater):
     """Too much in too short a time."""
 
     status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
+
+
+class LegallyUnavailable(OnApiError):
+    """On the gateway's deny list, because of a law."""
+
+    status, reason, summary = (
+        451,
+        "UNAVAILABLE_FOR_LEGAL_REASONS",
+        "This content is not available for legal reasons.",
+    )
 
 
 class InProgress(_RetryLater):

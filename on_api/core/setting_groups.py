@@ -207,6 +207,18 @@ class CorsSettings(Group):
         return self
 
 
+class GatewaySettings(Group):
+    """The gateway `/ipfs`."""
+
+    policy: Literal["listed", "local", "closed"] = Field(
+        "listed",
+        description="`listed`: public files and pins; `local`: all on the node; `closed`: by key.",
+    )
+    cache_bytes: int = Field(
+        32 * MIB, ge=0, le=2**40, description="Memory for hot answers in one process; 0: none."
+    )
+
+
 class LogSettings(Group):
     """Logs, written to standard error."""
 

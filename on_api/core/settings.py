@@ -26,6 +26,7 @@ from on_api.core.setting_groups import (
     CorsSettings,
     DatabaseSettings,
     FilesSettings,
+    GatewaySettings,
     GcSettings,
     IpfsSettings,
     LogSettings,
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     database: DatabaseSettings = DatabaseSettings()
     files: FilesSettings = FilesSettings()
+    gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()
     ipfs: IpfsSettings = IpfsSettings()
     log: LogSettings = LogSettings()
@@ -203,11 +205,6 @@ class Settings(BaseSettings):
     def gateway_url(self) -> str:
         """Origin of the node's gateway as on-api reaches it, without a trailing slash."""
         return self.ipfs.gateway_url or f"http://127.0.0.1:{self.node.gateway_port}"
-
-    @property
-    def visible_gateway_url(self) -> str:
-        """Origin of the node's gateway as it is given out to people."""
-        return self.ipfs.gateway_url or f"http://localhost:{self.node.gateway_port}"
 
     @property
     def base_url(self) -> str:

@@ -54,7 +54,9 @@ class File(Answer):
         description="Your own JSON object.", examples=[{"project": "atlas"}]
     )
     created_at: Moment = Field(description="When it was complete; strictly rising for each user.")
-    gateway_url: str | None = Field(description="Where the bytes are seen on the IPFS gateway.")
+    gateway_url: str | None = Field(
+        description="Where everyone may have the bytes: at on-api's own IPFS gateway."
+    )
 
     @classmethod
     def of(cls, row: FileRow, gateway: str) -> Self:
