@@ -9,6 +9,7 @@ from on_api.core.models.idempotency import IdempotencyRecord
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.share import Share
+from on_api.core.models.traffic import EgressCounter, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Content",
     "Database",
     "Deployment",
+    "EgressCounter",
+    "EgressCredit",
     "Event",
     "File",
     "Holding",
@@ -26,8 +29,10 @@ __all__ = [
     "Lease",
     "LoginThrottle",
     "Maintenance",
+    "MeteringProcess",
     "Pin",
     "Share",
+    "Traffic",
     "User",
     "UserUsage",
     "VisibilityChange",
