@@ -1,7 +1,7 @@
 """deny list
 
 Revision ID: 0006
-Revises: 0004
+Revises: 0005
 Created: 2026-11-24 11:40:12.118410+00:00
 """
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0006"
-down_revision: str | None = "0004"
+down_revision: str | None = "0005"
 branch_labels: str | None = None
 depends_on: str | None = None
 

@@ -10,6 +10,7 @@ from on_api.core.models.idempotency import IdempotencyRecord
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.share import Share
+from on_api.core.models.traffic import EgressCounter, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Database",
     "DeniedCid",
     "Deployment",
+    "EgressCounter",
+    "EgressCredit",
     "Event",
     "File",
     "Holding",
@@ -28,8 +31,10 @@ __all__ = [
     "Lease",
     "LoginThrottle",
     "Maintenance",
+    "MeteringProcess",
     "Pin",
     "Share",
+    "Traffic",
     "User",
     "UserUsage",
     "VisibilityChange",

@@ -23,6 +23,7 @@ from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.egress import EgressLedger
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.gateway import GatewayPolicy
@@ -32,6 +33,7 @@ from on_api.core.services.intake import IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
+from on_api.core.services.metering import Meter
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
@@ -68,6 +70,7 @@ class Services:
     visibility: VisibilityService
     uploads: UploadService
     shares: ShareService
+    meter: Meter
     pins: PinService
     keeper: Keeper
     names: PinNames
@@ -115,6 +118,9 @@ class Services:
         leases = LeaseService(database, names, settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
+        meter = Meter(
+            EgressLedger(database, settings.traffic), invalidations, settings.traffic, metrics
+        )
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(
@@ -145,8 +151,10 @@ class Services:
                 metrics,
                 idempotency,
                 private_files,
+                meter,
             ),
             shares=ShareService(database, hasher, settings.auth),
+            meter=meter,
             pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,
