@@ -106,7 +106,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         RequestContext, internal_error=handlers.internal_error, metrics=services.metrics
     )
     if settings.trusted_proxies:
-        app.gateway = ProxyHeadersMiddleware(app.gateway, trusted_hosts=settings.trusted_proxies)  # type: ignore[assignment]
+        believed = settings.trusted_proxies
+        app.gateway = ProxyHeadersMiddleware(app.gateway, believed)  # type: ignore[arg-type,assignment]  # uvicorn has types of its own
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 
     for version in VERSIONS:

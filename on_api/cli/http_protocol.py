@@ -9,6 +9,7 @@ that the gateway does for an answer from memory. Knows nothing of what is asked.
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -52,7 +53,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._too_large = True
             raise HeadTooLarge
         super().on_headers_complete()
-        self.scope[WRITE_WHOLE] = partial(_write_whole, self.cycle)  # type: ignore[typeddict-unknown-key]
+        extended = cast("dict[str, object]", self.scope)
+        extended[WRITE_WHOLE] = partial(_write_whole, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
