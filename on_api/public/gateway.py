@@ -58,6 +58,7 @@ _PASSED_ON = frozenset({
 """Of the client's headers. Never Host or X-Forwarded-*: the node would build URLs of them."""
 _READ = _PASSED_ON | {b"authorization", b"service-worker"}
 _UNCONDITIONAL = {b"accept", b"authorization"}
+_random = random.Random()  # noqa: S311 (names for the log, no secrets)
 _NOBODYS = Charge(Kind.GATEWAY, None)
 _IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
 

@@ -81,14 +81,13 @@ class Delivery:
     ) -> None:
         """Answer in our own words."""
         body = text.encode()
-        told = [
-            *CORS,
-            *headers,
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", media_type + b"; charset=utf-8"),
-        ]
+        told = [*CORS, *headers, (b"content-type", media_type + b"; charset=utf-8")]
+        if self._method == "HEAD":
+            body = b""
+        else:
+            told.append((b"content-length", b"%d" % len(body)))
         await self._begin(status, with_ours(told))
-        await self._end(b"" if self._method == "HEAD" else body)
+        await self._end(body)
 
     async def refusal(self, error: OnApiError) -> None:
         """Answer an error, as plain as the node does."""

@@ -143,9 +143,9 @@ def _span(wanted: bytes, size: int) -> tuple[int, int] | None:
         return None
     first, last = match.groups()
     if first is None:
-        if last is None or int(last) == 0:
+        if last is None or not 0 < int(last) <= size:  # of a longer one the node makes an error
             return None
-        span = max(0, size - int(last)), size
+        span = size - int(last), size
     else:
         span = int(first), size if last is None else min(size, int(last) + 1)
     return span if span[0] < span[1] else None
