@@ -36,6 +36,7 @@ from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
+from on_api.core.services.rate_limits import RateLimits
 from on_api.core.services.reading import FileReader
 from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
@@ -67,6 +68,7 @@ class Services:
     uploads: UploadService
     shares: ShareService
     meter: Meter
+    rate_limits: RateLimits
     pins: PinService
     keeper: Keeper
     names: PinNames
@@ -149,6 +151,7 @@ class Services:
             ),
             shares=ShareService(database, hasher, settings.auth),
             meter=meter,
+            rate_limits=RateLimits(settings.gateway, metrics),
             pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,

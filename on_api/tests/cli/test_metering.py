@@ -237,7 +237,8 @@ def test_a_budget_holds_over_processes(pair: Pair) -> None:
     size, budget = 2 * MIB, 15 * MIB
     account = pair.new_user(budget)
     with pair.homes[0].client(account.key) as client:
-        path = f"/v1/files/{client.put('/v1/files?name=x', content=os.urandom(size)).json()['id']}/content"
+        file = client.put("/v1/files?name=x", content=os.urandom(size)).json()
+    path = f"/v1/files/{file['id']}/content"
     received = Received()
 
     def take_all(home: Home) -> None:
