@@ -88,6 +88,34 @@ async def test_a_budget_is_never_passed(stage: Stage) -> None:
 
 
 @pytest.mark.anyio
+async def test_the_instances_budget_covers_everybody(stage: Stage) -> None:
+    """Owners without a budget of their own, and what is nobody's; every administrator is told."""
+    owner = stage.new_user()
+    meter = stage.meter(instance_budget=3 * MIB)
+    for charge in (Charge(Kind.CONTENT, owner), Charge(Kind.GATEWAY, None)):
+        ticket = await meter.open(charge, MIB)
+        await send(ticket, MIB)
+        ticket.close(200)
+    with pytest.raises(EgressBudgetExceeded):
+        await meter.open(Charge(Kind.GATEWAY, None), MIB + 1)
+    await meter.close()
+    assert (stage.counter(owner), stage.counter(None)) == (MIB, 2 * MIB)
+
+
+@pytest.mark.anyio
+async def test_detail_that_cannot_be_written_stops_nothing(stage: Stage) -> None:
+    """The bytes are counted all the same, and so is what comes after."""
+    owner, meter = stage.new_user(), stage.meter()
+    for cid in ("x\x00" if stage.database.is_postgresql else CID, CID):
+        ticket = await meter.open(Charge(Kind.GATEWAY, owner, cid=cid), None)
+        await send(ticket, 1000)
+        ticket.close(200)
+        await meter.flush()
+    await meter.close()
+    assert stage.counter(owner) == sum(row.bytes_out for row in stage.rows()) == 2000
+
+
+@pytest.mark.anyio
 async def test_with_allow_everything_goes_and_is_counted(stage: Stage) -> None:
     """The budget still tells."""
     owner, meter = stage.new_user(budget=1000), stage.meter(over_budget="allow")
