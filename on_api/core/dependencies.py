@@ -132,6 +132,7 @@ PinsRead = Annotated[Principal, _needs(Scope.PINS_READ)]
 PinsWrite = Annotated[Principal, _needs(Scope.PINS_WRITE)]
 SharesWrite = Annotated[Principal, _needs(Scope.SHARES_WRITE)]
 KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
+TrafficRead = Annotated[Principal, _needs(Scope.TRAFFIC_READ)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 
 

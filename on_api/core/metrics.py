@@ -79,6 +79,12 @@ class Metrics:
             ["account"],
             registry=registry,
         )
+        self.rate_limited = Counter(
+            "on_api_rate_limited",
+            "Requests refused by a limit: an address's, a key's, of connections.",
+            ["limit"],
+            registry=registry,
+        )
         self.pins_ended = Counter(
             "on_api_pins_ended",
             "Pins that the worker has given an end.",

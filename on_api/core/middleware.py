@@ -25,6 +25,8 @@ REQUEST_ID_HEADER = "x-request-id"
 
 TICKET = "on_api.ticket"
 """Where in the scope the `Ticket` is that counts an answer."""
+CUT = "on_api.cut"
+"""Where in the scope it says why we have cut an answer."""
 
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
 _LINKS = "/s/"
@@ -83,6 +85,7 @@ class RequestContext:
             if not status:
                 await self._internal_error(scope["path"])(scope, receive, send_marked)
         finally:
+            outcome = scope.get(CUT, outcome)
             seconds = time.perf_counter() - started
             self._count(scope, status, sent, seconds)
             access_logger.info(
@@ -139,7 +142,7 @@ class Metering:
                         await ticket.more(size)
                     except OnApiError as error:
                         has_ended = True
-                        logger.warning("an answer was cut: %s", error.reason)
+                        scope[CUT] = f"cut, {error.reason}"
                         raise
             await send(message)
 

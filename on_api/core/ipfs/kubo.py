@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
-from on_api.core.ipfs.client import Added, NodeVersion, RepoStat
+from on_api.core.ipfs.client import Added, Exchanged, NodeVersion, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
 from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
 from on_api.core.ipfs.kubo_pins import KuboPins
@@ -102,6 +102,11 @@ class KuboNode(KuboPins):
     async def peer_count(self) -> int:
         """See `IpfsNode.peer_count`."""
         return len((await self._ask(self._client.swarm.peers))["Peers"] or ())
+
+    async def exchanged(self) -> Exchanged:
+        """See `IpfsNode.exchanged`."""
+        answer = await self._ask(self._client.bitswap.stat)
+        return Exchanged(sent=int(answer["DataSent"]), received=int(answer["DataReceived"]))
 
     async def repo_stat(self) -> RepoStat:
         """See `IpfsNode.repo_stat`."""

@@ -38,6 +38,7 @@ from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
+from on_api.core.services.rate_limits import RateLimits
 from on_api.core.services.reading import FileReader
 from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
@@ -71,6 +72,7 @@ class Services:
     uploads: UploadService
     shares: ShareService
     meter: Meter
+    rate_limits: RateLimits
     pins: PinService
     keeper: Keeper
     names: PinNames
@@ -155,6 +157,7 @@ class Services:
             ),
             shares=ShareService(database, hasher, settings.auth),
             meter=meter,
+            rate_limits=RateLimits(settings.gateway, metrics),
             pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
             keeper=keeper,
             names=names,

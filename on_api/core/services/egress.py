@@ -270,7 +270,7 @@ def _grant(position: Position, room: int) -> int:
 
 def _notice(counter: EgressCounter, subject: Subject, budget: int | None) -> Notice | None:
     """The threshold that was reached and not told of yet. Another budget has its own."""
-    if budget is None:
+    if budget is None or not counter.bytes:
         return None
     percents = (percent for percent in THRESHOLDS if counter.bytes * 100 >= budget * percent)
     reached = next(percents, 0)

@@ -12,8 +12,9 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from anyio import to_thread
@@ -54,7 +55,8 @@ PATIENCE_SECONDS = 10.0
 RETRY_SECONDS = 0.2
 MOST_SUMS = 10_000
 """Sums in memory; with more they are written at once."""
-LAST_TRIES = 3
+LAST_SECONDS = 10.0
+"""How long the end of a process waits for its last flush."""
 
 _UNLIMITED = 2**62
 
@@ -107,8 +109,13 @@ class _Account:
         return self.slice
 
     @property
+    def holds(self) -> bool:
+        """Whether it has something open in the database."""
+        return not self.exempt and bool(self.credit or self.used)
+
+    @property
     def unused(self) -> bool:
-        return not (self.used or self.tickets or (self.credit and not self.exempt))
+        return not (self.holds or self.tickets)
 
 
 @dataclass(slots=True)
@@ -319,13 +326,15 @@ class Meter:
         """Write the rest and give everything back. What can't be written stays counted, without
         detail."""
         self._closing = True
-        for _ in range(LAST_TRIES):
-            try:
-                await self.flush()
-                if self._pending is None and not self._has_news():
-                    return
-            except OnApiError as error:
-                logger.warning("what went out could not be written: %s", error.details)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS):
+                while self._pending is not None or self._has_news():
+                    try:
+                        await self.flush()
+                    except OnApiError:
+                        await asyncio.sleep(RETRY_SECONDS)
+                return
+        logger.warning("what went out in the last seconds could not be written")
 
     # For tickets.
 
@@ -383,7 +392,8 @@ class Meter:
 
     async def _admit(self, charge: Charge, needed: int, open_end: bool) -> None:
         accounts = self.accounts_of(charge)
-        stale = [a for a in accounts if a.generation >= 0 and not self._is_fresh(a)]
+        known = [a for a in accounts if a.generation >= 0 and not a.exempt]
+        stale = [account for account in known if not self._is_fresh(account)]
         if stale:
             await self._compare(stale)
             accounts = self.accounts_of(charge)
@@ -435,10 +445,9 @@ class Meter:
                 except Exception as error:
                     if not isinstance(error, OnApiError):
                         logger.exception("a transaction of the meter failed")
-                        error = DatabaseUnavailable()
                     for future in waiting:
                         if not future.done():  # whoever waits may be gone
-                            future.set_exception(error)
+                            future.set_exception(DatabaseUnavailable())
                 else:
                     for future in waiting:
                         if not future.done():
@@ -460,8 +469,16 @@ class Meter:
         try:
             await self._sync(asked)
         except BuriedError:
-            logger.warning("this process was taken for dead; it begins anew")
             self._start_anew()
+            await self._sync(asked)
+        except OnApiError:
+            raise
+        except Exception:
+            # Counting must go on: what can't be written as it is, is written without its detail.
+            if self._pending is None:
+                raise
+            logger.exception("what went out can't be written in detail")
+            self._pending = replace(self._pending, flush=_without_detail(self._pending.flush))
             await self._sync(asked)
 
     async def _sync(self, asked: Mapping[_Account, int]) -> None:
@@ -561,7 +578,10 @@ class Meter:
         self._past = [a for a in self._past if not a.unused or a in busy]
 
     def _start_anew(self) -> None:
-        """All that was open is counted already, what was used of it too."""
+        """The database has forgotten this process, which was silent for long: all that it had open
+        is counted already, what was used of it too."""
+        if self._pending is not None or any(a.holds for a in self._all_accounts()):
+            logger.warning("this process was taken for dead; what it had counted has no detail")
         self._process_id, self._known = new_id(), False
         self._pending, self._flushes = None, 0
         for row in self._rows.values():
@@ -593,8 +613,8 @@ class Meter:
     def _has_news(self) -> bool:
         return (
             any(row.requests or row.bytes_out or row.bytes_in for row in self._rows.values())
-            or any(a.used or (a.credit and not a.exempt) for a in self._all_accounts())
-            or (self._closing and self._known)
+            or any(a.holds for a in self._all_accounts())
+            or (self._closing and self._known and all(a.unused for a in self._all_accounts()))
         )
 
     def _limits(self, account: _Account) -> bool:
@@ -610,6 +630,16 @@ class Meter:
         return sum(
             a.credit + a.used for a in list(self._accounts.values()) if a.subject.kind == INSTANCE
         )
+
+
+def _without_detail(flush: Flush) -> Flush:
+    return replace(
+        flush,
+        counted=[
+            replace(sums, charge=Charge(Kind.UNATTRIBUTED, sums.charge.owner_id))
+            for sums in flush.counted
+        ],
+    )
 
 
 def month_end(moment: datetime) -> datetime:

@@ -2,126 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import func, select
 
 from on_api.core.errors import EgressBudgetExceeded
-from on_api.core.metrics import Metrics
-from on_api.core.models import (
-    Database,
-    EgressCounter,
-    EgressCredit,
-    Event,
-    MeteringProcess,
-    Traffic,
-    User,
-    UserUsage,
-)
-from on_api.core.models.invalidation import Invalidations
-from on_api.core.models.traffic import INSTANCE, OWNER
-from on_api.core.services.egress import EgressLedger
-from on_api.core.services.metering import MIB, Charge, Kind, Meter, Ticket
-from on_api.core.setting_groups import TrafficSettings
-from on_api.tests.conftest import DatabaseMaker, make_settings
-from on_api.tests.deadline import until
+from on_api.core.services.metering import MIB, Charge, Kind
+from on_api.tests.metering import Stage, send
 
-NOVEMBER = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
-
-
-@dataclass
-class Stage:
-    """One database, processes that meter on it, and their clock."""
-
-    database: Database
-    news: Invalidations
-    now: datetime = NOVEMBER
-    meters: list[Meter] = field(default_factory=list)
-
-    def meter(self, **settings: Any) -> Meter:
-        """What one process has."""
-        traffic = TrafficSettings(**settings)
-        meter = Meter(
-            EgressLedger(self.database, traffic),
-            self.news,
-            traffic,
-            Metrics(),
-            lambda: self.now.timestamp(),
-        )
-        self.meters.append(meter)
-        return meter
-
-    def new_user(self, budget: int | None = None) -> uuid.UUID:
-        """An account."""
-        with self.database.session_scope() as session:
-            user = User(username=f"user-{uuid.uuid4()}", egress_budget=budget)
-            user.usage = UserUsage()
-            session.add(user)
-            session.flush()
-            return user.id
-
-    def set_budget(self, user_id: uuid.UUID, budget: int | None) -> None:
-        """As an administrator does it."""
-        with self.database.session_scope() as session:
-            session.get_one(User, user_id).egress_budget = budget
-            self.news.announce(session)
-
-    def counter(self, user_id: uuid.UUID | None, month: str = "2026-11") -> int:
-        """Bytes spent by a user, or by everybody."""
-        whose = (INSTANCE, uuid.UUID(int=0)) if user_id is None else (OWNER, user_id)
-        with self.database.session_scope(write=False) as session:
-            row = session.get(EgressCounter, (*whose, month))
-            return row.bytes if row is not None else 0
-
-    def open_credit(self) -> int:
-        """Bytes that owners' accounts have open."""
-        with self.database.session_scope(write=False) as session:
-            of_owners = EgressCredit.subject_kind == OWNER
-            return session.scalar(select(func.sum(EgressCredit.bytes)).where(of_owners)) or 0
-
-    def rows(self) -> list[Traffic]:
-        """What was written."""
-        with self.database.session_scope(write=False) as session:
-            return list(session.scalars(select(Traffic).order_by(Traffic.period)))
-
-    def events(self) -> list[Event]:
-        """Who was told what."""
-        with self.database.session_scope(write=False) as session:
-            return list(session.scalars(select(Event).order_by(Event.id)))
-
-
-@pytest.fixture(scope="module")
-def database(new_database: DatabaseMaker, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of each kind."""
-    database = Database(make_settings(tmp_path_factory.mktemp("home"), new_database()))
-    yield database
-    database.dispose()
-
-
-@pytest.fixture
-def stage(database: Database) -> Iterator[Stage]:
-    """Empty tables, and news that are heard."""
-    news = Invalidations(database)
-    news.start()
-    until(lambda: news.trusted, "news are heard")
-    yield Stage(database, news)
-    news.stop()
-    with database.session_scope() as session:
-        for table in (Traffic, EgressCounter, EgressCredit, MeteringProcess, Event):
-            session.query(table).delete()
-
-
-async def send(ticket: Ticket, *pieces: int) -> None:
-    """Count an answer's pieces, as the middleware does."""
-    for size in pieces:
-        if not ticket.take(size):
-            await ticket.more(size)
 
 
 @pytest.mark.anyio
@@ -199,6 +88,34 @@ async def test_a_budget_is_never_passed(stage: Stage) -> None:
 
 
 @pytest.mark.anyio
+async def test_the_instances_budget_covers_everybody(stage: Stage) -> None:
+    """Owners without a budget of their own, and what is nobody's; every administrator is told."""
+    owner = stage.new_user()
+    meter = stage.meter(instance_budget=3 * MIB)
+    for charge in (Charge(Kind.CONTENT, owner), Charge(Kind.GATEWAY, None)):
+        ticket = await meter.open(charge, MIB)
+        await send(ticket, MIB)
+        ticket.close(200)
+    with pytest.raises(EgressBudgetExceeded):
+        await meter.open(Charge(Kind.GATEWAY, None), MIB + 1)
+    await meter.close()
+    assert (stage.counter(owner), stage.counter(None)) == (MIB, 2 * MIB)
+
+
+@pytest.mark.anyio
+async def test_detail_that_cannot_be_written_stops_nothing(stage: Stage) -> None:
+    """The bytes are counted all the same, and so is what comes after."""
+    owner, meter = stage.new_user(), stage.meter()
+    for cid in ("x\x00" if stage.database.is_postgresql else CID, CID):
+        ticket = await meter.open(Charge(Kind.GATEWAY, owner, cid=cid), None)
+        await send(ticket, 1000)
+        ticket.close(200)
+        await meter.flush()
+    await meter.close()
+    assert stage.counter(owner) == sum(row.bytes_out for row in stage.rows()) == 2000
+
+
+@pytest.mark.anyio
 async def test_with_allow_everything_goes_and_is_counted(stage: Stage) -> None:
     """The budget still tells."""
     owner, meter = stage.new_user(budget=1000), stage.meter(over_budget="allow")
@@ -229,7 +146,7 @@ async def test_thresholds_are_told_once_over_processes(stage: Stage) -> None:
     assert told == [(owner, "egress.threshold", 80), (owner, "egress.threshold", 100)]
     stage.set_budget(owner, 12 * MIB)
     ticket = await meters[0].open(charge, None)
-    await send(ticket, 1000)
+    await send(ticket, MIB)  # more than it can have left
     assert [event.data["percent"] for event in stage.events()] == [80, 100, 80]
 
 

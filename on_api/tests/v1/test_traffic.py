@@ -186,3 +186,95 @@ def test_a_key_has_a_budget_of_its_own(ada: Account, metered: Server) -> None:
         "/v1/keys", json={"name": "x", "scopes": ["keys:write"], "egress_budget": 1}
     )
     assert forbidden.status_code == 400
+
+
+def report(account: Account, **query: object) -> dict[str, Any]:
+    """A traffic report."""
+    answer = account.client.get("/v1/traffic", params={k: str(v) for k, v in query.items()})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_reports_agree_with_each_other(metered: Server, ada: Account, root: Account) -> None:
+    """By file, key, share, kind, user and content, by hour, day and month: the same sums, to the
+    byte of what was received."""
+    files = [ada.upload(os.urandom(size)) for size in (1000, 20_000, 300_000)]
+    key = ada.make_key("files:read")
+    received = 0
+    with metered.client(key) as keyed:
+        for file in files:
+            for client in (ada.client, keyed, keyed):
+                received += len(client.get(f"/v1/files/{file['id']}/content").content)
+    share = ada.client.post("/v1/shares", json={"file_id": files[1]["id"]}).json()
+    with metered.client() as anyone:
+        received += len(anyone.get(f"/s/{share['url'].split('/s/')[1]}").content)
+    settles_at(ada, received)
+
+    total = report(ada)["total"]
+    assert total == {
+        "requests": 13,
+        "unchanged": 0,
+        "failed": 0,
+        "bytes_out": received,
+        "bytes_in": 321_000,
+    }
+    for interval in ("hour", "day", "month"):
+        for group in ("file", "cid", "key", "share", "user", "kind"):
+            grouped = report(ada, interval=interval, group_by=group)
+            assert grouped["total"] == total
+            for name, value in total.items():
+                assert sum(item[name] for item in grouped["items"]) == value
+            assert all(set(item) == {"period", group, *total} for item in grouped["items"])
+    by_file = report(ada, group_by="file")["items"]
+    assert [item["file"] for item in by_file] == [files[2]["id"], files[1]["id"], files[0]["id"]]
+    shares = {item["share"]: item["bytes_out"] for item in report(ada, group_by="share")["items"]}
+    assert shares == {share["id"]: 20_000, None: received - 20_000}
+    keyed_bytes = {item["key"]: item["bytes_out"] for item in report(ada, group_by="key")["items"]}
+    assert sorted(keyed_bytes.values()) == [20_000, 321_000, 642_000]
+    top = report(ada, group_by="file", limit=1)
+    assert (len(top["items"]), top["truncated"], top["total"]) == (1, True, total)
+    assert report(root, group_by="user", user_id=ada.id)["items"][0]["bytes_out"] == received
+    everybody = report(root, group_by="user", limit=1000)["items"]
+    assert {item["user"] for item in everybody} > {ada.id}
+
+
+def test_a_report_is_nobody_elses(ada: Account, root: Account, metered: Server) -> None:
+    """Someone else's is not there, and a key needs the scope; an administrator's key shows
+    everybody's only with the scope admin."""
+    ada.upload(b"x" * 77)
+    until(lambda: report(ada)["total"]["bytes_in"] == 77, "it is counted")
+    bob = metered.new_user()
+    with bob.client:
+        assert report(bob)["total"]["bytes_in"] == 0
+        assert bob.client.get(f"/v1/traffic?user_id={ada.id}").status_code == 404
+        with metered.client(bob.make_key("files:read")) as narrow:
+            assert narrow.get("/v1/traffic").status_code == 403
+    with metered.client(root.make_key("traffic:read")) as narrow:
+        assert narrow.get("/v1/traffic").json()["total"]["bytes_in"] == 0
+    assert root.client.get(f"/v1/users/{ada.id}/usage").status_code == 200
+
+
+def test_a_report_as_csv(ada: Account) -> None:
+    """For a spreadsheet, by Accept or by format."""
+    file = ada.upload(b"x" * 50)
+    until(lambda: report(ada)["total"]["bytes_in"] == 50, "it is counted")
+    by_format = ada.client.get("/v1/traffic?format=csv&group_by=file&interval=month")
+    assert by_format.headers["content-type"].startswith("text/csv")
+    head, line = by_format.text.splitlines()
+    assert head == "period,file,requests,unchanged,failed,bytes_out,bytes_in"
+    assert line.split(",")[1:] == [file["id"], "1", "0", "0", "0", "50"]
+    by_accept = ada.client.get("/v1/traffic", headers={"Accept": "text/csv"})
+    assert by_accept.text.startswith("period,requests")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=0001-01-01T00:00:00Z&to=0001-01-02T00:00:00Z&interval=month",
+        "from=9999-12-31T23:59:59Z",
+        "to=9999-12-31T23:59:59Z&sort=period&group_by=cid",
+    ],
+)
+def test_any_range_is_answered(ada: Account, query: str) -> None:
+    """With nothing in it, rather than an error of ours."""
+    assert ada.client.get(f"/v1/traffic?{query}").status_code == 200
