@@ -27,9 +27,11 @@ from on_api.core.errors import (
     NotFound,
     OnApiError,
     ServiceUnavailable,
+    TooManyRequests,
     Unauthorized,
 )
 from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
+from on_api.core.ipfs.node_gateway import Headers
 from on_api.core.logging import EXTRA, request_id
 from on_api.core.services import access
 from on_api.core.services.access import Principal
@@ -41,6 +43,7 @@ from on_api.public.gateway_answers import (
     WRITE_WHOLE,
     Delivery,
     Gathering,
+    as_headers,
     kept_private,
     with_ours,
 )
@@ -110,7 +113,9 @@ class Gateway:
         self._closed = services.settings.gateway.policy == "closed"
         self._fallback = services.settings.gateway.fallback_url
         self._answers = HotAnswers(services.settings.gateway.cache_bytes)
-        self._limit = services.settings.max_requests
+        self._limits = services.rate_limits
+        self._is_limited = bool(services.settings.gateway.rate_per_ip)
+        self._most = services.settings.max_requests
         self._under_way = 0
         self._hot_answers = self._hot_bytes = 0
         watch = services.metrics.watch
@@ -121,10 +126,17 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if self._closed or not await self._serve_hot(scope, send):
-            await self._serve(scope, receive, send)
+        told: Headers = []
+        refusal = None
+        if self._is_limited:
+            try:
+                told = as_headers(self._limits.check(_address(scope)))
+            except TooManyRequests as error:
+                refusal = error
+        if self._closed or refusal is not None or not await self._serve_hot(scope, send, told):
+            await self._serve(scope, receive, send, told, refusal)
 
-    async def _serve_hot(self, scope: Scope, send: Send) -> bool:
+    async def _serve_hot(self, scope: Scope, send: Send, told: Headers) -> bool:
         """Answer from memory, if all that has to be known is there."""
         accept = b""
         for name, value in scope["headers"]:
@@ -142,12 +154,12 @@ class Gateway:
         ticket = self._meter.try_open(verdict.charges[0], size)
         if ticket is None or not ticket.take(size):
             return False
-        identity = _new_id().encode()
+        told = [*told, (b"x-request-id", _new_id().encode())]
         write = scope.get(WRITE_WHOLE)
         try:
-            head = b"%sx-request-id: %s\r\n" % (answer.head, identity)
-            if write is None or not write(head, answer.body):
-                told = [*answer.headers, (b"x-request-id", identity)]
+            lines = [b"%s: %s\r\n" % header for header in told]
+            if write is None or not write(b"".join([answer.head, *lines]), answer.body):
+                told = [*answer.headers, *told]
                 await send({"type": "http.response.start", "status": 200, "headers": told})
                 await send({"type": "http.response.body", "body": answer.body})
         finally:
@@ -156,15 +168,25 @@ class Gateway:
         self._hot_bytes += size
         return True
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        told: Headers,
+        refusal: OnApiError | None,
+    ) -> None:
         """Answer in whatever way it takes, and tell of it."""
         identity = _new_id()
         token = request_id.set(identity)
         started = time.perf_counter()
-        delivery = Delivery(scope, receive, send, identity)
+        delivery = Delivery(scope, receive, send, [*told, (b"x-request-id", identity.encode())])
         self._under_way += 1
         try:
-            await self._answer(_Request.of(scope), delivery, scope["path"])
+            if refusal is not None:
+                raise refusal
+            with self._limits.connection(_address(scope)):
+                await self._answer(_Request.of(scope), delivery, scope["path"])
         except OnApiError as error:
             await self._fail(delivery, error)
         except asyncio.CancelledError:
@@ -189,7 +211,7 @@ class Gateway:
             await delivery.refusal(error)
 
     async def _answer(self, request: _Request, delivery: Delivery, path: str) -> None:
-        if self._under_way > self._limit:
+        if self._under_way > self._most:
             self._services.metrics.refused.inc()
             raise ServiceUnavailable("Too many requests at once.", retry_after=1)
         if request.method not in _METHODS:
@@ -232,6 +254,7 @@ class Gateway:
             principal = await to_thread.run_sync(authenticator.authenticate, key)
         if self._closed:
             principal.require(access.Scope.FILES_READ)
+        self._limits.check(None, principal.key_id)
         return principal
 
     async def _verdict(self, target: GatewayPath) -> Verdict:
@@ -374,6 +397,11 @@ class Gateway:
                 "client": scope["client"][0] if scope.get("client") else "-",
             }
             access_logger.log(level, "%s %s", scope["method"], scope["path"], extra={EXTRA: fields})
+
+
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return None if client is None else str(client[0])
 
 
 def _new_id() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from starlette.types import Receive, Scope, Send
@@ -62,14 +62,20 @@ def kept_private(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
     return [header for header in headers if header[0] not in names] + _PRIVATE
 
 
+def as_headers(named: Mapping[str, str]) -> Headers:
+    """Headers as they go over the wire."""
+    return [(name.lower().encode(), value.encode()) for name, value in named.items()]
+
+
 class Delivery:
     """One answer to one request. Exactly one of its methods is called."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, identity: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, told: Headers) -> None:
+        """`told`: headers of this answer alone."""
         self._method: str = scope["method"]
         self._receive = receive
         self._send = send
-        self._identity = (b"x-request-id", identity.encode())
+        self._told = told
         self.status = 0
         """0: it has not begun."""
         self.sent = 0
@@ -91,7 +97,7 @@ class Delivery:
 
     async def refusal(self, error: OnApiError) -> None:
         """Answer an error, as plain as the node does."""
-        told = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+        told = as_headers(error.headers)
         await self.words(error.status, f"{error.details}\n", [*told, _NOT_KEPT])
 
     async def redirect(self, status: int, location: str, headers: Headers) -> None:
@@ -182,7 +188,7 @@ class Delivery:
 
     async def _begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.status = status
-        told = [*headers, self._identity]
+        told = [*headers, *self._told]
         await self._send({"type": "http.response.start", "status": status, "headers": told})
 
     async def _end(self, body: bytes) -> None:

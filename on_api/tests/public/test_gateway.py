@@ -385,3 +385,26 @@ def test_the_deny_list_by_command_beside_a_running_server(tmp_path: Path) -> Non
             assert home.run("gateway", "undeny", file["cid"]).returncode == 0
             until(lambda: nobody.get(path).status_code == 200, "it is back", 1)
             assert home.run("gateway", "deny", "nonsense").returncode == 1
+
+
+def test_too_many_requests_of_one_address_or_key(
+    sqlite_database: DatabaseMaker, settings_for: Make
+) -> None:
+    """Also of what is in memory; answers say how much is left, refusals when to come back."""
+    limits = GatewaySettings(rate_per_ip=0.01, rate_per_key=0.01)
+    with Server(settings_for(sqlite_database(), gateway=limits)) as server:
+        account = server.new_user()
+        with account.client as client, server.client() as anonymous:
+            path = f"/ipfs/{account.upload(some_bytes())['cid']}"
+            answer = anonymous.get(path)
+            assert (answer.status_code, answer.headers["ratelimit-remaining"]) == (200, "0")
+            refused = anonymous.get(path)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) > 1
+    limits = GatewaySettings(rate_per_key=0.01)
+    with Server(settings_for(sqlite_database(), gateway=limits)) as server:
+        account = server.new_user()
+        with account.client as client, server.client() as anonymous:
+            path = f"/ipfs/{account.upload(some_bytes())['cid']}"
+            assert [client.get(path).status_code for _ in range(2)] == [200, 429]
+            assert [anonymous.get(path).status_code for _ in range(5)] == [200] * 5
