@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from urllib.parse import quote
 
 from anyio import to_thread
@@ -117,6 +118,13 @@ class Gateway:
         self._is_limited = bool(services.settings.gateway.rate_per_ip)
         self._most = services.settings.max_requests
         self._under_way = 0
+        self._sent_bytes = services.metrics.sent_bytes.labels("/ipfs")
+        self._measures = cache(
+            lambda method, status: (
+                services.metrics.requests.labels(method, "/ipfs", status),
+                services.metrics.request_seconds.labels(method, "/ipfs"),
+            )
+        )
         self._hot_answers = self._hot_bytes = 0
         watch = services.metrics.watch
         # Plain numbers: a counter of Prometheus's takes longer than the rest of a hot answer.
@@ -262,7 +270,7 @@ class Gateway:
         root = target.root
         if root is None:
             raise NotFound
-        verdict = self._policy.recall(str(root))
+        verdict = self._policy.recall(target.normalised)
         if verdict is None:
             verdict = await to_thread.run_sync(self._policy.decide, root)
         if verdict.denied is not None:
@@ -382,10 +390,10 @@ class Gateway:
 
     def _tell(self, scope: Scope, delivery: Delivery, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        metrics = self._services.metrics
-        metrics.requests.labels(method, "/ipfs", delivery.status).inc()
-        metrics.request_seconds.labels(method, "/ipfs").observe(seconds)
-        metrics.sent_bytes.labels("/ipfs").inc(delivery.sent)
+        count, clock = self._measures(method, delivery.status)
+        count.inc()
+        clock.observe(seconds)
+        self._sent_bytes.inc(delivery.sent)
         fine = 200 <= delivery.status < 400 and delivery.outcome != "cut"
         level = logging.DEBUG if fine else logging.INFO
         if access_logger.isEnabledFor(level):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,27 @@ def test_public_files_are_there_for_everybody_until_they_are_deleted(
     assert gone.headers["cache-control"] == "no-store"
     alice.upload(data)
     assert anonymous.get(path).content == data
+
+
+def test_hot_answers_keep_to_http(server: Server, alice: Account, anonymous: httpx.Client) -> None:
+    """Several requests sent at once are answered in their order; the last one ends the
+    connection."""
+    files = [alice.upload(some_bytes(), str(n)) for n in range(2)]
+    paths = [f"/ipfs/{file['cid']}" for file in files]
+    bodies = [anonymous.get(path).content for path in paths]
+    place = httpx.URL(server.url)
+    head = "GET {} HTTP/1.1\r\nHost: x\r\n{}\r\n"
+    asked = [(paths[n % 2], "Connection: close\r\n" if n == 4 else "") for n in range(5)]
+    with socket.create_connection((place.host, place.port or 0), 20) as connection:
+        connection.sendall("".join(head.format(*one) for one in asked).encode())
+        came = b""
+        while piece := connection.recv(65536):
+            came += piece
+    answers = came.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [
+        bodies[n % 2] for n in range(5)
+    ]
+    assert [b"connection: close" in answer for answer in answers] == [False] * 4 + [True]
 
 
 def test_what_is_made_private_and_what_always_was(alice: Account, anonymous: httpx.Client) -> None:
