@@ -25,7 +25,6 @@ from on_api.core.models.database import new_id
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.traffic import EVERYBODY, INSTANCE, KEY, OWNER
 from on_api.core.services.egress import (
-    BuriedError,
     EgressLedger,
     Flush,
     Position,
@@ -136,21 +135,24 @@ class _Pending:
 class Ticket:
     """One answer being counted. On the event loop only."""
 
-    def __init__(self, meter: Meter, charge: Charge) -> None:
+    __slots__ = ("_accounts", "_charge", "_cut", "_meter", "_row", "_until")
+
+    def __init__(self, meter: Meter, charge: Charge, accounts: list[_Account]) -> None:
         self._meter = meter
         self._charge = charge
-        self._until = 0.0
-        self._row: _Row | None = None
-        self._accounts: list[_Account] = []
         self._cut = False
-        self._bind(meter.now())
+        self._accounts = accounts
+        for account in accounts:
+            account.tickets += 1
+        self._row: _Row | None = meter.row_of(charge)
+        self._row.tickets += 1
+        self._until = meter.hour_ends
 
     def take(self, n: int) -> bool:
         """Count `n` bytes that are about to be sent. False: credit is short, nothing was counted;
         await `more`."""
-        now = self._meter.now()
-        if now >= self._until:
-            self._bind(now)
+        if self._meter.now() >= self._until:
+            self._bind_anew()
         accounts = self._accounts
         for account in accounts:
             if account.credit < n:
@@ -200,21 +202,19 @@ class Ticket:
             account.tickets -= 1
         self._accounts = []
 
-    def _bind(self, now: float) -> None:
-        """Count in the hour of `now`, and on the accounts of its month."""
-        if self._until and self._row is None:
+    def _bind_anew(self) -> None:
+        """Count in the present hour, and on the accounts of its month."""
+        if self._row is None:
             return  # closed
-        accounts = self._meter.accounts_of(self._charge)
-        for account in accounts:
-            account.tickets += 1
+        before = self._accounts
+        self._accounts = self._meter.accounts_of(self._charge)
         for account in self._accounts:
+            account.tickets += 1
+        for account in before:
             account.tickets -= 1
-        self._accounts = accounts
-        row = self._meter.row_of(self._charge)
-        row.tickets += 1
-        if self._row is not None:
-            self._row.tickets -= 1
-        self._row = row
+        self._row.tickets -= 1
+        self._row = self._meter.row_of(self._charge)
+        self._row.tickets += 1
         self._until = self._meter.hour_ends
 
 
@@ -237,7 +237,6 @@ class Meter:
         self._bounded = settings.over_budget != "allow"
         self._generation = 0
         self._process_id = new_id()
-        self._known = False
         self._flushes = 0
         self._accounts: dict[tuple[str, uuid.UUID], _Account] = {}
         self._past: list[_Account] = []
@@ -270,8 +269,9 @@ class Meter:
         """Begin to count an answer of `length` bytes (None: not known; 0: only its request), if
         memory alone can say that it may go out. Else None: `await open()`."""
         self.now()
+        accounts = self.accounts_of(charge)
         if length != 0:
-            for account in self.accounts_of(charge):
+            for account in accounts:
                 if account.exempt:
                     continue
                 if not self._is_fresh(account):
@@ -282,7 +282,7 @@ class Meter:
                     needed = min(needed, START_BYTES)
                 if account.credit + (min(account.room, 0) if limited else 0) < needed:
                     return None
-        return Ticket(self, charge)
+        return Ticket(self, charge, accounts)
 
     async def open(self, charge: Charge, length: int | None) -> Ticket:
         """Begin to count an answer of `length` bytes (None: not known; 0: only its request, which
@@ -294,7 +294,7 @@ class Meter:
         self.now()
         if length != 0:
             await self._admit(charge, START_BYTES if length is None else length, length is None)
-        return Ticket(self, charge)
+        return Ticket(self, charge, self.accounts_of(charge))
 
     def received(self, charge: Charge, size: int) -> None:
         """Count `size` bytes that came in as one request."""
@@ -468,9 +468,6 @@ class Meter:
                 self._pending = self._gather(asked)
         try:
             await self._sync(asked)
-        except BuriedError:
-            self._start_anew()
-            await self._sync(asked)
         except OnApiError:
             raise
         except Exception:
@@ -493,17 +490,8 @@ class Meter:
                 wanted = max(needed, account.next_slice(now))
             held = account.credit + account.used
             positions.append(Position(account.subject, held, needed, wanted))
-        last = self._closing and not asked and all(a.unused for a in self._all_accounts())
-        synced = await to_thread.run_sync(
-            lambda: self._ledger.sync(
-                self._process_id,
-                positions,
-                None if pending is None else pending.flush,
-                known=self._known,
-                last=last,
-            )
-        )
-        self._known = not last
+        flush = None if pending is None else pending.flush
+        synced = await to_thread.run_sync(self._ledger.sync, self._process_id, positions, flush)
         self._pending = None
         for account in accounts:
             standing = synced.standings.get(account.subject)
@@ -577,19 +565,6 @@ class Meter:
         }
         self._past = [a for a in self._past if not a.unused or a in busy]
 
-    def _start_anew(self) -> None:
-        """The database has forgotten this process, which was silent for long: all that it had open
-        is counted already, what was used of it too."""
-        if self._pending is not None or any(a.holds for a in self._all_accounts()):
-            logger.warning("this process was taken for dead; what it had counted has no detail")
-        self._process_id, self._known = new_id(), False
-        self._pending, self._flushes = None, 0
-        for row in self._rows.values():
-            row.bytes_out = 0
-        for account in self._all_accounts():
-            account.used = 0
-            account.credit = _UNLIMITED if account.exempt else 0
-
     def _turn_page(self, now: float) -> None:
         hour = int(now) // 3600
         self._hour = datetime.fromtimestamp(hour * 3600, UTC)
@@ -611,11 +586,9 @@ class Meter:
         return [*self._accounts.values(), *self._past]
 
     def _has_news(self) -> bool:
-        return (
-            any(row.requests or row.bytes_out or row.bytes_in for row in self._rows.values())
-            or any(a.holds for a in self._all_accounts())
-            or (self._closing and self._known and all(a.unused for a in self._all_accounts()))
-        )
+        return any(
+            row.requests or row.bytes_out or row.bytes_in for row in self._rows.values()
+        ) or any(account.holds for account in self._all_accounts())
 
     def _limits(self, account: _Account) -> bool:
         return self._bounded and account.budget is not None and not account.exempt
