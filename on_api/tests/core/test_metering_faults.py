@@ -18,7 +18,8 @@ from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import DAY, HOUR, MONTH
-from on_api.core.services.metering import MIB, Charge, Kind
+from on_api.core.services.credit import MIB
+from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.traffic import Sums, add_traffic
 from on_api.core.services.traffic_reports import GroupBy, Interval, ReportRequest, make_report
 from on_api.core.services.traffic_upkeep import keep_traffic, merge_some
