@@ -24,10 +24,10 @@ from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.traffic import INSTANCE
 from on_api.core.services.egress import EgressLedger, Flush, Position, Standing, Subject
 from on_api.core.services.traffic import Charge, Kind, Sums
+from on_api.core.setting_groups import MIB
 
 logger = logging.getLogger(__name__)
 
-MIB = 1024 * 1024
 FIRST_SLICE = 1 * MIB
 LARGEST_SLICE = 64 * MIB
 QUICK_SECONDS = 1.0
@@ -46,6 +46,7 @@ class Account:
         "budget",
         "checked_at",
         "credit",
+        "doubtful",
         "exempt",
         "generation",
         "idle",
@@ -75,21 +76,22 @@ class Account:
         self.slice = FIRST_SLICE
         self.taken_at = float("-inf")
         self.idle = False
+        self.doubtful = False
+        """A transaction went unanswered: the database may have more open for it than we know."""
         self.tickets = 0
 
     def next_slice(self, now: float) -> int:
         """How much to take at this moment (monotonic), by how long the slice before has lasted."""
-        passed, self.taken_at = now - self.taken_at, now
-        if passed < QUICK_SECONDS:
-            self.slice = min(2 * self.slice, LARGEST_SLICE)
-        elif passed > SLOW_SECONDS:
-            self.slice = max(self.slice // 2, FIRST_SLICE)
+        if now - self.taken_at < QUICK_SECONDS:
+            return min(2 * self.slice, LARGEST_SLICE)
+        if now - self.taken_at > SLOW_SECONDS:
+            return max(self.slice // 2, FIRST_SLICE)
         return self.slice
 
     @property
     def holds(self) -> bool:
         """Whether it has something open in the database."""
-        return not self.exempt and bool(self.credit or self.used)
+        return not self.exempt and bool(self.credit or self.used or self.doubtful)
 
     @property
     def unused(self) -> bool:
@@ -257,6 +259,8 @@ class Credit:
             self._flush_due = False
             if self._pending is None:
                 self._pending = self._gather(asked)
+        for account in asked:
+            account.doubtful = True
         try:
             await self._sync(asked)
         except OnApiError:
@@ -286,11 +290,14 @@ class Credit:
         self._pending = None
         for account in accounts:
             standing = synced.standings.get(account.subject)
+            account.doubtful = False
             self._learn(account, standing, generation)
             if standing is not None:
                 account.credit += standing.granted
-                account.idle = account.idle and not standing.granted
                 account.low = account.credit // 2
+                if account in asked:
+                    account.slice, account.taken_at = account.next_slice(now), now
+                    account.idle = False
 
     def _learn(self, account: Account, standing: Standing | None, generation: int) -> None:
         account.generation = generation
@@ -310,6 +317,8 @@ class Credit:
             is_past = account.subject.month != self._month
             if account.used and not account.exempt:
                 settled[account.subject] = account.used
+                changed.add(account)
+            if account.doubtful:
                 changed.add(account)
             account.used = 0
             unwanted = account.idle or is_past or self._closing

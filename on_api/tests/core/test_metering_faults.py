@@ -18,12 +18,11 @@ from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import DAY, HOUR, MONTH
-from on_api.core.services.credit import MIB
 from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.traffic import Sums, add_traffic
 from on_api.core.services.traffic_reports import GroupBy, Interval, ReportRequest, make_report
 from on_api.core.services.traffic_upkeep import keep_traffic, merge_some
-from on_api.core.setting_groups import DatabaseSettings, TrafficSettings
+from on_api.core.setting_groups import MIB, DatabaseSettings, TrafficSettings
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.metering import Stage, send, staged
@@ -142,6 +141,12 @@ async def test_a_commit_without_an_answer_counts_once(
     with pytest.raises(DatabaseUnavailable):
         await meter.open(charge, 1000)
     assert seen.counter(owner) == (MIB if mood is Mood.LOSE_COMMITS else 0)
+    proxy.mood = Mood.GOOD
+    await meter.flush()  # what nobody asks for again comes back
+    assert seen.counter(owner) == 0
+    proxy.mood = mood
+    with pytest.raises(DatabaseUnavailable):
+        await meter.open(charge, 1000)
     proxy.mood = Mood.GOOD
     ticket = await meter.open(charge, 1000)
     assert seen.counter(owner) <= 2 * MIB
