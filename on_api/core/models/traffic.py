@@ -82,7 +82,8 @@ class EgressCounter(Base):
 
 
 class MeteringProcess(Base):
-    """A process that has credit open. Silent for long, it is taken for dead."""
+    """A process that has counted something lately. With credit open and silent for long, it is
+    taken for dead."""
 
     __tablename__ = "metering_processes"
 

@@ -29,7 +29,7 @@ from on_api.core.models import (
     MeteringProcess,
     User,
 )
-from on_api.core.models.database import insert_unless_there, utc_now
+from on_api.core.models.database import insert_or_lock, utc_now
 from on_api.core.models.traffic import EVERYBODY, INSTANCE, KEY, OWNER
 from on_api.core.services import events
 from on_api.core.services.traffic import Sums, add_traffic
@@ -110,11 +110,6 @@ class Synced:
     notices: list[Notice] = field(default_factory=list)
 
 
-class BuriedError(Exception):
-    """The process was taken for dead: all that it had open is counted, and nothing of it is its
-    own any more."""
-
-
 def instance(month: str) -> Subject:
     """The account of everybody together."""
     return Subject(INSTANCE, EVERYBODY, month)
@@ -132,20 +127,16 @@ class EgressLedger:
         process_id: uuid.UUID,
         positions: Collection[Position],
         flush: Flush | None,
-        *,
-        known: bool,
-        last: bool = False,
     ) -> Synced:
         """Bring what a process holds, has counted and asks for into the database, in one
-        transaction. `last`: it ends and holds nothing.
+        transaction.
 
-        A flush is written once, however often it is sent. Raises `BuriedError` when the process is
-        `known` and the database has forgotten it, `DatabaseUnavailable` when it may or may not have
-        happened.
+        A flush is written once, however often it is sent. Raises `DatabaseUnavailable` when it may
+        or may not have happened.
         """
         synced = Synced()
         with self._database.session_scope() as session:
-            is_new = self._register(session, process_id, flush, known=known)
+            is_new = _register(session, process_id, flush)
             if flush is not None and is_new:
                 add_traffic(session, flush.counted)
             settled = flush.settled if flush is not None and is_new else {}
@@ -153,8 +144,6 @@ class EgressLedger:
             for start in range(0, len(ordered), _AT_ONCE):
                 some = ordered[start : start + _AT_ONCE]
                 self._settle(session, process_id, some, settled, synced)
-            if last:
-                session.execute(delete(MeteringProcess).where(MeteringProcess.id == process_id))
         for notice in synced.notices:
             logger.warning(
                 "egress budget: %s %s has come to %d %% of %d bytes in %s",
@@ -180,25 +169,6 @@ class EgressLedger:
             subject: Standing(0, budget, (budget or 0) - spent.get(subject, 0))
             for subject, budget in budgets.items()
         }
-
-    def _register(
-        self, session: Session, process_id: uuid.UUID, flush: Flush | None, *, known: bool
-    ) -> bool:
-        """Show that the process lives. Returns whether the flush is still to be written."""
-        if not known:
-            insert_unless_there(
-                session, MeteringProcess, id=process_id, seen_at=utc_now(), flushed=0
-            )
-        row = session.scalar(
-            select(MeteringProcess).where(MeteringProcess.id == process_id).with_for_update()
-        )
-        if row is None:
-            raise BuriedError
-        row.seen_at = utc_now()
-        if flush is None or row.flushed >= flush.number:
-            return False
-        row.flushed = flush.number
-        return True
 
     def _settle(
         self,
@@ -261,6 +231,21 @@ class EgressLedger:
             elif (budget := of_keys.get(subject.id)) is not None:
                 budgets[subject] = budget
         return budgets
+
+
+def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> bool:
+    """Show that the process lives. Returns whether the flush is still to be written.
+
+    One that was taken for dead is there anew: what it had open is counted once more, as lost.
+    """
+    row = insert_or_lock(
+        session, MeteringProcess, ["id"], id=process_id, seen_at=utc_now(), flushed=0
+    )
+    row.seen_at = utc_now()
+    if flush is None or row.flushed >= flush.number:
+        return False
+    row.flushed = flush.number
+    return True
 
 
 def _grant(position: Position, room: int) -> int:

@@ -20,7 +20,7 @@ from on_api.core.services.traffic_reports import last_moment
 from on_api.core.setting_groups import TrafficSettings
 
 BURIED_AFTER = timedelta(hours=1)
-"""Of silence. A process that comes back later begins anew."""
+"""Of silence. A process that comes back later counts what it holds once more."""
 BATCH = 2000
 """Rows moved in one transaction."""
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from on_api.core.errors import EgressBudgetExceeded
-from on_api.core.services.metering import MIB, Charge, Kind
+from on_api.core.services.metering import Charge, Kind
+from on_api.core.setting_groups import MIB
 from on_api.tests.metering import Stage, send
 
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"

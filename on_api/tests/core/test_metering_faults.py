@@ -18,11 +18,11 @@ from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import DAY, HOUR, MONTH
-from on_api.core.services.metering import MIB, Charge, Kind
+from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.traffic import Sums, add_traffic
 from on_api.core.services.traffic_reports import GroupBy, Interval, ReportRequest, make_report
 from on_api.core.services.traffic_upkeep import keep_traffic, merge_some
-from on_api.core.setting_groups import DatabaseSettings, TrafficSettings
+from on_api.core.setting_groups import MIB, DatabaseSettings, TrafficSettings
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.metering import Stage, send, staged
@@ -82,8 +82,8 @@ async def test_what_a_killed_process_had_open_stays_counted(stage: Stage) -> Non
 
 @pytest.mark.anyio
 async def test_a_process_that_was_only_frozen_counts_on(stage: Stage) -> None:
-    """Its open credit was written down for dead: what it had used of it is in there, what it sends
-    from now on is counted anew."""
+    """Its open credit was written down for dead and stays so; what it had used of it, and what it
+    sends from now on, is counted as if nothing had been."""
     stage.now = utc_now()
     owner, month = stage.new_user(), stage.now.strftime("%Y-%m")
     frozen = stage.meter()
@@ -98,10 +98,8 @@ async def test_a_process_that_was_only_frozen_counts_on(stage: Stage) -> None:
         assert stage.counter(owner, month) >= sent
     ticket.close(200)
     await frozen.close()
-    assert stage.counter(owner, month) == MIB + sum(
-        row.bytes_out for row in stage.rows() if row.kind == "content"
-    )
-    assert sent <= sum(reported(stage, owner).values()) == stage.counter(owner, month)
+    assert reported(stage, owner) == {"unattributed": MIB, "content": sent}
+    assert stage.counter(owner, month) == MIB + sent
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +141,12 @@ async def test_a_commit_without_an_answer_counts_once(
     with pytest.raises(DatabaseUnavailable):
         await meter.open(charge, 1000)
     assert seen.counter(owner) == (MIB if mood is Mood.LOSE_COMMITS else 0)
+    proxy.mood = Mood.GOOD
+    await meter.flush()  # what nobody asks for again comes back
+    assert seen.counter(owner) == 0
+    proxy.mood = mood
+    with pytest.raises(DatabaseUnavailable):
+        await meter.open(charge, 1000)
     proxy.mood = Mood.GOOD
     ticket = await meter.open(charge, 1000)
     assert seen.counter(owner) <= 2 * MIB

@@ -254,6 +254,19 @@ def test_a_report_is_nobody_elses(ada: Account, root: Account, metered: Server) 
     assert root.client.get(f"/v1/users/{ada.id}/usage").status_code == 200
 
 
+def test_traffic_outlives_its_user(ada: Account, root: Account) -> None:
+    """What was counted for an account is there when it is gone."""
+    file = ada.upload(b"x" * 1234)
+    assert ada.client.get(f"/v1/files/{file['id']}/content").status_code == 200
+    settles_at(ada, 1234)
+    assert root.client.delete(f"/v1/users/{ada.id}").status_code == 202
+    left = report(root, user_id=ada.id, group_by="kind")
+    assert (left["total"]["bytes_in"], left["total"]["bytes_out"]) == (1234, 1234)
+    metrics = root.client.get("/metrics").text
+    assert 'on_api_egress_bytes_total{kind="content"}' in metrics
+    assert "on_api_egress_open_credit_bytes" in metrics
+
+
 def test_a_report_as_csv(ada: Account) -> None:
     """For a spreadsheet, by Accept or by format."""
     file = ada.upload(b"x" * 50)
