@@ -34,24 +34,33 @@ class BoundedHttp(HttpToolsProtocol):
 
     _gathered = 0
     """Bytes received since the parser last finished a head, a piece of a body or a message."""
+    _before = 0
+    """Bytes that came at once when it last did: some of them may begin the next head."""
+    _arrived = 0
+    """Bytes of which the present head can be at most."""
     _moved = False
     _too_large = False
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless all that it does is gather."""
         self._moved = False
+        self._arrived = self._before + self._gathered + len(data)
         super().data_received(data)
-        self._gathered = 0 if self._moved else self._gathered + len(data)
+        if self._moved:
+            self._gathered, self._before = 0, len(data)
+        else:
+            self._gathered += len(data)
         if self._gathered > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
 
     def on_headers_complete(self) -> None:
         """A head is whole; one that came in a single piece was not counted yet."""
         self._moved = True
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
-            self._too_large = True
-            raise HeadTooLarge
+        if self._arrived > MAX_HEAD_BYTES:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._too_large = True
+                raise HeadTooLarge
         super().on_headers_complete()
         extended = cast("dict[str, object]", self.scope)
         extended[WRITE_WHOLE] = partial(_write_whole, self.cycle)

@@ -162,12 +162,14 @@ class Gateway:
         ticket = self._meter.try_open(verdict.charges[0], size)
         if ticket is None or not ticket.take(size):
             return False
-        told = [*told, (b"x-request-id", _new_id().encode())]
+        identity = _new_id().encode()
         write = scope.get(WRITE_WHOLE)
         try:
-            lines = [b"%s: %s\r\n" % header for header in told]
-            if write is None or not write(b"".join([answer.head, *lines]), answer.body):
-                told = [*answer.headers, *told]
+            head = b"%sx-request-id: %s\r\n" % (answer.head, identity)
+            for header in told:
+                head += b"%s: %s\r\n" % header
+            if write is None or not write(head, answer.body):
+                told = [*answer.headers, *told, (b"x-request-id", identity)]
                 await send({"type": "http.response.start", "status": 200, "headers": told})
                 await send({"type": "http.response.body", "body": answer.body})
         finally:
