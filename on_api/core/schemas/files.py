@@ -54,6 +54,9 @@ class File(Answer):
         description="Your own JSON object.", examples=[{"project": "atlas"}]
     )
     created_at: Moment = Field(description="When it was complete; strictly rising for each user.")
+    source_created_at: Moment | None = Field(
+        description="When it was made where it was imported from; null: it was made here."
+    )
     gateway_url: str | None = Field(description="Where the bytes are seen on the IPFS gateway.")
 
     @classmethod
@@ -70,6 +73,7 @@ class File(Answer):
             visibility=_visibility(row.visibility),
             meta=row.meta,
             created_at=row.created_at,
+            source_created_at=row.source_created_at,
             gateway_url=None if row.visibility == PRIVATE else f"{gateway}/ipfs/{row.cid}",
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.orm import Session
@@ -33,12 +33,14 @@ MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows."""
+    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows.
+    `source_created_at`: when it was pinned where it is imported from."""
 
     cid: str
     name: str | None = None
     origins: Sequence[str] = ()
     meta: dict[str, str] | None = None
+    source_created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ class PinService:
             origins=list(request.origins),
             status=QUEUED,
             created_at=contents.next_moment(usage, step=MILLISECOND),
+            source_created_at=request.source_created_at,
             due_at=now,
             deadline_at=now + self._deadline,
             attempts=0,

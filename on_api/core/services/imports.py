@@ -1,0 +1,280 @@
+"""Imports as their users see them: asked for, started, paused, cancelled, looked at. How they are
+carried out is in `import_jobs.py` and the worker.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.crypto.sealing import Sealer
+from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
+from on_api.core.models import Import, ImportItem, Pin
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.imports import (
+    CANCELLED,
+    DONE,
+    DRAFT,
+    FAILED,
+    MOVING,
+    PAUSED,
+    RUNNING,
+    WAITING,
+)
+from on_api.core.models.pin import PINNED_STATUS
+from on_api.core.providers.base import CAR, KUBO, PINATA, SourceSpec
+from on_api.core.services import contents
+from on_api.core.services.access import owned
+from on_api.core.services.paging import Listing
+from on_api.core.services.pins import PinService
+
+MICROSECOND = timedelta(microseconds=1)
+MOST_UNENDED = 100
+"""Imports of one user that have not ended."""
+UNENDED = (DRAFT, RUNNING, PAUSED)
+ENDED = (DONE, FAILED, CANCELLED)
+AUTO, IPFS, GATEWAY = "auto", "ipfs", "gateway"
+PINATA_GATEWAY = "https://gateway.pinata.cloud"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What is to be imported, and by which way its bytes are to come."""
+
+    source: SourceSpec
+    route: str = AUTO
+    gateway_url: str | None = None
+    start: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an import's row does not tell by itself.
+
+    `moving_bytes`: of items under way, so far. `room`: what the user's quota leaves; None: no
+    limit.
+    """
+
+    moving_bytes: int
+    room: int | None
+
+
+class ImportService:
+    """Takes imports and changes their state. `ring` is called after a commit that leaves work for
+    the worker."""
+
+    def __init__(
+        self, sealer: Sealer, pins: PinService, ring: Callable[[Session], None]
+    ) -> None:
+        self._sealer = sealer
+        self._pins = pins
+        self._ring = ring
+
+    def create(
+        self,
+        session: Session,
+        user_id: uuid.UUID,
+        request: ImportRequest,
+        *,
+        key_id: uuid.UUID | None = None,
+        is_admin: bool = False,
+    ) -> Import:
+        """Take an import: its source's list is read as a job, and its items are moved once it is
+        started.
+
+        Raises `Forbidden` for a source that only administrators may name, `BadRequest` for a route
+        without its gateway, `Conflict` for too many, `SecretUnavailable` without a master secret.
+        """
+        spec = request.source
+        if spec.kind == KUBO and not is_admin:
+            raise Forbidden("Only administrators may import from a Kubo's RPC.")
+        gateway = request.gateway_url or _known_gateway(spec)
+        if request.route == GATEWAY and gateway is None:
+            raise BadRequest("gateway_url: say from which gateway.")
+        usage = contents.lock_usage(session, user_id)
+        unended = select(func.count()).where(
+            Import.user_id == user_id, Import.status.in_(UNENDED)
+        )
+        if (session.scalar(unended) or 0) >= MOST_UNENDED:
+            raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
+        row = Import(
+            id=new_id(),
+            user_id=user_id,
+            key_id=key_id,
+            kind=spec.kind,
+            source=shown_source(spec),
+            route=request.route,
+            gateway_url=gateway,
+            status=RUNNING if request.start else DRAFT,
+            created_at=contents.next_moment(usage, step=MICROSECOND),
+            started_at=utc_now() if request.start else None,
+        )
+        if not _waits_for_car(spec):
+            try:
+                sealed = self._sealer.seal(spec.to_json().encode(), row.id.bytes)
+            except LookupError:
+                raise SecretUnavailable from None
+            row.secrets, row.secret_version = sealed.data, sealed.version
+            row.due_at = utc_now()
+            self._ring(session)
+        session.add(row)
+        session.flush()
+        return row
+
+    def start(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
+        """Begin, go on after a pause, or try again what an ended import left.
+
+        Raises `NotFound`, or `Conflict` when the source's list was never read to its end: its
+        credentials are forgotten.
+        """
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status == RUNNING:
+            return row
+        if row.kind == CAR and row.listed_at is None and row.secrets is None:
+            raise Conflict("Send the CAR first: PUT …/car.")
+        if row.status in ENDED:
+            if row.listed_at is None:
+                raise Conflict(
+                    "The source's list was not read to its end, and its credentials are forgotten: "
+                    "make a new import. What is here already is not moved twice."
+                )
+            again = (ImportItem.import_id == row.id, ImportItem.status == FAILED)
+            retried = session.execute(
+                update(ImportItem)
+                .where(*again, ImportItem.cid.is_not(None))
+                .values(status=WAITING, reason=None, route=None, pin_id=None, seconds=None)
+            ).rowcount
+            row.failed -= retried
+        row.status, row.error, row.attempts = RUNNING, None, 0
+        row.started_at, row.finished_at, row.due_at = utc_now(), None, utc_now()
+        session.flush()
+        self._ring(session)
+        return row
+
+    def pause(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
+        """Stop for now; what is under way begins anew later. Raises `NotFound`, or `Conflict`
+        unless it runs."""
+        contents.lock_usage(session, user_id)
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status == PAUSED:
+            return row
+        if row.status != RUNNING:
+            raise Conflict(f"This import is {row.status}: only a running one can be paused.")
+        row.status = PAUSED
+        self._stop(session, row)
+        return row
+
+    def cancel(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
+        """End it; what was moved stays. Nothing happens to one that has ended. Raises
+        `NotFound`."""
+        contents.lock_usage(session, user_id)
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status not in ENDED:
+            row.status, row.finished_at = CANCELLED, utc_now()
+            row.secrets = row.secret_version = None
+            self._stop(session, row)
+        return row
+
+    def delete(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> None:
+        """Forget an import that has ended, or was not started; what it moved stays.
+
+        Raises `NotFound`, or `Conflict` while it is running or paused.
+        """
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status in {RUNNING, PAUSED}:
+            raise Conflict("Cancel it first.")
+        session.execute(delete(ImportItem).where(ImportItem.import_id == row.id))
+        session.delete(row)
+        session.flush()
+
+    def _stop(self, session: Session, row: Import) -> None:
+        """Take it from its worker, with what was under way: a few items at most."""
+        row.lease_token = row.lease_until = row.due_at = None
+        moving = session.scalars(
+            select(ImportItem).where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
+        ).all()
+        for item in moving:
+            item.status, item.dag_size, item.blocks = WAITING, None, None
+            if item.pin_id is not None and self.drop_pin(session, row.user_id, item.pin_id):
+                item.pin_id = None
+        session.flush()
+
+    def drop_pin(self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> bool:
+        """Take back a pin that is still under way, or failed. Returns whether it is gone: one that
+        is pinned stays. The user's usage is locked."""
+        status = session.scalar(select(Pin.status).where(Pin.id == pin_id))
+        if status == PINNED_STATUS:
+            return False
+        try:
+            self._pins.remove(session, user_id, pin_id)
+        except NotFound:
+            pass
+        return True
+
+
+def find_import(
+    session: Session, user_id: uuid.UUID, import_id: uuid.UUID, *, lock: bool = False
+) -> Import:
+    """One import of a user. Raises `NotFound` for any other."""
+    statement = _mine(user_id).where(Import.id == import_id)
+    row = session.scalar(statement.with_for_update() if lock else statement)
+    if row is None:
+        raise NotFound
+    return row
+
+
+def imports_of(user_id: uuid.UUID) -> Listing[Import]:
+    """A user's imports."""
+    return Listing(_mine(user_id), Import.created_at, Import.id)
+
+
+def items_of(
+    session: Session, user_id: uuid.UUID, import_id: uuid.UUID, status: str | None
+) -> Listing[ImportItem]:
+    """The items of a user's import, or those of one status. Raises `NotFound`."""
+    row = find_import(session, user_id, import_id)
+    statement = select(ImportItem).where(ImportItem.import_id == row.id)
+    if status is not None:
+        statement = statement.where(ImportItem.status == status)
+    known = row.total if status is None else None
+    return Listing(statement, ImportItem.created_at, ImportItem.id, known)
+
+
+def standing_of(session: Session, row: Import) -> Standing:
+    """What else is to be said of an import now."""
+    moving = 0
+    if row.status == RUNNING:
+        # A few at most. While a pin is under way it tells itself how much has come.
+        so_far = func.coalesce(ImportItem.dag_size, Pin.dag_size, 0)
+        moving = session.scalar(
+            select(func.coalesce(func.sum(so_far), 0))
+            .select_from(ImportItem)
+            .outerjoin(Pin, Pin.id == ImportItem.pin_id)
+            .where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
+            .where(ImportItem.was_here.is_(False))
+        )
+    usage = contents.usage_of(session, row.user_id)
+    return Standing(int(moving or 0), contents.room_of(session, usage))
+
+
+def shown_source(spec: SourceSpec) -> dict[str, str]:
+    """What may be kept and shown of a source: no credentials."""
+    shown = {"kind": spec.kind, "endpoint": spec.endpoint, "username": spec.username}
+    return {name: value for name, value in shown.items() if value}
+
+
+def _waits_for_car(spec: SourceSpec) -> bool:
+    return spec.kind == CAR and not spec.path and not spec.roots
+
+
+def _known_gateway(spec: SourceSpec) -> str | None:
+    return PINATA_GATEWAY if spec.kind == PINATA else None
+
+
+def _mine(user_id: uuid.UUID) -> Select[Import]:
+    return owned(select(Import), Import.user_id, user_id)
