@@ -27,6 +27,7 @@ from on_api.core.setting_groups import (
     DatabaseSettings,
     FilesSettings,
     GcSettings,
+    ImportsSettings,
     IpfsSettings,
     LogSettings,
     NodeSettings,
@@ -97,6 +98,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     files: FilesSettings = FilesSettings()
     gc: GcSettings = GcSettings()
+    imports: ImportsSettings = ImportsSettings()
     ipfs: IpfsSettings = IpfsSettings()
     log: LogSettings = LogSettings()
     node: NodeSettings = NodeSettings()
