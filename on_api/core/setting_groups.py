@@ -163,6 +163,19 @@ class PinsSettings(Group):
 class ImportsSettings(Group):
     """Imports from other services, and the calls that they make."""
 
+    at_once: int = Field(
+        4, ge=1, le=100, description="Imports that one worker carries out at once."
+    )
+    concurrency: int = Field(
+        16, ge=1, le=256, description="Items of one import that are moved at once."
+    )
+    patience: Seconds = Field(
+        30, description="Seconds without a new block over IPFS after which a gateway is tried."
+    )
+    deadline: int = Field(
+        21_600, ge=1, le=30 * 86_400, description="Seconds after which an item is given up."
+    )
+    max_items: int = Field(1_000_000, ge=1, le=2**31, description="Items that one import may have.")
     allow_private: bool = Field(
         False, description="Call http:// URLs and loopback, private and link-local addresses too."
     )

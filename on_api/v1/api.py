@@ -6,7 +6,18 @@ from fastapi import APIRouter
 
 from on_api.core.error_handlers import FAILURE
 from on_api.core.openapi import ApiVersion
-from on_api.v1.endpoints import audit, auth, files, identities, keys, node, pins, shares, users
+from on_api.v1.endpoints import (
+    audit,
+    auth,
+    files,
+    identities,
+    imports,
+    keys,
+    node,
+    pins,
+    shares,
+    users,
+)
 
 router = APIRouter(prefix="/v1")
 router.include_router(auth.router)
@@ -20,6 +31,8 @@ router.include_router(files.router)
 router.include_router(shares.v1_only)
 router.include_router(shares.router)
 router.include_router(pins.router)
+router.include_router(imports.v1_only)
+router.include_router(imports.router)
 router.include_router(node.router)
 router.include_router(audit.v1_only)
 

@@ -12,6 +12,7 @@ from on_api.v1.endpoints.node import router as node
 from on_api.v1.endpoints.pins import router as pins
 from on_api.v2.endpoints.audit import router as audit
 from on_api.v2.endpoints.files import router as files
+from on_api.v2.endpoints.imports import router as imports
 from on_api.v2.endpoints.keys import router as keys
 from on_api.v2.endpoints.shares import router as shares
 from on_api.v2.endpoints.users import router as users
@@ -24,6 +25,7 @@ router.include_router(keys)
 router.include_router(files)
 router.include_router(shares)
 router.include_router(pins)
+router.include_router(imports)
 router.include_router(node)
 router.include_router(audit)
 

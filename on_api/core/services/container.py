@@ -26,6 +26,7 @@ from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.identities import IdentityService
+from on_api.core.services.imports import ImportService
 from on_api.core.services.intake import IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
@@ -65,6 +66,7 @@ class Services:
     uploads: UploadService
     shares: ShareService
     pins: PinService
+    imports: ImportService
     keeper: Keeper
     names: PinNames
     leases: LeaseService
@@ -111,6 +113,7 @@ class Services:
         leases = LeaseService(database, names, settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
+        pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(
@@ -141,7 +144,8 @@ class Services:
                 private_files,
             ),
             shares=ShareService(database, hasher, settings.auth),
-            pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
+            pins=pins,
+            imports=ImportService(keyring, pins, bell.ring_after),
             keeper=keeper,
             names=names,
             leases=leases,

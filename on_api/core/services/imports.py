@@ -5,14 +5,16 @@ carried out is in `import_jobs.py` and the worker.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.crypto.sealing import Sealer
+from on_api.core.crypto.sealing import Sealed, Sealer
+from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
 from on_api.core.models import Import, ImportItem, Pin
 from on_api.core.models.database import new_id, utc_now
@@ -68,10 +70,9 @@ class ImportService:
     """Takes imports and changes their state. `ring` is called after a commit that leaves work for
     the worker."""
 
-    def __init__(
-        self, sealer: Sealer, pins: PinService, ring: Callable[[Session], None]
-    ) -> None:
-        self._sealer = sealer
+    def __init__(self, keyring: Keyring, pins: PinService, ring: Callable[[Session], None]) -> None:
+        self._keyring = keyring
+        self._sealer = Sealer(keyring, Purpose.IMPORTS)
         self._pins = pins
         self._ring = ring
 
@@ -97,9 +98,7 @@ class ImportService:
         if request.route == GATEWAY and gateway is None:
             raise BadRequest("gateway_url: say from which gateway.")
         usage = contents.lock_usage(session, user_id)
-        unended = select(func.count()).where(
-            Import.user_id == user_id, Import.status.in_(UNENDED)
-        )
+        unended = select(func.count()).where(Import.user_id == user_id, Import.status.in_(UNENDED))
         if (session.scalar(unended) or 0) >= MOST_UNENDED:
             raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
         row = Import(
@@ -115,16 +114,23 @@ class ImportService:
             started_at=utc_now() if request.start else None,
         )
         if not _waits_for_car(spec):
-            try:
-                sealed = self._sealer.seal(spec.to_json().encode(), row.id.bytes)
-            except LookupError:
-                raise SecretUnavailable from None
+            if self._keyring.problem is not None:
+                raise SecretUnavailable  # what is sealed now could never be opened again
+            sealed = self._sealer.seal(spec.to_json().encode(), row.id.bytes)
             row.secrets, row.secret_version = sealed.data, sealed.version
             row.due_at = utc_now()
             self._ring(session)
         session.add(row)
         session.flush()
         return row
+
+    def open_spec(self, import_id: uuid.UUID, version: int, sealed: bytes) -> SourceSpec:
+        """The source of an import, with its credentials. Raises `SecretUnavailable`."""
+        try:
+            text = self._sealer.open(Sealed(version, sealed), import_id.bytes).decode()
+        except (UnknownSecretError, ValueError):
+            raise SecretUnavailable from None
+        return SourceSpec.from_json(text)
 
     def start(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
         """Begin, go on after a pause, or try again what an ended import left.
@@ -143,13 +149,17 @@ class ImportService:
                     "The source's list was not read to its end, and its credentials are forgotten: "
                     "make a new import. What is here already is not moved twice."
                 )
-            again = (ImportItem.import_id == row.id, ImportItem.status == FAILED)
-            retried = session.execute(
+            retried = session.scalars(
                 update(ImportItem)
-                .where(*again, ImportItem.cid.is_not(None))
+                .where(
+                    ImportItem.import_id == row.id,
+                    ImportItem.status == FAILED,
+                    ImportItem.cid.is_not(None),
+                )
                 .values(status=WAITING, reason=None, route=None, pin_id=None, seconds=None)
-            ).rowcount
-            row.failed -= retried
+                .returning(ImportItem.id)
+            )
+            row.failed -= sum(1 for _ in retried)
         row.status, row.error, row.attempts = RUNNING, None, 0
         row.started_at, row.finished_at, row.due_at = utc_now(), None, utc_now()
         session.flush()
@@ -210,10 +220,8 @@ class ImportService:
         status = session.scalar(select(Pin.status).where(Pin.id == pin_id))
         if status == PINNED_STATUS:
             return False
-        try:
+        with suppress(NotFound):
             self._pins.remove(session, user_id, pin_id)
-        except NotFound:
-            pass
         return True
 
 
@@ -245,21 +253,26 @@ def items_of(
     return Listing(statement, ImportItem.created_at, ImportItem.id, known)
 
 
-def standing_of(session: Session, row: Import) -> Standing:
-    """What else is to be said of an import now."""
-    moving = 0
-    if row.status == RUNNING:
-        # A few at most. While a pin is under way it tells itself how much has come.
-        so_far = func.coalesce(ImportItem.dag_size, Pin.dag_size, 0)
-        moving = session.scalar(
-            select(func.coalesce(func.sum(so_far), 0))
-            .select_from(ImportItem)
-            .outerjoin(Pin, Pin.id == ImportItem.pin_id)
-            .where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
-            .where(ImportItem.was_here.is_(False))
+def standings_of(
+    session: Session, user_id: uuid.UUID, rows: Sequence[Import]
+) -> Mapping[uuid.UUID, Standing]:
+    """What else is to be said now of some imports of one user."""
+    running = [row.id for row in rows if row.status == RUNNING]
+    # A few items at most. While a pin is under way it tells itself how much has come.
+    so_far = func.coalesce(ImportItem.dag_size, Pin.dag_size, 0)
+    sums = (
+        select(ImportItem.import_id, func.sum(so_far))
+        .outerjoin(Pin, Pin.id == ImportItem.pin_id)
+        .where(
+            ImportItem.import_id.in_(running),
+            ImportItem.status == MOVING,
+            ImportItem.was_here.is_(False),
         )
-    usage = contents.usage_of(session, row.user_id)
-    return Standing(int(moving or 0), contents.room_of(session, usage))
+        .group_by(ImportItem.import_id)
+    )
+    moving = {key: int(size or 0) for key, size in session.execute(sums)} if running else {}
+    room = contents.room_of(session, contents.usage_of(session, user_id))
+    return {row.id: Standing(moving.get(row.id, 0), room) for row in rows}
 
 
 def shown_source(spec: SourceSpec) -> dict[str, str]:

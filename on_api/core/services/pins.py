@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, NotFound
 from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import new_id, utc_now
@@ -95,6 +96,28 @@ class PinService:
         known = contents.lock_all(session, (normalise(request.cid) for request in requests))
         return [self._add(session, usage, request, known, freed=0) for request in requests]
 
+    def add_pinned(
+        self,
+        session: Session,
+        usage: UserUsage,
+        request: PinRequest,
+        stat: DagStat,
+        secured: Mapping[str, int],
+    ) -> Pin:
+        """Record what the node has pinned already; `usage` is locked.
+
+        Raises `contents.NotSecuredError`. Whether the quota allows it is for whoever has reserved
+        it to say.
+        """
+        cid = normalise(request.cid)
+        pin = self._new(usage, request, cid)
+        contents.add_reference(session, usage, cid, stat.size, secured)
+        pin.blocks = stat.blocks or None
+        session.add(pin)
+        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+        mark_pinned(session, usage, pin, stat.size)
+        return pin
+
     def replace(
         self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
     ) -> Pin:
@@ -148,9 +171,26 @@ class PinService:
         freed: int,
     ) -> Pin:
         """`known`: the contents that there are, locked, among those that are asked for."""
-        now = utc_now()
         cid = normalise(request.cid)
-        pin = Pin(
+        pin = self._new(usage, request, cid)
+        content = known.get(cid)
+        if content is not None and content.state == PINNED:
+            _require_room(session, usage, cid, content.dag_size, freed)
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+            contents.add_reference(session, usage, cid, content.dag_size, {})
+            mark_pinned(session, usage, pin, content.dag_size)
+        else:
+            # How much will come is not known yet: the worker looks again when it is.
+            _require_room(session, usage, cid, 1, freed)
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+            self._ring(session)
+        return pin
+
+    def _new(self, usage: UserUsage, request: PinRequest, cid: str) -> Pin:
+        now = utc_now()
+        return Pin(
             id=new_id(),
             user_id=usage.user_id,
             cid=cid,
@@ -166,20 +206,6 @@ class PinService:
             attempts=0,
             needs_fetch=False,
         )
-        content = known.get(cid)
-        if content is not None and content.state == PINNED:
-            _require_room(session, usage, cid, content.dag_size, freed)
-            session.add(pin)
-            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-            contents.add_reference(session, usage, cid, content.dag_size, {})
-            mark_pinned(session, usage, pin, content.dag_size)
-        else:
-            # How much will come is not known yet: the worker looks again when it is.
-            _require_room(session, usage, cid, 1, freed)
-            session.add(pin)
-            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-            self._ring(session)
-        return pin
 
 
 def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:

@@ -86,7 +86,8 @@ def needed_versions(session: Session) -> dict[int, int]:
     ]
     for statement in counts:
         for version, count in session.execute(statement):
-            needed[version] = needed.get(version, 0) + count
+            if version is not None:
+                needed[version] = needed.get(version, 0) + count
     return needed
 
 
