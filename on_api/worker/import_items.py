@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,12 +30,13 @@ from on_api.core.errors import (
     NodeUnavailable,
     NotFound,
     OnApiError,
+    PayloadTooLarge,
     QuotaExceeded,
     ServiceUnavailable,
-    SourceUnavailable,
+    SourceError,
 )
-from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.models import ImportItem
 from on_api.core.models.database import utc_now
 from on_api.core.models.pin import FAILED, PINNED_STATUS
@@ -43,7 +44,6 @@ from on_api.core.services import contents, import_jobs
 from on_api.core.services.container import Services
 from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
 from on_api.core.services.imports import AUTO, GATEWAY, IPFS
-from on_api.core.services.intake import LOOK_EVERY
 from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
 from on_api.core.services.pins import PinRequest
 from on_api.core.services.reservations import Announced
@@ -61,6 +61,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between them: the first, doubled at each next one, and the most."""
 DISCOURAGING = 3
 """Items in a row that IPFS did not bring, after which the gateway is asked first."""
+COVER_SECONDS = 0.25
+"""Between two looks whether what has come from a gateway is reserved."""
 QUOTA = "The storage quota does not allow it."
 FULL = "The IPFS node has no room for it."
 OUR_FAULT = "Something went wrong on our side; the log has more."
@@ -78,7 +80,8 @@ class PinWatch:
 
     async def next(self, pin_id: uuid.UUID) -> PinState | None:
         """The pin at the next look; None when it is gone."""
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[PinState | None] = loop.create_future()
         self._waiting[pin_id] = future
         return await future
 
@@ -105,10 +108,13 @@ class _Begun:
 class Mover:
     """Moves items of one import. `seen`: what has come from gateways so far, by item."""
 
-    def __init__(self, services: Services, claim: Claim, watch: PinWatch) -> None:
+    def __init__(
+        self, services: Services, claim: Claim, watch: PinWatch, gateway: GatewayFetcher | None
+    ) -> None:
         self._services = services
         self._claim = claim
         self._watch = watch
+        self._gateway = gateway
         self._limits = services.settings.imports
         self._in_vain = 0
         """Items in a row that IPFS did not bring."""
@@ -165,7 +171,7 @@ class Mover:
 
     @property
     def _has_gateway(self) -> bool:
-        return self._claim.route == AUTO and self._claim.gateway_url is not None
+        return self._claim.route == AUTO and self._gateway is not None
 
     def _ends_at(self, item: Item) -> datetime:
         return item.started_at + timedelta(seconds=self._limits.deadline)
@@ -199,7 +205,7 @@ class Mover:
             row.file_id = None if file is None else file.id
             row.was_here = file is not None
         else:
-            pin = import_jobs.same_pin(session, user_id, item)
+            pin = import_jobs.same_pin(session, user_id, item.cid, item.name, item.meta)
             row.pin_id = None if pin is None else pin.id
             row.was_here = pin is not None
         if row.was_here:
@@ -279,7 +285,7 @@ class Mover:
         services = self._services
         await services.capacity.require(item.size or 0)
         lease = await to_thread.run_sync(
-            services.leases.open, UPLOAD, JobHolder(self._claim.user_id), Announced()
+            services.leases.open, UPLOAD, JobHolder(self._claim.user_id), Announced(item.size or 0)
         )
         try:
             async with services.leases.kept_alive(lease):
@@ -304,22 +310,31 @@ class Mover:
                 await node.pin(item.cid, name=lease.pin_name, fetch=False)
 
     async def _fetch(self, item: Item, lease: LeaseHandle) -> None:
-        raise NotImplementedError
+        """Fetch what isn't here yet, reserving for it as it comes. Raises `_GiveUpError`."""
+        if self._gateway is None:
+            raise _GiveUpError("No gateway is known from which it could be had.")
 
-    async def _within_quota(
-        self, item: Item, lease: LeaseHandle, blocks: AsyncIterator[tuple[Cid, bytes]]
-    ) -> AsyncIterator[tuple[Cid, bytes]]:
-        """Pass blocks on, each after it was reserved."""
-        services, stat = self._services, DagStat(0, 0)
-        async for cid, block in blocks:
-            before, stat = stat, DagStat(stat.size + len(block), stat.blocks + 1)
-            self._require_size(stat.size)
-            if lease.covered is not None and stat.size > lease.covered:
-                await to_thread.run_sync(services.leases.cover, lease, stat.size)
-            if before.size // LOOK_EVERY != stat.size // LOOK_EVERY:
-                await services.capacity.require(0)
+        def look(stat: DagStat) -> None:
             self.seen[item.id] = stat
-            yield cid, block
+
+        most = self._services.settings.files.max_size
+        fetching = asyncio.ensure_future(
+            self._gateway.fetch(item.cid, max_bytes=most, progress=look)
+        )
+        try:
+            while not (await asyncio.wait([fetching], timeout=COVER_SECONDS))[0]:
+                size = self.seen.get(item.id, DagStat(0, 0)).size
+                if lease.covered is not None and size > lease.covered:
+                    await to_thread.run_sync(self._services.leases.cover, lease, size)
+                await self._services.capacity.require(0)
+                if utc_now() >= self._ends_at(item):
+                    raise _GiveUpError(f"It was tried for {self._limits.deadline} seconds.")
+            fetching.result()
+        except (SourceError, PayloadTooLarge) as error:
+            raise _GiveUpError(error.details) from error
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
 
     async def _finish(self, item: Item, lease: LeaseHandle | None) -> None:
         """Read all of it from the node, and record it. Raises `_GiveUpError` for what is not
@@ -399,5 +414,5 @@ class Mover:
 
 
 def _passes(error: OnApiError) -> bool:
-    passing = NodeUnavailable | NodeTimeout | NodeTruncated | ServiceUnavailable | SourceUnavailable
+    passing = NodeUnavailable | NodeTimeout | NodeTruncated | ServiceUnavailable
     return isinstance(error, passing) or type(error) is NodeError

@@ -26,6 +26,8 @@ from on_api.core.errors import (
     SecretUnavailable,
     SourceUnavailable,
 )
+from on_api.core.ipfs.retrieval import GatewayFetcher
+from on_api.core.outbound import Outbound
 from on_api.core.providers.base import Source, SourceSpec
 from on_api.core.services import import_jobs
 from on_api.core.services.container import Services
@@ -53,6 +55,7 @@ class ImportWorker:
     def __init__(self, services: Services, open_source: OpenSource) -> None:
         self._services = services
         self._open_source = open_source
+        self._outbound = Outbound(services.settings.imports)
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
         self._runs: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -67,7 +70,13 @@ class ImportWorker:
         claim = await self._in_database(lambda session: import_jobs.claim(session, self._life))
         if claim is None:
             return False
-        task = asyncio.create_task(_Run(self, claim).run())
+        try:
+            run = _Run(self, claim, self._gateway(claim.gateway_url))
+        except AddressRefused as error:  # the operator has changed their mind
+            details = error.details
+            await self._in_database(lambda session: import_jobs.give_up(session, claim, details))
+            return True
+        task = asyncio.create_task(run.run())
         self._runs.add(task)
         task.add_done_callback(self._end)
         return True
@@ -78,6 +87,12 @@ class ImportWorker:
         for task in self._runs:
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._outbound.close()
+
+    def _gateway(self, url: str | None) -> GatewayFetcher | None:
+        if url is None:
+            return None
+        return GatewayFetcher(self._services.node, self._outbound, url)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
@@ -94,14 +109,14 @@ class ImportWorker:
 class _Run:
     """One import for as long as this process has it."""
 
-    def __init__(self, worker: ImportWorker, claim: Claim) -> None:
+    def __init__(self, worker: ImportWorker, claim: Claim, gateway: GatewayFetcher | None) -> None:
         self._services = worker._services
         self._open_source = worker._open_source
         self._life = worker._life
         self._in_database = worker._in_database
         self._claim = claim
         self._watch = PinWatch()
-        self._mover = Mover(self._services, claim, self._watch)
+        self._mover = Mover(self._services, claim, self._watch, gateway)
 
     async def run(self) -> None:
         """Whatever comes of it."""

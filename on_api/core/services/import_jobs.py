@@ -241,20 +241,22 @@ def get_item(session: Session, item_id: uuid.UUID) -> ImportItem:
     return row
 
 
-def same_pin(session: Session, user_id: uuid.UUID, item: Item) -> Pin | None:
-    """A pin of the user's that is what the item would become."""
+def same_pin(
+    session: Session, user_id: uuid.UUID, cid: str, name: str | None, meta: dict[str, Any] | None
+) -> Pin | None:
+    """A pin of the user's that is what an item would become."""
     alike = session.scalars(
         select(Pin)
         .where(
             Pin.user_id == user_id,
-            Pin.cid == item.cid,
+            Pin.cid == cid,
             Pin.status == PINNED_STATUS,
             Pin.removed_at.is_(None),
-            Pin.name == item.name if item.name is not None else Pin.name.is_(None),
+            Pin.name == name if name is not None else Pin.name.is_(None),
         )
         .limit(ALIKE)
     )
-    return next((pin for pin in alike if (pin.meta or None) == (item.meta or None)), None)
+    return next((pin for pin in alike if (pin.meta or None) == (meta or None)), None)
 
 
 def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:

@@ -29,6 +29,7 @@ from on_api.core.models.imports import (
     WAITING,
 )
 from on_api.core.models.pin import PINNED_STATUS
+from on_api.core.outbound import check_url
 from on_api.core.providers.base import CAR, KUBO, PINATA, SourceSpec
 from on_api.core.services import contents
 from on_api.core.services.access import owned
@@ -70,11 +71,19 @@ class ImportService:
     """Takes imports and changes their state. `ring` is called after a commit that leaves work for
     the worker."""
 
-    def __init__(self, keyring: Keyring, pins: PinService, ring: Callable[[Session], None]) -> None:
+    def __init__(
+        self,
+        keyring: Keyring,
+        pins: PinService,
+        ring: Callable[[Session], None],
+        *,
+        allow_private: bool,
+    ) -> None:
         self._keyring = keyring
         self._sealer = Sealer(keyring, Purpose.IMPORTS)
         self._pins = pins
         self._ring = ring
+        self._allow_private = allow_private
 
     def create(
         self,
@@ -88,13 +97,17 @@ class ImportService:
         """Take an import: its source's list is read as a job, and its items are moved once it is
         started.
 
-        Raises `Forbidden` for a source that only administrators may name, `BadRequest` for a route
-        without its gateway, `Conflict` for too many, `SecretUnavailable` without a master secret.
+        Raises `Forbidden` for a source that only administrators may name, `AddressRefused` for a
+        URL that isn't called, `BadRequest` for a route without its gateway, `Conflict` for too
+        many, `SecretUnavailable` without a master secret.
         """
         spec = request.source
         if spec.kind == KUBO and not is_admin:
             raise Forbidden("Only administrators may import from a Kubo's RPC.")
         gateway = request.gateway_url or _known_gateway(spec)
+        for url in (spec.endpoint, gateway):
+            if url is not None:
+                check_url(url, allow_private=self._allow_private)
         if request.route == GATEWAY and gateway is None:
             raise BadRequest("gateway_url: say from which gateway.")
         usage = contents.lock_usage(session, user_id)

@@ -99,9 +99,7 @@ def get_report_of_import(
     principal: ImportsWrite,
     session: SessionDep,
     services: ServicesDep,
-    format: Annotated[
-        Literal["json", "csv"], Query(description="`json` or `csv`.")
-    ] = "json",
+    format: Annotated[Literal["json", "csv"], Query(description="`json` or `csv`.")] = "json",
 ) -> Response:
     """Every item with its size, blocks, duration and route; and last, in one sentence, whether
     everything was moved and verified, or what wasn't."""
