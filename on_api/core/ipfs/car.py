@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import libipld
@@ -63,7 +63,7 @@ class CarReader:
         """Bytes of the CAR within that are still to come, where a header has told."""
         self.roots: Sequence[Cid] = ()
 
-    async def blocks(self) -> AsyncIterator[tuple[Cid, bytes]]:
+    async def blocks(self) -> AsyncGenerator[tuple[Cid, bytes]]:
         """Every block, its hash verified. Raises `CarError`."""
         header = await self._section(MAX_HEADER_BYTES, "header")
         index: int | None = None

@@ -27,7 +27,8 @@ MAX_NAME = 255
 """Characters of a name; the rest is cut off."""
 MAX_META = 1000
 MAX_META_BYTES = 16 * 1024
-MAX_RESUME_BYTES = 256 * 1024
+MAX_TOKEN = 8192
+MAX_RESUME_BYTES = 640 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class SourceSpec:
     """Of a CAR that was taken in already."""
 
     def __post_init__(self) -> None:
-        """Raises `BadRequest` for an unknown kind, a field that it doesn't take, or one missing."""
+        """Check it. Raises `BadRequest` for an unknown kind, a field that it doesn't take, or one missing."""
         takes = FIELDS.get(self.kind)
         if takes is None:
             raise BadRequest(f"source.kind: one of {', '.join(KINDS)}.")
@@ -137,6 +138,10 @@ class SourceSpec:
         for name, needed in takes.items():
             if needed and not getattr(self, name):
                 raise BadRequest(f"source.{name}: a {self.kind} source needs it.")
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise BadRequest("source.token: it has letters that no token has.")
+        if len(self.token or "") > MAX_TOKEN:
+            raise BadRequest("source.token: it is too long.")
 
     def to_json(self) -> str:
         """For keeping, sealed: it holds the secrets."""
