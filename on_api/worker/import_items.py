@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -89,11 +89,11 @@ class PinWatch:
         """Which pins are to be looked at."""
         return set(self._waiting)
 
-    def tell(self, states: Mapping[uuid.UUID, PinState]) -> None:
-        """What was seen of those that were wanted."""
-        waiting, self._waiting = self._waiting, {}
-        for pin_id, future in waiting.items():
-            if not future.done():
+    def tell(self, wanted: Iterable[uuid.UUID], states: Mapping[uuid.UUID, PinState]) -> None:
+        """What was seen of those that were `wanted` before the look."""
+        for pin_id in wanted:
+            future = self._waiting.pop(pin_id, None)
+            if future is not None and not future.done():
                 future.set_result(states.get(pin_id))
 
 

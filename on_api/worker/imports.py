@@ -28,7 +28,7 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.outbound import Outbound
-from on_api.core.providers.base import Source, SourceSpec
+from on_api.core.providers.opening import open_source
 from on_api.core.services import import_jobs
 from on_api.core.services.container import Services
 from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
@@ -46,15 +46,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 120.0
 LISTING_ATTEMPTS = 5
 """At one page, before the import is given up."""
 
-OpenSource = Callable[[SourceSpec], Source]
-
 
 class ImportWorker:
     """One process's share of the imports."""
 
-    def __init__(self, services: Services, open_source: OpenSource) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._open_source = open_source
         self._outbound = Outbound(services.settings.imports)
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
         self._runs: set[asyncio.Task[None]] = set()
@@ -111,7 +108,7 @@ class _Run:
 
     def __init__(self, worker: ImportWorker, claim: Claim, gateway: GatewayFetcher | None) -> None:
         self._services = worker._services
-        self._open_source = worker._open_source
+        self._outbound = worker._outbound
         self._life = worker._life
         self._in_database = worker._in_database
         self._claim = claim
@@ -175,7 +172,7 @@ class _Run:
         if sealed is None:
             raise SecretUnavailable
         spec = self._services.imports.open_spec(claim.id, *sealed)
-        source = self._open_source(spec)
+        source = open_source(spec, self._outbound)
         try:
             if claim.resume is None:
                 delegates = await source.delegates()
@@ -244,7 +241,7 @@ class _Run:
             await asyncio.sleep(pause)
             try:
                 if wanted := self._watch.wanted():
-                    self._watch.tell(await self._pin_states(wanted))
+                    self._watch.tell(wanted, await self._pin_states(wanted))
                 if loop.time() - renewed_at >= min(BEAT_SECONDS, self._life.total_seconds() / 4):
                     renewed_at = loop.time()
                     if not await self._renew():

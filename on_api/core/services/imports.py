@@ -288,6 +288,11 @@ def standings_of(
     return {row.id: Standing(moving.get(row.id, 0), room) for row in rows}
 
 
+def standing_of(session: Session, row: Import) -> Standing:
+    """What else is to be said now of one import."""
+    return standings_of(session, row.user_id, [row])[row.id]
+
+
 def shown_source(spec: SourceSpec) -> dict[str, str]:
     """What may be kept and shown of a source: no credentials."""
     shown = {"kind": spec.kind, "endpoint": spec.endpoint, "username": spec.username}

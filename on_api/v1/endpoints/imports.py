@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
-from sqlalchemy.orm import Session
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from on_api.core.dependencies import (
+    AttemptDep,
     ImportStatusQuery,
     ImportsWrite,
     PageQuery,
     ServicesDep,
     SessionDep,
 )
-from on_api.core.errors import Conflict, Forbidden, NotFound
-from on_api.core.models import Import as ImportRow
-from on_api.core.routing import ApiRoute, documented
+from on_api.core.errors import (
+    BadCar,
+    Conflict,
+    Forbidden,
+    InsufficientStorage,
+    KeyLimitReached,
+    NodeError,
+    NodeTimeout,
+    NodeUnavailable,
+    NotFound,
+    PayloadTooLarge,
+    QuotaExceeded,
+    RequestTimeout,
+)
+from on_api.core.routing import CAR_BODY, ApiRoute, documented
+from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.imports import (
     Import,
     ImportCreate,
@@ -27,13 +41,21 @@ from on_api.core.schemas.imports import (
     ImportList,
 )
 from on_api.core.services.access import Scope
+from on_api.core.services.idempotency import Claim
 from on_api.core.services.import_reports import REPORTS
-from on_api.core.services.imports import find_import, imports_of, items_of, standings_of
+from on_api.core.services.imports import (
+    find_import,
+    imports_of,
+    items_of,
+    standing_of,
+    standings_of,
+)
+from on_api.core.upload_forms import announced_by_body
 
 router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 
-_REPORT = {
+_REPORT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The report, as long as it is.",
         "content": {"application/json": {}, "text/csv": {}},
@@ -58,7 +80,7 @@ def create_import(
         key_id=principal.key_id,
         is_admin=principal.allows(Scope.ADMIN),
     )
-    return show(session, row)
+    return Import.of(row, standing_of(session, row))
 
 
 @v1_only.get("")
@@ -72,7 +94,8 @@ def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuer
 @router.get("/{import_id}", responses=documented(NotFound))
 def get_one_import(import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep) -> Import:
     """One of your imports, and how far it is."""
-    return show(session, find_import(session, principal.user_id, import_id))
+    row = find_import(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
 
 
 @v1_only.get("/{import_id}/items", responses=documented(NotFound))
@@ -120,7 +143,8 @@ def start_import(
     import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
     """Begin, go on after a pause, or try again what an ended import could not move."""
-    return show(session, services.imports.start(session, principal.user_id, import_id))
+    row = services.imports.start(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
 
 
 @router.post("/{import_id}/pause", status_code=202, responses=documented(NotFound, Conflict))
@@ -128,7 +152,8 @@ def pause_import(
     import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
     """Stop for now. Items under way begin anew when it goes on."""
-    return show(session, services.imports.pause(session, principal.user_id, import_id))
+    row = services.imports.pause(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
 
 
 @router.post("/{import_id}/cancel", status_code=202, responses=documented(NotFound))
@@ -136,7 +161,51 @@ def cancel_import(
     import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
     """End it. What was moved stays."""
-    return show(session, services.imports.cancel(session, principal.user_id, import_id))
+    row = services.imports.cancel(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
+
+
+@router.put(
+    "/{import_id}/car",
+    responses=documented(
+        NotFound,
+        Conflict,
+        BadCar,
+        QuotaExceeded,
+        KeyLimitReached,
+        RequestTimeout,
+        PayloadTooLarge,
+        NodeError,
+        NodeUnavailable,
+        NodeTimeout,
+        InsufficientStorage,
+    ),
+    openapi_extra={"requestBody": CAR_BODY},
+)
+async def send_car(
+    request: Request,
+    import_id: uuid.UUID,
+    principal: ImportsWrite,
+    attempt: AttemptDep,
+    services: ServicesDep,
+    name: Annotated[
+        Text | Absent, Query(max_length=255, description="Of the pin, if the CAR has one root.")
+    ] = None,
+) -> Import:
+    """Send the CAR (version 1 or 2) of an import of kind `car`. It streams to the node, every block
+    verified; its roots are pinned when all of their blocks are there, and the import is done."""
+    announced = announced_by_body(request.headers, services.settings.files.max_size, None)
+    await services.cars.take(principal, import_id, request.stream(), announced, name=name)
+
+    def look() -> Import:
+        if isinstance(attempt, Claim):
+            # An import takes one CAR: a repeat needs no memory of this answer to be refused.
+            services.idempotency.release(attempt)
+        with services.database.session_scope(write=False) as session:
+            row = find_import(session, principal.user_id, import_id)
+            return Import.of(row, standing_of(session, row))
+
+    return await run_in_threadpool(look)
 
 
 @router.delete("/{import_id}", status_code=204, responses=documented(NotFound, Conflict))
@@ -145,8 +214,3 @@ def delete_import(
 ) -> None:
     """Forget an import and its report. What was moved stays."""
     services.imports.delete(session, principal.user_id, import_id)
-
-
-def show(session: Session, row: ImportRow) -> Import:
-    """One import."""
-    return Import.of(row, standings_of(session, row.user_id, [row])[row.id])
