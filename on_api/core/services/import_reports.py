@@ -125,6 +125,15 @@ def csv_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
     yield _csv_line(["verdict", totals.verdict(row.status, row.error)])
 
 
+def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> str:
+    """The last line alone. Raises `NotFound`."""
+    row, totals = _read(database, user_id, import_id), Totals()
+    for page in _pages(database, import_id):
+        for item in page:
+            totals.add(item)
+    return totals.verdict(row.status, row.error)
+
+
 def as_document(item: ImportItem) -> dict[str, Any]:
     """One item, for a report."""
     return {

@@ -249,6 +249,14 @@ def find_import(
     return row
 
 
+def find_any_import(session: Session, import_id: uuid.UUID) -> Import:
+    """Any user's import, for the operator. Raises `NotFound`."""
+    row = session.get(Import, import_id)
+    if row is None:
+        raise NotFound(f"There is no import {import_id}.")
+    return row
+
+
 def imports_of(user_id: uuid.UUID) -> Listing[Import]:
     """A user's imports."""
     return Listing(_mine(user_id), Import.created_at, Import.id)
