@@ -198,7 +198,8 @@ class Outbound:
                     await response.aclose()
         except TimeoutError as error:
             raise _PassingError(f"{call.url.host} did not answer in time.") from error
-        return _json(call.url.host, bytes(body))
+        # In a thread: a body of many megabytes takes a second.
+        return await asyncio.to_thread(_json, call.url.host, bytes(body))
 
     async def _open_once(self, call: _Call) -> httpx.Response:
         """The first answer that is no redirect, if it is a good one."""
@@ -321,8 +322,10 @@ class _CheckedTransport(httpx.AsyncHTTPTransport):
 def _check(url: httpx.URL, *, allow_private: bool) -> None:
     if url.scheme not in ({"http", "https"} if allow_private else {"https"}) or not url.host:
         raise AddressRefused
-    if url.userinfo or len(str(url)) > MAX_URL:
-        raise AddressRefused("The URL may have no user or password in it, and must be short.")
+    if url.userinfo or len(str(url)) > MAX_URL or not 0 < (url.port or 1) < 65536:
+        raise AddressRefused(
+            "The URL may have no user or password in it, must be short and have a true port."
+        )
     try:
         address = ipaddress.ip_address(url.host)
     except ValueError:
@@ -409,15 +412,14 @@ def _trouble(host: str, error: Exception) -> str:
 
 
 def _json(host: str, body: bytes) -> Any:
-    depth = deepest = 0
+    depth = 0
     for token in _TOKENS.finditer(body):
         if token[0] in b"[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_JSON_DEPTH:
+                raise SourceMalformed(f"{host} answers JSON that is nested too deep.")
         elif token[0] in b"]}":
             depth -= 1
-    if deepest > MAX_JSON_DEPTH:
-        raise SourceMalformed(f"{host} answers JSON that is nested too deep.")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -128,7 +128,7 @@ class SourceSpec:
     """Of a CAR that was taken in already."""
 
     def __post_init__(self) -> None:
-        """Check it. Raises `BadRequest` for an unknown kind, a field that it doesn't take, or one missing."""
+        """Check it. Raises `BadRequest` for an unknown kind, or the wrong fields for it."""
         takes = FIELDS.get(self.kind)
         if takes is None:
             raise BadRequest(f"source.kind: one of {', '.join(KINDS)}.")
