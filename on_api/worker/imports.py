@@ -41,9 +41,9 @@ T = TypeVar("T")
 BEAT_SECONDS = 1.0
 SLICE_SECONDS = 60.0
 """After which an import makes way, if others wait."""
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 120.0
-"""Seconds until a list is read on after an error that passes: the first, doubled, and the most."""
-LISTING_ATTEMPTS = 5
+FIRST_PAUSE = 2.0
+"""Seconds until a list is read on after an error that passes: the first, doubled for the next."""
+LISTING_ATTEMPTS = 3
 """At one page, before the import is given up."""
 
 
@@ -154,7 +154,8 @@ class _Run:
             return
         passing = isinstance(error, SourceUnavailable | DatabaseUnavailable | SecretUnavailable)
         if passing and self._claim.attempts < LISTING_ATTEMPTS:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._claim.attempts - 1))
+            longest = self._services.settings.imports.longest_pause
+            pause = min(longest, FIRST_PAUSE * 2.0 ** (self._claim.attempts - 1))
             # Jitter: those that came together don't come again together.
             await self._put_back(error.details, pause=pause * random.uniform(0.5, 1.0))  # noqa: S311
         else:
@@ -194,21 +195,19 @@ class _Run:
     async def _move_all(self) -> None:
         claim, places = self._claim, self._services.settings.imports.concurrency
         ends_at = asyncio.get_running_loop().time() + SLICE_SECONDS
-        moving: dict[asyncio.Task[None], uuid.UUID] = {}
+        moving: dict[asyncio.Task[None], Item] = {}
         is_more = True
         try:
             while True:
                 free = places - len(moving)
                 if is_more and free >= max(1, places // 2):
-                    items = await self._take(free, set(moving.values()))
+                    items = await self._take(free, {item.id: item.cid for item in moving.values()})
                     is_more = len(items) == free
-                    moving |= {
-                        asyncio.create_task(self._mover.move(item)): item.id for item in items
-                    }
+                    moving |= {asyncio.create_task(self._mover.move(item)): item for item in items}
                 if not moving:
                     if await self._in_database(lambda s: import_jobs.finish(s, claim)):
                         return
-                    is_more = True  # retried by somebody beside us
+                    is_more = True  # of a CID that was under way, or retried by somebody beside us
                     continue
                 done, _ = await asyncio.wait(moving, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -225,7 +224,7 @@ class _Run:
             with CancelScope(shield=True):
                 await asyncio.gather(*moving, return_exceptions=True)
 
-    async def _take(self, free: int, under_way: set[uuid.UUID]) -> list[Item]:
+    async def _take(self, free: int, under_way: dict[uuid.UUID, str]) -> list[Item]:
         claim = self._claim
         return list(await self._in_database(lambda s: import_jobs.take(s, claim, free, under_way)))
 

@@ -199,25 +199,35 @@ def end_listing(session: Session, claim: Claim) -> bool:
 
 
 def take(
-    session: Session, claim: Claim, limit: int, under_way: Collection[uuid.UUID]
+    session: Session, claim: Claim, limit: int, under_way: Mapping[uuid.UUID, str]
 ) -> Sequence[Item]:
-    """Take up to `limit` items to be moved: first those that a crash has left under way."""
+    """Take up to `limit` items to be moved: first those that a crash has left under way.
+
+    No two of one CID at the same time (`under_way`: item → CID), so that the second finds what the
+    first has brought.
+    """
     lock(session, claim)
-    found: list[ImportItem] = []
+    cids = set(under_way.values())
+    taken: list[Item] = []
     for status in (MOVING, WAITING):
-        statement = select(ImportItem).where(
-            ImportItem.import_id == claim.id, ImportItem.status == status
-        )
-        if status == MOVING:
-            statement = statement.where(ImportItem.id.not_in(under_way))
-        ordered = statement.order_by(ImportItem.created_at).limit(limit - len(found))
-        found += session.scalars(ordered)
-    now = utc_now()
-    taken = []
-    for item in found:
-        if item.status == WAITING:
-            item.status, item.started_at = MOVING, now
-        taken.append(_as_item(item))
+        found = session.scalars(
+            select(ImportItem)
+            .where(
+                ImportItem.import_id == claim.id,
+                ImportItem.status == status,
+                ImportItem.id.not_in(under_way),
+                ImportItem.cid.not_in(cids),
+            )
+            .order_by(ImportItem.created_at)
+            .limit(limit - len(taken))
+        ).all()
+        for item in found:
+            if item.cid in cids:
+                continue
+            cids.add(item.cid or "")
+            if item.status == WAITING:
+                item.status, item.started_at = MOVING, utc_now()
+            taken.append(_as_item(item))
     session.flush()
     return taken
 

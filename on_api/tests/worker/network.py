@@ -52,6 +52,11 @@ class Peer:
         assert answer.status_code == 200, answer.text
         return answer.content
 
+    def stat(self, cid: str) -> tuple[int, int]:
+        """Bytes and number of a DAG's different blocks."""
+        summary = self._post("dag/stat", {"arg": cid, "progress": "false"}).text.splitlines()[-1]
+        return json.loads(summary)["TotalSize"], json.loads(summary)["UniqueBlocks"]
+
     @property
     def pid(self) -> int:
         """Its process; there must be one."""

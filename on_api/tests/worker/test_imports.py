@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from on_api.core.models import UserUsage
+from on_api.core.models.migrations import PROJECT
 from on_api.core.setting_groups import ImportsSettings, PinsSettings, WorkerSettings
 from on_api.core.settings import Settings
+from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import Account, DatabaseMaker, Server, make_settings
+from on_api.tests.deadline import until
 from on_api.tests.worker.conftest import account_of
 from on_api.tests.worker.invariants import check_invariants
 from on_api.tests.worker.migration import (
@@ -18,6 +31,7 @@ from on_api.tests.worker.migration import (
     ask,
     facts_of,
     fill,
+    look,
     over,
     pins_of,
     previewed,
@@ -34,8 +48,8 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Peer]]:
-    """The node to leave, and two that know nobody."""
-    made = [Peer(tmp_path_factory.mktemp(name)) for name in ("old", "new", "third")]
+    """The node to leave, and three that know nobody."""
+    made = [Peer(tmp_path_factory.mktemp(name)) for name in ("old", "b", "c", "d")]
     try:
         for peer in made:
             peer.start()
@@ -149,3 +163,119 @@ def test_from_a_gateway_alone(
         check_moved(ben, wanted, peers[2], peers[0])
         assert facts_of(report)
         check_invariants(server.services.database, peers[2].pins().keys())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
+def test_killed_at_random_moments(
+    old: Server,
+    ada: tuple[Account, list[Pinned]],
+    peers: list[Peer],
+    postgres_database: DatabaseMaker,
+    tmp_path: Path,
+) -> None:
+    """`kill -9` again and again: the report says in the end what it would have said without."""
+    account, wanted = ada
+    settings = make_settings(
+        tmp_path,
+        postgres_database(),
+        ipfs=peers[3].ipfs,
+        **{**QUICK, "worker": WorkerSettings(embedded=False, poll=0.05, lease_seconds=2)},
+    )
+    with Server(settings) as server, account_of(server) as ben:
+        asked = ask(
+            ben,
+            source=source_of(old, account),
+            gateway_url=peers[0].ipfs.gateway_url,
+            start=True,
+        )
+        deaths = 0
+        while look(ben, asked["id"])["status"] == "running" and deaths < 60:
+            before = look(ben, asked["id"])
+            with worker_process(settings) as process:
+                until(
+                    lambda: progress_of(look(ben, asked["id"])) > progress_of(before),  # noqa: B023
+                    "it goes on",
+                    60,
+                )
+                # The moment is the thing under test, and must be random.
+                time.sleep(random.uniform(0.0, 0.8))
+                process.kill()
+                deaths += 1
+            if deaths == 3 and len(wanted) < 100:
+                break
+        with worker_process(settings):
+            done = over(ben, asked["id"], 600)
+            report = report_of(ben, asked["id"])
+            assert done["status"] == "done", report["verdict"]
+            assert deaths > 2
+            assert facts_of(report) == undisturbed(wanted, peers[0])
+            check_moved(ben, wanted, peers[3], peers[0])
+            until(lambda: nothing_reserved(server), "what dead leases reserved is given back", 90)
+            check_invariants(server.services.database, peers[3].pins().keys())
+
+
+def undisturbed(wanted: list[Pinned], source: Peer) -> list[dict[str, Any]]:
+    """The facts of the report of an import that nothing has happened to."""
+    facts: list[dict[str, Any]] = []
+    for position, each in enumerate(reversed(wanted)):
+        stat = source.stat(each.cid)
+        is_first = all((each.cid, each.name) != (one["cid"], one["name"]) for one in facts)
+        facts.append(
+            {
+                "position": position,
+                "status": "done" if is_first else "skipped",
+                "cid": each.cid,
+                "name": each.name,
+                "size": stat[0],
+                "bytes": stat[0],
+                "blocks": stat[1],
+                "verified": True,
+                "reason": None,
+            }
+        )
+    return facts
+
+
+def progress_of(seen: dict[str, Any]) -> tuple[int, ...]:
+    """Grows while an import goes on."""
+    return seen["total"], seen["done"], seen["bytes_under_way"]
+
+
+def nothing_reserved(server: Server) -> bool:
+    """No lease holds anything back."""
+    with server.services.database.session_scope(write=False) as session:
+        return all(each.reserved_bytes == 0 for each in session.scalars(select(UserUsage)))
+
+
+@contextmanager
+def worker_process(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """`on-api worker`, working; killed in the end."""
+    log = settings.home / f"worker-{uuid.uuid4()}.log"
+    rpc_auth = settings.ipfs.rpc_auth
+    secret = settings.secret_key
+    assert rpc_auth is not None
+    assert secret is not None
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("ON_API_")},
+        "ON_API_HOME": str(settings.home),
+        "ON_API_DATABASE_URL": settings.sqlalchemy_url,
+        "ON_API_SECRET_KEY": secret.get_secret_value(),
+        "ON_API_IPFS__RPC_URL": str(settings.ipfs.rpc_url),
+        "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
+        "ON_API_IPFS__RPC_AUTH": rpc_auth.get_secret_value(),
+        "ON_API_PINS__DIAL_PRIVATE": "true",
+        "ON_API_IMPORTS__ALLOW_PRIVATE": "true",
+        "ON_API_IMPORTS__PATIENCE": "10",
+        "ON_API_WORKER__POLL": "0.05",
+        "ON_API_WORKER__LEASE_SECONDS": "2",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [ON_API, "worker"], env=environment, cwd=PROJECT, stdout=output, stderr=output
+        )
+    try:
+        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 60)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
