@@ -12,6 +12,7 @@ import typer
 
 from on_api.cli import (
     doctor,
+    export,
     fsck,
     gc,
     imports,
@@ -36,6 +37,7 @@ app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.command("gc")(gc.gc)
 app.command("fsck")(fsck.fsck)
+app.command("export")(export.export)
 app.command("init")(init.init)
 app.command("openapi")(openapi.openapi)
 app.command("doctor")(doctor.doctor)

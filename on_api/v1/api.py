@@ -9,6 +9,7 @@ from on_api.core.openapi import ApiVersion
 from on_api.v1.endpoints import (
     audit,
     auth,
+    exports,
     files,
     identities,
     imports,
@@ -24,6 +25,7 @@ router.include_router(auth.router)
 router.include_router(users.v1_only)
 router.include_router(users.router)
 router.include_router(identities.router)
+router.include_router(exports.router)
 router.include_router(keys.v1_only)
 router.include_router(keys.router)
 router.include_router(files.v1_only)

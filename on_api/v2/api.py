@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from on_api.core.error_handlers import FAILURE, PROBLEM
 from on_api.core.openapi import ApiVersion
 from on_api.v1.endpoints.auth import router as auth
+from on_api.v1.endpoints.exports import router as exports
 from on_api.v1.endpoints.identities import router as identities
 from on_api.v1.endpoints.node import router as node
 from on_api.v1.endpoints.pins import router as pins
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/v2")
 router.include_router(auth)
 router.include_router(users)
 router.include_router(identities)
+router.include_router(exports)
 router.include_router(keys)
 router.include_router(files)
 router.include_router(shares)
