@@ -35,7 +35,7 @@ Secret = Annotated[SecretStr, AfterValidator(_plain_secret), Field(min_length=1,
 class PinningApiSource(Request):
     """Any service that speaks the IPFS Pinning Service API."""
 
-    kind: Literal["pinning_api"]
+    kind: Literal["pinning_api"] = Field(description="Which kind of source.")
     endpoint: Url = Field(
         description="Its URL, up to what `/pins` follows.", examples=["https://api.example/psa"]
     )
@@ -45,7 +45,7 @@ class PinningApiSource(Request):
 class PinataSource(Request):
     """Pinata, by its own API."""
 
-    kind: Literal["pinata"]
+    kind: Literal["pinata"] = Field(description="Which kind of source.")
     token: Secret = Field(description="A Pinata JWT that may list files.")
     endpoint: Url | None = Field(None, description="Another URL than Pinata's own.")
 
@@ -53,7 +53,7 @@ class PinataSource(Request):
 class KuboSource(Request):
     """The recursive pins of another Kubo (administrators only)."""
 
-    kind: Literal["kubo"]
+    kind: Literal["kubo"] = Field(description="Which kind of source.")
     endpoint: Url = Field(description="Its RPC.", examples=["https://kubo.example:5001"])
     token: Secret | None = Field(None, description="`bearer:TOKEN` or `basic:USER:PASSWORD`.")
 
@@ -61,13 +61,13 @@ class KuboSource(Request):
 class CarSource(Request):
     """A CAR, sent afterwards to `PUT …/car`."""
 
-    kind: Literal["car"]
+    kind: Literal["car"] = Field(description="Which kind of source.")
 
 
 class CidsSource(Request):
     """A list of CIDs: one a line, or CSV with their names."""
 
-    kind: Literal["cids"]
+    kind: Literal["cids"] = Field(description="Which kind of source.")
     text: Annotated[str, AfterValidator(storable_text)] = Field(
         min_length=1,
         max_length=MOST_TEXT,
@@ -79,7 +79,7 @@ class CidsSource(Request):
 class OnApiSource(Request):
     """Another on-api: its files stay files."""
 
-    kind: Literal["on_api"]
+    kind: Literal["on_api"] = Field(description="Which kind of source.")
     endpoint: Url = Field(description="Its URL.", examples=["https://old.example"])
     token: Secret = Field(description="A key with `files:read` and `pins:read`.")
     username: Text | None = Field(

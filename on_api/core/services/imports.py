@@ -169,7 +169,15 @@ class ImportService:
                     ImportItem.status == FAILED,
                     ImportItem.cid.is_not(None),
                 )
-                .values(status=WAITING, reason=None, route=None, pin_id=None, seconds=None)
+                .values(
+                    status=WAITING,
+                    reason=None,
+                    route=None,
+                    pin_id=None,
+                    file_id=None,
+                    was_here=False,
+                    seconds=None,
+                )
                 .returning(ImportItem.id)
             )
             row.failed -= sum(1 for _ in retried)

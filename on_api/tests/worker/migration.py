@@ -107,7 +107,10 @@ def over(account: Account, import_id: str, seconds: float = 60) -> dict[str, Any
         seen = look(account, import_id)
         return seen if seen["status"] in {"done", "failed", "cancelled"} else None
 
-    return until(ended, f"import {import_id} ends", seconds)
+    try:
+        return until(ended, f"import {import_id} ends", seconds)
+    except AssertionError as error:
+        raise AssertionError(report_of(account, import_id)) from error
 
 
 def previewed(account: Account, import_id: str, seconds: float = 30) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from on_api.core.models.migrations import PROJECT
 from on_api.core.setting_groups import ImportsSettings, PinsSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API
-from on_api.tests.conftest import Account, DatabaseMaker, Server, make_settings
+from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server, make_settings
 from on_api.tests.deadline import until
-from on_api.tests.worker.conftest import account_of
+from on_api.tests.worker.conftest import account_of, ended, pin
 from on_api.tests.worker.invariants import check_invariants
 from on_api.tests.worker.migration import (
     MIB,
@@ -163,6 +163,44 @@ def test_from_a_gateway_alone(
         check_moved(ben, wanted, peers[2], peers[0])
         assert facts_of(report)
         check_invariants(server.services.database, peers[2].pins().keys())
+
+
+def test_from_another_on_api(
+    old: Server, peers: list[Peer], postgres_database: DatabaseMaker, tmp_path: Path
+) -> None:
+    """Files stay files, private ones private and readable, by the identity that comes with them;
+    pins stay pins. Without the password the private ones are named."""
+    with account_of(old) as account:
+        public = account.upload(os.urandom(2 * MIB), "Öffentlich", meta='{"deep": {"n": [1]}}')
+        empty = account.upload(b"", "empty")
+        data = os.urandom(3 * MIB)
+        private = account.upload(data, "geheim", visibility="private")
+        short = account.upload(b"short", "kurz", visibility="private")
+        pinned = peers[0].add(os.urandom(1000), pinned=False)
+        ended(account, pin(account, pinned, name="a pin"))
+        source = {"kind": "on_api", "endpoint": old.url, "token": account.key}
+        settings = new_settings(tmp_path, postgres_database(), peers[1])
+        with Server(settings) as server, account_of(server) as ben:
+            done = over(ben, ask(ben, source=source, start=True)["id"])
+            assert (done["status"], done["done"], done["failed"]) == ("failed", 3, 2)
+            verdict = report_of(ben, done["id"])["verdict"]
+            assert str(private["cid"]) in verdict
+            assert "private at the source" in verdict
+            login = {"username": account.username, "password": PASSWORD}
+            done = over(ben, ask(ben, source={**source, **login}, start=True)["id"])
+            assert done["status"] == "done", report_of(ben, done["id"])["verdict"]
+            assert (done["total"], done["done"], done["skipped"]) == (5, 5, 3)
+            files = {each["name"]: each for each in ben.client.get("/v1/files").json()["items"]}
+            kept = ("cid", "name", "size", "media_type", "sha256", "visibility", "meta")
+            for each in (public, empty, private, short):
+                mine = files[str(each["name"])]
+                assert {name: mine[name] for name in kept} == {name: each[name] for name in kept}
+                assert mine["source_created_at"] == each["created_at"]
+                assert mine["id"] != each["id"]
+            content = ben.client.get(f"/v1/files/{files['geheim']['id']}/content")
+            assert content.content == data
+            assert [(each.cid, each.name) for each in pins_of(ben)] == [(pinned, "a pin")]
+            check_invariants(server.services.database, peers[1].pins().keys())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")

@@ -31,6 +31,7 @@ from on_api.core.errors import (
     QuotaExceeded,
     RequestTimeout,
 )
+from on_api.core.providers.base import CAR
 from on_api.core.routing import CAR_BODY, ApiRoute, documented
 from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.imports import (
@@ -73,10 +74,13 @@ def create_import(
     on-api stay files. Credentials are kept encrypted, and forgotten once the list was read. What
     is here already is not moved again.
     """
+    request = body.as_request()
+    if principal.limited and request.source.kind != CAR:
+        raise Forbidden("A key with limits can't import: nobody knows before how much will come.")
     row = services.imports.create(
         session,
         principal.user_id,
-        body.as_request(),
+        request,
         key_id=principal.key_id,
         is_admin=principal.allows(Scope.ADMIN),
     )
