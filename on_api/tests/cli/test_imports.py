@@ -6,15 +6,28 @@ import io
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from on_api.cli import progress
 from on_api.cli.progress import Progress, ProgressLine
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models.migrations import PROJECT
 from on_api.tests.cli.processes import ON_API
-from on_api.tests.conftest import Account, Server
+from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.worker.migration import pins_of
+
+
+@pytest.fixture(scope="module")
+def server(
+    kubo: Kubo, sqlite_database: DatabaseMaker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One is enough: a command takes two seconds."""
+    settings = make_settings(tmp_path_factory.mktemp("cli"), sqlite_database(), ipfs=kubo.ipfs)
+    with Server(settings) as running:
+        yield running
 
 
 def run(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
