@@ -42,7 +42,7 @@ class CarSource(Source):
 
 
 async def chunks_of(path: Path) -> AsyncGenerator[bytes]:
-    """The bytes of a file on this machine; to be closed. Raises `BadRequest` for one that can't be read."""
+    """The bytes of a file on this machine; to be closed. Raises `BadRequest` when it can't be."""
     try:
         async with await open_file(path, "rb") as file:
             while chunk := await file.read(CHUNK_BYTES):
