@@ -111,7 +111,7 @@ async def test_identity_cids(node: KuboNode) -> None:
     root = linking(inline)
     taken = await take(node, car_with([root[0], inline], [root, (inline, b"inline")]))
     assert taken.blocks == 1
-    assert taken.roots == [(str(root[0]), await node.dag_stat(str(root[0])))]
+    assert taken.roots == [(str(cid), await node.dag_stat(str(cid))) for cid in (root[0], inline)]
     with pytest.raises(BadCar):
         await take(node, car_with([root[0]], [root, (inline, b"another")]))
 

@@ -245,7 +245,8 @@ async def test_blocks_by_themselves(node: IpfsNode) -> None:
     assert [await node.block(str(cid)) for cid in blocks] == list(blocks.values())
     assert await node.pin_status(str(root)) is None
     assert await node.dag_stat(str(root)) == DagStat(size, len(blocks))
-    assert await node.pin(str(root), name="on-api/test/blocks", fetch=False)
+    stat = await node.pin(str(root), name="on-api/test/blocks", fetch=False)
+    assert stat.blocks == len(blocks)
 
 
 async def test_blocks_that_stop_coming(node: IpfsNode) -> None:
