@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from anyio import to_thread
 from sqlalchemy import func, select
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
 FIRST_LOOK_SECONDS = 1.0
 """While the addresses were never known."""
+FIRST_LOOK_TIMEOUT = 10.0
+"""Seconds that a request waits for the first look to end."""
 MAX_DELEGATES = 20
 
 
@@ -39,15 +42,19 @@ class NodeWatch:
         self._node = node
         self._fixed = settings.pins.delegates
         self._delegates: Sequence[str] = self._fixed
+        self._has_looked = asyncio.Event()
         self.pinned: int | None = None
         """How many contents are pinned; None until it was counted."""
 
-    @property
-    def delegates(self) -> Sequence[str]:
+    async def delegates(self) -> Sequence[str]:
         """1 to 20 addresses at which clients find the node, each ending in its identity.
 
-        Raises `NodeUnavailable` while they were never known.
+        Right after the start it waits for the first look. Raises `NodeUnavailable` while they were
+        never known.
         """
+        if not self._delegates:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_looked.wait(), FIRST_LOOK_TIMEOUT)
         if not self._delegates:
             raise NodeUnavailable
         return self._delegates
@@ -59,6 +66,7 @@ class NodeWatch:
                 await self.look()
             except OnApiError as error:
                 logger.warning("could not look at the node: %s", error.details)
+            self._has_looked.set()
             await asyncio.sleep(LOOK_SECONDS if self._delegates else FIRST_LOOK_SECONDS)
 
     async def look(self) -> None:

@@ -99,7 +99,7 @@ async def test_many_at_once(node: IpfsNode) -> None:
     assert [a.cid for a in added] == [build_file(d).cid for d in everything]
 
 
-@pytest.mark.parametrize("after", [0, 1, 3 * MIB])
+@pytest.mark.parametrize("after", [0, 32, 3 * MIB])
 async def test_a_source_that_fails_leaves_nothing(node: IpfsNode, after: int) -> None:
     """Its exception comes out unchanged; neither the part nor the whole is pinned."""
 

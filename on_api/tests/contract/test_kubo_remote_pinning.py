@@ -54,7 +54,6 @@ def service(
             pins=PinsSettings(dial_private=True),
         )
         with Server(settings) as running:
-            until(lambda: running.services.watch._delegates, "the node's addresses are known")
             yield running
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from on_api.core.setting_groups import WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.deadline import until
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +22,6 @@ def resting(
         worker=WorkerSettings(embedded=False),
     )
     with Server(settings) as running:
-        until(lambda: running.services.watch._delegates, "the node's addresses are known")
         yield running
 
 

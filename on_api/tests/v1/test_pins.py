@@ -24,12 +24,6 @@ ORIGIN = f"/ip4/203.0.113.7/tcp/4001/p2p/{PEER}"
 CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-@pytest.fixture(autouse=True)
-def _known_delegates(server: Server) -> None:
-    """Just after the first start nobody knows the node's addresses yet."""
-    until(lambda: server.services.watch._delegates, "the node's addresses are known")
-
-
 def test_shape_of_a_pin(alice: Account) -> None:
     """What the specification requires; what there is nothing to say about is absent, never null."""
     cid = some_cid()

@@ -152,7 +152,7 @@ def test_private_origins_are_not_dialled(
         seen = ended(ada, pin(ada, cid, origins=source.addresses()), 10)
         assert seen["status"] == "failed"
         assert "ON_API_PINS__DIAL_PRIVATE" in seen["info"]["status_details"]
-        identity = server.services.watch.delegates[0].rpartition("/")[2]
+        identity = seen["delegates"][0].rpartition("/")[2]
         assert identity not in source.peers()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -152,6 +153,14 @@ def _page(
     return TimePage(limit, before, after)
 
 
+async def _delegates(services: ServicesDep) -> Sequence[str]:
+    return await services.watch.delegates()
+
+
+DelegatesDep = Annotated[Sequence[str], Depends(_delegates)]
+"""Where clients find the node."""
+
+
 @router.get(
     "",
     operation_id="getPins",
@@ -163,14 +172,13 @@ def _page(
 def get_pins(
     principal: PinsRead,
     session: SessionDep,
-    services: ServicesDep,
+    delegates: DelegatesDep,
     wanted: Annotated[PinFilter, Depends(_pin_filter)],
     page: Annotated[TimePage, Depends(_page)],
 ) -> PinResults:
     """List all the pin objects, matching optional filters; when no filter is provided, only
     successful pins are returned"""
     count, rows = pins_of(session, principal.user_id, wanted, page)
-    delegates = services.watch.delegates
     return PinResults(count=count, results=[PinStatus.of(row, delegates) for row in rows])
 
 
@@ -182,9 +190,10 @@ def get_pins(
     responses=_ERRORS,
     response_model_exclude_none=True,
 )
-async def add_pin(body: Pin, principal: PinsWrite, services: ServicesDep) -> PinStatus:
+async def add_pin(
+    body: Pin, principal: PinsWrite, services: ServicesDep, delegates: DelegatesDep
+) -> PinStatus:
     """Add a new pin object for the current access token"""
-    delegates = services.watch.delegates
     row = await services.pins.add(principal.user_id, body.as_request())
     return PinStatus.of(row, delegates)
 
@@ -197,11 +206,11 @@ async def add_pin(body: Pin, principal: PinsWrite, services: ServicesDep) -> Pin
     response_model_exclude_none=True,
 )
 def get_pin_by_request_id(
-    requestid: str, principal: PinsRead, session: SessionDep, services: ServicesDep
+    requestid: str, principal: PinsRead, session: SessionDep, delegates: DelegatesDep
 ) -> PinStatus:
     """Get a pin object and its status"""
     row = get_pin(session, principal.user_id, _request_id(requestid))
-    return PinStatus.of(row, services.watch.delegates)
+    return PinStatus.of(row, delegates)
 
 
 @router.post(
@@ -218,10 +227,10 @@ def replace_pin_by_request_id(
     principal: PinsWrite,
     session: SessionDep,
     services: ServicesDep,
+    delegates: DelegatesDep,
 ) -> PinStatus:
     """Replace an existing pin object (shortcut for executing remove and add operations in one step
     to avoid unnecessary garbage collection of blocks present in both recursive pins)"""
-    delegates = services.watch.delegates
     row = services.pins.replace(
         session, principal.user_id, _request_id(requestid), body.as_request()
     )
