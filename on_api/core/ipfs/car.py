@@ -208,4 +208,6 @@ def _bytes_head(length: int) -> bytes:
 
 
 def _array_head(length: int) -> bytes:
-    return bytes([0x80 | length]) if length < 24 else bytes([0x98, length])
+    if length < 24:
+        return bytes([0x80 | length])
+    return bytes([0x98, length]) if length < 256 else b"\x99" + length.to_bytes(2, "big")

@@ -17,7 +17,7 @@ DAG_JSON = 0x0129
 _LINKLESS = {RAW, 0x51, 0x0200}  # plain CBOR and JSON have no links
 MAX_NESTING = 1024
 """Of the values within a block."""
-MAX_ITEMS = 2**18
+MAX_ITEMS = 2**17
 """Values within a block, keys among them."""
 
 _CID_TAG = 42

@@ -77,7 +77,9 @@ class GatewayFetcher:
         """Raises `AddressRefused` for a URL that isn't called."""
         self._node = node
         self._outbound = outbound
-        self._url = check_url(gateway_url, allow_private=outbound.limits.allow_private)
+        # Many write it with what every path on it begins with.
+        origin = gateway_url.rstrip("/").removesuffix("/ipfs")
+        self._url = check_url(origin, allow_private=outbound.limits.allow_private)
         self._gives_cars = True
 
     async def fetch(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -35,13 +35,14 @@ class CarSource(Source):
             return
         roots = self._roots
         if not roots and self._path is not None:
-            roots = await roots_of(chunks_of(self._path))
+            async with aclosing(chunks_of(self._path)) as chunks:
+                roots = await roots_of(chunks)
         named = self._path.stem if self._path is not None and len(roots) == 1 else None
         yield Page([shapes.item(root, named=named) for root in dict.fromkeys(roots)], "end")
 
 
-async def chunks_of(path: Path) -> AsyncIterator[bytes]:
-    """The bytes of a file on this machine. Raises `BadRequest` for one that can't be read."""
+async def chunks_of(path: Path) -> AsyncGenerator[bytes]:
+    """The bytes of a file on this machine; to be closed. Raises `BadRequest` when it can't be."""
     try:
         async with await open_file(path, "rb") as file:
             while chunk := await file.read(CHUNK_BYTES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from on_api.core.errors import BadRequest, SourceMalformed
@@ -54,10 +55,11 @@ class CidsSource(Source):
                 raise SourceMalformed(f"The list has more than {self._max_bytes} bytes.")
             return text
         data = bytearray()
-        async for chunk in chunks_of(self._path):
-            data += chunk
-            if len(data) > self._max_bytes:
-                raise SourceMalformed(f"The list has more than {self._max_bytes} bytes.")
+        async with aclosing(chunks_of(self._path)) as chunks:
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > self._max_bytes:
+                    raise SourceMalformed(f"The list has more than {self._max_bytes} bytes.")
         try:
             return data.decode()
         except UnicodeDecodeError as error:

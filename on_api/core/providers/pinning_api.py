@@ -97,9 +97,10 @@ class PinningApiSource(Source):
             count, results = await self._ask(query)
             fresh = [each for each in results if _id(each) not in known]
             repeated = len(results) - len(fresh)
-            if count - repeated >= place.remaining:
+            if place.oldest is None or (repeated and count - repeated >= place.remaining):
                 break
-            # Fewer are left than there have to be: some lie hidden behind the border, or are gone.
+            # The oldest one seen has to come again, and as many as there were to come after it;
+            # else some lie hidden behind the border, or are gone.
         if fresh:
             self._move(place, results)
         place.remaining = count - len(results)
@@ -111,7 +112,7 @@ class PinningApiSource(Source):
     def _move(self, place: _Place, results: Sequence[Mapping[str, Any]]) -> None:
         moments = {_id(each): shapes.moment(each.get("created")) for each in results}
         oldest = min(moments.values())
-        if place.oldest is not None and oldest > shapes.moment(place.oldest):
+        if list(moments.values()) != sorted(moments.values(), reverse=True):
             raise SourceMalformed("The source does not list its pins in order.")
         near = oldest + MARGINS[-1] + MARGINS[0]
         still_near = place.recent if _is_near(place, near) else []
