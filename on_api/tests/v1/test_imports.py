@@ -7,16 +7,26 @@ import io
 import json
 import os
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from on_api.core.crypto.secrets import Keyring
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Import, ImportItem, User
 from on_api.core.models.database import utc_now
+from on_api.core.providers.base import SourceSpec
+from on_api.core.services.audit import COMMAND_LINE
+from on_api.core.services.container import Services
+from on_api.core.services.imports import ImportRequest
+from on_api.core.services.node import connect_node
+from on_api.core.services.rotation import needed_versions, rotate_rows
+from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore
-from on_api.tests.conftest import Account, Kubo, Server
+from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
 from on_api.tests.deadline import until
 from on_api.tests.worker.migration import ask, over, pins_of, previewed, report_of
 from on_api.worker.removal import remove_deleted_accounts
@@ -149,6 +159,30 @@ def test_states(resting: Server, carol: Account) -> None:
     assert TOKEN not in carol.client.get(url).text + carol.client.get(f"{url}/report").text
     assert carol.client.delete(url).status_code == 204
     assert carol.client.get(url).status_code == 404
+
+
+def test_a_rotation_of_the_master_secret(
+    settings_for: Callable[..., Settings], sqlite_database: DatabaseMaker
+) -> None:
+    """Credentials that are still needed are sealed anew with everything else."""
+    old = settings_for(sqlite_database())
+    services = Services.build(old, connect_node(old))
+    spec = SourceSpec("pinning_api", endpoint="https://pins.example", token=TOKEN)
+    with services.database.session_scope() as session:
+        user = services.users.create(session, "ada", None, COMMAND_LINE, is_admin=False)
+        row = services.imports.create(session, user.id, ImportRequest(spec))
+    new = settings_for(
+        old.sqlalchemy_url,
+        secret_key=SecretStr("another master secret, which comes after it"),
+        previous_secret_keys=[old.secret_key],
+    )
+    keyring = Keyring.load(new)
+    assert rotate_rows(services.database, keyring, new).sealed_anew == 1
+    with services.database.session_scope(write=False) as session:
+        row = session.get_one(Import, row.id)
+        assert needed_versions(session) == {keyring.version: 1}
+    after = Services.build(new, connect_node(new)).imports
+    assert after.open_spec(row.id, row.secret_version or 0, row.secrets or b"").token == TOKEN
 
 
 def test_over_the_quota(server: Server, alice: Account, bob: Account) -> None:
