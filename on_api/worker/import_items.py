@@ -8,20 +8,18 @@ a lease, as an upload has.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from anyio import CancelScope, to_thread
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import (
-    BlocksMissing,
     DatabaseUnavailable,
     InsufficientFunds,
     InsufficientStorage,
@@ -31,26 +29,23 @@ from on_api.core.errors import (
     NodeUnavailable,
     NotFound,
     OnApiError,
-    PayloadTooLarge,
     QuotaExceeded,
     ServiceUnavailable,
-    SourceError,
 )
-from on_api.core.ipfs.cid import Cid, raw_leaf_cid
 from on_api.core.ipfs.client import DagStat
-from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.models import ImportItem
 from on_api.core.models.database import utc_now
 from on_api.core.models.pin import FAILED, PINNED_STATUS
 from on_api.core.services import contents, import_jobs
 from on_api.core.services.container import Services
-from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
+from on_api.core.services.import_jobs import Claim, Item, LostError
 from on_api.core.services.imports import AUTO, GATEWAY, IPFS
-from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
+from on_api.core.services.leases import LeaseHandle
 from on_api.core.services.pins import PinRequest
-from on_api.core.services.reservations import Announced
 from on_api.core.services.walking import DamagedError, read_dag
 from on_api.worker.import_files import FileFacts, ImportedFiles, NotAuthenticError
+from on_api.worker.import_gateway import EMPTY, Bringer, GiveUpError
+from on_api.worker.pin_watch import PinWatch
 
 logger = logging.getLogger(__name__)
 
@@ -58,50 +53,16 @@ T = TypeVar("T")
 
 LOCAL = "local"
 MADE_HERE = "made here"
-EMPTY = raw_leaf_cid(hashlib.sha256().digest())
-"""The file without a byte. Kubo's bitswap never passes its block on (seen with 0.43.0): it is made
-here."""
 ATTEMPTS = 5
 """At an item that fails for a reason that passes."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between them: the first, doubled at each next one, and the most."""
 DISCOURAGING = 3
 """Items in a row that IPFS did not bring, after which the gateway is asked first."""
-COVER_SECONDS = 0.25
-"""Between two looks whether what has come from a gateway is reserved."""
 QUOTA = "The storage quota does not allow it."
 FULL = "The IPFS node has no room for it."
 REMOVED = "Its pin was removed."
 OUR_FAULT = "Something went wrong on our side; the log has more."
-
-
-class _GiveUpError(Exception):
-    """Ends an item as failed, for a reason that a person understands."""
-
-
-class PinWatch:
-    """Hands out how far pins are, from one look at all of them."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[uuid.UUID, asyncio.Future[PinState | None]] = {}
-
-    async def next(self, pin_id: uuid.UUID) -> PinState | None:
-        """The pin at the next look; None when it is gone."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[PinState | None] = loop.create_future()
-        self._waiting[pin_id] = future
-        return await future
-
-    def wanted(self) -> set[uuid.UUID]:
-        """Which pins are to be looked at."""
-        return set(self._waiting)
-
-    def tell(self, wanted: Iterable[uuid.UUID], states: Mapping[uuid.UUID, PinState]) -> None:
-        """What was seen of those that were `wanted` before the look."""
-        for pin_id in wanted:
-            future = self._waiting.pop(pin_id, None)
-            if future is not None and not future.done():
-                future.set_result(states.get(pin_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +74,33 @@ class _Begun:
 
 
 class Mover:
-    """Moves items of one import. `seen`: what has come from gateways so far, by item."""
+    """Moves items of one import."""
 
     def __init__(
-        self, services: Services, claim: Claim, watch: PinWatch, gateway: GatewayFetcher | None
+        self,
+        services: Services,
+        claim: Claim,
+        watch: PinWatch,
+        bringer: Bringer,
+        threads: CapacityLimiter,
     ) -> None:
         self._services = services
         self._claim = claim
         self._watch = watch
-        self._gateway = gateway
+        self._bringer = bringer
+        self._threads = threads
         self._limits = services.settings.imports
         self._in_vain = 0
         """Items in a row that IPFS did not bring."""
         self.delegates = claim.delegates
-        self.files = ImportedFiles(services, claim.user_id)
-        self.seen: dict[uuid.UUID, DagStat] = {}
+        self._files = ImportedFiles(services, claim.user_id)
 
     async def move(self, item: Item) -> None:
         """Give an item its end. Raises `LostError` when the import is somebody else's."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._attempt(item)
-            except _GiveUpError as reason:
+            except GiveUpError as reason:
                 await self._fail(item, str(reason))
             except (InsufficientFunds, QuotaExceeded):
                 await self._fail(item, QUOTA)
@@ -154,22 +120,26 @@ class Mover:
                 await self._fail(item, OUR_FAULT)
             return
 
+    async def add_identity(self, text: str) -> None:
+        """Take what opens private files of the source."""
+        await self._in_thread(lambda: self._files.add_identity(text))
+
     async def _attempt(self, item: Item) -> None:
         begun = await self._in_database(lambda session: self._begin(session, item))
         if begun.route == IPFS and begun.pin_id is not None:
             try:
                 await self._wait_for(item, begun.pin_id)
                 self._in_vain = 0
-            except _GiveUpError as reason:
+            except GiveUpError as reason:
                 if not self._has_gateway:
                     raise
                 self._in_vain += 1
                 if await self._leave_ipfs(item):
                     try:
                         await self._from_gateway(item)
-                    except _GiveUpError as second:
+                    except GiveUpError as second:
                         both = f"Over IPFS: {reason} From the gateway: {second}"
-                        raise _GiveUpError(both) from None
+                        raise GiveUpError(both) from None
                     return
         elif begun.route in {GATEWAY, MADE_HERE}:
             await self._from_gateway(item)
@@ -178,7 +148,7 @@ class Mover:
 
     @property
     def _has_gateway(self) -> bool:
-        return self._claim.route == AUTO and self._gateway is not None
+        return self._claim.route == AUTO and self._bringer.has_gateway
 
     def _ends_at(self, item: Item) -> datetime:
         return item.started_at + timedelta(seconds=self._limits.deadline)
@@ -244,36 +214,36 @@ class Mover:
         if room is None or item.size <= room:
             return
         if contents.charge_of(session, self._claim.user_id, item.cid, item.size) > 0:
-            raise _GiveUpError(QUOTA)
+            raise GiveUpError(QUOTA)
 
     def _require_size(self, size: int) -> None:
         most = self._services.settings.files.max_size
         if size > most:
-            raise _GiveUpError(f"It has {size} bytes; this server takes {most} at most.")
+            raise GiveUpError(f"It has {size} bytes; this server takes {most} at most.")
 
     async def _wait_for(self, item: Item, pin_id: uuid.UUID) -> None:
-        """Wait until the node has it by IPFS. Raises `_GiveUpError` when it won't."""
+        """Wait until the node has it by IPFS. Raises `GiveUpError` when it won't."""
         loop = asyncio.get_running_loop()
         moved_at, blocks = loop.time(), 0
         while True:
             state = await self._watch.next(pin_id)
             if state is None:
-                raise _GiveUpError(REMOVED)
+                raise GiveUpError(REMOVED)
             if state.status == PINNED_STATUS:
                 return
             if state.status == FAILED:
-                raise _GiveUpError(state.details or "It could not be pinned.")
+                raise GiveUpError(state.details or "It could not be pinned.")
             self._require_size(state.stat.size)
             if state.attempts == 0 or state.stat.blocks > blocks:
                 moved_at, blocks = loop.time(), state.stat.blocks
             still = loop.time() - moved_at
             if self._has_gateway and still >= self._limits.patience:
-                raise _GiveUpError(
+                raise GiveUpError(
                     state.details or f"No block came for {self._limits.patience:g} seconds."
                 )
             if utc_now() >= self._ends_at(item):
                 tried = f"It was tried for {self._limits.deadline} seconds."
-                raise _GiveUpError(f"{state.details or 'Nobody gave all of it.'} {tried}")
+                raise GiveUpError(f"{state.details or 'Nobody gave all of it.'} {tried}")
 
     async def _leave_ipfs(self, item: Item) -> bool:
         """Give up the pin that was to bring it. False when it has brought it at the last moment."""
@@ -292,74 +262,20 @@ class Mover:
 
     async def _from_gateway(self, item: Item) -> None:
         """Bring it from the gateway under a lease, and record it."""
-        services = self._services
-        await services.capacity.require(item.size or 0)
-        lease = await to_thread.run_sync(
-            services.leases.open, UPLOAD, JobHolder(self._claim.user_id), Announced(item.size or 0)
-        )
-        try:
-            async with services.leases.kept_alive(lease):
-                await self._bring(item, lease)
-                await self._finish(item, lease)
-        except BaseException:
-            with CancelScope(shield=True):
-                await self._abandon(lease)
-            raise
-        finally:
-            self.seen.pop(item.id, None)
-
-    async def _bring(self, item: Item, lease: LeaseHandle) -> None:
-        """Have all of its blocks on the node, pinned under the lease."""
-        node = self._services.node
-        if await node.pin_status(item.cid) is None:
-            try:
-                # What an earlier attempt has brought lies there.
-                await node.pin(item.cid, name=lease.pin_name, fetch=False)
-            except BlocksMissing:
-                await self._fetch(item, lease)
-                await node.pin(item.cid, name=lease.pin_name, fetch=False)
-
-    async def _fetch(self, item: Item, lease: LeaseHandle) -> None:
-        """Fetch what isn't here yet, reserving for it as it comes. Raises `_GiveUpError`."""
-        if item.cid == EMPTY:
-            await self._services.node.import_blocks(_only_the_empty_block())
-            return
-        if self._gateway is None:
-            raise _GiveUpError("No gateway is known from which it could be had.")
-
-        def look(stat: DagStat) -> None:
-            self.seen[item.id] = stat
-
-        most = self._services.settings.files.max_size
-        fetching = asyncio.ensure_future(
-            self._gateway.fetch(item.cid, max_bytes=most, progress=look)
-        )
-        try:
-            while not (await asyncio.wait([fetching], timeout=COVER_SECONDS))[0]:
-                size = self.seen.get(item.id, DagStat(0, 0)).size
-                if lease.covered is not None and size > lease.covered:
-                    await to_thread.run_sync(self._services.leases.cover, lease, size)
-                await self._services.capacity.require(0)
-                if utc_now() >= self._ends_at(item):
-                    raise _GiveUpError(f"It was tried for {self._limits.deadline} seconds.")
-            fetching.result()
-        except (SourceError, PayloadTooLarge) as error:
-            raise _GiveUpError(error.details) from error
-        finally:
-            fetching.cancel()
-            await asyncio.gather(fetching, return_exceptions=True)
+        async with self._bringer.brought(item, self._ends_at(item)) as lease:
+            await self._finish(item, lease)
 
     async def _finish(self, item: Item, lease: LeaseHandle | None) -> None:
-        """Read all of it from the node, and record it. Raises `_GiveUpError` for what is not
+        """Read all of it from the node, and record it. Raises `GiveUpError` for what is not
         whole."""
         try:
             stat = await read_dag(self._services.node, item.cid)
             self._require_size(stat.size)
-            facts = None if item.file is None else await self.files.inspect(item, stat)
+            facts = None if item.file is None else await self._files.inspect(item, stat)
         except DamagedError as error:
-            raise _GiveUpError(f"It is not whole on our node: {error}.") from error
+            raise GiveUpError(f"It is not whole on our node: {error}.") from error
         except NotAuthenticError as error:
-            raise _GiveUpError(str(error)) from error
+            raise GiveUpError(str(error)) from error
         secured: dict[str, int] = {}
         while True:
             try:
@@ -386,7 +302,7 @@ class Mover:
         if row.was_here:
             pass
         elif facts is not None:
-            file = self.files.add(session, usage, item, facts, stat, secured)
+            file = self._files.add(session, usage, item, facts, stat, secured)
             row.file_id = file.id
             if row.pin_id is not None:
                 self._services.pins.remove(session, usage.user_id, row.pin_id)
@@ -395,7 +311,7 @@ class Mover:
             pin = self._services.pins.add_pinned(session, usage, self._request(item), stat, secured)
             row.pin_id = pin.id
         elif not import_jobs.pin_states(session, [row.pin_id]):
-            raise _GiveUpError(REMOVED)
+            raise GiveUpError(REMOVED)
         if lease is not None:
             self._services.leases.close(session, lease, usage, 0)
         import_jobs.end_item(session, self._claim, row, stat)
@@ -414,24 +330,17 @@ class Mover:
 
         await self._in_database(fail)
 
-    async def _abandon(self, lease: LeaseHandle) -> None:
-        try:
-            await to_thread.run_sync(lambda: self._services.leases.abandon(lease, pinned=True))
-        except OnApiError:
-            logger.warning("could not give back lease %s", lease.id)
-
     async def _in_database(self, work: Callable[[Session], T]) -> T:
         def run() -> T:
             with self._services.database.session_scope() as session:
                 return work(session)
 
-        return await to_thread.run_sync(run)
+        return await self._in_thread(run)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await to_thread.run_sync(work, limiter=self._threads)
 
 
 def _passes(error: OnApiError) -> bool:
     passing = NodeUnavailable | NodeTimeout | NodeTruncated | ServiceUnavailable
     return isinstance(error, passing) or type(error) is NodeError
-
-
-async def _only_the_empty_block() -> AsyncIterator[tuple[Cid, bytes]]:
-    yield Cid.from_text(EMPTY), b""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import (
@@ -29,15 +29,20 @@ from on_api.core.errors import (
 from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.outbound import Outbound
 from on_api.core.providers.opening import open_source
-from on_api.core.services import import_jobs
+from on_api.core.services import import_jobs, import_lists
 from on_api.core.services.container import Services
 from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
-from on_api.worker.import_items import Mover, PinWatch
+from on_api.worker.import_gateway import Bringer
+from on_api.worker.import_items import Mover
+from on_api.worker.pin_watch import PinWatch
+from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+THREADS = 8
+"""For the database, in one process."""
 BEAT_SECONDS = 1.0
 SLICE_SECONDS = 60.0
 """After which an import makes way, if others wait."""
@@ -50,8 +55,11 @@ LISTING_ATTEMPTS = 3
 class ImportWorker:
     """One process's share of the imports."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, unpinner: Unpinner) -> None:
         self._services = services
+        self._unpinner = unpinner
+        # Of its own: requests wait for the same database, not for the same threads.
+        self._threads = CapacityLimiter(THREADS)
         self._outbound = Outbound(services.settings.imports)
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
         self._runs: set[asyncio.Task[None]] = set()
@@ -100,7 +108,7 @@ class ImportWorker:
             with self._services.database.session_scope(write=write) as session:
                 return work(session)
 
-        return await to_thread.run_sync(run)
+        return await to_thread.run_sync(run, limiter=self._threads)
 
 
 class _Run:
@@ -113,7 +121,10 @@ class _Run:
         self._in_database = worker._in_database
         self._claim = claim
         self._watch = PinWatch()
-        self._mover = Mover(self._services, claim, self._watch, gateway)
+        self._bringer = Bringer(
+            self._services, claim.user_id, gateway, worker._unpinner, worker._threads
+        )
+        self._mover = Mover(self._services, claim, self._watch, self._bringer, worker._threads)
 
     async def run(self) -> None:
         """Whatever comes of it."""
@@ -169,7 +180,7 @@ class _Run:
     async def _list(self) -> bool:
         """Read the source's list. Returns whether its items are to be moved at once."""
         claim, most = self._claim, self._services.settings.imports.max_items
-        sealed = await self._in_database(lambda s: import_jobs.secrets_of(s, claim))
+        sealed = await self._in_database(lambda s: import_lists.secrets_of(s, claim))
         if sealed is None:
             raise SecretUnavailable
         spec = self._services.imports.open_spec(claim.id, *sealed)
@@ -178,19 +189,19 @@ class _Run:
             if claim.resume is None:
                 delegates = await source.delegates()
                 for identity in await source.identities():
-                    await to_thread.run_sync(self._mover.files.add_identity, identity)
-                await self._in_database(lambda s: import_jobs.begin_listing(s, claim, delegates))
+                    await self._mover.add_identity(identity)
+                await self._in_database(lambda s: import_lists.begin_listing(s, claim, delegates))
                 self._mover.delegates = tuple(delegates)
             async for page in source.pages(claim.resume):
                 await self._in_database(
-                    lambda s, page=page: import_jobs.add_page(  # type: ignore[misc]
+                    lambda s, page=page: import_lists.add_page(  # type: ignore[misc]
                         s, claim, page.items, page.resume, most
                     )
                 )
         finally:
             with CancelScope(shield=True):
                 await source.close()
-        return await self._in_database(lambda s: import_jobs.end_listing(s, claim))
+        return await self._in_database(lambda s: import_lists.end_listing(s, claim))
 
     async def _move_all(self) -> None:
         claim, places = self._claim, self._services.settings.imports.concurrency
@@ -254,7 +265,7 @@ class _Run:
         )
 
     async def _renew(self) -> bool:
-        claim, life, seen = self._claim, self._life, dict(self._mover.seen)
+        claim, life, seen = self._claim, self._life, dict(self._bringer.seen)
         return await self._in_database(lambda s: import_jobs.renew(s, claim, life, seen))
 
     async def _give_up(self, details: str) -> None:

@@ -57,7 +57,7 @@ class Worker:
             services.bell,
         )
         self._visibility = VisibilityWorker(services, self._unpinner)
-        self._imports = ImportWorker(services)
+        self._imports = ImportWorker(services, self._unpinner)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

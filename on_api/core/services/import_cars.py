@@ -23,6 +23,7 @@ from on_api.core.models.imports import DONE, DRAFT, SKIPPED
 from on_api.core.providers.base import CAR
 from on_api.core.services import contents, events, import_jobs
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.import_lists import ITEM_STEP
 from on_api.core.services.imports import find_import
 from on_api.core.services.intake import FilePassage, Intake
 from on_api.core.services.keeper import Keeper
@@ -213,7 +214,7 @@ def _ended(row: Import, root: _Root, pin_id: uuid.UUID, *, was_here: bool) -> Im
         id=new_id(),
         import_id=row.id,
         position=row.total,
-        created_at=row.created_at + row.total * import_jobs.ITEM_STEP,
+        created_at=row.created_at + row.total * ITEM_STEP,
         source_cid=root.cid,
         cid=root.cid,
         name=root.name,

@@ -16,16 +16,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import BadRequest, Unauthorized
-from on_api.core.ipfs.cid import normalise
+from on_api.core.errors import Unauthorized
 from on_api.core.ipfs.client import DagStat
-from on_api.core.models import File, Holding, Import, ImportItem, Pin, User, UserUsage
+from on_api.core.models import File, Import, ImportItem, Pin, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.imports import (
     DONE,
     DRAFT,
     FAILED,
-    ITEM_NAME_LENGTH,
     MOVING,
     REASON_LENGTH,
     RUNNING,
@@ -33,10 +31,8 @@ from on_api.core.models.imports import (
     WAITING,
 )
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.providers.base import SourceFile, SourceItem
 from on_api.core.services import contents, events
 
-ITEM_STEP = timedelta(microseconds=1)
 ALIKE = 100
 """Pins of one content and name that are looked through for one that is the same."""
 
@@ -150,54 +146,6 @@ def renew(
     return True
 
 
-def secrets_of(session: Session, claim: Claim) -> tuple[int, bytes] | None:
-    """The sealed source of an import: which master secret opens it, and what it opens."""
-    row = lock(session, claim)
-    if row.secrets is None or row.secret_version is None:
-        return None
-    return row.secret_version, row.secrets
-
-
-def begin_listing(session: Session, claim: Claim, delegates: Sequence[str]) -> None:
-    """The source has told where its content can be had."""
-    lock(session, claim).delegates = list(delegates)
-
-
-def add_page(
-    session: Session, claim: Claim, items: Sequence[SourceItem], resume: str, most: int
-) -> None:
-    """Add a page of the source's list, and remember where it goes on. Raises `BadRequest` for more
-    than `most` items in all."""
-    row = lock(session, claim)
-    if row.total + len(items) > most:
-        raise BadRequest(f"The source lists more than {most} items.")
-    rows = [_listed(row, item, position) for position, item in enumerate(items, start=row.total)]
-    held = _held(session, claim.user_id, {item.cid for item in rows if item.cid is not None})
-    for item in rows:
-        row.failed += item.status == FAILED
-        row.known_bytes += item.size or 0
-        row.unknown_sizes += item.size is None and item.status != FAILED
-        if item.cid in held:
-            row.here += 1
-            row.here_bytes += item.size or 0
-    row.total += len(rows)
-    row.resume, row.attempts, row.error = resume, 0, None
-    session.add_all(rows)
-    session.flush()
-
-
-def end_listing(session: Session, claim: Claim) -> bool:
-    """The whole list was read, and its source's credentials are needed no more. Returns whether its
-    items are to be moved at once."""
-    row = lock(session, claim)
-    row.listed_at, row.secrets, row.secret_version = utc_now(), None, None
-    row.attempts, row.error = 0, None
-    if row.status == RUNNING:
-        return True
-    _let_go(row)
-    return False
-
-
 def take(
     session: Session, claim: Claim, limit: int, under_way: Mapping[uuid.UUID, str]
 ) -> Sequence[Item]:
@@ -225,8 +173,8 @@ def take(
             if item.cid in cids:
                 continue
             cids.add(item.cid or "")
-            if item.status == WAITING:
-                item.status, item.started_at = MOVING, utc_now()
+            # Also of one that was under way: it gets a whole attempt, however long ago that was.
+            item.status, item.started_at = MOVING, utc_now()
             taken.append(_as_item(item))
     session.flush()
     return taken
@@ -355,39 +303,9 @@ def lock(session: Session, claim: Claim) -> Import:
     return row
 
 
-def _listed(row: Import, item: SourceItem, position: int) -> ImportItem:
-    cid, problem = None, item.problem
-    try:
-        cid = normalise(item.cid)
-    except BadRequest:
-        problem = problem or "This is no CID."
-    return ImportItem(
-        id=new_id(),
-        import_id=row.id,
-        position=position,
-        created_at=row.created_at + position * ITEM_STEP,
-        source_cid=item.cid[:ITEM_NAME_LENGTH],
-        cid=cid,
-        name=item.name or None,
-        meta=dict(item.meta) or None,
-        file=None if item.file is None else _file_document(item.file),
-        origins=list(item.origins),
-        source_created_at=item.created_at,
-        size=item.size,
-        status=WAITING if problem is None else FAILED,
-        reason=None if problem is None else problem[:REASON_LENGTH],
-    )
-
-
-def _file_document(file: SourceFile) -> dict[str, Any]:
-    return {
-        "name": file.name,
-        "media_type": file.media_type,
-        "size": file.size,
-        "sha256": file.sha256.hex(),
-        "visibility": file.visibility,
-        "meta": dict(file.meta),
-    }
+def let_go(row: Import) -> None:
+    """There is no work for a worker any more."""
+    row.lease_token = row.lease_until = row.due_at = None
 
 
 def _as_item(row: ImportItem) -> Item:
@@ -409,23 +327,14 @@ def _as_item(row: ImportItem) -> Item:
     )
 
 
-def _held(session: Session, user_id: uuid.UUID, cids: set[str]) -> set[str]:
-    statement = select(Holding.cid).where(Holding.user_id == user_id, Holding.cid.in_(cids))
-    return set(session.scalars(statement))
-
-
 def _end(session: Session, row: Import, status: str, error: str | None) -> None:
     row.status, row.error, row.finished_at = status, error, utc_now()
     row.secrets = row.secret_version = None
-    _let_go(row)
+    let_go(row)
     events.record(
         session, row.user_id, f"import.{status}", row.id, done=row.done, failed=row.failed
     )
     session.flush()
-
-
-def _let_go(row: Import) -> None:
-    row.lease_token = row.lease_until = row.due_at = None
 
 
 def _seconds_since(moment: datetime | None) -> float:

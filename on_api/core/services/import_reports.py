@@ -101,9 +101,9 @@ def json_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) ->
     for page in _pages(database, import_id):
         for item in page:
             totals.add(item)
-            shown = json.dumps(as_document(item), ensure_ascii=False)
-            yield comma + shown
-            comma = ",\n"
+        shown = [json.dumps(as_document(item), ensure_ascii=False) for item in page]
+        yield comma + ",\n".join(shown)
+        comma = ",\n"
     row = _read(database, user_id, import_id)
     tail = {"totals": totals.as_document(), "verdict": totals.verdict(row.status, row.error)}
     yield "\n], " + json.dumps(tail, ensure_ascii=False)[1:] + "\n"
@@ -119,8 +119,8 @@ def csv_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
     for page in _pages(database, import_id):
         for item in page:
             totals.add(item)
-            document = as_document(item)
-            yield _csv_line([document[column] for column in COLUMNS])
+        documents = [as_document(item) for item in page]
+        yield "".join(_csv_line([each[column] for column in COLUMNS]) for each in documents)
     row = _read(database, user_id, import_id)
     yield _csv_line(["verdict", totals.verdict(row.status, row.error)])
 

@@ -37,6 +37,8 @@ from on_api.core.services.paging import Listing
 from on_api.core.services.pins import PinService
 
 MICROSECOND = timedelta(microseconds=1)
+MOST_IMPORTS = 1000
+"""Of one user; those that have ended stay, for their reports, until they are deleted."""
 MOST_UNENDED = 100
 """Imports of one user that have not ended."""
 UNENDED = (DRAFT, RUNNING, PAUSED)
@@ -111,6 +113,9 @@ class ImportService:
         if request.route == GATEWAY and gateway is None:
             raise BadRequest("gateway_url: say from which gateway.")
         usage = contents.lock_usage(session, user_id)
+        mine = select(func.count()).where(Import.user_id == user_id)
+        if (session.scalar(mine) or 0) >= MOST_IMPORTS:
+            raise Conflict(f"You have {MOST_IMPORTS} imports; delete some first.")
         unended = select(func.count()).where(Import.user_id == user_id, Import.status.in_(UNENDED))
         if (session.scalar(unended) or 0) >= MOST_UNENDED:
             raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
@@ -162,13 +167,10 @@ class ImportService:
                     "The source's list was not read to its end, and its credentials are forgotten: "
                     "make a new import. What is here already is not moved twice."
                 )
-            retried = session.scalars(
+            failed = (ImportItem.import_id == row.id, ImportItem.status == FAILED)
+            session.execute(
                 update(ImportItem)
-                .where(
-                    ImportItem.import_id == row.id,
-                    ImportItem.status == FAILED,
-                    ImportItem.cid.is_not(None),
-                )
+                .where(*failed, ImportItem.cid.is_not(None))
                 .values(
                     status=WAITING,
                     reason=None,
@@ -178,9 +180,8 @@ class ImportService:
                     was_here=False,
                     seconds=None,
                 )
-                .returning(ImportItem.id)
             )
-            row.failed -= sum(1 for _ in retried)
+            row.failed = session.scalar(select(func.count()).where(*failed)) or 0
         row.status, row.error, row.attempts = RUNNING, None, 0
         row.started_at, row.finished_at, row.due_at = utc_now(), None, utc_now()
         session.flush()
