@@ -29,6 +29,5 @@ async def get_one_file(file_id: uuid.UUID) -> File:
         visibility="public",
         meta={},
         created_at=utc_now(),
-        source_created_at=None,
         gateway_url=f"http://localhost:8080/ipfs/{CID}",
     )

@@ -279,13 +279,14 @@ class Mover:
         secured: dict[str, int] = {}
         while True:
             try:
-                await self._in_database(
+                outcome = await self._in_database(
                     lambda session: self._record(session, item, stat, facts, lease, secured)
                 )
             except contents.NotSecuredError as error:
                 job = item.id if lease is None else lease.id
                 secured[error.cid] = await self._services.keeper.secure(error.cid, job)
             else:
+                self._services.metrics.import_items.labels(outcome).inc()
                 return
 
     def _record(
@@ -296,7 +297,8 @@ class Mover:
         facts: FileFacts | None,
         lease: LeaseHandle | None,
         secured: Mapping[str, int],
-    ) -> None:
+    ) -> str:
+        """Write down that it is here. Returns how it ended."""
         usage, _ = import_jobs.usage_for(session, self._claim)
         row = import_jobs.get_item(session, item.id)
         if row.was_here:
@@ -315,6 +317,7 @@ class Mover:
         if lease is not None:
             self._services.leases.close(session, lease, usage, 0)
         import_jobs.end_item(session, self._claim, row, stat)
+        return row.status
 
     async def _fail(self, item: Item, reason: str) -> None:
         """Write an item off, with the pin that was to bring it."""
@@ -329,6 +332,7 @@ class Mover:
             import_jobs.fail_item(session, self._claim, row, reason)
 
         await self._in_database(fail)
+        self._services.metrics.import_items.labels(FAILED).inc()
 
     async def _in_database(self, work: Callable[[Session], T]) -> T:
         def run() -> T:

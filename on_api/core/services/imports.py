@@ -119,6 +119,8 @@ class ImportService:
         unended = select(func.count()).where(Import.user_id == user_id, Import.status.in_(UNENDED))
         if (session.scalar(unended) or 0) >= MOST_UNENDED:
             raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
+        # A CAR begins by being sent.
+        starts = request.start and not _waits_for_car(spec)
         row = Import(
             id=new_id(),
             user_id=user_id,
@@ -127,9 +129,9 @@ class ImportService:
             source=shown_source(spec),
             route=request.route,
             gateway_url=gateway,
-            status=RUNNING if request.start else DRAFT,
+            status=RUNNING if starts else DRAFT,
             created_at=contents.next_moment(usage, step=MICROSECOND),
-            started_at=utc_now() if request.start else None,
+            started_at=utc_now() if starts else None,
         )
         if not _waits_for_car(spec):
             if self._keyring.problem is not None:

@@ -229,7 +229,8 @@ def test_out_and_in_again(alice: Account, bob: Account, kubo: Kubo) -> None:
     assert b"a secret of alice" not in car.content
     names = alice.client.get("/v1/users/me/export", params={"format": "pins"}).text
 
-    asked = ask(bob, source={"kind": "car"})
+    asked = ask(bob, source={"kind": "car"}, start=True)
+    assert asked["status"] == "draft"
     assert bob.client.post(f"/v1/imports/{asked['id']}/start").status_code == 409
     cut = bob.client.put(f"/v1/imports/{asked['id']}/car", content=car.content[:-1])
     assert (cut.status_code, cut.json()["error"]["reason"]) == (400, "BAD_CAR")

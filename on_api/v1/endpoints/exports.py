@@ -71,5 +71,6 @@ async def export_everything(
     async def body() -> AsyncIterator[AsyncIterator[bytes]]:
         yield export.chunks()
 
+    # Here, before the response starts, is the place of the meter's ticket (Kind.EXPORT).
     headers |= {"Content-Type": CAR_TYPE, "X-Ipfs-Roots": export.root}
     return ContentResponse(body, 200, headers)
