@@ -37,6 +37,9 @@ from on_api.core.setting_groups import (
     http_origin,
 )
 
+OF_COMMANDS = {"new_password", "source_token", "source_password"}
+"""Secrets that commands take from the environment: no settings."""
+
 
 class UnknownSettingError(ValueError):
     """A name in the environment or `.env` that looks like a setting but is none."""
@@ -180,7 +183,8 @@ class Settings(BaseSettings):
             if isinstance(source, EnvSettingsSource):
                 for name in source.env_vars:
                     field = name.lower().removeprefix(prefix).partition("__")[0]
-                    if name.lower().startswith(prefix) and field not in cls.model_fields:
+                    is_known = field in cls.model_fields or field in OF_COMMANDS
+                    if name.lower().startswith(prefix) and not is_known:
                         raise UnknownSettingError(name.upper())
         return init_settings, env_settings, dotenv_settings
 

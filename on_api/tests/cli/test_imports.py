@@ -15,6 +15,7 @@ from on_api.cli import progress
 from on_api.cli.progress import Progress, ProgressLine
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models.migrations import PROJECT
+from on_api.core.setting_groups import ImportsSettings
 from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.worker.migration import pins_of
@@ -25,12 +26,17 @@ def server(
     kubo: Kubo, sqlite_database: DatabaseMaker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """One is enough: a command takes two seconds."""
-    settings = make_settings(tmp_path_factory.mktemp("cli"), sqlite_database(), ipfs=kubo.ipfs)
+    settings = make_settings(
+        tmp_path_factory.mktemp("cli"),
+        sqlite_database(),
+        ipfs=kubo.ipfs,
+        imports=ImportsSettings(allow_private=True),
+    )
     with Server(settings) as running:
         yield running
 
 
-def run(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(server: Server, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """A command beside a running server; its output is no terminal."""
     settings = server.settings
     secret, rpc_auth = settings.secret_key, settings.ipfs.rpc_auth
@@ -44,6 +50,8 @@ def run(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
         "ON_API_IPFS__RPC_URL": str(settings.ipfs.rpc_url),
         "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
         "ON_API_IPFS__RPC_AUTH": rpc_auth.get_secret_value(),
+        "ON_API_IMPORTS__ALLOW_PRIVATE": "true",
+        **more,
     }
     return subprocess.run(
         [ON_API, *arguments],
@@ -113,6 +121,23 @@ def test_preview_and_out_and_in(
     refused = run(server, "imports", "start", "car", str(damaged), *who)
     assert refused.returncode == 1
     assert "This CAR can't be taken" in refused.stderr
+
+
+def test_a_pinning_service(server: Server, alice: Account, bob: Account) -> None:
+    """As docs/migrating.md has it: look, then start by the id; the token is on no command line."""
+    cid = str(alice.upload(os.urandom(700))["cid"])
+    assert alice.client.post("/v1/pins", json={"cid": cid, "name": "mine"}).status_code == 202
+    where = ("pinning_api", f"{server.url}/v1", "--user", bob.username)
+    preview = run(
+        server, "imports", "start", *where, "--preview", "--json", ON_API_SOURCE_TOKEN=alice.key
+    )
+    assert preview.returncode == 0, preview.stderr
+    shown = json.loads(preview.stdout)
+    assert (shown["status"], shown["preview"]["items"]) == ("draft", 1)
+    assert alice.key not in preview.stdout
+    done = run(server, "imports", "start", shown["id"])
+    assert done.returncode == 0, done.stderr
+    assert [(pin.cid, pin.name) for pin in pins_of(bob)] == [(cid, "mine")]
 
 
 class Terminal(io.StringIO):

@@ -89,6 +89,18 @@ def source_of(old: Server, account: Account) -> dict[str, str]:
     return {"kind": "pinning_api", "endpoint": f"{old.url}/v1", "token": account.key}
 
 
+def dates_of(account: Account, *path: str) -> set[tuple[str, str | None, str]]:
+    """By CID and name a date of each pin, of two alike the later one."""
+    dates: dict[tuple[str, str | None], str] = {}
+    for each in account.client.get("/v1/pins", params={"limit": 1000}).json()["results"]:
+        value: Any = each
+        for step in path:
+            value = value[step]
+        key = each["pin"]["cid"], each["pin"].get("name")
+        dates[key] = max(value, dates.get(key, value))
+    return {(*key, value) for key, value in dates.items()}
+
+
 def check_moved(account: Account, wanted: list[Pinned], peer: Peer, source: Peer) -> None:
     """The same pins, and the same bytes."""
     different = {(each.cid, each.name): each for each in wanted}
@@ -130,6 +142,7 @@ def test_by_the_pinning_api_over_ipfs(
         assert all(item["verified"] for item in report["items"])
         assert {item["route"] for item in report["items"]} <= {"ipfs", "local", None}
         check_moved(ben, wanted, peers[1], peers[0])
+        assert dates_of(ben, "info", "source_created_at") == dates_of(account, "created")
         again = over(ben, ask(ben, source=source_of(old, account), start=True)["id"], 600)
         assert (again["status"], again["done"]) == ("done", len(wanted))
         assert (again["skipped"], again["bytes"]) == (len(wanted), 0)
