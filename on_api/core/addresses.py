@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import ipaddress
 
-# An IPv4 address in the clothes of IPv6 is judged as what it is (RFC 6052, RFC 3056).
+# An IPv4 address in the clothes of IPv6 is judged as what it is (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 # All that was ever given out of IPv6 (RFC 4291, section 2.4). Python calls much of the rest global:
 # site-local, local NAT64, IPv4-compatible addresses.
 _GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
 
-# For protocols and for documentation; not every Python knows of them.
-_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv6Network("3fff::/20"))
+# For protocols, for documentation, and tunnels that end who knows where (6to4, RFC 7526; Teredo).
+# Not every Python knows of them.
+_SPECIAL = (
+    ipaddress.IPv4Network("192.0.0.0/24"),
+    ipaddress.IPv6Network("2001::/32"),
+    ipaddress.IPv6Network("2002::/16"),
+    ipaddress.IPv6Network("3fff::/20"),
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -24,12 +30,12 @@ def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet: not loopback, private, link-local,
     multicast or reserved."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
+        inner = address.ipv4_mapped
         if inner is None and address in _NAT64:
             inner = ipaddress.IPv4Address(address.packed[12:])
         if inner is not None:
             return is_public(inner)
-        if address not in _GIVEN_OUT or address.teredo is not None:
+        if address not in _GIVEN_OUT:
             return False
     is_special = any(address in network for network in _SPECIAL)
     return address.is_global and not address.is_multicast and not is_special

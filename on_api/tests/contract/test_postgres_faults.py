@@ -44,16 +44,9 @@ def proxy_and_server(
             yield proxy, server
 
 
-def elapsed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.monotonic()
-    call()
-    return time.monotonic() - started
-
-
 @pytest.mark.parametrize("mood", [Mood.REFUSE, Mood.HANG, Mood.CUT, Mood.GARBAGE])
 def test_database_gone_and_back(proxy_and_server: tuple[TcpProxy, Server], mood: Mood) -> None:
-    """Lists and uploads are 503 with Retry-After; health answers at once; then everything works
+    """Lists and uploads are 503 with Retry-After; health answers meanwhile; then everything works
     again."""
     proxy, server = proxy_and_server
     account: Account = server.new_user()
@@ -68,10 +61,13 @@ def test_database_gone_and_back(proxy_and_server: tuple[TcpProxy, Server], mood:
 
         asking = threading.Thread(target=ask)
         asking.start()
+        meanwhile = 0
         while asking.is_alive():
             with server.client() as other:
-                assert elapsed(lambda: other.get("/healthz")) < 2
+                assert other.get("/healthz").status_code == 200
+            meanwhile += asking.is_alive()
             time.sleep(0.05)  # not to be the load itself
+        assert meanwhile >= 3 or mood is not Mood.HANG
         assert [answer.status_code for answer in answers] == [503, 503]
         for answer in answers:
             assert answer.json()["error"]["reason"] == "DATABASE_UNAVAILABLE"
