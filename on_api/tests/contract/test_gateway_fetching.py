@@ -266,6 +266,23 @@ async def test_what_is_not_believed(
     assert (await node.version()).tested
 
 
+async def test_blocks_that_belong_to_something_else(node: KuboNode) -> None:
+    """Are told at the first one, though their hashes are right; and a CAR is of the root that was
+    asked for, whatever its blocks are."""
+    root, blocks = tree()
+    other, others = tree()
+    mixed = [*list(blocks.items())[:2], *others.items()]
+    for body, words in (
+        (car_with([other], blocks.items()), "another root"),
+        (car_with([root], mixed), "nobody wanted"),
+    ):
+        async with service(bad(body)) as there:
+            with pytest.raises(SourceMalformed, match=words):
+                await fetch(node, there, root)
+            assert len(there.asked) == 1
+    assert [await node.block(str(cid)) for cid in others] == [None] * len(others)
+
+
 async def test_the_same_blocks_again_and_again(
     node: KuboNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

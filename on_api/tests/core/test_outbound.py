@@ -326,6 +326,19 @@ async def test_redirects_are_checked_again(target: str, tls: tuple[ssl.SSLContex
         assert len(there.asked) == 1
 
 
+@pytest.mark.parametrize("target", ["http://files.example/", "https://user:word@files.example/"])
+async def test_redirects_to_what_is_no_url_of_ours(
+    target: str, tls: tuple[ssl.SSLContext, Path]
+) -> None:
+    """Plain HTTP and credentials of others are refused at public addresses too."""
+    reply = Reply(status="302 Go", headers={"Location": target})
+    async with on_the_internet(reply, tls, Names([PUBLIC])) as (calls, there, internet):
+        with pytest.raises(AddressRefused):
+            await calls.ask(httpx.URL(f"https://{NAME}/"))
+        assert internet.dialled == [PUBLIC]
+        assert len(there.asked) == 1
+
+
 async def test_the_certificate_must_be_the_names(tls: tuple[ssl.SSLContext, Path]) -> None:
     """Whoever answers at the address must prove to be who was asked."""
     async with on_the_internet(says(1), tls, Names([PUBLIC])) as (calls, there, _):
