@@ -6,16 +6,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from on_api.core.dependencies import ClientDep, ExportRead, ServicesDep, act_as
-from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.responses import SANDBOX, ContentResponse
+from on_api.core.errors import (
+    EgressBudgetExceeded,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+)
+from on_api.core.responses import SANDBOX, ContentResponse, have_counted
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.services import audit
 from on_api.core.services.exports import CAR_TYPE, metadata, open_car, pins_list
+from on_api.core.services.metering import Charge, Kind
 
 router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
 
@@ -25,15 +32,17 @@ _EXPORT: dict[int | str, dict[str, Any]] = {
         "content": {"application/vnd.ipld.car": {}, "text/csv": {}, "application/json": {}},
     }
 }
+_ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)
 _NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}
 
 
 @router.get(
     "",
     response_class=Response,
-    responses={**_EXPORT, **documented(NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)},
+    responses={**_EXPORT, **documented(*_ERRORS)},
 )
 async def export_everything(
+    request: Request,
     principal: ExportRead,
     services: ServicesDep,
     client: ClientDep,
@@ -53,6 +62,8 @@ async def export_everything(
             actor = act_as(principal, client)
             audit.record(session, actor, "export", "user", principal.user_id, format=format)
 
+    charge = Charge(Kind.EXPORT, principal.user_id, key_id=principal.metered_key)
+    await have_counted(request, services.meter, charge, None)
     await run_in_threadpool(note)
     headers = {
         "Cache-Control": "private, no-store",
@@ -71,6 +82,5 @@ async def export_everything(
     async def body() -> AsyncIterator[AsyncIterator[bytes]]:
         yield export.chunks()
 
-    # Here, before the response starts, is the place of the meter's ticket (Kind.EXPORT).
     headers |= {"Content-Type": CAR_TYPE, "X-Ipfs-Roots": export.root}
     return ContentResponse(body, 200, headers)
