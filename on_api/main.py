@@ -20,7 +20,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
-from on_api.core.middleware import InFlightLimit, RequestContext
+from on_api.core.middleware import InFlightLimit, Metering, RequestContext
 from on_api.core.models.migrations import check_revision
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         | {shares.PREFIX: shares.ERRORS}
     )
     handlers.install(app)
+    app.add_middleware(Metering)  # innermost: an error that it raises is still rendered
     app.add_middleware(
         InFlightLimit,
         limit=settings.max_requests,
@@ -110,18 +111,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         lambda: threads.statistics().tasks_waiting,
     )
     await to_thread.run_sync(_check_database, services)
-    housekeeper = Housekeeper(services.database, services.invalidations)
+    housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     services.invalidations.start()
     housekeeper.start()
-    watching = asyncio.create_task(services.watch.run())
+    background = [
+        asyncio.create_task(services.watch.run()),
+        asyncio.create_task(services.meter.run()),
+    ]
     worker = Worker(services) if services.settings.worker.embedded else None
     if worker is not None:
         worker.start()
     try:
         yield
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await services.meter.close()
         if worker is not None:
             await worker.stop()
         await to_thread.run_sync(housekeeper.stop)

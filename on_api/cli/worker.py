@@ -40,7 +40,7 @@ async def _work(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    housekeeper = Housekeeper(services.database, services.invalidations)
+    housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     running = Worker(services)
     services.invalidations.start()
     housekeeper.start()

@@ -134,6 +134,7 @@ PinsWrite = Annotated[Principal, _needs(Scope.PINS_WRITE)]
 SharesWrite = Annotated[Principal, _needs(Scope.SHARES_WRITE)]
 ImportsWrite = Annotated[Principal, _needs(Scope.IMPORTS_WRITE)]
 KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
+TrafficRead = Annotated[Principal, _needs(Scope.TRAFFIC_READ)]
 ExportRead = Annotated[Principal, _needs(Scope.FILES_READ, Scope.PINS_READ)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 

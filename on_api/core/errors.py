@@ -25,6 +25,7 @@ clients match on.
     ├── UnsupportedMediaType  415 UNSUPPORTED_MEDIA_TYPE
     ├── RangeNotSatisfiable   416 RANGE_NOT_SATISFIABLE
     ├── TooManyRequests       429 TOO_MANY_REQUESTS        Retry-After says when
+    │   └── EgressBudgetExceeded 429 EGRESS_BUDGET_EXCEEDED until the month's turn
     ├── InternalError         500 INTERNAL_SERVER_ERROR    our fault; the log has the request's id
     ├── NodeError             502 NODE_ERROR               the IPFS node answered, but not what was
     asked
@@ -228,6 +229,22 @@ class TooManyRequests(_RetryLater):
     """Too much in too short a time."""
 
     status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
+
+
+class EgressBudgetExceeded(TooManyRequests):
+    """Somebody's egress budget of this month is used up, or leaves less than what was asked for.
+
+    `redirectable`: public content may be had elsewhere, as the operator has chosen.
+    """
+
+    reason, summary = (
+        "EGRESS_BUDGET_EXCEEDED",
+        "The egress budget of this month does not allow this download.",
+    )
+
+    def __init__(self, *, retry_after: int, redirectable: bool = False) -> None:
+        super().__init__(retry_after=retry_after)
+        self.redirectable = redirectable
 
 
 class InProgress(_RetryLater):

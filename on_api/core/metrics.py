@@ -58,6 +58,33 @@ class Metrics:
             registry=registry,
         )
 
+        self.egress_bytes = Counter(
+            "on_api_egress_bytes",
+            "Bytes of users' content sent, by way; written every few seconds.",
+            ["kind"],
+            registry=registry,
+        )
+        self.ingress_bytes = Counter(
+            "on_api_ingress_bytes", "Bytes of files received.", ["kind"], registry=registry
+        )
+        self.traffic_requests = Counter(
+            "on_api_traffic_requests",
+            "Requests for users' content, by way.",
+            ["kind"],
+            registry=registry,
+        )
+        self.egress_refused = Counter(
+            "on_api_egress_refused",
+            "Answers refused or cut for a budget: an owner's, a key's, the instance's.",
+            ["account"],
+            registry=registry,
+        )
+        self.rate_limited = Counter(
+            "on_api_rate_limited",
+            "Requests refused by a limit: an address's, a key's, of connections.",
+            ["limit"],
+            registry=registry,
+        )
         self.pins_ended = Counter(
             "on_api_pins_ended",
             "Pins that the worker has given an end.",

@@ -1,5 +1,5 @@
-"""What wraps every request: its id, its line in the access log, headers that every answer has.
-Pure ASGI."""
+"""What wraps every request: its id, its line in the access log, headers that every answer has, and
+the count of what goes out. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from on_api.core.errors import OnApiError
 from on_api.core.logging import EXTRA, request_id
 from on_api.core.metrics import Metrics
+from on_api.core.services.metering import Ticket
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
+
+TICKET = "on_api.ticket"
+"""Where in the scope the `Ticket` is that counts an answer."""
+CUT = "on_api.cut"
+"""Where in the scope it says why we have cut an answer."""
 
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
 _LINKS = "/s/"
@@ -78,6 +85,7 @@ class RequestContext:
             if not status:
                 await self._internal_error(scope["path"])(scope, receive, send_marked)
         finally:
+            outcome = scope.get(CUT, outcome)
             seconds = time.perf_counter() - started
             self._count(scope, status, sent, seconds)
             access_logger.info(
@@ -101,6 +109,53 @@ class RequestContext:
         self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.request_seconds.labels(scope["method"], route).observe(seconds)
         self._metrics.sent_bytes.labels(route).inc(sent)
+
+
+class Metering:
+    """Counts the bytes of an answer's body before each piece is sent, with the ticket that the
+    endpoint has put into the scope (`TICKET`).
+
+    Nothing is counted of what has no ticket, of HEAD, and of errors: their bytes are ours. When a
+    budget ends in the middle of an answer, it is cut.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+        has_ended = False
+        is_head = scope["method"] == "HEAD"
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status, has_ended
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif status < 400 and not is_head and (size := len(message.get("body", b""))):
+                ticket: Ticket | None = scope.get(TICKET)
+                if ticket is not None and not ticket.take(size):
+                    try:
+                        await ticket.more(size)
+                    except OnApiError as error:
+                        has_ended = True
+                        scope[CUT] = f"cut, {error.reason}"
+                        raise
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted)
+        except Exception:
+            if not has_ended:
+                raise
+            # Returning without the end of the answer makes the server cut the connection.
+        finally:
+            ticket: Ticket | None = scope.get(TICKET)
+            if ticket is not None:
+                ticket.close(status)
 
 
 class InFlightLimit:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.conditional import plan
+from on_api.core.middleware import TICKET
+from on_api.core.services.metering import Charge, Meter
 from on_api.core.services.reading import Reading
+from on_api.core.setting_groups import GatewaySettings
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Of every response that carries users' bytes: whatever they are, they get no origin of ours and
@@ -54,21 +58,29 @@ class ContentResponse(Response):
             gone.cancel()
 
 
-def file_response(
-    headers: Mapping[str, str],
-    method: str,
+async def file_response(
+    request: Request,
     file: Reading,
+    meter: Meter,
+    charge: Charge,
     *,
     download: bool,
+    whole: bool = False,
     caching: Mapping[str, str] | None = None,
 ) -> Response:
-    """Answer a GET or HEAD of a file's bytes, whole or in part. `caching` are the headers that say
-    who may keep and see it; by default its owner alone.
+    """Answer a GET or HEAD of a file's bytes, in full or in part, and have it counted; `whole`: in
+    full, whatever the request's headers ask for. `caching` are the headers that say who may keep
+    and see it; by default its owner alone.
 
-    Raises `PreconditionFailed`, `RangeNotSatisfiable`; from within the response what opening it
-    raises.
+    Raises `PreconditionFailed`, `RangeNotSatisfiable`, `EgressBudgetExceeded`; from within the
+    response what opening it raises.
     """
-    wanted = plan(headers, etag=file.etag, size=file.size)
+    wanted = plan({} if whole else request.headers, etag=file.etag, size=file.size)
+    is_head = request.method == "HEAD"
+    carried = 0 if is_head or wanted.status == 304 else wanted.length
+    ticket = meter.try_open(charge, carried)
+    request.scope[TICKET] = ticket or await meter.open(charge, carried)
+
     shared = {"ETag": file.etag, **(_owners_caching(file) if caching is None else caching)}
     if wanted.status == 304:
         return Response(status_code=304, headers=shared)
@@ -83,13 +95,22 @@ def file_response(
     if wanted.status == 206:
         last = wanted.offset + wanted.length - 1
         shared["Content-Range"] = f"bytes {wanted.offset}-{last}/{file.size}"
-    if method == "HEAD":
+    if is_head:
         return Response(status_code=wanted.status, headers=shared)
     return ContentResponse(
         lambda: file.open(wanted.offset, wanted.length),
         wanted.status,
         shared,
     )
+
+
+def redirect_to_fallback(
+    gateway: GatewaySettings, cid: str, name: str, *, download: bool
+) -> Response:
+    """Send a client elsewhere for public content, when a budget is used up."""
+    query = urlencode({"filename": name, **({"download": "true"} if download else {})})
+    location = f"{gateway.fallback_url}/ipfs/{cid}?{query}"
+    return Response(status_code=302, headers={"Location": location, "Cache-Control": "no-store"})
 
 
 def _owners_caching(file: Reading) -> Mapping[str, str]:

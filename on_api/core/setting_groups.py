@@ -244,6 +244,53 @@ class CorsSettings(Group):
         return self
 
 
+class TrafficSettings(Group):
+    """Counting what goes out, and keeping it within budgets."""
+
+    flush_interval: Seconds = Field(
+        2, le=60, description="Seconds between two writings of what was counted."
+    )
+    over_budget: Literal["refuse", "redirect", "allow"] = Field(
+        "refuse",
+        description="When a budget is used up. `redirect`: public content to the fallback gateway.",
+    )
+    instance_budget: int | None = Field(
+        None, ge=0, le=2**62, description="Bytes that all together may send out a calendar month."
+    )
+    price_per_gb: float | None = Field(
+        None, ge=0, le=1e6, description="What 10^9 bytes out cost you, for reports."
+    )
+    currency: str = Field("EUR", pattern=r"^[A-Z]{3}$", description="The price's (ISO 4217).")
+    hours_kept: int = Field(
+        35, ge=1, le=3650, description="Days after which hours are merged into their day."
+    )
+    days_kept: int = Field(
+        400, ge=31, le=36_500, description="Days after which days are merged into their month."
+    )
+
+
+class GatewaySettings(Group):
+    """The gateway `/ipfs`."""
+
+    fallback_url: str | None = Field(
+        None, description="A public gateway's origin, e.g. https://ipfs.io, for `redirect`."
+    )
+    rate_per_ip: float = Field(
+        0, ge=0, le=1e6, description="Requests a second from one address; 0: no limit."
+    )
+    rate_per_key: float = Field(
+        0, ge=0, le=1e6, description="Requests a second with one key; 0: no limit."
+    )
+    connections_per_ip: int = Field(
+        0, ge=0, le=100_000, description="Answers under way to one address; 0: no limit."
+    )
+
+    @field_validator("fallback_url")
+    @classmethod
+    def _is_plain_http_url(cls, value: str | None) -> str | None:
+        return None if value is None else http_origin(value)
+
+
 class LogSettings(Group):
     """Logs, written to standard error."""
 

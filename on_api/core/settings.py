@@ -26,6 +26,7 @@ from on_api.core.setting_groups import (
     CorsSettings,
     DatabaseSettings,
     FilesSettings,
+    GatewaySettings,
     GcSettings,
     ImportsSettings,
     IpfsSettings,
@@ -33,6 +34,7 @@ from on_api.core.setting_groups import (
     NodeSettings,
     PinsSettings,
     Port,
+    TrafficSettings,
     WorkerSettings,
     http_origin,
 )
@@ -100,12 +102,14 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     database: DatabaseSettings = DatabaseSettings()
     files: FilesSettings = FilesSettings()
+    gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()
     imports: ImportsSettings = ImportsSettings()
     ipfs: IpfsSettings = IpfsSettings()
     log: LogSettings = LogSettings()
     node: NodeSettings = NodeSettings()
     pins: PinsSettings = PinsSettings()
+    traffic: TrafficSettings = TrafficSettings()
     worker: WorkerSettings = WorkerSettings()
 
     @field_validator("trusted_proxies", mode="before")
@@ -162,6 +166,13 @@ class Settings(BaseSettings):
     def _every_thread_finds_a_connection(self) -> Self:
         if self.database.pool_size + self.database.max_overflow < self.threads:
             msg = "ON_API_DATABASE__POOL_SIZE + __MAX_OVERFLOW must not be below ON_API_THREADS"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _a_redirect_has_somewhere_to_go(self) -> Self:
+        if self.traffic.over_budget == "redirect" and self.gateway.fallback_url is None:
+            msg = "ON_API_TRAFFIC__OVER_BUDGET=redirect needs ON_API_GATEWAY__FALLBACK_URL"
             raise ValueError(msg)
         return self
 

@@ -26,6 +26,7 @@ from on_api.core.models.file import FOR_PASSPHRASE
 from on_api.core.responses import file_response
 from on_api.core.routing import ApiRoute
 from on_api.core.services.container import Services
+from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.reading import Opener, Reading
 from on_api.core.services.shares import PASSWORD_LENGTH, Shared, ShareService
 from on_api.public.share_page import Offer, message_page, offer_page
@@ -70,7 +71,10 @@ async def open_share(
         services.shares.require(shared, 0, shared.size)
         return offer_page(_offer(shared), headers=_PRIVATE)
     file = await _reading(services, shared, password, passphrase)
-    return file_response(headers, request.method, file, download=download, caching=_PRIVATE)
+    charge = _charge(shared)
+    return await file_response(
+        request, file, services.meter, charge, download=download, caching=_PRIVATE
+    )
 
 
 @router.post(_PATH)
@@ -85,6 +89,16 @@ async def download_share(
     shared = await run_in_threadpool(services.shares.find, token)
     try:
         file = await _reading(services, shared, password, passphrase)
+        # A form's answer is the whole, whatever else the request asks for.
+        return await file_response(
+            request,
+            file,
+            services.meter,
+            _charge(shared),
+            download=True,
+            whole=True,
+            caching=_PRIVATE,
+        )
     except OnApiError as error:
         if error.status >= 500 or not _prefers_html(request.headers):
             raise
@@ -92,8 +106,6 @@ async def download_share(
         nothing_entered = isinstance(error, SharePasswordRequired) and password is None
         said = "Enter the password of this link." if nothing_entered else error.details
         return offer_page(_offer(shared), error=said, status=error.status, headers=headers)
-    # A form's answer is the whole, whatever else the request asks for.
-    return file_response({}, request.method, file, download=True, caching=_PRIVATE)
 
 
 class _ErrorResponse(Response):
@@ -155,6 +167,11 @@ def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
                         await run_in_threadpool(shares.give_back, shared, length - sent)
 
     return open_counted
+
+
+def _charge(shared: Shared) -> Charge:
+    share, file = shared.share, shared.file
+    return Charge(Kind.SHARE, share.user_id, share_id=share.id, file_id=file.id, cid=file.cid)
 
 
 def _offer(shared: Shared) -> Offer:

@@ -17,6 +17,7 @@ from on_api.v1.endpoints import (
     node,
     pins,
     shares,
+    traffic,
     users,
 )
 
@@ -33,6 +34,7 @@ router.include_router(files.router)
 router.include_router(shares.v1_only)
 router.include_router(shares.router)
 router.include_router(pins.router)
+router.include_router(traffic.router)
 router.include_router(imports.v1_only)
 router.include_router(imports.router)
 router.include_router(node.router)

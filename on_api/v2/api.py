@@ -11,6 +11,7 @@ from on_api.v1.endpoints.exports import router as exports
 from on_api.v1.endpoints.identities import router as identities
 from on_api.v1.endpoints.node import router as node
 from on_api.v1.endpoints.pins import router as pins
+from on_api.v1.endpoints.traffic import router as traffic
 from on_api.v2.endpoints.audit import router as audit
 from on_api.v2.endpoints.files import router as files
 from on_api.v2.endpoints.imports import router as imports
@@ -27,6 +28,7 @@ router.include_router(keys)
 router.include_router(files)
 router.include_router(shares)
 router.include_router(pins)
+router.include_router(traffic)
 router.include_router(imports)
 router.include_router(node)
 router.include_router(audit)

@@ -1,4 +1,5 @@
-"""The thread that keeps the house: removes deleted accounts, ended logins, forgotten throttles."""
+"""The thread that keeps the house: removes deleted accounts, ended logins, forgotten throttles,
+and merges old traffic."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from on_api.core.models.key import TOKEN
 from on_api.core.services.events import forget_old_events
 from on_api.core.services.idempotency import forget_old_answers
 from on_api.core.services.leases import release_dead_leases
+from on_api.core.services.traffic_upkeep import keep_traffic
+from on_api.core.setting_groups import TrafficSettings
 from on_api.worker.removal import remove_deleted_accounts
 
 logger = logging.getLogger(__name__)
@@ -28,8 +31,11 @@ THROTTLE_MEMORY = timedelta(days=1)
 class Housekeeper:
     """Runs once at the start, each minute, and soon after anything was announced as changed."""
 
-    def __init__(self, database: Database, invalidations: Invalidations) -> None:
+    def __init__(
+        self, database: Database, invalidations: Invalidations, traffic: TrafficSettings
+    ) -> None:
         self._database = database
+        self._traffic = traffic
         self._due = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="on-api-housekeeper", daemon=True)
@@ -53,6 +59,7 @@ class Housekeeper:
                 release_dead_leases(self._database)
                 if time.monotonic() - swept_at >= PERIOD_SECONDS:
                     remove_what_has_ended(self._database)
+                    keep_traffic(self._database, self._traffic)
                     swept_at = time.monotonic()
             except OnApiError as error:
                 logger.warning("housekeeping is put off: %s", error.details)

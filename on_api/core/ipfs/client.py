@@ -61,6 +61,14 @@ class RepoStat:
     storage_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """Bytes of blocks that the node has sent to other nodes and got from them, since it started."""
+
+    sent: int
+    received: int
+
+
 class IpfsNode(Protocol):
     """One IPFS node (or what acts as one)."""
 
@@ -168,6 +176,10 @@ class IpfsNode(Protocol):
 
     async def peer_count(self) -> int:
         """How many peers the node is connected to."""
+        ...
+
+    async def exchanged(self) -> Exchanged:
+        """What the node has exchanged with other nodes (Bitswap), duplicates included."""
         ...
 
     async def repo_stat(self) -> RepoStat:

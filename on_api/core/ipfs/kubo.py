@@ -20,7 +20,7 @@ import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
 from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import Added, DagStat, NodeVersion, RepoStat
+from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
 from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
 from on_api.core.ipfs.kubo_pins import KuboPins
@@ -107,6 +107,11 @@ class KuboNode(KuboPins):
     async def peer_count(self) -> int:
         """See `IpfsNode.peer_count`."""
         return len((await self._ask(self._client.swarm.peers))["Peers"] or ())
+
+    async def exchanged(self) -> Exchanged:
+        """See `IpfsNode.exchanged`."""
+        answer = await self._ask(self._client.bitswap.stat)
+        return Exchanged(sent=int(answer["DataSent"]), received=int(answer["DataReceived"]))
 
     async def repo_stat(self) -> RepoStat:
         """See `IpfsNode.repo_stat`."""

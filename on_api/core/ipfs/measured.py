@@ -8,7 +8,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import Added, DagStat, IpfsNode, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.client import (
+    Added,
+    DagStat,
+    Exchanged,
+    IpfsNode,
+    NodeVersion,
+    PinStatus,
+    RepoStat,
+)
 from on_api.core.metrics import Metrics
 
 
@@ -105,6 +113,11 @@ class MeasuredNode:
         """See `IpfsNode.peer_count`."""
         with self._measured("peer_count"):
             return await self._node.peer_count()
+
+    async def exchanged(self) -> Exchanged:
+        """See `IpfsNode.exchanged`."""
+        with self._measured("exchanged"):
+            return await self._node.exchanged()
 
     async def repo_stat(self) -> RepoStat:
         """See `IpfsNode.repo_stat`."""

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from on_api.core.errors import BlocksMissing, NodeError
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import Added, DagStat, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
 from on_api.core.ipfs.dag import Walk
 from on_api.core.ipfs.unixfs import build_file
 
@@ -143,6 +143,10 @@ class MemoryNode:
     async def peer_count(self) -> int:
         """See `IpfsNode.peer_count`."""
         return 0
+
+    async def exchanged(self) -> Exchanged:
+        """See `IpfsNode.exchanged`."""
+        return Exchanged(sent=0, received=0)
 
     async def repo_stat(self) -> RepoStat:
         """See `IpfsNode.repo_stat`."""

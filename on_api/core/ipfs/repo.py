@@ -27,6 +27,7 @@ RPC_PATHS = (
     "/api/v0/id",
     "/api/v0/add",
     "/api/v0/pin/",
+    "/api/v0/bitswap/stat",
     "/api/v0/block/stat",
     "/api/v0/files/stat",
     "/api/v0/dag/stat",

@@ -10,6 +10,7 @@ from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.share import Share
+from on_api.core.models.traffic import EgressCounter, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Content",
     "Database",
     "Deployment",
+    "EgressCounter",
+    "EgressCredit",
     "Event",
     "File",
     "Holding",
@@ -29,8 +32,10 @@ __all__ = [
     "Lease",
     "LoginThrottle",
     "Maintenance",
+    "MeteringProcess",
     "Pin",
     "Share",
+    "Traffic",
     "User",
     "UserUsage",
     "VisibilityChange",

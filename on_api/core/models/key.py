@@ -35,6 +35,8 @@ class ApiKey(Base):
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     bytes_used: Mapped[int] = mapped_column(BigInteger, default=0)
     """Bytes uploaded with the key, those of uploads in flight included."""
+    egress_budget: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes a calendar month that may be downloaded with the key; None: no limit of its own."""
     last_used_at: Mapped[datetime | None] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     revoked_at: Mapped[datetime | None] = mapped_column()

@@ -14,6 +14,8 @@ _EXPIRES = "When the key ends; null: never."
 _MAX_USES = "Requests that the key may make in all; null: no limit."
 _MAX_BYTES = "Bytes that may be uploaded with the key in all; null: no limit."
 
+_EGRESS_BUDGET = "Bytes that may be downloaded with the key in a calendar month; null: no limit."
+
 
 class Key(Answer):
     """A key, without its secret."""
@@ -25,6 +27,7 @@ class Key(Answer):
     expires_at: Moment | None = Field(description=_EXPIRES)
     max_uses: int | None = Field(description=_MAX_USES)
     max_bytes: int | None = Field(description=_MAX_BYTES)
+    egress_budget: int | None = Field(description=_EGRESS_BUDGET)
     last_used_at: Moment | None = Field(description="To the minute; null: never.")
     created_at: Moment = Field(description="When the key was made.")
 
@@ -47,6 +50,7 @@ class KeyCreate(Request):
     expires_at: GivenMoment | None = Field(None, description=_EXPIRES)
     max_uses: int | None = Field(None, ge=1, le=2**62, description=_MAX_USES)
     max_bytes: Bytes | None = Field(None, description=_MAX_BYTES)
+    egress_budget: Bytes | None = Field(None, description=_EGRESS_BUDGET)
 
 
 class KeyList(Answer):

@@ -20,6 +20,13 @@ class Maintenance(Answer):
     )
 
 
+class Exchanged(Answer):
+    """Bytes of blocks, by Bitswap, since the node started."""
+
+    sent: int = Field(description="To other nodes.")
+    received: int = Field(description="From other nodes.")
+
+
 class Node(Answer):
     """The IPFS node behind on-api."""
 
@@ -31,6 +38,10 @@ class Node(Answer):
     peers: int = Field(description="Connected peers.")
     repo_size: int = Field(description="Bytes in the node's store.")
     repo_limit: int = Field(description="The store's soft limit in bytes.")
+    exchanged: Exchanged | None = Field(
+        description="Between this node and others. It is not part of `/traffic`, which counts what "
+        "on-api sends to clients; null: the node doesn't say."
+    )
     pins: int | None = Field(
         description="Contents that on-api keeps pinned, counted now and then; null: not yet."
     )

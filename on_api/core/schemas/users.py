@@ -81,9 +81,15 @@ class StorageUsage(Answer):
 class EgressUsage(Answer):
     """What went out this month."""
 
-    bytes: int | None = Field(description="Bytes sent this month; null while they aren't counted.")
+    bytes: int = Field(
+        description="Bytes sent this month. Never less than what was delivered: what is being sent "
+        "right now is counted some megabytes ahead."
+    )
     budget: int | None = Field(description=_BUDGET)
-    forecast: int | None = Field(description="Bytes by the month's end at this rate, or null.")
+    forecast: int = Field(
+        description="Bytes by the month's end at the rate of this month so far: bytes · length of "
+        "the month / time passed of it (at least an hour)."
+    )
     period_end: Moment = Field(description="When the month ends.")
 
 

@@ -48,7 +48,8 @@ SCOPE_DESCRIPTIONS: dict[str, str] = {
 class Principal:
     """The caller behind a valid key, detached from the database.
 
-    `limited`: the key has `max_uses` or `max_bytes`. `from_login`: it is a password login's token.
+    `limited`: the key has `max_uses`, `max_bytes` or `egress_budget`. `from_login`: it is a
+    password login's token.
     """
 
     user_id: uuid.UUID
@@ -60,6 +61,11 @@ class Principal:
     limited: bool
     max_bytes: int | None
     from_login: bool
+
+    @property
+    def metered_key(self) -> uuid.UUID | None:
+        """The key that traffic is counted for; a login's token is nobody's key for long."""
+        return None if self.from_login else self.key_id
 
     def allows(self, scope: Scope) -> bool:
         """Whether the key has the scope; `admin` only while its user is an administrator."""

@@ -284,7 +284,9 @@ def _principal(key: ApiKey) -> Principal:
         key_id=key.id,
         scopes=frozenset(Scope(word) for word in key.scopes if word in set(Scope)),
         expires_at=key.expires_at,
-        limited=key.max_uses is not None or key.max_bytes is not None,
+        limited=any(
+            limit is not None for limit in (key.max_uses, key.max_bytes, key.egress_budget)
+        ),
         max_bytes=key.max_bytes,
         from_login=key.kind == TOKEN,
     )

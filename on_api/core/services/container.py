@@ -22,6 +22,7 @@ from on_api.core.pagination import CursorSigner
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.egress import EgressLedger
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.idempotency import IdempotencyService
@@ -32,10 +33,12 @@ from on_api.core.services.intake import Intake, IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
+from on_api.core.services.metering import Meter
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
+from on_api.core.services.rate_limits import RateLimits
 from on_api.core.services.reading import FileReader
 from on_api.core.services.shares import ShareService
 from on_api.core.services.uploads import UploadService
@@ -66,6 +69,8 @@ class Services:
     visibility: VisibilityService
     uploads: UploadService
     shares: ShareService
+    meter: Meter
+    rate_limits: RateLimits
     pins: PinService
     imports: ImportService
     cars: CarImports
@@ -115,6 +120,9 @@ class Services:
         leases = LeaseService(database, names, settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
+        meter = Meter(
+            EgressLedger(database, settings.traffic), invalidations, settings.traffic, metrics
+        )
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
         limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size)
         doubtful = threading.Event()
@@ -145,8 +153,11 @@ class Services:
                 metrics,
                 idempotency,
                 private_files,
+                meter,
             ),
             shares=ShareService(database, hasher, settings.auth),
+            meter=meter,
+            rate_limits=RateLimits(settings.gateway, metrics),
             pins=pins,
             imports=ImportService(
                 keyring, pins, bell.ring_after, allow_private=settings.imports.allow_private

@@ -25,18 +25,21 @@ from on_api.core.services.paging import Listing
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """What a new key shall be. Times are moments, `max_bytes` is bytes uploaded."""
+    """What a new key shall be. Times are moments, `max_bytes` is bytes uploaded,
+    `egress_budget` bytes downloaded in a calendar month."""
 
     name: str
     scopes: frozenset[Scope]
     expires_at: datetime | None = None
     max_uses: int | None = None
     max_bytes: int | None = None
+    egress_budget: int | None = None
 
     @property
     def limited(self) -> bool:
-        """Whether the key ends by use."""
-        return self.max_uses is not None or self.max_bytes is not None
+        """Whether the key ends by use, for good or until the month's turn."""
+        limits = (self.max_uses, self.max_bytes, self.egress_budget)
+        return any(limit is not None for limit in limits)
 
 
 class KeyService:
@@ -54,9 +57,11 @@ class KeyService:
         Raises `Forbidden` when it would exceed its maker's scopes, limits or expiry.
         """
         if request.limited and Scope.KEYS_WRITE in request.scopes:
-            raise BadRequest("A key with max_uses or max_bytes can't have the scope keys:write.")
+            raise BadRequest(
+                "A key with max_uses, max_bytes or egress_budget can't have the scope keys:write."
+            )
         if maker.limited:
-            raise Forbidden("A key with max_uses or max_bytes can't make keys.")
+            raise Forbidden("A key with max_uses, max_bytes or egress_budget can't make keys.")
         maker.require(*sorted(request.scopes))
         # A login's token is short-lived so that a browser need not keep a password; what it makes
         # may last.
@@ -94,6 +99,7 @@ class KeyService:
             expires_at=request.expires_at,
             max_uses=request.max_uses,
             max_bytes=request.max_bytes,
+            egress_budget=request.egress_budget,
         )
         session.add(key)
         if kind == KEY:

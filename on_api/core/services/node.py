@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.errors import NodeError
+from on_api.core.ipfs.client import Exchanged, IpfsNode
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.repo import rpc_auth_of
 from on_api.core.ipfs.version import TESTED_RANGE
@@ -28,6 +29,8 @@ class NodeDescription:
     peers: int
     repo_size: int
     repo_limit: int
+    exchanged: Exchanged | None
+    """None: the node doesn't say (its RPC secret may not ask, or it is offline)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ def maintenance_report(session: Session) -> MaintenanceReport:
 
 async def describe_node(node: IpfsNode) -> NodeDescription:
     """Ask the node about itself. Raises a `NodeError` when it can't be had."""
-    version, peer_id, peers, repo = await asyncio.gather(
-        node.version(), node.peer_id(), node.peer_count(), node.repo_stat()
+    version, peer_id, peers, repo, exchanged = await asyncio.gather(
+        node.version(), node.peer_id(), node.peer_count(), node.repo_stat(), _exchanged(node)
     )
     return NodeDescription(
         id=peer_id,
@@ -62,7 +65,15 @@ async def describe_node(node: IpfsNode) -> NodeDescription:
         peers=peers,
         repo_size=repo.size,
         repo_limit=repo.storage_max,
+        exchanged=exchanged,
     )
+
+
+async def _exchanged(node: IpfsNode) -> Exchanged | None:
+    try:
+        return await node.exchanged()
+    except NodeError:
+        return None
 
 
 def connect_node(settings: Settings) -> KuboNode:

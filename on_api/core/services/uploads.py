@@ -39,6 +39,7 @@ from on_api.core.services.idempotency import (
 from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
+from on_api.core.services.metering import Charge, Kind, Meter
 from on_api.core.services.private_files import Audience, PrivateFiles, Sealing, columns_of
 from on_api.core.services.reservations import Announced
 from on_api.core.services.together import Together
@@ -110,6 +111,7 @@ class UploadService:
         metrics: Metrics,
         idempotency: IdempotencyService,
         private_files: PrivateFiles,
+        meter: Meter,
     ) -> None:
         self._database = database
         self._node = node
@@ -121,6 +123,7 @@ class UploadService:
         self._metrics = metrics
         self._idempotency = idempotency
         self._private_files = private_files
+        self._meter = meter
         self._recording = Together(self._record_all)
 
     async def store_once(
@@ -189,6 +192,10 @@ class UploadService:
             raise
         self._metrics.uploads.labels("stored").inc()
         self._metrics.uploaded_bytes.inc(intake.received)
+        key_id = principal.metered_key
+        for row in files:
+            charge = Charge(Kind.UPLOAD, row.user_id, key_id, file_id=row.id, cid=row.cid)
+            self._meter.received(charge, row.size)
         return files
 
     async def _send(

@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from on_api.core.models import User
+from sqlalchemy.orm import Session
+
+from on_api.core.models import EgressCounter, User
 from on_api.core.models.database import utc_now
+from on_api.core.models.traffic import OWNER
+from on_api.core.services.metering import month_end
+
+LEAST_ELAPSED = 3600.0
+"""Seconds of a month below which its rate would say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +26,12 @@ class StorageUsage:
 
 @dataclass(frozen=True, slots=True)
 class EgressUsage:
-    """Bytes sent this month and allowed; `bytes` and `forecast` are None while nothing counts
-    them."""
+    """Bytes spent this month, what is open at the moment included; allowed; and spent by the
+    month's end at the rate of this month so far."""
 
-    bytes: int | None
+    bytes: int
     budget: int | None
-    forecast: int | None
+    forecast: int
     period_end: datetime
 
 
@@ -36,15 +43,20 @@ class Usage:
     egress: EgressUsage
 
 
-def usage_of(user: User) -> Usage:
+def usage_of(session: Session, user: User) -> Usage:
     """A user's usage at this moment."""
+    now = utc_now()
+    counter = session.get(EgressCounter, (OWNER, user.id, now.strftime("%Y-%m")))
+    spent = counter.bytes if counter is not None else 0
     return Usage(
         storage=StorageUsage(user.usage.storage_bytes, user.storage_quota),
-        egress=EgressUsage(None, user.egress_budget, None, _next_month(utc_now())),
+        egress=EgressUsage(spent, user.egress_budget, forecast(spent, now), month_end(now)),
     )
 
 
-def _next_month(moment: datetime) -> datetime:
-    """The first moment of the next calendar month in UTC."""
-    year, month = (moment.year + 1, 1) if moment.month == 12 else (moment.year, moment.month + 1)
-    return datetime(year, month, 1, tzinfo=UTC)
+def forecast(spent: int, now: datetime) -> int:
+    """Bytes by the month's end, at the present rate: spent · length of the month / time of it that
+    has passed (at least an hour)."""
+    begin = datetime(now.year, now.month, 1, tzinfo=UTC)
+    length = (month_end(now) - begin).total_seconds()
+    return round(spent * length / max((now - begin).total_seconds(), LEAST_ELAPSED))

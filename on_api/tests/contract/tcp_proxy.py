@@ -22,10 +22,14 @@ class Mood(Enum):
     CUT_LATE = "cut each answer after a hundred thousand bytes"
     GARBAGE = "answer noise"
     SLOW = "answer late and in small pieces"
+    LOSE_COMMITS = "cut instead of passing on that a transaction was committed"
+    STOP_COMMITS = "cut instead of passing on that a transaction shall be committed"
 
 
 NOISE = random.Random(0).randbytes(65536)
 """The same each time: a test must not depend on what noise happens to say."""
+
+_PASSING = {Mood.GOOD, Mood.LOSE_COMMITS, Mood.STOP_COMMITS}
 
 
 class TcpProxy:
@@ -100,7 +104,10 @@ class TcpProxy:
             while data := source.recv(65536):
                 self._good.wait()
                 passed += len(data)
-                if not spoil or self._mood is Mood.GOOD:
+                stops = Mood.LOSE_COMMITS if spoil else Mood.STOP_COMMITS
+                if self._mood is stops and b"COMMIT\0" in data:
+                    return
+                if not spoil or self._mood in _PASSING:
                     target.sendall(data)
                 elif self._mood is Mood.CUT_LATE:
                     if passed > 100_000:

@@ -146,6 +146,8 @@ async def test_it_can_say_who_it_is(node: IpfsNode) -> None:
     assert version.tested
     assert await node.peer_id()
     assert await node.peer_count() == 0
+    exchanged = await node.exchanged()
+    assert (exchanged.sent, exchanged.received) == (0, 0)
     before = await node.repo_stat()
     await node.add(source(os.urandom(100_000)), pin_name="on-api/test/stat")
     assert (await node.repo_stat()).size > before.size

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from on_api.core.crypto import aead
+from on_api.core.models import Database
+from on_api.tests.conftest import DatabaseMaker, make_settings
+from on_api.tests.metering import Stage, staged
 
 
 @pytest.fixture(scope="module", params=["pycryptodome", "cryptography"])
@@ -17,3 +20,20 @@ def each_aead(request: pytest.FixtureRequest) -> Iterator[str]:
             patch.setattr(aead, "chosen", lambda: aead.PycryptodomeAead)
         assert aead.chosen().library == request.param
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def database(
+    new_database: DatabaseMaker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """A migrated database of each kind."""
+    database = Database(make_settings(tmp_path_factory.mktemp("home"), new_database()))
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def stage(database: Database) -> Iterator[Stage]:
+    """Meters on it."""
+    with staged(database) as stage:
+        yield stage

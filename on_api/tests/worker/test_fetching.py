@@ -32,6 +32,11 @@ def test_what_another_node_has(
         assert all(here.blocks.has(block) for block in blocks)
         pin(ada, cid)
         assert ada.client.get("/v1/users/me/usage").json()["storage"]["bytes"] == size
+        # What came from the other node is a meter of its own.
+        admin = server.new_user(admin=True)
+        with admin.client:
+            assert admin.client.get("/v1/node").json()["exchanged"]["received"] >= len(data)
+            assert admin.client.get("/v1/traffic").json()["total"]["bytes_in"] == 0
 
 
 def test_a_source_with_a_hole(

@@ -25,6 +25,7 @@ from on_api.core.errors import (
     BadRequest,
     Conflict,
     ContentDamaged,
+    EgressBudgetExceeded,
     InsufficientStorage,
     KeyLimitReached,
     NodeError,
@@ -43,7 +44,7 @@ from on_api.core.errors import (
 )
 from on_api.core.models import File as FileRow
 from on_api.core.multipart import MultipartReader
-from on_api.core.responses import file_response
+from on_api.core.responses import file_response, redirect_to_fallback
 from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
 from on_api.core.schemas.files import (
     File,
@@ -62,6 +63,7 @@ from on_api.core.services.files import (
     get_file,
 )
 from on_api.core.services.idempotency import Answered, Claim
+from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.services.visibility import find_change
@@ -261,7 +263,19 @@ async def get_content(
     # Not the request's session: it would stay open while the bytes stream.
     row = await run_in_threadpool(look_up)
     file = await services.reader.read(row, raw=raw, passphrase=passphrase)
-    return file_response(request.headers, request.method, file, download=download)
+    charge = Charge(
+        Kind.CONTENT,
+        row.user_id,
+        key_id=principal.metered_key,
+        file_id=row.id,
+        cid=row.cid,
+    )
+    try:
+        return await file_response(request, file, services.meter, charge, download=download)
+    except EgressBudgetExceeded as error:
+        if not error.redirectable or file.private:
+            raise
+        return redirect_to_fallback(services.settings.gateway, row.cid, row.name, download=download)
 
 
 async def _store(

@@ -39,6 +39,7 @@ def create_key(
         expires_at=body.expires_at,
         max_uses=body.max_uses,
         max_bytes=body.max_bytes,
+        egress_budget=body.egress_budget,
     )
     key, secret = services.keys.create(session, principal, request, act_as(principal, client))
     response.headers["Cache-Control"] = "no-store"

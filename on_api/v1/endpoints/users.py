@@ -72,7 +72,7 @@ def change_my_password(
 @router.get("/me/usage")
 def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
     """What you store and what went out this month."""
-    return Usage.model_validate(usage_of(get_user(session, principal.user_id)))
+    return Usage.model_validate(usage_of(session, get_user(session, principal.user_id)))
 
 
 @router.post("", status_code=201, responses=documented(Conflict))
@@ -104,6 +104,12 @@ def list_all_users(_principal: Admin, session: SessionDep, page: PageQuery) -> U
 def get_one_user(user_id: uuid.UUID, _principal: Admin, session: SessionDep) -> User:
     """One account."""
     return User.model_validate(get_user(session, user_id))
+
+
+@router.get("/{user_id}/usage", responses=documented(NotFound))
+def get_usage_of_user(user_id: uuid.UUID, _principal: Admin, session: SessionDep) -> Usage:
+    """What a user stores and what went out for them this month."""
+    return Usage.model_validate(usage_of(session, get_user(session, user_id)))
 
 
 @router.patch("/{user_id}", responses=documented(NotFound, Conflict))

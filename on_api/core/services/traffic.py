@@ -1,0 +1,99 @@
+"""What a byte is counted for, and the rows that keep the sums. Who may send how much is in
+`egress.py`; nothing here looks at budgets."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from on_api.core.models import Traffic
+from on_api.core.models.traffic import HOUR
+
+COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
+"""The columns that are summed."""
+
+
+class Kind(StrEnum):
+    """By which way bytes went out, or came in."""
+
+    GATEWAY = "gateway"
+    CONTENT = "content"
+    SHARE = "share"
+    EXPORT = "export"
+    UPLOAD = "upload"
+    UNATTRIBUTED = "unattributed"
+    """What a process that was killed had open: perhaps sent, nobody knows for what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Whom and what an answer's bytes are counted for. `cid` is the root."""
+
+    kind: Kind
+    owner_id: uuid.UUID | None
+    """None: the instance alone."""
+    key_id: uuid.UUID | None = None
+    share_id: uuid.UUID | None = None
+    file_id: uuid.UUID | None = None
+    cid: str | None = None
+
+
+@dataclass(slots=True)
+class Sums:
+    """What was counted for one charge in one period that has begun at `period`."""
+
+    period: datetime
+    charge: Charge
+    requests: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+
+def add_traffic(session: Session, counted: Iterable[Sums], granularity: str = HOUR) -> None:
+    """Add to the sums of periods. Rows are locked in the order of their ids: two who write at once
+    never wait for each other in a circle."""
+    rows: dict[bytes, dict[str, Any]] = {}
+    for one in counted:
+        row = _row(one, granularity)
+        if (same := rows.setdefault(row["id"], row)) is not row:
+            for name in COUNTS:
+                same[name] += row[name]
+    if not rows:
+        return
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    new = (postgresql.insert if is_postgresql else sqlite.insert)(Traffic)
+    together = new.on_conflict_do_update(
+        index_elements=["id"],
+        set_={name: getattr(Traffic, name) + new.excluded[name] for name in COUNTS},
+    )
+    session.execute(together, [rows[row_id] for row_id in sorted(rows)])
+
+
+def _row(one: Sums, granularity: str) -> dict[str, Any]:
+    charge = one.charge
+    who_and_what = {
+        "granularity": granularity,
+        "period": one.period,
+        "kind": charge.kind.value,
+        "owner_id": charge.owner_id,
+        "key_id": charge.key_id,
+        "share_id": charge.share_id,
+        "file_id": charge.file_id,
+        "cid": charge.cid,
+    }
+    text = "|".join("" if value is None else str(value) for value in who_and_what.values())
+    return {
+        "id": hashlib.blake2b(text.encode(), digest_size=16).digest(),
+        **who_and_what,
+        **{name: getattr(one, name) for name in COUNTS},
+    }

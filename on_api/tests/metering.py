@@ -1,0 +1,113 @@
+"""Meters without a server: several "processes" on one database, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, select
+
+from on_api.core.metrics import Metrics
+from on_api.core.models import (
+    Database,
+    EgressCounter,
+    EgressCredit,
+    Event,
+    MeteringProcess,
+    Traffic,
+    User,
+    UserUsage,
+)
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.traffic import INSTANCE, OWNER
+from on_api.core.services.egress import EgressLedger
+from on_api.core.services.metering import Meter, Ticket
+from on_api.core.setting_groups import TrafficSettings
+from on_api.tests.deadline import until
+
+NOVEMBER = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+
+
+@dataclass
+class Stage:
+    """One database, processes that meter on it, and their clock."""
+
+    database: Database
+    news: Invalidations
+    now: datetime = NOVEMBER
+    meters: list[Meter] = field(default_factory=list)
+
+    def meter(self, **settings: Any) -> Meter:
+        """What one process has."""
+        traffic = TrafficSettings(**settings)
+        meter = Meter(
+            EgressLedger(self.database, traffic),
+            self.news,
+            traffic,
+            Metrics(),
+            lambda: self.now.timestamp(),
+        )
+        self.meters.append(meter)
+        return meter
+
+    def new_user(self, budget: int | None = None) -> uuid.UUID:
+        """An account."""
+        with self.database.session_scope() as session:
+            user = User(username=f"user-{uuid.uuid4()}", egress_budget=budget)
+            user.usage = UserUsage()
+            session.add(user)
+            session.flush()
+            return user.id
+
+    def set_budget(self, user_id: uuid.UUID, budget: int | None) -> None:
+        """As an administrator does it."""
+        with self.database.session_scope() as session:
+            session.get_one(User, user_id).egress_budget = budget
+            self.news.announce(session)
+
+    def counter(self, user_id: uuid.UUID | None, month: str = "2026-11") -> int:
+        """Bytes spent by a user, or by everybody."""
+        whose = (INSTANCE, uuid.UUID(int=0)) if user_id is None else (OWNER, user_id)
+        with self.database.session_scope(write=False) as session:
+            row = session.get(EgressCounter, (*whose, month))
+            return row.bytes if row is not None else 0
+
+    def open_credit(self) -> int:
+        """Bytes that owners' accounts have open."""
+        with self.database.session_scope(write=False) as session:
+            of_owners = EgressCredit.subject_kind == OWNER
+            return session.scalar(select(func.sum(EgressCredit.bytes)).where(of_owners)) or 0
+
+    def rows(self) -> list[Traffic]:
+        """What was written."""
+        with self.database.session_scope(write=False) as session:
+            return list(session.scalars(select(Traffic).order_by(Traffic.period)))
+
+    def events(self) -> list[Event]:
+        """Who was told what."""
+        with self.database.session_scope(write=False) as session:
+            return list(session.scalars(select(Event).order_by(Event.id)))
+
+
+@contextmanager
+def staged(database: Database) -> Iterator[Stage]:
+    """Empty tables, and news that are heard."""
+    news = Invalidations(database)
+    news.start()
+    until(lambda: news.trusted, "news are heard")
+    yield Stage(database, news)
+    news.stop()
+    with database.session_scope() as session:
+        for table in (Traffic, EgressCounter, EgressCredit, MeteringProcess, Event):
+            session.query(table).delete()
+
+
+async def send(ticket: Ticket, *pieces: int) -> None:
+    """Count an answer's pieces, as the middleware does."""
+    for size in pieces:
+        if not ticket.take(size):
+            await ticket.more(size)

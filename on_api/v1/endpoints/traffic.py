@@ -1,0 +1,94 @@
+"""Traffic reports: one's own, and everybody's for administrators."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from on_api.core.dependencies import ServicesDep, SessionDep, TrafficRead
+from on_api.core.errors import NotFound
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.common import Absent, GivenMoment
+from on_api.core.schemas.traffic import TrafficReport
+from on_api.core.services.access import Scope
+from on_api.core.services.traffic_reports import (
+    GroupBy,
+    Interval,
+    ReportRequest,
+    SortBy,
+    make_report,
+)
+
+MAX_LINES = 1000
+
+router = APIRouter(prefix="/traffic", tags=["traffic"], route_class=ApiRoute)
+
+
+@router.get(
+    "",
+    response_model=TrafficReport,
+    response_model_exclude_unset=True,
+    responses={
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        **documented(NotFound),
+    },
+)
+def get_traffic(
+    request: Request,
+    principal: TrafficRead,
+    session: SessionDep,
+    services: ServicesDep,
+    interval: Annotated[Interval, Query(description="The length of a period.")] = Interval.DAY,
+    group_by: Annotated[
+        GroupBy | Absent, Query(description="What to tell apart within a period.")
+    ] = None,
+    begin: Annotated[
+        GivenMoment | Absent,
+        Query(
+            alias="from",
+            description="From the period that this moment is in; else 2 days (hours), 31 days "
+            "(days) or a year (months) before `to`.",
+        ),
+    ] = None,
+    end: Annotated[
+        GivenMoment | Absent, Query(alias="to", description="Up to this moment; else now.")
+    ] = None,
+    user_id: Annotated[
+        uuid.UUID | Absent, Query(description="Of this user only (administrators).")
+    ] = None,
+    sort: Annotated[
+        SortBy | Absent,
+        Query(
+            description="`period`: the earliest first. `bytes_out`: the most bytes first, which is "
+            "the default with `group_by`."
+        ),
+    ] = None,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_LINES, description=f"At most so many items, up to {MAX_LINES}.")
+    ] = 100,
+    format: Annotated[
+        Literal["json", "csv"] | Absent,
+        Query(description="`csv`: the items as text/csv, as with `Accept: text/csv`."),
+    ] = None,
+) -> Response | TrafficReport:
+    """What went out and came in, yours, or everybody's with an administrator's key that has the
+    scope `admin`.
+
+    It is some seconds old. What a process that was killed may have sent is in it as kind
+    `unattributed`: no total is ever less than what was delivered.
+    """
+    owner_id = user_id
+    if not principal.allows(Scope.ADMIN):
+        if user_id not in {None, principal.user_id}:
+            raise NotFound
+        owner_id = principal.user_id
+    settings = services.settings.traffic
+    wanted = ReportRequest(owner_id, interval, group_by, begin, end, sort, limit)
+    report = TrafficReport.of(make_report(session, wanted, settings), group_by, settings)
+    accepted = request.headers.get("accept", "").partition(";")[0].partition(",")[0].strip()
+    if format == "csv" or (format is None and accepted == "text/csv"):
+        return Response(report.as_csv(group_by), media_type="text/csv", headers={"Vary": "Accept"})
+    return report
