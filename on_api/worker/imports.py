@@ -140,7 +140,9 @@ class _Run:
                 await asyncio.gather(beat, work, return_exceptions=True)
                 if not is_lost:
                     await self._settle(work)
-        if is_lost:
+        if is_lost and (error := beat.exception()) is not None:
+            logger.error("import %s is left to its lease", self._claim.id, exc_info=error)
+        elif is_lost:
             logger.info("import %s was ended by somebody else", self._claim.id)
 
     async def _settle(self, work: asyncio.Task[None]) -> None:
@@ -163,9 +165,11 @@ class _Run:
             logger.error("import %s failed", self._claim.id, exc_info=error)
             await self._give_up("Something went wrong on our side; the log has more.")
             return
-        passing = isinstance(error, SourceUnavailable | DatabaseUnavailable | SecretUnavailable)
-        if passing and self._claim.attempts < LISTING_ATTEMPTS:
-            longest = self._services.settings.imports.longest_pause
+        longest = self._services.settings.imports.longest_pause
+        if isinstance(error, DatabaseUnavailable | SecretUnavailable):
+            # Ours to mend, however long that takes.
+            await self._put_back(error.details, pause=longest, counted=False)
+        elif isinstance(error, SourceUnavailable) and self._claim.attempts < LISTING_ATTEMPTS:
             pause = min(longest, FIRST_PAUSE * 2.0 ** (self._claim.attempts - 1))
             # Jitter: those that came together don't come again together.
             await self._put_back(error.details, pause=pause * random.uniform(0.5, 1.0))  # noqa: S311

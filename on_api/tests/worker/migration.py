@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,6 @@ import httpx
 
 from on_api.core.ipfs.cid import ADD_OPTIONS
 from on_api.tests.conftest import Account
-from on_api.tests.deadline import until
 from on_api.tests.worker.conftest import ended, pin
 from on_api.tests.worker.network import Peer
 
@@ -102,25 +103,25 @@ def look(account: Account, import_id: str) -> dict[str, Any]:
 
 def over(account: Account, import_id: str, seconds: float = 60) -> dict[str, Any]:
     """Wait for the end of an import; returns it."""
-
-    def ended() -> dict[str, Any] | None:
-        seen = look(account, import_id)
-        return seen if seen["status"] in {"done", "failed", "cancelled"} else None
-
-    try:
-        return until(ended, f"import {import_id} ends", seconds)
-    except AssertionError as error:
-        raise AssertionError(report_of(account, import_id)) from error
+    ends = {"done", "failed", "cancelled"}
+    return _waited_for(account, import_id, seconds, lambda seen: seen["status"] in ends)
 
 
 def previewed(account: Account, import_id: str, seconds: float = 30) -> dict[str, Any]:
     """Wait until the source's list was read; returns the import."""
+    return _waited_for(account, import_id, seconds, lambda seen: seen["preview"]["complete"])
 
-    def listed() -> dict[str, Any] | None:
-        seen = look(account, import_id)
-        return seen if seen["preview"]["complete"] or seen["status"] == "failed" else None
 
-    return until(listed, f"import {import_id} is listed", seconds)
+def _waited_for(
+    account: Account, import_id: str, seconds: float, is_so: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Look now and then, as a client does: looks without a pause would take the time of the work
+    that they wait for."""
+    ends_at = time.monotonic() + seconds
+    while not is_so(seen := look(account, import_id)):
+        assert time.monotonic() < ends_at, report_of(account, import_id)
+        time.sleep(0.1)
+    return seen
 
 
 def report_of(account: Account, import_id: str) -> dict[str, Any]:

@@ -36,9 +36,9 @@ def here(
         sqlite_database(),
         ipfs=kubo.ipfs,
         pins=PinsSettings(deadline=60, patience=30),
-        worker=WorkerSettings(poll=0.05, lease_seconds=5),
+        worker=WorkerSettings(poll=0.1, lease_seconds=5),
         imports=ImportsSettings(
-            allow_private=True, retries=1, longest_pause=0.1, read_timeout=1, patience=5
+            allow_private=True, retries=1, longest_pause=0.1, read_timeout=0.5, patience=5
         ),
     )
     with Server(settings) as running:
