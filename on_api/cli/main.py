@@ -10,7 +10,21 @@ import sys
 
 import typer
 
-from on_api.cli import doctor, fsck, gateway, gc, init, keys, node, openapi, serve, users, worker
+from on_api.cli import (
+    doctor,
+    export,
+    fsck,
+    gateway,
+    gc,
+    imports,
+    init,
+    keys,
+    node,
+    openapi,
+    serve,
+    users,
+    worker,
+)
 from on_api.core.errors import OnApiError
 
 app = typer.Typer(
@@ -24,11 +38,13 @@ app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.command("gc")(gc.gc)
 app.command("fsck")(fsck.fsck)
+app.command("export")(export.export)
 app.command("init")(init.init)
 app.command("openapi")(openapi.openapi)
 app.command("doctor")(doctor.doctor)
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
+app.add_typer(imports.app, name="imports")
 app.add_typer(node.app, name="node")
 app.add_typer(gateway.app, name="gateway")
 

@@ -24,6 +24,7 @@ from on_api.core.pagination import (
 from on_api.core.routing import OpensSession
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
+from on_api.core.schemas.imports import ItemStatus
 from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
@@ -131,8 +132,10 @@ FilesWrite = Annotated[Principal, _needs(Scope.FILES_WRITE)]
 PinsRead = Annotated[Principal, _needs(Scope.PINS_READ)]
 PinsWrite = Annotated[Principal, _needs(Scope.PINS_WRITE)]
 SharesWrite = Annotated[Principal, _needs(Scope.SHARES_WRITE)]
+ImportsWrite = Annotated[Principal, _needs(Scope.IMPORTS_WRITE)]
 KeysWrite = Annotated[Principal, _needs(Scope.KEYS_WRITE)]
 TrafficRead = Annotated[Principal, _needs(Scope.TRAFFIC_READ)]
+ExportRead = Annotated[Principal, _needs(Scope.FILES_READ, Scope.PINS_READ)]
 Admin = Annotated[Principal, _needs(Scope.ADMIN)]
 
 
@@ -287,3 +290,5 @@ async def get_file_filter(
 FileQuery = Annotated[FileFilter, Depends(get_file_filter)]
 
 SharedFileQuery = Annotated[uuid.UUID | Absent, Query(description="Only links to this file.")]
+
+ImportStatusQuery = Annotated[ItemStatus | Absent, Query(description="Only items of this status.")]

@@ -3,7 +3,9 @@ clients match on.
 
     OnApiError
     ├── BadRequest            400 BAD_REQUEST              the input is wrong; the details say where
-    │   └── PassphraseNeeded  400 PASSPHRASE_NEEDED        of a private file
+    │   ├── PassphraseNeeded  400 PASSPHRASE_NEEDED        of a private file
+    │   ├── BadCar            400 BAD_CAR                  a CAR that can't be taken
+    │   └── AddressRefused    400 ADDRESS_REFUSED          a URL that on-api doesn't call
     ├── Unauthorized          401 UNAUTHORIZED             no key, or one that is not valid (any
     more)
     ├── Forbidden             403 INSUFFICIENT_SCOPE       a valid key that may not do this
@@ -35,6 +37,11 @@ clients match on.
     │   ├── ContentDamaged    502 CONTENT_DAMAGED          a private file isn't what was stored
     │   ├── NodeUnavailable   503 NODE_UNAVAILABLE         it can't be reached
     │   └── NodeTimeout       504 NODE_TIMEOUT             it didn't answer in time
+    ├── SourceError           502 SOURCE_ERROR             another service that content comes from
+    │   ├── SourceUnauthorized 502 SOURCE_UNAUTHORIZED     its token is wrong, or is over
+    │   ├── SourceMissing     502 SOURCE_MISSING           it has no such content
+    │   ├── SourceMalformed   502 SOURCE_MALFORMED         its answer is not what it must be
+    │   └── SourceUnavailable 503 SOURCE_UNAVAILABLE       it doesn't answer, or is too busy
     ├── ServiceUnavailable    503 SERVICE_UNAVAILABLE      try again soon
     │   ├── DatabaseUnavailable 503 DATABASE_UNAVAILABLE
     │   └── SecretUnavailable 503 MASTER_SECRET_UNAVAILABLE  what it protects can't be read
@@ -80,6 +87,22 @@ class PassphraseNeeded(BadRequest):
     reason, summary = (
         "PASSPHRASE_NEEDED",
         "This file is encrypted with a passphrase: send it in the header On-Api-Passphrase.",
+    )
+
+
+class BadCar(BadRequest):
+    """A CAR is damaged, is cut, or holds what on-api takes from nobody."""
+
+    reason, summary = "BAD_CAR", "This CAR can't be taken."
+
+
+class AddressRefused(BadRequest):
+    """A URL leads to where on-api makes no calls for others: not HTTPS, or a private address."""
+
+    reason, summary = (
+        "ADDRESS_REFUSED",
+        "Only https:// URLs at addresses of the public internet are called; the operator can set "
+        "ON_API_IMPORTS__ALLOW_PRIVATE=true.",
     )
 
 
@@ -300,6 +323,43 @@ class NodeTimeout(NodeError):
     """The node did not answer, or made no progress, in time."""
 
     status, reason, summary = 504, "NODE_TIMEOUT", "The IPFS node did not answer in time."
+
+
+class SourceError(_RetryLater):
+    """Another service, from which content is to come, did not do what was asked."""
+
+    status, reason, summary = 502, "SOURCE_ERROR", "The source could not do this."
+
+
+class SourceUnauthorized(SourceError):
+    """It refuses the credentials: wrong, or over."""
+
+    reason, summary = (
+        "SOURCE_UNAUTHORIZED",
+        "The source refuses the credentials: they are wrong, have expired, or may not do this.",
+    )
+
+
+class SourceMissing(SourceError):
+    """It has no such content."""
+
+    reason, summary = "SOURCE_MISSING", "The source does not have this content."
+
+
+class SourceMalformed(SourceError):
+    """What it answers is not what it must be."""
+
+    reason, summary = "SOURCE_MALFORMED", "The source's answer was not understood."
+
+
+class SourceUnavailable(SourceError):
+    """It can't be reached, is too slow, or asks to be left alone for a while."""
+
+    status, reason, summary = (
+        503,
+        "SOURCE_UNAVAILABLE",
+        "The source can't be reached at the moment.",
+    )
 
 
 class ServiceUnavailable(_RetryLater):

@@ -97,6 +97,12 @@ class Metrics:
         self.queue_length = Gauge(
             "on_api_pins_queued", "Pins waiting or being worked on.", registry=registry
         )
+        self.import_items = Counter(
+            "on_api_import_items_ended",
+            "Items of imports that were given an end: done, skipped (here before), failed.",
+            ["outcome"],
+            registry=registry,
+        )
         self.unpinned = Counter(
             "on_api_contents_unpinned", "Contents unpinned that nobody held.", registry=registry
         )

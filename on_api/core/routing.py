@@ -217,3 +217,11 @@ RAW_BODY: dict[str, Any] = {
     },
 }
 """The raw body of an upload."""
+
+CAR_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/vnd.ipld.car": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+"""The raw body that is a CAR."""

@@ -160,6 +160,43 @@ class PinsSettings(Group):
     )
 
 
+class ImportsSettings(Group):
+    """Imports from other services, and the calls that they make."""
+
+    at_once: int = Field(
+        4, ge=1, le=100, description="Imports that one worker carries out at once."
+    )
+    concurrency: int = Field(
+        16, ge=1, le=256, description="Items of one import that are moved at once."
+    )
+    patience: Seconds = Field(
+        30, description="Seconds without a new block over IPFS after which a gateway is tried."
+    )
+    deadline: int = Field(
+        21_600, ge=1, le=30 * 86_400, description="Seconds after which an item is given up."
+    )
+    max_items: int = Field(1_000_000, ge=1, le=2**31, description="Items that one import may have.")
+    allow_private: bool = Field(
+        False, description="Call http:// URLs and loopback, private and link-local addresses too."
+    )
+    connect_timeout: Seconds = Field(10, description="Seconds to reach another service.")
+    read_timeout: Seconds = Field(30, description="Seconds without a byte from it.")
+    total_timeout: Seconds = Field(120, description="Seconds for one answer that is no content.")
+    block_timeout: Seconds = Field(
+        120, description="Seconds in which a gateway must send a block of at most 2 MiB."
+    )
+    retries: int = Field(
+        4, ge=0, le=20, description="Tries after one that failed for a reason that passes."
+    )
+    longest_pause: Seconds = Field(
+        60, description="Seconds to wait between tries at most, whatever Retry-After says."
+    )
+    max_answer: int = Field(
+        32 * MIB, ge=64 * KIB, le=1024 * MIB, description="Bytes of one answer that is no content."
+    )
+    max_list: int = Field(16 * MIB, ge=1, le=256 * MIB, description="Bytes of a list of CIDs.")
+
+
 class WorkerSettings(Group):
     """Work that no request waits for: fetching pins, unpinning, garbage collection."""
 

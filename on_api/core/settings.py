@@ -28,6 +28,7 @@ from on_api.core.setting_groups import (
     FilesSettings,
     GatewaySettings,
     GcSettings,
+    ImportsSettings,
     IpfsSettings,
     LogSettings,
     NodeSettings,
@@ -37,6 +38,9 @@ from on_api.core.setting_groups import (
     WorkerSettings,
     http_origin,
 )
+
+OF_COMMANDS = {"new_password", "source_token", "source_password"}
+"""Secrets that commands take from the environment: no settings."""
 
 
 class UnknownSettingError(ValueError):
@@ -100,6 +104,7 @@ class Settings(BaseSettings):
     files: FilesSettings = FilesSettings()
     gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()
+    imports: ImportsSettings = ImportsSettings()
     ipfs: IpfsSettings = IpfsSettings()
     log: LogSettings = LogSettings()
     node: NodeSettings = NodeSettings()
@@ -189,7 +194,8 @@ class Settings(BaseSettings):
             if isinstance(source, EnvSettingsSource):
                 for name in source.env_vars:
                     field = name.lower().removeprefix(prefix).partition("__")[0]
-                    if name.lower().startswith(prefix) and field not in cls.model_fields:
+                    is_known = field in cls.model_fields or field in OF_COMMANDS
+                    if name.lower().startswith(prefix) and not is_known:
                         raise UnknownSettingError(name.upper())
         return init_settings, env_settings, dotenv_settings
 

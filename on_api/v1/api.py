@@ -9,8 +9,10 @@ from on_api.core.openapi import ApiVersion
 from on_api.v1.endpoints import (
     audit,
     auth,
+    exports,
     files,
     identities,
+    imports,
     keys,
     node,
     pins,
@@ -24,6 +26,7 @@ router.include_router(auth.router)
 router.include_router(users.v1_only)
 router.include_router(users.router)
 router.include_router(identities.router)
+router.include_router(exports.router)
 router.include_router(keys.v1_only)
 router.include_router(keys.router)
 router.include_router(files.v1_only)
@@ -32,6 +35,8 @@ router.include_router(shares.v1_only)
 router.include_router(shares.router)
 router.include_router(pins.router)
 router.include_router(traffic.router)
+router.include_router(imports.v1_only)
+router.include_router(imports.router)
 router.include_router(node.router)
 router.include_router(audit.v1_only)
 

@@ -3,10 +3,10 @@ more than a piece."""
 
 from __future__ import annotations
 
-from sqlalchemy import exists, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from on_api.core.models import Database, File, Pin, User
+from on_api.core.models import Database, File, Import, ImportItem, Pin, User
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services import contents
 
@@ -29,7 +29,7 @@ def remove_deleted_accounts(database: Database) -> int:
             )
             if user is None:
                 break
-            if not (_remove_files(session, user) or _remove_pins(session, user)):
+            if not any(remove(session, user) for remove in _PIECES):
                 session.delete(user)
                 gone += 1
     return gone
@@ -67,3 +67,24 @@ def _remove_pins(session: Session, user: User) -> bool:
         if pin.status == PINNED_STATUS:
             contents.drop_reference(session, usage, pin.cid)
     return bool(found)
+
+
+def _remove_imports(session: Session, user: User) -> bool:
+    """Remove one batch of items, then their import. Returns whether there was any. One under way
+    loses its lease."""
+    contents.lock_usage(session, user.id)
+    row = session.scalar(select(Import).where(Import.user_id == user.id).limit(1).with_for_update())
+    if row is None:
+        return False
+    row.lease_token = row.due_at = row.secrets = row.secret_version = None
+    batch = select(ImportItem.id).where(ImportItem.import_id == row.id).limit(BATCH)
+    removed = session.execute(
+        delete(ImportItem).where(ImportItem.id.in_(batch)).returning(ImportItem.id)
+    )
+    if not removed.all():
+        session.delete(row)
+    return True
+
+
+_PIECES = (_remove_imports, _remove_files, _remove_pins)
+"""Imports first: they make files and pins."""

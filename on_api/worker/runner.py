@@ -13,6 +13,7 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.events import number_events
+from on_api.worker.imports import ImportWorker
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
 from on_api.worker.unpinning import Unpinner
 from on_api.worker.visibility import VisibilityWorker
@@ -56,6 +57,7 @@ class Worker:
             services.bell,
         )
         self._visibility = VisibilityWorker(services, self._unpinner)
+        self._imports = ImportWorker(services, self._unpinner)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -69,6 +71,7 @@ class Worker:
             (self._number_events, self._poll, bell),
             (self._restore_pins, SLOW_LOOK_SECONDS, bell),
             (self._unpinner.step, slow, asyncio.sleep),
+            (self._imports.step, self._poll, bell),
             *[(self._visibility.step, self._poll, bell)] * CHANGES_AT_ONCE,
         ]
         if self._services.settings.gc.interval:
@@ -77,6 +80,7 @@ class Worker:
 
     async def stop(self) -> None:
         """End; what was being worked on is given back."""
+        await self._imports.stop()
         await self._pins.stop()
         for task in self._tasks:
             task.cancel()

@@ -31,6 +31,7 @@ class Purpose(StrEnum):
     ANSWERS = "answers"
     IDENTITIES = "identities"
     FINGERPRINTS = "fingerprints"
+    IMPORTS = "imports"
 
 
 class UnknownSecretError(Exception):

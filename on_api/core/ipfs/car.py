@@ -1,5 +1,5 @@
-"""CARv1: blocks in a stream (the IPLD specification of the format). Read with every block's hash
-verified; written for what wants to be read.
+"""CARs: blocks in a stream (the IPLD specifications of version 1 and 2). Read in both versions,
+every block's hash verified; written in version 1.
 
 Pure: talks to nobody. What comes is a stranger's: every length is bounded before it is believed.
 """
@@ -7,7 +7,8 @@ Pure: talks to nobody. What comes is a stranger's: every length is bounded befor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import libipld
@@ -19,6 +20,12 @@ MAX_BLOCK_BYTES = 2 * 1024 * 1024
 """Bitswap passes on no larger one, so no other node could have it from us."""
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CID_BYTES = 256
+MAX_PADDING_BYTES = 1024 * 1024
+"""Between the header of version 2 and the CAR of version 1 within."""
+
+_V2_PRAGMA = b"\xa1\x67version\x02"
+_V2_HEADER_BYTES = 40
+_FIRST_INDEX_BYTES = 1024 * 1024
 
 _HASHES: dict[int, Callable[[bytes], Any]] = {
     0x11: hashlib.sha1,  # of old git objects
@@ -34,24 +41,66 @@ _HASHES: dict[int, Callable[[bytes], Any]] = {
 
 
 class CarError(Exception):
-    """The stream is no CARv1, is cut, or holds a block that is not what its CID says."""
+    """The stream is no CAR, is cut, or holds a block that can't be taken."""
+
+
+class WrongBlockError(CarError):
+    """A block is not what its CID says."""
 
 
 class CarReader:
-    """Reads one CAR. `roots` is known once the first block was asked for."""
+    """Reads one CAR of either version. `roots` is known once the first block was asked for.
+
+    Of version 2 the CAR of version 1 within is read; its index, which proves nothing, is passed
+    over. Blocks of identity CIDs are checked and left out: the CID is the block.
+    """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self._buffer = bytearray()
         self._ended = False
+        self._left: int | None = None
+        """Bytes of the CAR within that are still to come, where a header has told."""
         self.roots: Sequence[Cid] = ()
 
-    async def blocks(self) -> AsyncIterator[tuple[Cid, bytes]]:
+    async def blocks(self) -> AsyncGenerator[tuple[Cid, bytes]]:
         """Every block, its hash verified. Raises `CarError`."""
-        self.roots = _roots(await self._section(MAX_HEADER_BYTES, "header"))
+        header = await self._section(MAX_HEADER_BYTES, "header")
+        index: int | None = None
+        if header == _V2_PRAGMA:
+            index = await self._enter_version_2()
+            header = await self._section(MAX_HEADER_BYTES, "header")
+        self.roots = _roots(header)
         while not await self._at_end():
             section = await self._section(MAX_CID_BYTES + MAX_BLOCK_BYTES, "block")
-            yield _block(section)
+            cid, block = _block(section)
+            if cid.inline is None:
+                yield cid, block
+        if index is not None:
+            await self._pass_over(index)
+
+    async def _enter_version_2(self) -> int:
+        """Go to where the CAR within begins. Returns how many bytes may follow it."""
+        fixed = await self._take(_V2_HEADER_BYTES, "header")
+        offset, size, index_offset = struct.unpack("<16x3Q", fixed)
+        before = 1 + len(_V2_PRAGMA) + _V2_HEADER_BYTES
+        if not before <= offset <= before + MAX_PADDING_BYTES:
+            raise CarError(f"the CAR within can't begin at byte {offset}")
+        if index_offset != 0 and index_offset < offset + size:
+            raise CarError("the index lies within the blocks")
+        await self._take(offset - before, "header")
+        self._left = size
+        return 0 if index_offset == 0 else _FIRST_INDEX_BYTES + size
+
+    async def _pass_over(self, limit: int) -> None:
+        """Read on to the end of the stream, over at most `limit` bytes."""
+        while True:
+            limit -= len(self._buffer)
+            self._buffer.clear()
+            if limit < 0:
+                raise CarError("there is more after the blocks")
+            if not await self._fill():
+                return
 
     async def _section(self, limit: int, what: str) -> bytes:
         length = shift = 0
@@ -68,6 +117,10 @@ class CarReader:
         return await self._take(length, what)
 
     async def _take(self, size: int, what: str) -> bytes:
+        if self._left is not None:
+            if size > self._left:
+                raise CarError(f"the CAR within ends within a {what}")
+            self._left -= size
         while len(self._buffer) < size:
             if not await self._fill():
                 raise CarError(f"the stream ends within a {what}")
@@ -76,6 +129,8 @@ class CarReader:
         return taken
 
     async def _at_end(self) -> bool:
+        if self._left is not None:
+            return self._left == 0
         return not self._buffer and not await self._fill()
 
     async def _fill(self) -> bool:
@@ -100,6 +155,21 @@ def car_header(*roots: Cid) -> bytes:
 def car_section(cid: Cid, block: bytes) -> bytes:
     """One block as it stands in a CAR."""
     return varint(len(cid.raw) + len(block)) + cid.raw + block
+
+
+def check_block(cid: Cid, data: bytes) -> None:
+    """Raise `WrongBlockError` unless this is the block of that CID; `CarError` when it is too large
+    or of a hash that isn't known."""
+    if len(data) > MAX_BLOCK_BYTES:
+        raise CarError(f"block {cid} has more than {MAX_BLOCK_BYTES} bytes")
+    if cid.inline is not None:
+        digest = data
+    elif (hasher := _HASHES.get(cid.hash_code)) is not None:
+        digest = hasher(data).digest()[: len(cid.digest)]
+    else:
+        raise CarError(f"the hash of block {cid} can't be checked here")
+    if digest != cid.digest:
+        raise WrongBlockError(f"block {cid} is not what its CID says")
 
 
 def _roots(header: bytes) -> Sequence[Cid]:
@@ -129,13 +199,7 @@ def _block(section: bytes) -> tuple[Cid, bytes]:
     except (BadRequest, IndexError) as error:
         raise CarError("a block has no CID") from error
     data = section[length:]
-    if len(data) > MAX_BLOCK_BYTES:
-        raise CarError(f"block {cid} has more than {MAX_BLOCK_BYTES} bytes")
-    hasher = _HASHES.get(cid.hash_code)
-    if hasher is None:
-        raise CarError(f"the hash of block {cid} can't be checked here")
-    if hasher(data).digest()[: len(cid.digest)] != cid.digest:
-        raise CarError(f"block {cid} is not what its CID says")
+    check_block(cid, data)
     return cid, data
 
 
@@ -144,4 +208,6 @@ def _bytes_head(length: int) -> bytes:
 
 
 def _array_head(length: int) -> bytes:
-    return bytes([0x80 | length]) if length < 24 else bytes([0x98, length])
+    if length < 24:
+        return bytes([0x80 | length])
+    return bytes([0x98, length]) if length < 256 else b"\x99" + length.to_bytes(2, "big")

@@ -13,6 +13,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from on_api.core.ipfs.cid import Cid
+
 
 @dataclass(frozen=True, slots=True)
 class Added:
@@ -134,6 +136,19 @@ class IpfsNode(Protocol):
     def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a CARv1 of the whole DAG from what the node has itself: depth first, every block
         once. Nothing tells that it ends too soon but following it (`dag.Walk`)."""
+        ...
+
+    async def block(self, cid: str) -> bytes | None:
+        """One block, from what the node has itself; None when it hasn't. Not verified."""
+        ...
+
+    async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
+        """Store verified blocks as they come, unpinned; returns when all of them are durable.
+
+        Until something pins them the next garbage collection removes them. An exception raised by
+        `blocks` comes out as it is; what came before it may be stored, or not. Raises `BadCar` for
+        a block that the node can't read.
+        """
         ...
 
     async def connect(self, address: str) -> None:

@@ -15,6 +15,11 @@ from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, read_varint
 DAG_CBOR = 0x71
 DAG_JSON = 0x0129
 _LINKLESS = {RAW, 0x51, 0x0200}  # plain CBOR and JSON have no links
+MAX_NESTING = 1024
+"""Of the values within a block."""
+MAX_ITEMS = 2**17
+"""Values within a block, keys among them."""
+
 _CID_TAG = 42
 _PB_LINKS = 2
 _PB_LINK_HASH = 1
@@ -26,6 +31,10 @@ class DagError(Exception):
 
 class UnknownCodecError(DagError):
     """Blocks of this codec can't be looked into here."""
+
+
+class TooComplexError(UnknownCodecError):
+    """A block has too many values, or they are nested too deep: nobody means well by it."""
 
 
 def links_of(codec: int, block: bytes) -> list[Cid]:
@@ -101,8 +110,11 @@ def _dag_pb_links(block: bytes) -> Iterator[bytes]:
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     """The length-delimited fields of a protobuf message; numbers are passed over."""
-    position = 0
+    position = fields = 0
     while position < len(message):
+        fields += 1
+        if fields > MAX_ITEMS:
+            raise TooComplexError("a block has too many fields")
         key, position = read_varint(message, position)
         kind = key & 7
         if kind == 0:
@@ -119,7 +131,9 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _dag_cbor_links(block: bytes) -> Iterator[bytes]:
     """The byte strings under tag 42 (the DAG-CBOR specification; RFC 8949)."""
-    position, is_link, open_items = 0, False, 1
+    position, is_link, items = 0, False, 0
+    still_open = [1]
+    """How many items are missing of each value that isn't complete, from the outside in."""
     while position < len(block):
         head = block[position]
         major, value = head >> 5, head & 31
@@ -132,7 +146,8 @@ def _dag_cbor_links(block: bytes) -> Iterator[bytes]:
             position += width
         elif value > 27:
             raise ValueError("an item of indefinite length")
-        open_items -= 1
+        items += 1
+        still_open[-1] -= 1
         if is_link and major != 2:
             raise ValueError("a link that holds no bytes")
         if major in {2, 3}:
@@ -144,17 +159,21 @@ def _dag_cbor_links(block: bytes) -> Iterator[bytes]:
                 yield block[position + 1 : position + value]
             position += value
         elif major == 4:
-            open_items += value
+            still_open.append(value)
         elif major == 5:
-            open_items += 2 * value
+            still_open.append(2 * value)
         elif major == 6:
             if value != _CID_TAG:
                 raise ValueError("a tag that is no link")
-            open_items += 1
+            still_open.append(1)
         is_link = major == 6
-        if open_items == 0:
+        while still_open and still_open[-1] == 0:
+            still_open.pop()
+        if not still_open:
             break
-    if open_items or position != len(block):
+        if items > MAX_ITEMS or len(still_open) > MAX_NESTING:
+            raise TooComplexError("a block has too many values, or they are nested too deep")
+    if still_open or position != len(block):
         raise ValueError("items are missing, or too many")
 
 
@@ -163,7 +182,7 @@ def _dag_json_links(block: bytes) -> Iterator[str]:
     try:
         pending: list[object] = [json.loads(block)]
     except RecursionError as error:
-        raise ValueError("nested too deep") from error
+        raise TooComplexError("a block is nested too deep") from error
     while pending:
         item = pending.pop()
         if isinstance(item, dict):

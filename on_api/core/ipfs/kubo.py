@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
-from on_api.core.ipfs.client import Added, Exchanged, NodeVersion, RepoStat
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
 from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
 from on_api.core.ipfs.kubo_pins import KuboPins
@@ -71,6 +72,10 @@ class KuboNode(KuboPins):
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See `IpfsNode.read`."""
         return self._data.read(cid, offset=offset, length=length)
+
+    async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
+        """See `IpfsNode.import_blocks`."""
+        return await self._data.import_blocks(blocks)
 
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""

@@ -1,5 +1,5 @@
-"""Kubo's data plane by aiohttp: uploads stream into RPC `add`, downloads come from the node's
-gateway.
+"""Kubo's data plane by aiohttp: uploads stream into RPC `add`, blocks into `dag/import`, downloads
+come from the node's gateway.
 
 Kubo reports failures in mid-stream in an HTTP trailer after a 200, which no Python client shows:
 nothing here is believed before its CID, its size and its pin have been verified.
@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 import aiohttp
 
 from on_api.core.errors import BadRequest, NodeError, NodeTruncated
-from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, normalise, raw_leaf_cid
-from on_api.core.ipfs.client import Added, PinStatus
+from on_api.core.ipfs.car import car_header, car_section
+from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
+from on_api.core.ipfs.client import Added, DagStat, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
 from on_api.core.setting_groups import IpfsSettings
 
@@ -28,6 +29,15 @@ JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece."""
 MAX_ANSWER_BYTES = 64 * 1024
 """Of the answer to one `add`: a line or two."""
+
+
+_IMPORT_OPTIONS = {
+    "pin-roots": "false",
+    "silent": "true",
+    "stats": "true",
+    "allow-big-block": "false",
+    "fast-provide-root": "false",
+}
 
 
 @dataclass
@@ -60,10 +70,22 @@ class KuboData:
     async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         sent = _Sent()
-        answer = await self._send(source, pin_name, sent)
-        cid, dag_size = _root(answer)
+        params = {**ADD_OPTIONS, "pin": "true", "pin-name": pin_name, "progress": "false"}
+        cid, dag_size = _root(await self._send("add", params, source, sent))
         await self._verify(cid, sent)
         return Added(cid=cid, size=sent.size, dag_size=dag_size)
+
+    async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
+        """See `IpfsNode.import_blocks`."""
+        first = await anext(blocks, None)
+        if first is None:
+            return DagStat(0, 0)
+        car = _Car(first, blocks)
+        answer = await self._send("dag/import", _IMPORT_OPTIONS, car.pieces(), _Sent())
+        # The only word of success: a failure in mid-stream would be told in a trailer.
+        if _imported(answer) != car.blocks:
+            raise NodeTruncated("The IPFS node stored fewer blocks than were sent.")
+        return DagStat(car.bytes, car.blocks)
 
     @asynccontextmanager
     async def read(
@@ -101,20 +123,17 @@ class KuboData:
                 raise NodeError("The IPFS node sent more than was asked for.")
             yield chunk
 
-    async def _send(self, source: AsyncIterator[bytes], pin_name: str, sent: _Sent) -> bytes:
+    async def _send(
+        self, command: str, params: Mapping[str, str], source: AsyncIterator[bytes], sent: _Sent
+    ) -> bytes:
         boundary = secrets.token_hex(16)
         # A fault may come as an error of the connection while Kubo has already said why: read that
         # first.
         try:
             async with asyncio.timeout(self._limits.stall_timeout) as clock:
                 async with self._http.session().post(
-                    f"{self._http.rpc_url}/api/v0/add",
-                    params={
-                        **ADD_OPTIONS,
-                        "pin": "true",
-                        "pin-name": pin_name,
-                        "progress": "false",
-                    },
+                    f"{self._http.rpc_url}/api/v0/{command}",
+                    params=params,
                     headers={
                         **self._http.headers,
                         "Content-Type": f"multipart/form-data; boundary={boundary}",
@@ -189,6 +208,39 @@ class KuboData:
             return int(answer["Size"])
         except (KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
+
+
+class _Car:
+    """Blocks on their way into a CAR; counts them."""
+
+    def __init__(self, first: tuple[Cid, bytes], others: AsyncIterator[tuple[Cid, bytes]]) -> None:
+        self.blocks = 0
+        self.bytes = 0
+        self._first = first
+        self._others = others
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The CAR, small blocks joined. Kubo wants a root and is told to pin none: any will do."""
+        waiting = car_header(self._first[0]) + self._section(*self._first)
+        async for cid, block in self._others:
+            if len(waiting) > JOINED_BYTES:
+                yield waiting
+                waiting = b""
+            waiting += self._section(cid, block)
+        yield waiting
+
+    def _section(self, cid: Cid, block: bytes) -> bytes:
+        self.blocks += 1
+        self.bytes += len(block)
+        return car_section(cid, block)
+
+
+def _imported(answer: bytes) -> int:
+    """How many blocks a `dag/import` says that it has stored."""
+    try:
+        return int(json.loads(answer)["Stats"]["BlockCount"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise NodeTruncated from error
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import aiohttp
 
 from on_api.core.errors import (
+    BadCar,
     BlocksMissing,
     InsufficientStorage,
     NodeError,
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 READ_BUFFER = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 _NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
+_REFUSED_BLOCK = re.compile(r'import failed at block \\?"(\w{1,128})')
 _MISSING = "was not found locally"
 NOT_PINNED = ("is not pinned", "not pinned or pinned indirectly")
 _EVERYDAY = (_MISSING, "failed to dial", *NOT_PINNED)
@@ -165,7 +168,9 @@ def _object(line: bytes) -> dict[str, Any]:
     return value
 
 
-async def unexpected(response: aiohttp.ClientResponse) -> NodeError | InsufficientStorage:
+async def unexpected(
+    response: aiohttp.ClientResponse,
+) -> NodeError | InsufficientStorage | BadCar:
     """The error for a status that was not expected; what Kubo said goes to the log."""
     try:
         body = await response.content.read(4096)
@@ -182,10 +187,12 @@ async def unexpected(response: aiohttp.ClientResponse) -> NodeError | Insufficie
     return failure(message)
 
 
-def failure(message: str) -> NodeError | InsufficientStorage:
+def failure(message: str) -> NodeError | InsufficientStorage | BadCar:
     """The error for what Kubo said."""
     if any(words.lower() in message.lower() for words in _NO_SPACE):
         return InsufficientStorage()
+    if (refused := _REFUSED_BLOCK.search(message)) is not None:
+        return BadCar(f"The IPFS node can't read block {refused[1]}.")
     if _MISSING in message:
         return BlocksMissing()
     if any(words in message for words in NOT_PINNED):

@@ -14,12 +14,14 @@ from typing import Any
 import aiohttp
 
 from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
+from on_api.core.ipfs.car import MAX_BLOCK_BYTES
 from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, PinStatus
 from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, translate, unexpected
 from on_api.core.setting_groups import IpfsSettings
 
 CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
+BLOCK_TYPE = "application/vnd.ipld.raw"
 DIAL_SECONDS = 15.0
 
 
@@ -118,6 +120,24 @@ class KuboPins:
             if response.status != 200:
                 raise await unexpected(response)
             yield self._chunks(response)
+        finally:
+            response.close()
+
+    async def block(self, cid: str) -> bytes | None:
+        """See `IpfsNode.block`."""
+        query = {"format": "raw"}
+        response = await self._http.get_content(cid, {"Accept": BLOCK_TYPE}, query)
+        try:
+            if response.status == 404:
+                return None
+            if response.status != 200:
+                raise await unexpected(response)
+            block = bytearray()
+            async for chunk in self._chunks(response):
+                block += chunk
+                if len(block) > MAX_BLOCK_BYTES:
+                    raise NodeError("The IPFS node sent more than a block.")
+            return bytes(block)
         finally:
             response.close()
 

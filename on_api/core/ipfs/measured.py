@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from on_api.core.errors import OnApiError
+from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import (
     Added,
     DagStat,
@@ -72,6 +73,16 @@ class MeasuredNode:
     def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See `IpfsNode.car`."""
         return self._node.car(cid)
+
+    async def block(self, cid: str) -> bytes | None:
+        """See `IpfsNode.block`."""
+        with self._measured("block"):
+            return await self._node.block(cid)
+
+    async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
+        """See `IpfsNode.import_blocks`."""
+        with self._measured("import_blocks"):
+            return await self._node.import_blocks(blocks)
 
     async def connect(self, address: str) -> None:
         """See `IpfsNode.connect`."""

@@ -10,16 +10,18 @@ from on_api.core.errors import BlocksMissing, NodeError
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.dag import Walk
 from on_api.core.ipfs.unixfs import build_file
 
 SLICE = 64 * 1024
 
 
 class MemoryNode:
-    """Keeps whole files in memory; everything else is as `IpfsNode` says."""
+    """Keeps files and blocks in memory; everything else is as `IpfsNode` says."""
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
+        self._blocks: dict[Cid, bytes] = {}
         self._pins: dict[str, str] = {}
 
     async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
@@ -27,6 +29,7 @@ class MemoryNode:
         data = b"".join([chunk async for chunk in source])
         root = build_file(data)
         self._files[root.cid] = data
+        self._blocks.update((Cid.from_text(node.cid), node.block) for node in root.walk())
         self._pins[root.cid] = pin_name
         return Added(cid=root.cid, size=len(data), dag_size=root.dag_size)
 
@@ -63,7 +66,7 @@ class MemoryNode:
         progress: Callable[[DagStat], None] | None = None,
     ) -> DagStat:
         """See `IpfsNode.pin`. There is no network: what isn't there never comes."""
-        if fetch and cid not in self._files:
+        if fetch and Cid.from_text(cid) not in self._blocks:
             await asyncio.Event().wait()
         stat = await self.dag_stat(cid)
         if progress is not None:
@@ -77,24 +80,36 @@ class MemoryNode:
 
     async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
         """See `IpfsNode.dag_stat`."""
-        if cid not in self._files:
-            raise BlocksMissing
-        blocks = {node.cid: node.block for node in build_file(self._files[cid]).walk()}
-        return DagStat(sum(map(len, blocks.values())), len(blocks))
+        walk = self._walk(cid)
+        while walk.wanted is not None:
+            walk.take(walk.wanted, self._block(walk.wanted))
+        return DagStat(walk.bytes, walk.blocks)
 
     @asynccontextmanager
     async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """See `IpfsNode.car`."""
-        if cid not in self._files:
-            raise BlocksMissing
+        walk = self._walk(cid)
 
         async def pieces() -> AsyncIterator[bytes]:
             yield car_header(Cid.from_text(cid))
-            nodes = {node.cid: node.block for node in build_file(self._files[cid]).walk()}
-            for block_cid, block in nodes.items():
-                yield car_section(Cid.from_text(block_cid), block)
+            while (wanted := walk.wanted) is not None:
+                block = self._block(wanted)
+                walk.take(wanted, block)
+                yield car_section(wanted, block)
 
         yield pieces()
+
+    async def block(self, cid: str) -> bytes | None:
+        """See `IpfsNode.block`."""
+        return self._blocks.get(Cid.from_text(cid))
+
+    async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
+        """See `IpfsNode.import_blocks`."""
+        stat = DagStat(0, 0)
+        async for cid, block in blocks:
+            self._blocks[cid] = block
+            stat = DagStat(stat.size + len(block), stat.blocks + 1)
+        return stat
 
     async def connect(self, address: str) -> None:
         """See `IpfsNode.connect`."""
@@ -106,9 +121,16 @@ class MemoryNode:
 
     async def collect_garbage(self) -> int:
         """See `IpfsNode.collect_garbage`."""
-        before = len(self._files)
+        kept: set[Cid] = set()
+        for cid in self._pins:
+            walk = self._walk(cid)
+            while walk.wanted is not None:
+                kept.add(walk.wanted)
+                walk.take(walk.wanted, self._block(walk.wanted))
+        removed = len(self._blocks.keys() - kept)
+        self._blocks = {cid: block for cid, block in self._blocks.items() if cid in kept}
         self._files = {cid: data for cid, data in self._files.items() if cid in self._pins}
-        return before - len(self._files)
+        return removed
 
     async def version(self) -> NodeVersion:
         """See `IpfsNode.version`."""
@@ -133,3 +155,14 @@ class MemoryNode:
 
     async def close(self) -> None:
         """See `IpfsNode.close`."""
+
+    def _walk(self, cid: str) -> Walk:
+        root = Cid.from_text(cid)
+        if root.inline is None and root not in self._blocks:
+            raise BlocksMissing
+        return Walk(root)
+
+    def _block(self, cid: Cid) -> bytes:
+        if cid not in self._blocks:
+            raise BlocksMissing
+        return self._blocks[cid]

@@ -19,6 +19,7 @@ import dns.exception
 import libipld
 
 from on_api.core.addresses import Address, is_public
+from on_api.core.outbound import RESOLVE_SECONDS, look_up
 
 MAX_LENGTH = 512
 MAX_ADDRESSES = 20
@@ -26,8 +27,6 @@ MAX_ADDRESSES = 20
 MAX_PER_NAME = 8
 MAX_DEPTH = 4
 """Of `/dnsaddr` that lead to `/dnsaddr`."""
-RESOLVE_SECONDS = 5.0
-"""For one name."""
 SEARCH_SECONDS = 15.0
 MAX_LOOKUPS = 50
 """For all addresses of one pin together: who owns a name may let it lead on and on."""
@@ -85,14 +84,7 @@ class Resolver:
 
     async def addresses(self, name: str, family: int) -> Sequence[Address]:
         """The IP addresses of a name; empty when it has none."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                found = await loop.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM)
-        except (OSError, TimeoutError, UnicodeError):
-            return ()
-        texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
-        return [ipaddress.ip_address(text) for text in texts][:MAX_PER_NAME]
+        return (await look_up(name, family))[:MAX_PER_NAME]
 
     async def dnsaddr(self, name: str) -> Sequence[str]:
         """The multiaddrs in the TXT records of `_dnsaddr.<name>` (the dnsaddr specification)."""

@@ -31,6 +31,7 @@ RPC_PATHS = (
     "/api/v0/block/stat",
     "/api/v0/files/stat",
     "/api/v0/dag/stat",
+    "/api/v0/dag/import",
     "/api/v0/repo/gc",
     "/api/v0/repo/stat",
     "/api/v0/repo/version",

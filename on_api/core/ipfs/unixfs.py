@@ -7,7 +7,7 @@ Lets the in-memory node, and tests, know a file's CID and size on the node witho
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -50,6 +50,24 @@ def build_file(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> DagNode:
     return level[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a directory links to; `dag_size` is the cumulative size of the DAG in bytes."""
+
+    name: str
+    cid: str
+    dag_size: int
+
+
+def build_directory(entries: Sequence[Entry]) -> tuple[Entry, bytes]:
+    """A plain directory of entries that are sorted by name; returns it, without a name, and its
+    block. More than some thousands don't fit into one block."""
+    links = b"".join(_field(2, _named_link(each.cid, each.name, each.dag_size)) for each in entries)
+    block = links + _field(1, _number(1, 1))  # Type=Directory
+    cid = encode(DAG_PB, SHA2_256, hashlib.sha256(block).digest())
+    return Entry("", cid, len(block) + sum(each.dag_size for each in entries)), block
+
+
 def _leaf(block: bytes) -> DagNode:
     return DagNode(raw_leaf_cid(hashlib.sha256(block).digest()), len(block), len(block), block)
 
@@ -66,8 +84,12 @@ def _parent(children: list[DagNode]) -> DagNode:
 
 
 def _link(child: DagNode) -> bytes:
-    binary = libipld.decode_multibase(child.cid)[1]
-    return _field(1, binary) + _field(2, b"") + _number(3, child.dag_size)
+    return _named_link(child.cid, "", child.dag_size)
+
+
+def _named_link(cid: str, name: str, dag_size: int) -> bytes:
+    binary = libipld.decode_multibase(cid)[1]
+    return _field(1, binary) + _field(2, name.encode()) + _number(3, dag_size)
 
 
 def _field(number: int, value: bytes) -> bytes:

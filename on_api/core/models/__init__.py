@@ -7,6 +7,7 @@ from on_api.core.models.denied import DeniedCid
 from on_api.core.models.event import Event
 from on_api.core.models.file import File, VisibilityChange
 from on_api.core.models.idempotency import IdempotencyRecord
+from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.share import Share
@@ -28,6 +29,8 @@ __all__ = [
     "Holding",
     "IdempotencyRecord",
     "Identity",
+    "Import",
+    "ImportItem",
     "Lease",
     "LoginThrottle",
     "Maintenance",

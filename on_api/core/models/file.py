@@ -50,6 +50,8 @@ class File(Base):
     sealed_start: Mapped[bytes | None] = mapped_column(LargeBinary)
     """Header and nonce of the age file: all that opening it needs before its chunks."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    source_created_at: Mapped[datetime | None] = mapped_column()
+    """When it was made where it was imported from."""
 
     __table_args__ = (
         CheckConstraint("visibility IN ('public', 'private')", name="visibility"),

@@ -49,6 +49,8 @@ class Pin(Base):
     """Where the client says the content can be had, as far as it may be dialled at all."""
     status: Mapped[str] = mapped_column(String(8), default=QUEUED)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    source_created_at: Mapped[datetime | None] = mapped_column()
+    """When it was pinned where it was imported from."""
     removed_at: Mapped[datetime | None] = mapped_column()
     kept_for: Mapped[uuid.UUID | None] = mapped_column()
     """The pin that replaces this one: its content is held until that one has an end."""

@@ -11,7 +11,7 @@ from on_api.core.crypto.age import BadKey, X25519Recipient
 from on_api.core.models import File as FileRow
 from on_api.core.models import VisibilityChange
 from on_api.core.models.file import PRIVATE
-from on_api.core.schemas.common import Answer, Meta, Moment, Request, Text, left_out
+from on_api.core.schemas.common import Absent, Answer, Meta, Moment, Request, Text, left_out
 from on_api.core.services.visibility import NOTICES, has_failed
 
 Visibility = Literal["public", "private"]
@@ -54,6 +54,11 @@ class File(Answer):
         description="Your own JSON object.", examples=[{"project": "atlas"}]
     )
     created_at: Moment = Field(description="When it was complete; strictly rising for each user.")
+    source_created_at: Moment | Absent = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="When it was made where it was imported from; only there if it was.",
+    )
     gateway_url: str | None = Field(
         description="Where everyone may have the bytes: at on-api's own IPFS gateway."
     )
@@ -72,6 +77,7 @@ class File(Answer):
             visibility=_visibility(row.visibility),
             meta=row.meta,
             created_at=row.created_at,
+            source_created_at=row.source_created_at,
             gateway_url=None if row.visibility == PRIVATE else f"{gateway}/ipfs/{row.cid}",
         )
 

@@ -174,10 +174,12 @@ class PinResults(BaseModel):
 
 
 def _info(row: PinRow) -> dict[str, str] | None:
+    imported = row.source_created_at
     known: dict[str, Any] = {
         "status_details": row.details,
         # While blocks come it is what is there so far.
         "dag_size" if row.status == Status.PINNED else "fetched_bytes": row.dag_size,
         "blocks" if row.status == Status.PINNED else "fetched_blocks": row.blocks,
+        "source_created_at": None if imported is None else _milliseconds(imported),
     }
     return {name: str(value) for name, value in known.items() if value is not None} or None

@@ -29,7 +29,9 @@ from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.gateway import GatewayPolicy
 from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.identities import IdentityService
-from on_api.core.services.intake import IntakeLimits
+from on_api.core.services.import_cars import CarImports
+from on_api.core.services.imports import ImportService
+from on_api.core.services.intake import Intake, IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import LeaseService
@@ -74,6 +76,8 @@ class Services:
     meter: Meter
     rate_limits: RateLimits
     pins: PinService
+    imports: ImportService
+    cars: CarImports
     keeper: Keeper
     names: PinNames
     leases: LeaseService
@@ -123,6 +127,8 @@ class Services:
         meter = Meter(
             EgressLedger(database, settings.traffic), invalidations, settings.traffic, metrics
         )
+        pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
+        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(
@@ -149,7 +155,7 @@ class Services:
                 leases,
                 capacity,
                 hashers,
-                IntakeLimits(settings.files.idle_timeout, settings.files.max_size),
+                limits,
                 metrics,
                 idempotency,
                 private_files,
@@ -158,7 +164,20 @@ class Services:
             shares=ShareService(database, hasher, settings.auth),
             meter=meter,
             rate_limits=RateLimits(settings.gateway, metrics),
-            pins=PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after),
+            pins=pins,
+            imports=ImportService(
+                keyring, pins, bell.ring_after, allow_private=settings.imports.allow_private
+            ),
+            cars=CarImports(
+                database,
+                node,
+                keeper,
+                leases,
+                capacity,
+                pins,
+                lambda lease: Intake(lease, leases, capacity, hashers, limits),
+                settings.files.lease_seconds,
+            ),
             keeper=keeper,
             names=names,
             leases=leases,

@@ -112,7 +112,7 @@ def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
 
 
 def room_of(session: Session, usage: UserUsage) -> int | None:
-    """Bytes that a user's quota leaves; None without a quota. `usage` is locked."""
+    """Bytes that a user's quota leaves; None without a quota. Exact while `usage` is locked."""
     # Once read it is remembered for as long as the transaction lasts.
     quota = session.get_one(User, usage.user_id).storage_quota
     return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
@@ -127,6 +127,11 @@ def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
     if usage is None:
         raise Unauthorized
     return usage
+
+
+def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
+    """A user's counters, to look at."""
+    return session.get_one(UserUsage, user_id)
 
 
 def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, NotFound
 from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import new_id, utc_now
@@ -34,12 +35,14 @@ MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows."""
+    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows.
+    `source_created_at`: when it was pinned where it is imported from."""
 
     cid: str
     name: str | None = None
     origins: Sequence[str] = ()
     meta: dict[str, str] | None = None
+    source_created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,28 @@ class PinService:
         usage = contents.lock_usage(session, user_id)
         known = contents.lock_all(session, (normalise(request.cid) for request in requests))
         return [self._add(session, usage, request, known, freed=0) for request in requests]
+
+    def add_pinned(
+        self,
+        session: Session,
+        usage: UserUsage,
+        request: PinRequest,
+        stat: DagStat,
+        secured: Mapping[str, int],
+    ) -> Pin:
+        """Record what the node has pinned already; `usage` is locked.
+
+        Raises `contents.NotSecuredError`. Whether the quota allows it is for whoever has reserved
+        it to say.
+        """
+        cid = normalise(request.cid)
+        pin = self._new(usage, request, cid)
+        contents.add_reference(session, usage, cid, stat.size, secured)
+        pin.blocks = stat.blocks or None
+        session.add(pin)
+        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+        mark_pinned(session, usage, pin, stat.size)
+        return pin
 
     def replace(
         self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
@@ -148,23 +173,8 @@ class PinService:
         freed: int,
     ) -> Pin:
         """`known`: the contents that there are, locked, among those that are asked for."""
-        now = utc_now()
         cid = normalise(request.cid)
-        pin = Pin(
-            id=new_id(),
-            user_id=usage.user_id,
-            cid=cid,
-            source_cid=request.cid,
-            name=request.name,
-            meta=request.meta,
-            origins=list(request.origins),
-            status=QUEUED,
-            created_at=contents.next_moment(usage, step=MILLISECOND),
-            due_at=now,
-            deadline_at=now + self._deadline,
-            attempts=0,
-            needs_fetch=False,
-        )
+        pin = self._new(usage, request, cid)
         content = known.get(cid)
         if content is not None and content.state == PINNED:
             _require_room(session, usage, cid, content.dag_size, freed)
@@ -179,6 +189,25 @@ class PinService:
             events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
             self._ring(session)
         return pin
+
+    def _new(self, usage: UserUsage, request: PinRequest, cid: str) -> Pin:
+        now = utc_now()
+        return Pin(
+            id=new_id(),
+            user_id=usage.user_id,
+            cid=cid,
+            source_cid=request.cid,
+            name=request.name,
+            meta=request.meta,
+            origins=list(request.origins),
+            status=QUEUED,
+            created_at=contents.next_moment(usage, step=MILLISECOND),
+            source_created_at=request.source_created_at,
+            due_at=now,
+            deadline_at=now + self._deadline,
+            attempts=0,
+            needs_fetch=False,
+        )
 
 
 def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:

@@ -17,18 +17,19 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from on_api.core.crypto.sealing import Sealed, Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose, keep_previous
-from on_api.core.models import ApiKey, Database, IdempotencyRecord, Identity
+from on_api.core.models import ApiKey, Database, IdempotencyRecord, Identity, Import
 from on_api.core.models.database import utc_now
 from on_api.core.settings import Settings
 
 BATCH = 200
 
-_Row = type[Identity] | type[IdempotencyRecord]
+_Row = type[Identity] | type[IdempotencyRecord] | type[Import]
 _Column = InstrumentedAttribute[bytes] | InstrumentedAttribute[bytes | None]
 
 _SEALED: tuple[tuple[_Row, _Column, Purpose], ...] = (
     (Identity, Identity.wrapped_secret, Purpose.IDENTITIES),
     (IdempotencyRecord, IdempotencyRecord.answer, Purpose.ANSWERS),
+    (Import, Import.secrets, Purpose.IMPORTS),
 )
 """Every column that is sealed, each bound to its row's id."""
 
@@ -85,7 +86,8 @@ def needed_versions(session: Session) -> dict[int, int]:
     ]
     for statement in counts:
         for version, count in session.execute(statement):
-            needed[version] = needed.get(version, 0) + count
+            if version is not None:
+                needed[version] = needed.get(version, 0) + count
     return needed
 
 

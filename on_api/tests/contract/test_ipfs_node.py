@@ -20,7 +20,7 @@ from on_api.core.ipfs.multiaddr import Multiaddr
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo, free_port
-from on_api.tests.dags import follow
+from on_api.tests.dags import follow, tree
 
 pytestmark = pytest.mark.anyio
 
@@ -226,6 +226,44 @@ async def test_a_car_is_the_whole_dag(node: IpfsNode, data: bytes) -> None:
         count, size = await follow(root, reader.blocks())
     assert list(reader.roots) == [root]
     assert (count, size) == (len(expected), sum(map(len, expected.values())))
+
+
+async def test_blocks_by_themselves(node: IpfsNode) -> None:
+    """Stored as they come, without a pin; read one by one; none that isn't there."""
+    root, blocks = tree()
+
+    async def arriving() -> AsyncIterator[tuple[Cid, bytes]]:
+        for each in blocks.items():
+            yield each
+
+    async def nothing() -> AsyncIterator[tuple[Cid, bytes]]:
+        return
+        yield
+
+    size = sum(map(len, blocks.values()))
+    assert await node.block(str(root)) is None
+    assert await node.import_blocks(nothing()) == DagStat(0, 0)
+    assert await node.import_blocks(arriving()) == DagStat(size, len(blocks))
+    assert [await node.block(str(cid)) for cid in blocks] == list(blocks.values())
+    assert await node.pin_status(str(root)) is None
+    assert await node.dag_stat(str(root)) == DagStat(size, len(blocks))
+    stat = await node.pin(str(root), name="on-api/test/blocks", fetch=False)
+    assert stat.blocks == len(blocks)
+
+
+async def test_blocks_that_stop_coming(node: IpfsNode) -> None:
+    """The reason comes out as it is."""
+
+    class GoneError(Exception):
+        pass
+
+    async def failing() -> AsyncIterator[tuple[Cid, bytes]]:
+        for each in tree()[1].items():
+            yield each
+        raise GoneError
+
+    with pytest.raises(GoneError):
+        await node.import_blocks(failing())
 
 
 async def test_a_peer_that_is_not_there(node: IpfsNode) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from on_api.core.errors import (
+    BadCar,
     InsufficientStorage,
     NodeError,
     NodeRefused,
@@ -18,6 +19,7 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
+from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.kubo import KuboNode, authorization, multiaddr_of
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.setting_groups import IpfsSettings
@@ -35,6 +37,7 @@ from on_api.tests.contract.faulty_node import (
     says_at_once,
     says_with_trailer,
 )
+from on_api.tests.dags import block_of
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +120,42 @@ async def test_wrong_answers_to_an_upload(answer: Exchange, error: type[Exceptio
     """None of them passes for a stored file."""
     with pytest.raises(error):
         await add({ADD: answer, PIN_LS: says(PINNED)})
+
+
+STORED = line(Stats={"BlockCount": 3, "BlockBytesCount": 300})
+IMPORT, BLOCKS = "/api/v0/dag/import", dict(block_of(os.urandom(100)) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (says(STORED), None),
+        (says(b""), NodeTruncated),
+        (says(b"not json\n"), NodeTruncated),
+        (says(line(Stats={"BlockCount": 2})), NodeTruncated),
+        (says_with_trailer(b"", "unexpected EOF"), NodeTruncated),
+        (says(line(Message='import failed at block "bafkqaaa": x'), status="500 X"), BadCar),
+        (says(line(Message="write: no space left on device"), status="500 X"), InsufficientStorage),
+        (says_at_once(b"forbidden", status="403 Forbidden"), NodeRefused),
+        (hangs, NodeTimeout),
+        (reads_nothing, NodeTimeout),
+        (hangs_up, NodeTruncated),
+    ],
+)
+async def test_wrong_answers_to_blocks(answer: Exchange, error: type[Exception] | None) -> None:
+    """None of them passes for stored blocks; the first one is right."""
+
+    async def arriving() -> AsyncIterator[tuple[Cid, bytes]]:
+        for each in BLOCKS.items():
+            yield each
+
+    async with faulty_node({IMPORT: answer}) as settings, KuboNode(settings) as node:
+        async with asyncio.timeout(10):
+            if error is None:
+                assert (await node.import_blocks(arriving())).blocks == 3
+                return
+            with pytest.raises(error):
+                await node.import_blocks(arriving())
 
 
 async def test_a_node_that_stops_taking_bytes() -> None:

@@ -18,6 +18,7 @@ from on_api.core.ipfs.dag import (
     DAG_CBOR,
     DAG_JSON,
     DagError,
+    TooComplexError,
     UnknownCodecError,
     links_of,
 )
@@ -209,10 +210,29 @@ def test_what_is_refused(codec: int, block: bytes) -> None:
         links_of(codec, block)
 
 
-def test_depth_costs_no_stack() -> None:
-    """A million levels are a block of a megabyte."""
-    deep = b"\x81" * 1_000_000 + cbor(Link(cid_of(b"x")))
+@pytest.mark.parametrize(
+    ("codec", "block"),
+    [
+        (DAG_CBOR, b"\x81" * 1_000_000 + b"\x00"),
+        (DAG_CBOR, b"\x9a" + (1_000_000).to_bytes(4, "big") + bytes(1_000_000)),
+        (DAG_PB, b"\x08\x00" * 1_000_000),
+    ],
+    ids=["deep", "wide", "fields"],
+)
+def test_what_nobody_means_well_by(codec: int, block: bytes) -> None:
+    """Too deep or too wide: told by a small part of the block, and for whoever only wants to know
+    what is missing no damage."""
+    with pytest.raises(TooComplexError):
+        links_of(codec, block)
+    assert issubclass(TooComplexError, UnknownCodecError)
+
+
+def test_what_is_still_followed() -> None:
+    """Far deeper and wider than what programs write."""
+    deep = b"\x81" * 1000 + cbor(Link(cid_of(b"x")))
     assert links_of(DAG_CBOR, deep) == [cid_of(b"x")]
+    wide = cbor([0] * 100_000 + [Link(cid_of(b"x"))])
+    assert links_of(DAG_CBOR, wide) == [cid_of(b"x")]
 
 
 @pytest.mark.anyio

@@ -102,6 +102,25 @@ def test_exactly_the_bytes_of_bodies_are_counted(metered: Server, ada: Account) 
     assert (uploaded["requests"], uploaded["bytes_in"], uploaded["bytes_out"]) == (1, SIZE, 0)
 
 
+@pytest.mark.parametrize("form", ["car", "pins", "json"])
+def test_an_export_is_counted(metered: Server, ada: Account, form: str) -> None:
+    """What leaves at once, too; with nothing left it doesn't begin."""
+    ada.upload(os.urandom(SIZE))
+    path = f"/v1/users/me/export?format={form}"
+    size = len(ada.client.get(path).content)
+    assert size > (SIZE if form == "car" else 50)
+    settles_at(ada, size)
+    ours = {"kind": "export", "owner_id": UUID(ada.id)}
+    assert counted(metered, **ours)["bytes_out"] == size
+    with metered.new_user(admin=True).client as root:
+        root.patch(f"/v1/users/{ada.id}", json={"egress_budget": size}).raise_for_status()
+    refused = ada.client.get(path)
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (
+        429,
+        "EGRESS_BUDGET_EXCEEDED",
+    )
+
+
 def test_a_link_is_counted_for_its_owner(metered: Server, ada: Account) -> None:
     """Whoever opens it, by whichever way."""
     file = ada.upload(os.urandom(SIZE), visibility="private")

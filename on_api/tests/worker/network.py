@@ -36,6 +36,28 @@ class Peer:
         )
 
     @property
+    def headers(self) -> dict[str, str]:
+        """What its RPC asks for."""
+        return {"Authorization": RPC_SECRET.replace("bearer:", "Bearer ")}
+
+    def car(self, cid: str) -> bytes:
+        """A whole DAG, from its gateway; the blocks prove themselves."""
+        answer = httpx.get(
+            f"{self.ipfs.gateway_url}/ipfs/{cid}",
+            params={"format": "car"},
+            headers={"Accept": "application/vnd.ipld.car; version=1; order=dfs; dups=n"},
+            timeout=60,
+            trust_env=False,
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def stat(self, cid: str) -> tuple[int, int]:
+        """Bytes and number of a DAG's different blocks."""
+        summary = self._post("dag/stat", {"arg": cid, "progress": "false"}).text.splitlines()[-1]
+        return json.loads(summary)["TotalSize"], json.loads(summary)["UniqueBlocks"]
+
+    @property
     def pid(self) -> int:
         """Its process; there must be one."""
         pid = None if self._running is None else self._running.pid
@@ -95,7 +117,7 @@ class Peer:
         answer = httpx.post(
             f"http://127.0.0.1:{self.node.rpc_port}/api/v0/{command}",
             params=query,
-            headers={"Authorization": RPC_SECRET.replace("bearer:", "Bearer ")},
+            headers=self.headers,
             timeout=60,
             trust_env=False,
             **options,

@@ -27,6 +27,7 @@ from on_api.core.crypto.age.file import (
     Encryptor,
     RangeDecryptor,
     Unlocked,
+    start_size,
     unlock,
 )
 from on_api.core.crypto.age.keys import (
@@ -36,11 +37,19 @@ from on_api.core.crypto.age.keys import (
     X25519Identity,
     X25519Recipient,
 )
-from on_api.core.crypto.age.layout import CHUNK_BYTES, Layout, Piece, Span, sealed_size
+from on_api.core.crypto.age.layout import (
+    CHUNK_BYTES,
+    PAYLOAD_NONCE_BYTES,
+    Layout,
+    Piece,
+    Span,
+    sealed_size,
+)
 
 __all__ = [
     "CHUNK_BYTES",
     "MAX_START_BYTES",
+    "PAYLOAD_NONCE_BYTES",
     "AgeError",
     "BadArmor",
     "BadHeader",
@@ -69,5 +78,6 @@ __all__ = [
     "X25519Identity",
     "X25519Recipient",
     "sealed_size",
+    "start_size",
     "unlock",
 ]

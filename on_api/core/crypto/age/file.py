@@ -83,18 +83,25 @@ class Unlocked:
         return Layout(self.start_size, sealed_size)
 
 
+def start_size(start: bytes | bytearray) -> int:
+    """Bytes of header and nonce of the file that begins with `start`. Raises `TruncatedHeader` when
+    it doesn't hold them, and what finding the header's end raises."""
+    end = headers.find_end(start)
+    if end is None or len(start) < end + PAYLOAD_NONCE_BYTES:
+        raise TruncatedHeader("The file ends before its payload begins.")
+    return end + PAYLOAD_NONCE_BYTES
+
+
 def unlock(start: bytes | bytearray, identities: Sequence[Identity]) -> Unlocked:
     """Open the header that the file begins with. `start` may hold more of the file.
 
     Raises `TruncatedHeader` when it doesn't hold enough (`MAX_START_BYTES` always is enough), and
     what `Header.parse` and `Header.open` raise.
     """
-    end = headers.find_end(start)
-    if end is None or len(start) < end + PAYLOAD_NONCE_BYTES:
-        raise TruncatedHeader("The file ends before its payload begins.")
+    size = start_size(start)
+    end = size - PAYLOAD_NONCE_BYTES
     file_key = Header.parse(bytes(start[:end])).open(identities)
-    nonce = bytes(start[end : end + PAYLOAD_NONCE_BYTES])
-    return Unlocked(end + PAYLOAD_NONCE_BYTES, payload_key(file_key, nonce))
+    return Unlocked(size, payload_key(file_key, bytes(start[end:size])))
 
 
 class Decryptor:

@@ -16,11 +16,8 @@ from datetime import timedelta
 from anyio import to_thread
 from sqlalchemy import exists, select
 
-from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
-from on_api.core.ipfs.car import CarError, CarReader
-from on_api.core.ipfs.cid import Cid
+from on_api.core.errors import NodeError, ServiceUnavailable
 from on_api.core.ipfs.client import IpfsNode, PinStatus
-from on_api.core.ipfs.dag import DagError, UnknownCodecError, Walk
 from on_api.core.models import Content, Database, Holding, Lease, Pin
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import new_id, utc_now
@@ -30,6 +27,7 @@ from on_api.core.services.fsck.node_pins import NodePins
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.pin_jobs import UNDER_WAY
 from on_api.core.services.pin_names import PinNames
+from on_api.core.services.walking import DamagedError, read_dag
 
 logger = logging.getLogger(__name__)
 
@@ -122,35 +120,11 @@ class NodeChecks:
         self._report.add(Finding(Kind.DAMAGED_DAG, cid, damage, mended))
 
     async def _damage(self, cid: str) -> str | None:
-        """Read every block, hash it, follow every link. None when all is well."""
-        root = Cid.from_text(cid)
-        if root.inline is not None:
-            return await self._missing(cid)
-        walk = Walk(root)
+        """Read the whole DAG. None when all is well."""
         try:
-            async with self._node.car(cid) as chunks:
-                async for block_cid, block in CarReader(chunks).blocks():
-                    walk.take(block_cid, block)
-            walk.end()
-        except UnknownCodecError:
-            return await self._missing(cid)
-        except DagError as error:
+            stat = await read_dag(self._node, cid)
+        except DamagedError as error:
             return str(error)
-        except CarError as error:
-            # At a hole the gateway writes words into the stream and ends it.
-            return f"block {walk.wanted} can't be read ({error})"
-        except BlocksMissing:
-            return "its root block is missing"
-        self._report.blocks += walk.blocks
-        self._report.bytes += walk.bytes
-        return None
-
-    async def _missing(self, cid: str) -> str | None:
-        """For what only the node can follow: whether all blocks are there."""
-        try:
-            stat = await self._node.dag_stat(cid)
-        except BlocksMissing:
-            return "blocks are missing"
         self._report.blocks += stat.blocks
         self._report.bytes += stat.size
         return None

@@ -1,0 +1,89 @@
+"""`on-api export`: all of a user's content, to take elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from on_api.cli.context import load_settings
+from on_api.cli.progress import size
+
+if TYPE_CHECKING:
+    from on_api.core.settings import Settings
+
+_FORMATS = ("car", "pins", "json")
+
+
+def export(
+    user: Annotated[str, typer.Option("--user", help="Whose content.")] = "admin",
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="car: the content itself; pins: CSV of CIDs and names, as `imports start cids` "
+            "reads; json: files, pins and links.",
+        ),
+    ] = "car",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Into this file; else printed.")
+    ] = None,
+) -> None:
+    """Write everything that a user keeps, as one CAR, a list, or JSON.
+
+    Exit code 1 when not all of it could be written; a file is then not made.
+    """
+    from on_api.core.errors import BadRequest
+
+    if format_ not in _FORMATS:
+        raise BadRequest(f"--format: one of {', '.join(_FORMATS)}.")
+    if output is None and format_ == "car" and sys.stdout.isatty():
+        raise BadRequest("A CAR is nothing for a terminal: name a file by --output.")
+    settings = load_settings()
+    if output is None:
+        asyncio.run(_write(settings, user, format_, lambda data: sys.stdout.buffer.write(data)))
+        sys.stdout.buffer.flush()
+        return
+    part = output.with_name(output.name + ".part")
+    try:
+        with part.open("wb") as file:
+            written = asyncio.run(_write(settings, user, format_, file.write))
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+    typer.echo(f"wrote {output}, {size(written)}", err=True)
+
+
+async def _write(
+    settings: Settings, username: str, format_: str, write: Callable[[bytes], object]
+) -> int:
+    """Returns how many bytes there were."""
+    from on_api.core.services import audit
+    from on_api.core.services.container import Services
+    from on_api.core.services.exports import metadata, open_car, pins_list
+    from on_api.core.services.node import connect_node
+    from on_api.core.services.users import find_user
+
+    services = Services.build(settings, connect_node(settings))
+    written = 0
+    try:
+        with services.database.session_scope() as session:
+            user_id = find_user(session, username).id
+            audit.record(session, audit.COMMAND_LINE, "export", "user", user_id, format=format_)
+        if format_ == "car":
+            car = await open_car(services.database, services.node, user_id)
+            async for chunk in car.chunks():
+                write(chunk)
+                written += len(chunk)
+        else:
+            pieces = pins_list if format_ == "pins" else metadata
+            for piece in pieces(services.database, user_id):
+                write(piece.encode())
+                written += len(piece.encode())
+    finally:
+        await services.close()
+    return written

@@ -1,0 +1,108 @@
+"""Showing how far a long work is: one line that is written over in a terminal, a line now and then
+anywhere else (a log, a pipe)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+BAR_WIDTH = 24
+LOG_SECONDS = 10.0
+"""Between two lines where lines can't be written over."""
+RATE_SECONDS = 30.0
+"""The time over which a rate is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is; `total_bytes` is None while nobody knows."""
+
+    what: str
+    items: int
+    total: int
+    bytes: int
+    total_bytes: int | None
+
+
+class ProgressLine:
+    """Writes to standard error, so that standard output is the result alone."""
+
+    def __init__(self, output: TextIO | None = None) -> None:
+        self._output = output or sys.stderr
+        self._in_place = self._output.isatty()
+        self._seen: list[tuple[float, Progress]] = []
+        self._written_at = float("-inf")
+        self._written = ""
+
+    def show(self, progress: Progress, *, last: bool = False) -> None:
+        """Show it, if it is time to."""
+        now = time.monotonic()
+        self._seen = [
+            *[each for each in self._seen if now - each[0] < RATE_SECONDS],
+            (now, progress),
+        ]
+        is_new = progress.what != self._written
+        if not self._in_place and not last and not is_new and now - self._written_at < LOG_SECONDS:
+            return
+        self._written_at, self._written = now, progress.what
+        line = self._line(progress)
+        # Erased to its end: the line before may have been longer.
+        self._output.write(f"\r{line}\x1b[K" if self._in_place else f"{line}\n")
+        self._output.flush()
+
+    def end(self) -> None:
+        """Go on below."""
+        if self._in_place and self._written:
+            self._output.write("\n")
+            self._output.flush()
+
+    def _line(self, progress: Progress) -> str:
+        words = [progress.what]
+        if progress.total:
+            done = min(1.0, progress.items / progress.total)
+            if self._in_place:
+                filled = round(done * BAR_WIDTH)
+                words.append("[" + "#" * filled + "-" * (BAR_WIDTH - filled) + "]")
+            words.append(f"{progress.items} of {progress.total} items ({done:.0%})")
+        else:
+            words.append(f"{progress.items} items")
+        words.append(size(progress.bytes))
+        rate, left = self._speed(progress)
+        if rate is not None:
+            words.append(f"{size(rate)}/s")
+        if left is not None:
+            words.append(f"{duration(left)} left")
+        return "  ".join(words)
+
+    def _speed(self, progress: Progress) -> tuple[float | None, float | None]:
+        """Bytes a second, and the seconds that are left by bytes, else by items."""
+        first_at, first = self._seen[0]
+        seconds = self._seen[-1][0] - first_at
+        if seconds < 1:
+            return None, None
+        rate = max(0.0, (progress.bytes - first.bytes) / seconds)
+        pace = (progress.items - first.items) / seconds
+        if progress.total_bytes and rate > 0:
+            return rate, max(0, progress.total_bytes - progress.bytes) / rate
+        left = (progress.total - progress.items) / pace if pace > 0 and progress.total else None
+        return rate, left
+
+
+def size(value: float) -> str:
+    """Bytes, for a person."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, for a person."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,399 @@
+"""Getting whole DAGs onto the node from those whom nobody needs to trust: a gateway of somebody
+else's, or a CAR that was given. No block is passed to the node before its hash has been verified.
+
+What is stored here has no pin yet, and the next garbage collection would remove it. Whoever calls
+holds a lease (`services/leases.py`) from before the first byte until the pin is recorded: while one
+lives, no collection begins. What a crash leaves is garbage until it is asked for again, and then it
+is found and not fetched twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from on_api.core.errors import (
+    BadCar,
+    BlocksMissing,
+    PayloadTooLarge,
+    SourceError,
+    SourceMalformed,
+    SourceUnavailable,
+)
+from on_api.core.ipfs.car import (
+    MAX_BLOCK_BYTES,
+    CarError,
+    CarReader,
+    WrongBlockError,
+    check_block,
+)
+from on_api.core.ipfs.cid import RAW, Cid
+from on_api.core.ipfs.client import DagStat, IpfsNode
+from on_api.core.ipfs.dag import DagError, TooComplexError, UnknownCodecError, links_of
+from on_api.core.outbound import Answer, Outbound, check_url
+
+CAR_TYPE = "application/vnd.ipld.car"
+CAR_ACCEPTED = f"{CAR_TYPE}; version=1; order=dfs; dups=n"
+BLOCK_TYPE = "application/vnd.ipld.raw"
+MAX_WANTED = 2**20
+"""Blocks that are known by a link only, at one moment: about 300 bytes of memory each."""
+MAX_REPEATED = 64 * 1024 * 1024
+"""Bytes of blocks that come again, besides as many as came at all."""
+
+Progress = Callable[[DagStat], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedDag:
+    """A whole DAG that lies on the node now, every block of it verified on its way."""
+
+    blocks: int
+    """Different blocks."""
+    bytes: int
+    """Of them together."""
+    fetched_blocks: int
+    """Those that came from the gateway; the others were here."""
+    fetched_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenCar:
+    """What a CAR has brought onto the node."""
+
+    roots: Sequence[tuple[str, DagStat]]
+    """Every root, CIDv1 in base32, and the whole DAG below it."""
+    blocks: int
+    """In the CAR; equal ones count each time."""
+    bytes: int
+
+
+class GatewayFetcher:
+    """Fetches from one trustless gateway (the IPFS gateway specification): as CARs, and block by
+    block where it gives none."""
+
+    def __init__(self, node: IpfsNode, outbound: Outbound, gateway_url: str) -> None:
+        """Raises `AddressRefused` for a URL that isn't called."""
+        self._node = node
+        self._outbound = outbound
+        # Many write it with what every path on it begins with.
+        origin = gateway_url.rstrip("/").removesuffix("/ipfs")
+        self._url = check_url(origin, allow_private=outbound.limits.allow_private)
+        self._gives_cars = True
+
+    async def fetch(
+        self, cid: str, *, max_bytes: int | None = None, progress: Progress | None = None
+    ) -> FetchedDag:
+        """Fetch what the node has not yet of the DAG of `cid`; it is not pinned.
+
+        `progress` (quick) hears how much of it is there. Memory grows by the blocks' CIDs. Raises a
+        `SourceError` (`SourceMissing`: the gateway hasn't got a block; `SourceMalformed`: it sends
+        something else, or what nobody can follow), `PayloadTooLarge` when the DAG has more than
+        `max_bytes`, or a `NodeError`. What was verified until then stays, and is not fetched again.
+        """
+        missing = _Missing(Cid.from_text(cid), max_bytes, progress)
+        tries = 0
+        while (wanted := await self._find_missing(missing)) is not None:
+            before = missing.blocks
+            failure: SourceError | None = None
+            try:
+                await self._fetch_some(wanted, missing)
+            except _BrokenOffError as error:  # all else is final, or was tried often enough
+                failure = error
+            if missing.wanted is None:
+                break
+            tries = 0 if missing.blocks > before else tries + 1
+            if tries > self._outbound.limits.retries:
+                raise failure or SourceMalformed(
+                    f"{self._url.host} ends before block {missing.wanted}."
+                )
+            if failure is not None or tries:
+                await self._outbound.pause(tries)
+        return missing.result()
+
+    async def _find_missing(self, missing: _Missing) -> Cid | None:
+        """Go over what the node has already, up to a block that it hasn't."""
+        while (wanted := missing.wanted) is not None:
+            block = await self._node.block(str(wanted))
+            if block is None:
+                return wanted
+            try:
+                check_block(wanted, block)
+            except CarError:  # damaged, or of a hash that only the node knows
+                return wanted
+            missing.take(wanted, block, fetched=False)
+        return None
+
+    async def _fetch_some(self, wanted: Cid, missing: _Missing) -> None:
+        """Fetch a block, or as much of the DAG below it as comes in one answer."""
+        if wanted.codec != RAW and self._gives_cars:
+            try:
+                await self._fetch_car(wanted, missing)
+            except _NoCarError:
+                self._gives_cars = False
+            else:
+                return
+        await self._fetch_block(wanted, missing)
+
+    async def _fetch_car(self, wanted: Cid, missing: _Missing) -> None:
+        url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/ipfs/{wanted}")
+        query = {"format": "car", "dag-scope": "all", "car-order": "dfs", "car-dups": "n"}
+        try:
+            opening = self._outbound.open(url, query=query, accept=CAR_ACCEPTED)
+            async with opening as answer:
+                if _media_type(answer) != CAR_TYPE:
+                    raise _NoCarError
+                arriving = _Arriving(answer.chunks, wanted, missing, self._outbound)
+                async with aclosing(arriving.blocks()) as blocks:
+                    await self._node.import_blocks(blocks)
+        except BadCar as error:  # well formed for us, not for the node
+            raise SourceMalformed(error.details) from error
+        except SourceError as error:
+            # Another status than those with a meaning: 400, 406, 415, 501 …
+            if type(error) is SourceError:
+                raise _NoCarError from error
+            raise
+        # Only now: what was verified before it is worth keeping.
+        if arriving.failure is not None:
+            raise arriving.failure
+
+    async def _fetch_block(self, wanted: Cid, missing: _Missing) -> None:
+        url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/ipfs/{wanted}")
+        block = bytearray()
+        try:
+            async with (
+                asyncio.timeout(self._outbound.limits.block_timeout),
+                self._outbound.open(url, query={"format": "raw"}, accept=BLOCK_TYPE) as answer,
+            ):
+                if _media_type(answer) != BLOCK_TYPE:
+                    raise SourceMalformed(f"{self._url.host} is no trustless gateway.")
+                try:
+                    async for chunk in answer.chunks:
+                        block += chunk
+                        if len(block) > MAX_BLOCK_BYTES:
+                            break
+                except SourceUnavailable as error:
+                    raise _BrokenOffError(error.details) from error
+            check_block(wanted, bytes(block))
+        except TimeoutError as error:
+            raise _BrokenOffError(f"{self._url.host} is too slow.") from error
+        except CarError as error:
+            raise SourceMalformed(f"{self._url.host} sends something else: {error}.") from error
+        missing.take(wanted, bytes(block), fetched=True)
+
+        async def only_this() -> AsyncIterator[tuple[Cid, bytes]]:
+            yield wanted, bytes(block)
+
+        await self._node.import_blocks(only_this())
+
+
+async def take_car(
+    node: IpfsNode,
+    chunks: AsyncIterator[bytes],
+    *,
+    expected_roots: Sequence[str] | None = None,
+    max_bytes: int | None = None,
+) -> TakenCar:
+    """Bring the blocks of a CAR (version 1 or 2) onto the node, unpinned; memory is bounded.
+
+    All of every root's DAG must be there afterwards; what the node had already counts. Raises
+    `BadCar` for what isn't one, is cut, has no root or others than `expected_roots`, a block that
+    isn't what its CID says, is over 2 MiB or too complex, or lacks blocks; `PayloadTooLarge` when
+    its blocks have more than `max_bytes` together; a `NodeError`; and whatever `chunks` raises.
+    """
+    reader = CarReader(chunks)
+    count = size = 0
+
+    async def checked() -> AsyncGenerator[tuple[Cid, bytes]]:
+        nonlocal count, size
+        try:
+            async for cid, block in reader.blocks():
+                if count == 0:
+                    _check_roots(reader.roots, expected_roots)
+                count, size = count + 1, size + len(block)
+                if max_bytes is not None and size > max_bytes:
+                    raise PayloadTooLarge(f"The CAR has blocks of more than {max_bytes} bytes.")
+                _check_readable(cid, block)
+                yield cid, block
+        except (CarError, DagError) as error:
+            raise BadCar(f"This CAR can't be taken: {error}.") from error
+
+    async with aclosing(checked()) as blocks:
+        await node.import_blocks(blocks)
+    _check_roots(reader.roots, expected_roots)
+    roots = []
+    for root in dict.fromkeys(reader.roots):
+        try:
+            roots.append((str(root), await node.dag_stat(str(root))))
+        except BlocksMissing as error:
+            raise BadCar(
+                f"Blocks of {root} are missing in this CAR{await _which(node, root)}."
+            ) from error
+    return TakenCar(roots, count, size)
+
+
+class _NoCarError(Exception):
+    """The gateway gives no CARs; it may give blocks."""
+
+
+class _BrokenOffError(SourceUnavailable):
+    """An answer that had begun did not end well; what is missing can be asked for anew."""
+
+
+class _Missing:
+    """What isn't known to be on the node of one DAG, as far as its blocks have been seen."""
+
+    def __init__(self, root: Cid, max_bytes: int | None, progress: Progress | None) -> None:
+        self.blocks = 0
+        self.bytes = 0
+        self._fetched = DagStat(0, 0)
+        self._max_bytes = max_bytes
+        self._progress = progress
+        self._seen: set[Cid] = set()
+        # In the order in which they are wanted, the next one last.
+        self._wanted: dict[Cid, None] = {}
+        self._want([root])
+
+    @property
+    def wanted(self) -> Cid | None:
+        """The next block, depth first; None when all of the DAG was seen."""
+        return next(reversed(self._wanted), None)
+
+    def wants(self, cid: Cid) -> bool:
+        """Whether a block of the DAG links to this one, which has not come yet."""
+        return cid in self._wanted
+
+    def has(self, cid: Cid) -> bool:
+        """Whether it has come."""
+        return cid in self._seen
+
+    def take(self, cid: Cid, block: bytes, *, fetched: bool) -> None:
+        """A wanted block, verified. Raises `SourceMalformed` for one that can't be followed."""
+        try:
+            links = links_of(cid.codec, block)
+        except UnknownCodecError as error:
+            raise SourceMalformed(
+                f"Block {cid} can't be followed here ({error}); try the route by IPFS."
+            ) from error
+        except DagError as error:
+            raise SourceMalformed(f"Block {cid} is not well formed.") from error
+        if self._max_bytes is not None and self.bytes + len(block) > self._max_bytes:
+            raise PayloadTooLarge(f"The content has more than {self._max_bytes} bytes.")
+        del self._wanted[cid]
+        self._seen.add(cid)
+        self.blocks += 1
+        self.bytes += len(block)
+        if fetched:
+            self._fetched = DagStat(self._fetched.size + len(block), self._fetched.blocks + 1)
+        self._want(links)
+        if self._progress is not None:
+            self._progress(DagStat(self.bytes, self.blocks))
+
+    def result(self) -> FetchedDag:
+        """When nothing is wanted any more."""
+        return FetchedDag(self.blocks, self.bytes, self._fetched.blocks, self._fetched.size)
+
+    def _want(self, links: Sequence[Cid]) -> None:
+        pending = list(links)
+        while pending:
+            cid = pending.pop()
+            if cid.inline is not None:
+                try:
+                    pending.extend(links_of(cid.codec, cid.inline))
+                except DagError as error:
+                    raise SourceMalformed(f"Block {cid} is not well formed.") from error
+            elif cid not in self._seen and cid not in self._wanted:
+                self._wanted[cid] = None
+        if len(self._wanted) > MAX_WANTED:
+            raise SourceMalformed("The content has too many links for its blocks.")
+
+
+class _Arriving:
+    """A gateway's CAR on its way to the node. `failure` is why it ended, if not by itself: raised
+    from `blocks` it would make the node drop what it was sent before."""
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], root: Cid, missing: _Missing, outbound: Outbound
+    ) -> None:
+        self.failure: Exception | None = None
+        self._reader = CarReader(chunks)
+        self._root = root
+        self._missing = missing
+        self._patience = outbound.limits.block_timeout
+        self._repeated = 0
+
+    async def blocks(self) -> AsyncGenerator[tuple[Cid, bytes]]:
+        """The blocks that were wanted, until the DAG is whole or something goes wrong."""
+        async with aclosing(self._reader.blocks()) as blocks:
+            while self._missing.wanted is not None:
+                try:
+                    found = await self._next(blocks)
+                    if found is None:
+                        return
+                    self._missing.take(*found, fetched=True)
+                except WrongBlockError as error:
+                    self.failure = SourceMalformed(f"The gateway sends a wrong block: {error}.")
+                except CarError as error:
+                    # Cut off, or words behind the last block: what is missing is asked for anew.
+                    self.failure = _BrokenOffError(f"The gateway's CAR breaks off: {error}.")
+                except TimeoutError:
+                    self.failure = _BrokenOffError("The gateway is too slow.")
+                except SourceUnavailable as error:
+                    self.failure = _BrokenOffError(error.details)
+                except (SourceError, PayloadTooLarge) as error:
+                    self.failure = error
+                else:
+                    yield found
+                    continue
+                return
+
+    async def _next(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> tuple[Cid, bytes] | None:
+        async with asyncio.timeout(self._patience):
+            while (found := await anext(blocks, None)) is not None:
+                cid, block = found
+                if list(self._reader.roots) != [self._root]:
+                    raise SourceMalformed("The gateway sends a CAR of another root.")
+                if self._missing.wants(cid):
+                    return found
+                if not self._missing.has(cid):
+                    raise SourceMalformed(f"The gateway sends block {cid}, which nobody wanted.")
+                self._repeated += len(block)
+                if self._repeated > MAX_REPEATED + self._missing.bytes:
+                    raise SourceMalformed("The gateway sends the same blocks again and again.")
+        return None
+
+
+def _media_type(answer: Answer) -> str:
+    return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_roots(roots: Sequence[Cid], expected: Sequence[str] | None) -> None:
+    if not roots:
+        raise BadCar("This CAR names no root.")
+    if expected is not None and {str(root) for root in roots} != set(expected):
+        raise BadCar("This CAR has other roots than were expected.")
+
+
+def _check_readable(cid: Cid, block: bytes) -> None:
+    """Raise `DagError` unless it is a block of its codec; codecs that only the node knows are left
+    to it."""
+    try:
+        links_of(cid.codec, block)
+    except TooComplexError:
+        raise
+    except UnknownCodecError:
+        return
+
+
+async def _which(node: IpfsNode, root: Cid) -> str:
+    """The first missing block, for a person; empty when it can't be found."""
+    missing = _Missing(root, None, None)
+    try:
+        while (wanted := missing.wanted) is not None:
+            if (block := await node.block(str(wanted))) is None:
+                return f": {wanted} is the first"
+            missing.take(wanted, block, fetched=False)
+    except SourceError:
+        return ""
+    return ""

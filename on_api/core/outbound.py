@@ -1,0 +1,435 @@
+"""Calls to other people's services over HTTP: bounded in time and size, tried again with patience,
+and made to the very address that was checked.
+
+A URL comes from a user, so whoever owns its name decides where it leads, and may decide anew at
+each look-up. So it is the connection that is checked: the name is looked up once, each address is
+judged, and what is dialled is that address; TLS still asks for the name's certificate. Takes no
+proxy from the environment, keeps no cookies, follows redirects by hand, decompresses nothing. Knows
+nothing of IPFS or of what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import random
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import httpcore
+import httpx
+
+from on_api.core.addresses import Address, is_public
+from on_api.core.errors import (
+    AddressRefused,
+    SourceError,
+    SourceMalformed,
+    SourceMissing,
+    SourceUnauthorized,
+    SourceUnavailable,
+)
+from on_api.core.setting_groups import ImportsSettings
+
+USER_AGENT = "on-api"
+MAX_URL = 2048
+MAX_REDIRECTS = 3
+MAX_JSON_DEPTH = 32
+MAX_ADDRESSES = 4
+"""Of one name, tried one after the other."""
+RESOLVE_SECONDS = 5.0
+FIRST_PAUSE = 0.5
+"""Seconds before the second try, doubled for each further one; the half of it is chance."""
+
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""Strings, ended or not, and brackets: in one pass, whatever comes."""
+
+T = TypeVar("T")
+LookUp = Callable[[str], Awaitable[Sequence[Address]]]
+
+
+async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address]:
+    """The IP addresses of a name, as the system resolves it; empty when it has none."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await loop.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError):
+        return ()
+    texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
+    return [ipaddress.ip_address(text) for text in texts]
+
+
+def check_url(text: str, *, allow_private: bool) -> httpx.URL:
+    """What can be said of a service's URL without a look-up. Returns it without a trailing slash.
+
+    Raises `AddressRefused`: only `https://`, no user, password, query or fragment in it, no address
+    that isn't of the public internet; with `allow_private` also `http://` and any address.
+    """
+    try:
+        url = httpx.URL(text.rstrip("/") if len(text) <= MAX_URL else "")
+    except (httpx.InvalidURL, UnicodeError):
+        raise AddressRefused("This is no URL.") from None
+    if url.query or url.fragment:
+        raise AddressRefused("The URL may have no query and no fragment.")
+    _check(url, allow_private=allow_private)
+    return url
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head of a successful answer, and its body still to come."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case names."""
+    chunks: AsyncIterator[bytes]
+    """The body as it comes. Raises a `SourceError` when it breaks off or stands still."""
+
+
+class Outbound:
+    """Calls by one set of limits. Bound to the event loop of its first call.
+
+    Every call raises `AddressRefused`; `SourceUnauthorized` for 401 and 403; `SourceMissing` for
+    404, 410 and 451; `SourceUnavailable` for what passes, after all tries; `SourceMalformed` for
+    what was not to be understood; `SourceError` for any other status. No error or log shows more of
+    a URL than its host.
+    """
+
+    def __init__(
+        self,
+        limits: ImportsSettings,
+        *,
+        look_up: LookUp = look_up,
+        first_pause: float = FIRST_PAUSE,
+        backend: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
+        self.limits = limits
+        self._look_up = look_up
+        self._first_pause = first_pause
+        self._backend = backend
+        self._transport: _CheckedTransport | None = None
+
+    async def ask(
+        self,
+        url: httpx.URL,
+        *,
+        method: str = "GET",
+        query: Mapping[str, str] | None = None,
+        authorization: str | None = None,
+        form: Mapping[str, str] | None = None,
+        body: object = None,
+    ) -> Any:
+        """The JSON of one answer, of at most `max_answer` bytes and `MAX_JSON_DEPTH` levels.
+
+        A call is tried again when it fails for a reason that passes, so it must do no harm twice.
+        """
+        content, kind = _content(form, body)
+        headers = {"accept": "application/json", **kind}
+        call = _Call(method, _with_query(url, query), headers, authorization, content)
+        return await self._patiently(lambda: self._ask_once(call))
+
+    @asynccontextmanager
+    async def open(
+        self,
+        url: httpx.URL,
+        *,
+        method: str = "GET",
+        query: Mapping[str, str] | None = None,
+        authorization: str | None = None,
+        accept: str = "*/*",
+    ) -> AsyncIterator[Answer]:
+        """An answer whose body streams. Only what comes before its body is tried again."""
+        call = _Call(method, _with_query(url, query), {"accept": accept}, authorization, b"")
+        response = await self._patiently(lambda: self._open_once(call))
+        try:
+            yield Answer(response.status_code, response.headers, _body(call.url, response))
+        finally:
+            await response.aclose()
+
+    async def pause(self, tries: int) -> None:
+        """Wait before another try, after `tries` of them."""
+        pause = min(self.limits.longest_pause, self._first_pause * 2.0**tries)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._transport is not None:
+            await self._transport.aclose()
+            self._transport = None
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        tries = 0
+        while True:
+            try:
+                return await attempt()
+            except _PassingError as error:
+                wanted = error.retry_after
+                if tries >= self.limits.retries or (wanted or 0) > self.limits.longest_pause:
+                    later = 5 if wanted is None else round(wanted)
+                    raise SourceUnavailable(str(error), retry_after=later) from error.__cause__
+                if wanted is None:
+                    await self.pause(tries)
+                else:
+                    await asyncio.sleep(wanted)
+                tries += 1
+
+    async def _ask_once(self, call: _Call) -> Any:
+        try:
+            async with asyncio.timeout(self.limits.total_timeout):
+                response = await self._open_once(call)
+                try:
+                    body = bytearray()
+                    async for chunk in _body(call.url, response):
+                        body += chunk
+                        if len(body) > self.limits.max_answer:
+                            raise SourceMalformed(f"{call.url.host} answers more than is read.")
+                except SourceUnavailable as error:
+                    raise _PassingError(error.details) from error
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise _PassingError(f"{call.url.host} did not answer in time.") from error
+        # In a thread: a body of many megabytes takes a second.
+        return await asyncio.to_thread(_json, call.url.host, bytes(body))
+
+    async def _open_once(self, call: _Call) -> httpx.Response:
+        """The first answer that is no redirect, if it is a good one."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._send(call)
+            try:
+                if response.status_code in _REDIRECTS:
+                    call = _redirected(call, response)
+                    _check(call.url, allow_private=self.limits.allow_private)
+                elif response.status_code == 200:
+                    if response.headers.get("content-encoding", "identity") != "identity":
+                        raise SourceMalformed(f"{call.url.host} compresses, against our wish.")
+                    return response
+                else:
+                    _refuse(call.url.host, response)
+            except BaseException:
+                await response.aclose()
+                raise
+            await response.aclose()
+        raise SourceMalformed(f"{call.url.host} redirects too often.")
+
+    async def _send(self, call: _Call) -> httpx.Response:
+        if self._transport is None:
+            backend = self._backend or httpcore.AnyIOBackend()
+            self._transport = _CheckedTransport(self.limits, self._look_up, backend)
+        limits = self.limits
+        headers = {"user-agent": USER_AGENT, "accept-encoding": "identity", **call.headers}
+        if call.authorization is not None:
+            headers["authorization"] = call.authorization
+        timeout = httpx.Timeout(limits.read_timeout, connect=limits.connect_timeout)
+        request = httpx.Request(
+            call.method,
+            call.url,
+            headers=headers,
+            content=call.content,
+            extensions={"timeout": timeout.as_dict()},
+        )
+        try:
+            async with asyncio.timeout(limits.total_timeout):
+                return await self._transport.handle_async_request(request)
+        except (httpx.TransportError, TimeoutError) as error:
+            raise _PassingError(_trouble(call.url.host, error)) from error
+
+
+class _PassingError(Exception):
+    """Something that may be otherwise in a while; `retry_after` in seconds, where it was told."""
+
+    def __init__(self, details: str, retry_after: float | None = None) -> None:
+        super().__init__(details)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    url: httpx.URL
+    headers: Mapping[str, str]
+    authorization: str | None
+    content: bytes
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that have passed the check, and to no name."""
+
+    def __init__(
+        self, look_up: LookUp, inner: httpcore.AsyncNetworkBackend, *, allow_private: bool
+    ) -> None:
+        self._look_up = look_up
+        self._inner = inner
+        self._allow_private = allow_private
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Look up, check, connect to the first of what is left that answers."""
+        addresses = await self._look_up(host)
+        if not addresses:
+            raise httpcore.ConnectError(f"{host} has no address")
+        allowed = [each for each in addresses if self._allow_private or is_public(each)]
+        if not allowed:
+            raise AddressRefused(f"{host} is at no address of the public internet.")
+        failure: Exception | None = None
+        for address in allowed[:MAX_ADDRESSES]:
+            try:
+                return await self._inner.connect_tcp(
+                    str(address), port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = failure or error
+        raise failure or httpcore.ConnectError(f"{host} can't be reached")
+
+    async def sleep(self, seconds: float) -> None:
+        """See httpcore."""
+        await self._inner.sleep(seconds)
+
+
+class _CheckedTransport(httpx.AsyncHTTPTransport):
+    """httpx's own, over connections of `_CheckedBackend`."""
+
+    def __init__(
+        self, limits: ImportsSettings, look_up: LookUp, inner: httpcore.AsyncNetworkBackend
+    ) -> None:
+        context = _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        super().__init__(verify=context, trust_env=False)
+        # httpx has no way to hand a backend in; the pool is all that its transport adds.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=100,
+            max_keepalive_connections=10,
+            keepalive_expiry=15,
+            network_backend=_CheckedBackend(look_up, inner, allow_private=limits.allow_private),
+        )
+
+
+@lru_cache(maxsize=2)
+def _tls(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Whom to believe: the operator's own word, where there is one. Reading them takes a while."""
+    return httpx.create_ssl_context(trust_env=bool(file or folder))
+
+
+def _check(url: httpx.URL, *, allow_private: bool) -> None:
+    if url.scheme not in ({"http", "https"} if allow_private else {"https"}) or not url.host:
+        raise AddressRefused
+    if url.userinfo or len(str(url)) > MAX_URL or not 0 < (url.port or 1) < 65536:
+        raise AddressRefused(
+            "The URL may have no user or password in it, must be short and have a true port."
+        )
+    try:
+        address = ipaddress.ip_address(url.host)
+    except ValueError:
+        return  # a name, or what resolves like one: judged when it is connected to
+    if not (allow_private or is_public(address)):
+        raise AddressRefused(f"{url.host} is no address of the public internet.")
+
+
+def _with_query(url: httpx.URL, query: Mapping[str, str] | None) -> httpx.URL:
+    return url.copy_merge_params(query) if query else url
+
+
+def _content(form: Mapping[str, str] | None, body: object) -> tuple[bytes, Mapping[str, str]]:
+    if form is not None:
+        encoded = str(httpx.QueryParams(dict(form))).encode()
+        return encoded, {"content-type": "application/x-www-form-urlencoded"}
+    if body is not None:
+        return json.dumps(body).encode(), {"content-type": "application/json"}
+    return b"", {}
+
+
+def _redirected(call: _Call, response: httpx.Response) -> _Call:
+    """Where to go on. What proves who we are goes to nobody but the origin that it was meant
+    for."""
+    if call.method != "GET":
+        raise SourceMalformed(f"{call.url.host} redirects a call that can't be.")
+    try:
+        url = call.url.join(response.headers["location"]).copy_with(fragment=None)
+    except (KeyError, httpx.InvalidURL, UnicodeError) as error:
+        raise SourceMalformed(f"{call.url.host} redirects to nowhere.") from error
+    same = _origin(url) == _origin(call.url)
+    return _Call("GET", url, call.headers, call.authorization if same else None, b"")
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _refuse(host: str, response: httpx.Response) -> None:
+    """Raise what a status that isn't 200 means."""
+    status = response.status_code
+    if status in _PASSING:
+        pause = _retry_after(response.headers.get("retry-after"))
+        what = "asks for fewer requests" if status == 429 else f"answers with status {status}"
+        raise _PassingError(f"{host} {what}.", pause)
+    if status in {401, 403}:
+        raise SourceUnauthorized
+    if status in {404, 410, 451}:
+        raise SourceMissing
+    raise SourceError(f"{host} answers with status {status}.")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from now, given as such or as a date (RFC 9110, 10.2.3); None for anything else."""
+    if value is None or len(value) > 64:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+async def _body(url: httpx.URL, response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_raw():
+            yield chunk
+    except (httpx.TransportError, httpx.StreamError) as error:
+        raise SourceUnavailable(_trouble(url.host, error)) from error
+
+
+def _trouble(host: str, error: Exception) -> str:
+    if isinstance(error, httpx.ConnectError):
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return f"{host} has no valid certificate."
+        return f"{host} can't be reached."
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return f"{host} did not answer in time."
+    return f"{host} broke the connection off."
+
+
+def _json(host: str, body: bytes) -> Any:
+    depth = 0
+    for token in _TOKENS.finditer(body):
+        if token[0] in b"[{":
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise SourceMalformed(f"{host} answers JSON that is nested too deep.")
+        elif token[0] in b"]}":
+            depth -= 1
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise SourceMalformed(f"{host} answers something that is no JSON.") from error

@@ -1,0 +1,162 @@
+"""Any service that speaks the IPFS Pinning Service API 1.0.0: what it says is pinned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from on_api.core.errors import BadRequest, SourceMalformed
+from on_api.core.ipfs.multiaddr import MAX_ADDRESSES
+from on_api.core.outbound import Outbound, check_url
+from on_api.core.providers import shapes
+from on_api.core.providers.base import PINNING_API, Page, Source, SourceItem, SourceSpec
+
+LIMIT = 1000
+MAX_ID = 255
+MAX_RECENT = 2 * LIMIT
+MARGINS = (timedelta(milliseconds=1), timedelta(seconds=1))
+"""How far a page reaches back into the one before it: pins of one moment may be parted by the
+border between them, and services keep moments to the millisecond, a few to the second."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far the list was read."""
+
+    oldest: str | None = None
+    """The moment of the oldest pin seen."""
+    recent: list[str] = field(default_factory=list)
+    """Those seen that are so close to it that the next page may show them again."""
+    remaining: int = 0
+    """How many older ones there are, as the last page said."""
+    seen: int = 0
+    total: int | None = None
+    """How many there were, as the first page said."""
+
+    @classmethod
+    def read(cls, text: str | None) -> Self:
+        try:
+            return cls() if text is None else cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise BadRequest("This is no place to go on from.") from error
+
+    def write(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class PinningApiSource(Source):
+    """The pins of one account, newest first. `endpoint` is what `/pins` follows."""
+
+    kind = PINNING_API
+
+    def __init__(self, spec: SourceSpec, outbound: Outbound) -> None:
+        self._outbound = outbound
+        endpoint = (spec.endpoint or "").rstrip("/").removesuffix("/pins")
+        url = check_url(endpoint, allow_private=outbound.limits.allow_private)
+        self._url = url.copy_with(path=f"{url.path.rstrip('/')}/pins")
+        self._authorization = f"Bearer {spec.token}"
+        self._delegates: dict[str, None] = {}
+
+    async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
+        """See `Source.pages`. Pages by `before`, the moment of the oldest pin seen."""
+        place = _Place.read(after)
+        while place.total is None or place.remaining > 0:
+            fresh = await self._next(place)
+            if not fresh and place.remaining > 0:
+                # A service may count all pins each time; then having seen all is the end.
+                if place.seen >= (place.total or 0):
+                    return
+                raise SourceMalformed(
+                    f"The source says that it has {place.total} pins and lists {place.seen}."
+                )
+            if place.seen > 2 * (place.total or 0) + LIMIT:
+                raise SourceMalformed("The source lists more pins than it says it has.")
+            items = [self._item(each) for each in fresh]
+            yield Page(items, place.write())
+
+    async def delegates(self) -> Sequence[str]:
+        """See `Source.delegates`: those that its pins name."""
+        if not self._delegates:
+            _, results = await self._ask({"limit": "1"})
+            for each in results:
+                self._item(each)
+        return tuple(self._delegates)[:MAX_ADDRESSES]
+
+    async def _next(self, place: _Place) -> Sequence[Mapping[str, Any]]:
+        """The pins of the next page that were not seen yet; moves the place on."""
+        known = set(place.recent)
+        count, results, fresh = 0, (), ()  # type: tuple[int, Sequence[Any], Sequence[Any]]
+        for margin in MARGINS:
+            query = {"limit": str(LIMIT)}
+            if place.oldest is not None:
+                before = shapes.moment(place.oldest) + margin
+                query["before"] = before.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            count, results = await self._ask(query)
+            fresh = [each for each in results if _id(each) not in known]
+            repeated = len(results) - len(fresh)
+            if place.oldest is None or (repeated and count - repeated >= place.remaining):
+                break
+            # The oldest one seen has to come again, and as many as there were to come after it;
+            # else some lie hidden behind the border, or are gone.
+        if fresh:
+            self._move(place, results)
+        place.remaining = count - len(results)
+        place.seen += len(fresh)
+        if place.total is None:
+            place.total = count
+        return fresh
+
+    def _move(self, place: _Place, results: Sequence[Mapping[str, Any]]) -> None:
+        moments = {_id(each): shapes.moment(each.get("created")) for each in results}
+        oldest = min(moments.values())
+        if list(moments.values()) != sorted(moments.values(), reverse=True):
+            raise SourceMalformed("The source does not list its pins in order.")
+        near = oldest + MARGINS[-1] + MARGINS[0]
+        still_near = place.recent if _is_near(place, near) else []
+        recent = [key for key, created in moments.items() if created <= near]
+        place.oldest, place.recent = oldest.isoformat(), list(dict.fromkeys(still_near + recent))
+        del place.recent[:-MAX_RECENT]
+
+    async def _ask(self, query: Mapping[str, str]) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        answer = shapes.row(
+            await self._outbound.ask(
+                self._url,
+                query={"status": "pinned", **query},
+                authorization=self._authorization,
+            )
+        )
+        results = shapes.rows(answer.get("results"))
+        count = shapes.whole(answer.get("count"))
+        if count < len(results):
+            raise SourceMalformed("The source lists more pins than it says it has.")
+        return count, results
+
+    def _item(self, status: Mapping[str, Any]) -> SourceItem:
+        pin = shapes.row(status.get("pin"))
+        delegates = shapes.multiaddrs(status.get("delegates"))
+        if len(self._delegates) < MAX_ADDRESSES:
+            self._delegates.update(dict.fromkeys(delegates))
+        info = status.get("info")
+        return shapes.item(
+            pin.get("cid"),
+            named=pin.get("name"),
+            about=pin.get("meta"),
+            created_at=status.get("created"),
+            # No part of the specification; on-api tells it.
+            size=info.get("dag_size") if isinstance(info, dict) else None,
+            origins=shapes.multiaddrs(list(delegates), pin.get("origins")),
+        )
+
+
+def _id(status: Mapping[str, Any]) -> str:
+    requestid = shapes.text(status.get("requestid"))
+    if len(requestid) > MAX_ID:
+        raise SourceMalformed
+    return requestid
+
+
+def _is_near(place: _Place, near: datetime) -> bool:
+    return place.oldest is not None and shapes.moment(place.oldest) <= near

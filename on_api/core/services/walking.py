@@ -1,0 +1,47 @@
+"""Reading a whole DAG from the node: every block hashed, every link followed."""
+
+from __future__ import annotations
+
+from on_api.core.errors import BlocksMissing
+from on_api.core.ipfs.car import CarError, CarReader
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.client import DagStat, IpfsNode
+from on_api.core.ipfs.dag import DagError, UnknownCodecError, Walk
+
+
+class DamagedError(Exception):
+    """A DAG is not whole on the node; says what is wrong."""
+
+
+async def read_dag(node: IpfsNode, cid: str) -> DagStat:
+    """Read the DAG from the node alone. Returns its bytes and its number of different blocks.
+
+    Raises `DamagedError`, or a `NodeError` when the node can't be asked.
+    """
+    root = Cid.from_text(cid)
+    if root.inline is not None:
+        return await _ask(node, cid)
+    walk = Walk(root)
+    try:
+        async with node.car(cid) as chunks:
+            async for block_cid, block in CarReader(chunks).blocks():
+                walk.take(block_cid, block)
+        walk.end()
+    except UnknownCodecError:
+        return await _ask(node, cid)
+    except DagError as error:
+        raise DamagedError(str(error)) from error
+    except CarError as error:
+        # At a hole the gateway writes words into the stream and ends it.
+        raise DamagedError(f"block {walk.wanted} can't be read ({error})") from error
+    except BlocksMissing as error:
+        raise DamagedError("its root block is missing") from error
+    return DagStat(walk.bytes, walk.blocks)
+
+
+async def _ask(node: IpfsNode, cid: str) -> DagStat:
+    """For what only the node can follow: whether all blocks are there."""
+    try:
+        return await node.dag_stat(cid)
+    except BlocksMissing as error:
+        raise DamagedError("blocks are missing") from error

@@ -1,0 +1,86 @@
+"""The way out: everything that you keep here, to take elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from on_api.core.dependencies import ClientDep, ExportRead, ServicesDep, act_as
+from on_api.core.errors import (
+    EgressBudgetExceeded,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+)
+from on_api.core.responses import SANDBOX, ContentResponse, have_counted
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.services import audit
+from on_api.core.services.exports import CAR_TYPE, metadata, open_car, pins_list
+from on_api.core.services.metering import Charge, Kind
+
+router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
+
+_EXPORT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The export, as long as it is.",
+        "content": {"application/vnd.ipld.car": {}, "text/csv": {}, "application/json": {}},
+    }
+}
+_ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)
+_NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}
+
+
+@router.get(
+    "",
+    response_class=Response,
+    responses={**_EXPORT, **documented(*_ERRORS)},
+)
+async def export_everything(
+    request: Request,
+    principal: ExportRead,
+    services: ServicesDep,
+    client: ClientDep,
+    format: Annotated[
+        Literal["car", "pins", "json"],
+        Query(
+            description="`car`: all content as one CAR, below one directory; private files stay "
+            "encrypted. `pins`: CSV of CIDs and names, as an import of kind `cids` reads. `json`: "
+            "files, pins and links with all that is known of them, without secrets."
+        ),
+    ] = "car",
+) -> Response:
+    """Take all of it with you. A CAR that can't be written to its end is cut off visibly."""
+
+    def note() -> None:
+        with services.database.session_scope() as session:
+            actor = act_as(principal, client)
+            audit.record(session, actor, "export", "user", principal.user_id, format=format)
+
+    charge = Charge(Kind.EXPORT, principal.user_id, key_id=principal.metered_key)
+    await have_counted(request, services.meter, charge, None)
+    await run_in_threadpool(note)
+    headers = {
+        "Cache-Control": "private, no-store",
+        "Content-Disposition": f'attachment; filename="{_NAMES[format]}"',
+        "Content-Security-Policy": SANDBOX,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if format != "car":
+        write = pins_list if format == "pins" else metadata
+        media_type = "text/csv; charset=utf-8" if format == "pins" else "application/json"
+        pieces = write(services.database, principal.user_id)
+        return StreamingResponse(pieces, media_type=media_type, headers=headers)
+    export = await open_car(services.database, services.node, principal.user_id)
+
+    @asynccontextmanager
+    async def body() -> AsyncIterator[AsyncIterator[bytes]]:
+        yield export.chunks()
+
+    headers |= {"Content-Type": CAR_TYPE, "X-Ipfs-Roots": export.root}
+    return ContentResponse(body, 200, headers)

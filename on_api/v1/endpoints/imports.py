@@ -1,0 +1,220 @@
+"""Imports: move what you keep somewhere else here, and get a report of it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from on_api.core.dependencies import (
+    AttemptDep,
+    ImportStatusQuery,
+    ImportsWrite,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+)
+from on_api.core.errors import (
+    BadCar,
+    Conflict,
+    Forbidden,
+    InsufficientStorage,
+    KeyLimitReached,
+    NodeError,
+    NodeTimeout,
+    NodeUnavailable,
+    NotFound,
+    PayloadTooLarge,
+    QuotaExceeded,
+    RequestTimeout,
+)
+from on_api.core.providers.base import CAR
+from on_api.core.routing import CAR_BODY, ApiRoute, documented
+from on_api.core.schemas.common import Absent, Text
+from on_api.core.schemas.imports import (
+    Import,
+    ImportCreate,
+    ImportItem,
+    ImportItemList,
+    ImportList,
+)
+from on_api.core.services.access import Scope
+from on_api.core.services.idempotency import Claim
+from on_api.core.services.import_reports import REPORTS
+from on_api.core.services.imports import (
+    find_import,
+    imports_of,
+    items_of,
+    standing_of,
+    standings_of,
+)
+from on_api.core.upload_forms import announced_by_body
+
+router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
+v1_only = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
+
+_REPORT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The report, as long as it is.",
+        "content": {"application/json": {}, "text/csv": {}},
+    }
+}
+
+
+@router.post("", status_code=202, responses=documented(Conflict, Forbidden))
+def create_import(
+    body: ImportCreate, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+) -> Import:
+    """Ask for an import. The source's list is read at once; look at `preview`, then start it.
+
+    Its items become your pins, with their names, metadata and the source's date; files of another
+    on-api stay files. Credentials are kept encrypted, and forgotten once the list was read. What
+    is here already is not moved again.
+    """
+    request = body.as_request()
+    if principal.limited and request.source.kind != CAR:
+        raise Forbidden("A key with limits can't import: nobody knows before how much will come.")
+    row = services.imports.create(
+        session,
+        principal.user_id,
+        request,
+        key_id=principal.key_id,
+        is_admin=principal.allows(Scope.ADMIN),
+    )
+    return Import.of(row, standing_of(session, row))
+
+
+@v1_only.get("")
+def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuery) -> ImportList:
+    """Your imports, newest first."""
+    count, rows = imports_of(principal.user_id).by_time(session, page)
+    standings = standings_of(session, principal.user_id, rows)
+    return ImportList(count=count, items=[Import.of(row, standings[row.id]) for row in rows])
+
+
+@router.get("/{import_id}", responses=documented(NotFound))
+def get_one_import(import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep) -> Import:
+    """One of your imports, and how far it is."""
+    row = find_import(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
+
+
+@v1_only.get("/{import_id}/items", responses=documented(NotFound))
+def list_items_of_import(
+    import_id: uuid.UUID,
+    principal: ImportsWrite,
+    session: SessionDep,
+    page: PageQuery,
+    status: ImportStatusQuery = None,
+) -> ImportItemList:
+    """What an import moves, the last of the source's list first."""
+    listing = items_of(session, principal.user_id, import_id, status)
+    count, rows = listing.by_time(session, page)
+    return ImportItemList(count=count, items=[ImportItem.of(row) for row in rows])
+
+
+@router.get(
+    "/{import_id}/report",
+    response_class=Response,
+    responses={**_REPORT, **documented(NotFound)},
+)
+def get_report_of_import(
+    import_id: uuid.UUID,
+    principal: ImportsWrite,
+    session: SessionDep,
+    services: ServicesDep,
+    format: Annotated[Literal["json", "csv"], Query(description="`json` or `csv`.")] = "json",
+) -> Response:
+    """Every item with its size, blocks, duration and route; and last, in one sentence, whether
+    everything was moved and verified, or what wasn't."""
+    find_import(session, principal.user_id, import_id)
+    media_type, write = REPORTS[format]
+    return StreamingResponse(
+        write(services.database, principal.user_id, import_id),
+        media_type=media_type,
+        headers={
+            "Content-Disposition": f'attachment; filename="import-{import_id}.{format}"',
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+@router.post("/{import_id}/start", status_code=202, responses=documented(NotFound, Conflict))
+def start_import(
+    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+) -> Import:
+    """Begin, go on after a pause, or try again what an ended import could not move."""
+    row = services.imports.start(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
+
+
+@router.post("/{import_id}/pause", status_code=202, responses=documented(NotFound, Conflict))
+def pause_import(
+    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+) -> Import:
+    """Stop for now. Items under way begin anew when it goes on."""
+    row = services.imports.pause(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
+
+
+@router.post("/{import_id}/cancel", status_code=202, responses=documented(NotFound))
+def cancel_import(
+    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+) -> Import:
+    """End it. What was moved stays."""
+    row = services.imports.cancel(session, principal.user_id, import_id)
+    return Import.of(row, standing_of(session, row))
+
+
+@router.put(
+    "/{import_id}/car",
+    responses=documented(
+        NotFound,
+        Conflict,
+        BadCar,
+        QuotaExceeded,
+        KeyLimitReached,
+        RequestTimeout,
+        PayloadTooLarge,
+        NodeError,
+        NodeUnavailable,
+        NodeTimeout,
+        InsufficientStorage,
+    ),
+    openapi_extra={"requestBody": CAR_BODY},
+)
+async def send_car(
+    request: Request,
+    import_id: uuid.UUID,
+    principal: ImportsWrite,
+    attempt: AttemptDep,
+    services: ServicesDep,
+    name: Annotated[
+        Text | Absent, Query(max_length=255, description="Of the pin, if the CAR has one root.")
+    ] = None,
+) -> Import:
+    """Send the CAR (version 1 or 2) of an import of kind `car`. It streams to the node, every block
+    verified; its roots are pinned when all of their blocks are there, and the import is done."""
+    announced = announced_by_body(request.headers, services.settings.files.max_size, None)
+    await services.cars.take(principal, import_id, request.stream(), announced, name=name)
+
+    def look() -> Import:
+        if isinstance(attempt, Claim):
+            # An import takes one CAR: a repeat needs no memory of this answer to be refused.
+            services.idempotency.release(attempt)
+        with services.database.session_scope(write=False) as session:
+            row = find_import(session, principal.user_id, import_id)
+            return Import.of(row, standing_of(session, row))
+
+    return await run_in_threadpool(look)
+
+
+@router.delete("/{import_id}", status_code=204, responses=documented(NotFound, Conflict))
+def delete_import(
+    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+) -> None:
+    """Forget an import and its report. What was moved stays."""
+    services.imports.delete(session, principal.user_id, import_id)

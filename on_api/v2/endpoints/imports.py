@@ -1,0 +1,63 @@
+"""Imports in version 2: lists by cursor; everything else is v1's."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from on_api.core.dependencies import CursorQuery, ImportStatusQuery, ImportsWrite, SessionDep
+from on_api.core.errors import NotFound
+from on_api.core.routing import ApiRoute, documented
+from on_api.core.schemas.common import Answer, NextCursor
+from on_api.core.schemas.imports import Import, ImportItem
+from on_api.core.services.imports import imports_of, items_of, standings_of
+from on_api.v1.endpoints.imports import router as unchanged
+
+router = APIRouter(route_class=ApiRoute)
+own = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
+
+
+class ImportPage(Answer):
+    """A page of imports, newest first."""
+
+    items: list[Import] = Field(description="The imports of this page.")
+    next_cursor: NextCursor
+
+
+class ImportItemPage(Answer):
+    """A page of items, the last of the source's list first."""
+
+    items: list[ImportItem] = Field(description="The items of this page.")
+    next_cursor: NextCursor
+
+
+@own.get("")
+def list_my_imports(
+    principal: ImportsWrite, session: SessionDep, cursors: CursorQuery
+) -> ImportPage:
+    """Your imports, newest first."""
+    rows, behind = imports_of(principal.user_id).by_cursor(session, cursors.page)
+    standings = standings_of(session, principal.user_id, rows)
+    items = [Import.of(row, standings[row.id]) for row in rows]
+    return ImportPage(items=items, next_cursor=cursors.next(behind))
+
+
+@own.get("/{import_id}/items", responses=documented(NotFound))
+def list_items_of_import(
+    import_id: uuid.UUID,
+    principal: ImportsWrite,
+    session: SessionDep,
+    cursors: CursorQuery,
+    status: ImportStatusQuery = None,
+) -> ImportItemPage:
+    """What an import moves, the last of the source's list first."""
+    listing = items_of(session, principal.user_id, import_id, status)
+    rows, behind = listing.by_cursor(session, cursors.page)
+    items = [ImportItem.of(row) for row in rows]
+    return ImportItemPage(items=items, next_cursor=cursors.next(behind))
+
+
+router.include_router(own)
+router.include_router(unchanged)

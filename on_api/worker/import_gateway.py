@@ -1,0 +1,147 @@
+"""Brings an item of an import from a gateway: under an upload's lease, reserving as it comes.
+
+A crash leaves a dead lease, and blocks that are found when the item is begun anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TypeVar
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+from on_api.core.errors import BlocksMissing, OnApiError, PayloadTooLarge, SourceError
+from on_api.core.ipfs.cid import Cid, raw_leaf_cid
+from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.retrieval import GatewayFetcher
+from on_api.core.models.database import utc_now
+from on_api.core.services.container import Services
+from on_api.core.services.import_jobs import Item
+from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
+from on_api.core.services.reservations import Announced
+from on_api.worker.unpinning import Unpinner
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EMPTY = raw_leaf_cid(hashlib.sha256().digest())
+"""The file without a byte. Kubo's bitswap never passes its block on (seen with 0.43.0): it is made
+here."""
+COVER_SECONDS = 0.25
+"""Between two looks whether what has come from a gateway is reserved."""
+
+
+class GiveUpError(Exception):
+    """Ends an item as failed, for a reason that a person understands."""
+
+
+class Bringer:
+    """Brings items of one user's import from one gateway, if there is one. `seen`: what has come so
+    far, by item."""
+
+    def __init__(
+        self,
+        services: Services,
+        user_id: uuid.UUID,
+        gateway: GatewayFetcher | None,
+        unpinner: Unpinner,
+        threads: CapacityLimiter,
+    ) -> None:
+        self._services = services
+        self._user_id = user_id
+        self._gateway = gateway
+        self._unpinner = unpinner
+        self._threads = threads
+        self.seen: dict[uuid.UUID, DagStat] = {}
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether there is one."""
+        return self._gateway is not None
+
+    @asynccontextmanager
+    async def brought(self, item: Item, ends_at: datetime) -> AsyncIterator[LeaseHandle]:
+        """Have all of an item's blocks on the node, pinned under a lease that the block must close.
+
+        Raises `GiveUpError`, a `NodeError`, or what reserving raises.
+        """
+        services = self._services
+        await services.capacity.require(item.size or 0)
+        holder, announced = JobHolder(self._user_id), Announced(item.size or 0)
+        lease = await self._in_thread(lambda: services.leases.open(UPLOAD, holder, announced))
+        try:
+            async with services.leases.kept_alive(lease):
+                await self._bring(item, lease, ends_at)
+                yield lease
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._abandon(item, lease)
+            raise
+        finally:
+            self.seen.pop(item.id, None)
+
+    async def _bring(self, item: Item, lease: LeaseHandle, ends_at: datetime) -> None:
+        """Have all of its blocks on the node, pinned under the lease."""
+        node = self._services.node
+        if await node.pin_status(item.cid) is None:
+            try:
+                # What an earlier attempt has brought lies there.
+                await node.pin(item.cid, name=lease.pin_name, fetch=False)
+            except BlocksMissing:
+                await self._fetch(item, lease, ends_at)
+                await node.pin(item.cid, name=lease.pin_name, fetch=False)
+
+    async def _fetch(self, item: Item, lease: LeaseHandle, ends_at: datetime) -> None:
+        """Fetch what isn't here yet, reserving for it as it comes. Raises `GiveUpError`."""
+        if item.cid == EMPTY:
+            await self._services.node.import_blocks(_only_the_empty_block())
+            return
+        if self._gateway is None:
+            raise GiveUpError("No gateway is known from which it could be had.")
+
+        def look(stat: DagStat) -> None:
+            self.seen[item.id] = stat
+
+        most = self._services.settings.files.max_size
+        fetching = asyncio.ensure_future(
+            self._gateway.fetch(item.cid, max_bytes=most, progress=look)
+        )
+        try:
+            while not (await asyncio.wait([fetching], timeout=COVER_SECONDS))[0]:
+                size = self.seen.get(item.id, DagStat(0, 0)).size
+                if lease.covered is not None and size > lease.covered:
+                    await self._cover(lease, size)
+                await self._services.capacity.require(0)
+                if utc_now() >= ends_at:
+                    raise GiveUpError("Its time is over: it is too large, or the gateway too slow.")
+            fetching.result()
+        except (SourceError, PayloadTooLarge) as error:
+            raise GiveUpError(error.details) from error
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+    async def _cover(self, lease: LeaseHandle, size: int) -> None:
+        await self._in_thread(lambda: self._services.leases.cover(lease, size))
+
+    async def _abandon(self, item: Item, lease: LeaseHandle) -> None:
+        """What was brought for nobody goes; where that fails it is found by its dead lease."""
+        try:
+            await self._in_thread(lambda: self._services.leases.abandon(lease, pinned=True))
+            await self._unpinner.unpin(item.cid)
+        except OnApiError as error:
+            logger.warning("could not clean up after lease %s: %s", lease.id, error.details)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await to_thread.run_sync(work, limiter=self._threads)
+
+
+async def _only_the_empty_block() -> AsyncIterator[tuple[Cid, bytes]]:
+    yield Cid.from_text(EMPTY), b""

@@ -1,0 +1,350 @@
+"""Moves one item of an import: finds what is here already, has the node fetch the rest over IPFS or
+brings it from a gateway, reads every block of it from the node again, and records it.
+
+Each step is safe to be done again: an item under way names its pin, and a fetch from a gateway has
+a lease, as an upload has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import (
+    DatabaseUnavailable,
+    InsufficientFunds,
+    InsufficientStorage,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+    NotFound,
+    OnApiError,
+    QuotaExceeded,
+    ServiceUnavailable,
+)
+from on_api.core.ipfs.client import DagStat
+from on_api.core.models import ImportItem
+from on_api.core.models.database import utc_now
+from on_api.core.models.pin import FAILED, PINNED_STATUS
+from on_api.core.services import contents, import_jobs
+from on_api.core.services.container import Services
+from on_api.core.services.import_jobs import Claim, Item, LostError
+from on_api.core.services.imports import AUTO, GATEWAY, IPFS
+from on_api.core.services.leases import LeaseHandle
+from on_api.core.services.pins import PinRequest
+from on_api.core.services.walking import DamagedError, read_dag
+from on_api.worker.import_files import FileFacts, ImportedFiles, NotAuthenticError
+from on_api.worker.import_gateway import EMPTY, Bringer, GiveUpError
+from on_api.worker.pin_watch import PinWatch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOCAL = "local"
+MADE_HERE = "made here"
+ATTEMPTS = 5
+"""At an item that fails for a reason that passes."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds between them: the first, doubled at each next one, and the most."""
+DISCOURAGING = 3
+"""Items in a row that IPFS did not bring, after which the gateway is asked first."""
+QUOTA = "The storage quota does not allow it."
+FULL = "The IPFS node has no room for it."
+REMOVED = "Its pin was removed."
+OUR_FAULT = "Something went wrong on our side; the log has more."
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """How an item is to be gone on with. `route=None`: it was here before."""
+
+    route: str | None
+    pin_id: uuid.UUID | None = None
+
+
+class Mover:
+    """Moves items of one import."""
+
+    def __init__(
+        self,
+        services: Services,
+        claim: Claim,
+        watch: PinWatch,
+        bringer: Bringer,
+        threads: CapacityLimiter,
+    ) -> None:
+        self._services = services
+        self._claim = claim
+        self._watch = watch
+        self._bringer = bringer
+        self._threads = threads
+        self._limits = services.settings.imports
+        self._in_vain = 0
+        """Items in a row that IPFS did not bring."""
+        self.delegates = claim.delegates
+        self._files = ImportedFiles(services, claim.user_id)
+
+    async def move(self, item: Item) -> None:
+        """Give an item its end. Raises `LostError` when the import is somebody else's."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._attempt(item)
+            except GiveUpError as reason:
+                await self._fail(item, str(reason))
+            except (InsufficientFunds, QuotaExceeded):
+                await self._fail(item, QUOTA)
+            except InsufficientStorage:
+                await self._fail(item, FULL)
+            except OnApiError as error:
+                if _passes(error) and attempt < ATTEMPTS and utc_now() < self._ends_at(item):
+                    await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 1)))
+                    continue
+                if isinstance(error, DatabaseUnavailable):
+                    raise
+                await self._fail(item, error.details)
+            except (LostError, asyncio.CancelledError):
+                raise
+            except Exception:
+                logger.exception("an item of import %s failed", self._claim.id)
+                await self._fail(item, OUR_FAULT)
+            return
+
+    async def add_identity(self, text: str) -> None:
+        """Take what opens private files of the source."""
+        await self._in_thread(lambda: self._files.add_identity(text))
+
+    async def _attempt(self, item: Item) -> None:
+        begun = await self._in_database(lambda session: self._begin(session, item))
+        if begun.route == IPFS and begun.pin_id is not None:
+            try:
+                await self._wait_for(item, begun.pin_id)
+                self._in_vain = 0
+            except GiveUpError as reason:
+                if not self._has_gateway:
+                    raise
+                self._in_vain += 1
+                if await self._leave_ipfs(item):
+                    try:
+                        await self._from_gateway(item)
+                    except GiveUpError as second:
+                        both = f"Over IPFS: {reason} From the gateway: {second}"
+                        raise GiveUpError(both) from None
+                    return
+        elif begun.route in {GATEWAY, MADE_HERE}:
+            await self._from_gateway(item)
+            return
+        await self._finish(item, None)
+
+    @property
+    def _has_gateway(self) -> bool:
+        return self._claim.route == AUTO and self._bringer.has_gateway
+
+    def _ends_at(self, item: Item) -> datetime:
+        return item.started_at + timedelta(seconds=self._limits.deadline)
+
+    def _begin(self, session: Session, item: Item) -> _Begun:
+        """Find out how to go on, and say so in the item's row."""
+        usage, _ = import_jobs.usage_for(session, self._claim)
+        row = import_jobs.get_item(session, item.id)
+        if row.was_here or row.file_id is not None:
+            return _Begun(None)
+        if row.pin_id is not None:
+            if import_jobs.pin_states(session, [row.pin_id]):
+                return _Begun(row.route, row.pin_id)
+            row.pin_id = None  # somebody has removed it meanwhile
+        if self._is_here(session, row, item):
+            return _Begun(None)
+        self._require_room(session, item)
+        known = item.cid in contents.kept_sizes(session, [item.cid])
+        row.route = LOCAL if known else self._route_of(row)
+        if item.cid == EMPTY and not known:
+            row.route = LOCAL
+            return _Begun(MADE_HERE)
+        # A file's content is held by a pin only while it comes.
+        if row.route == IPFS or (row.route == LOCAL and item.file is None):
+            request = self._request(item)
+            row.pin_id = self._services.pins.add_many(session, usage.user_id, [request])[0].id
+        session.flush()
+        return _Begun(row.route, row.pin_id)
+
+    def _is_here(self, session: Session, row: ImportItem, item: Item) -> bool:
+        user_id = self._claim.user_id
+        if item.file is not None:
+            file = import_jobs.same_file(session, user_id, item)
+            row.file_id = None if file is None else file.id
+            row.was_here = file is not None
+        else:
+            pin = import_jobs.same_pin(session, user_id, item.cid, item.name, item.meta)
+            row.pin_id = None if pin is None else pin.id
+            row.was_here = pin is not None
+        if row.was_here:
+            row.route = None
+        session.flush()
+        return row.was_here
+
+    def _route_of(self, row: ImportItem) -> str:
+        if self._claim.route != AUTO:
+            return self._claim.route
+        # What was begun from the gateway goes on there, after a crash too.
+        gateway_first = row.route == GATEWAY or self._in_vain >= DISCOURAGING
+        return GATEWAY if gateway_first and self._has_gateway else IPFS
+
+    def _request(self, item: Item) -> PinRequest:
+        meta = None if item.meta is None else {k: str(v) for k, v in item.meta.items()}
+        origins = tuple(dict.fromkeys((*item.origins, *self.delegates)))
+        return PinRequest(item.source_cid, item.name, origins, meta, item.source_created_at)
+
+    def _require_room(self, session: Session, item: Item) -> None:
+        """Refuse what is known to be too much before a byte of it comes."""
+        if item.size is None:
+            return
+        self._require_size(item.size)
+        room = contents.room_of(session, contents.usage_of(session, self._claim.user_id))
+        if room is None or item.size <= room:
+            return
+        if contents.charge_of(session, self._claim.user_id, item.cid, item.size) > 0:
+            raise GiveUpError(QUOTA)
+
+    def _require_size(self, size: int) -> None:
+        most = self._services.settings.files.max_size
+        if size > most:
+            raise GiveUpError(f"It has {size} bytes; this server takes {most} at most.")
+
+    async def _wait_for(self, item: Item, pin_id: uuid.UUID) -> None:
+        """Wait until the node has it by IPFS. Raises `GiveUpError` when it won't."""
+        loop = asyncio.get_running_loop()
+        moved_at, blocks = loop.time(), 0
+        while True:
+            state = await self._watch.next(pin_id)
+            if state is None:
+                raise GiveUpError(REMOVED)
+            if state.status == PINNED_STATUS:
+                return
+            if state.status == FAILED:
+                raise GiveUpError(state.details or "It could not be pinned.")
+            self._require_size(state.stat.size)
+            if state.attempts == 0 or state.stat.blocks > blocks:
+                moved_at, blocks = loop.time(), state.stat.blocks
+            still = loop.time() - moved_at
+            if self._has_gateway and still >= self._limits.patience:
+                raise GiveUpError(
+                    state.details or f"No block came for {self._limits.patience:g} seconds."
+                )
+            if utc_now() >= self._ends_at(item):
+                tried = f"It was tried for {self._limits.deadline} seconds."
+                raise GiveUpError(f"{state.details or 'Nobody gave all of it.'} {tried}")
+
+    async def _leave_ipfs(self, item: Item) -> bool:
+        """Give up the pin that was to bring it. False when it has brought it at the last moment."""
+
+        def leave(session: Session) -> bool:
+            usage, _ = import_jobs.usage_for(session, self._claim)
+            row = import_jobs.get_item(session, item.id)
+            imports = self._services.imports
+            if row.pin_id and not imports.drop_pin(session, usage.user_id, row.pin_id):
+                return False
+            row.pin_id, row.route = None, GATEWAY
+            session.flush()
+            return True
+
+        return await self._in_database(leave)
+
+    async def _from_gateway(self, item: Item) -> None:
+        """Bring it from the gateway under a lease, and record it."""
+        async with self._bringer.brought(item, self._ends_at(item)) as lease:
+            await self._finish(item, lease)
+
+    async def _finish(self, item: Item, lease: LeaseHandle | None) -> None:
+        """Read all of it from the node, and record it. Raises `GiveUpError` for what is not
+        whole."""
+        try:
+            stat = await read_dag(self._services.node, item.cid)
+            self._require_size(stat.size)
+            facts = None if item.file is None else await self._files.inspect(item, stat)
+        except DamagedError as error:
+            raise GiveUpError(f"It is not whole on our node: {error}.") from error
+        except NotAuthenticError as error:
+            raise GiveUpError(str(error)) from error
+        secured: dict[str, int] = {}
+        while True:
+            try:
+                outcome = await self._in_database(
+                    lambda session: self._record(session, item, stat, facts, lease, secured)
+                )
+            except contents.NotSecuredError as error:
+                job = item.id if lease is None else lease.id
+                secured[error.cid] = await self._services.keeper.secure(error.cid, job)
+            else:
+                self._services.metrics.import_items.labels(outcome).inc()
+                return
+
+    def _record(
+        self,
+        session: Session,
+        item: Item,
+        stat: DagStat,
+        facts: FileFacts | None,
+        lease: LeaseHandle | None,
+        secured: Mapping[str, int],
+    ) -> str:
+        """Write down that it is here. Returns how it ended."""
+        usage, _ = import_jobs.usage_for(session, self._claim)
+        row = import_jobs.get_item(session, item.id)
+        if row.was_here:
+            pass
+        elif facts is not None:
+            file = self._files.add(session, usage, item, facts, stat, secured)
+            row.file_id = file.id
+            if row.pin_id is not None:
+                self._services.pins.remove(session, usage.user_id, row.pin_id)
+                row.pin_id = None
+        elif row.pin_id is None:
+            pin = self._services.pins.add_pinned(session, usage, self._request(item), stat, secured)
+            row.pin_id = pin.id
+        elif not import_jobs.pin_states(session, [row.pin_id]):
+            raise GiveUpError(REMOVED)
+        if lease is not None:
+            self._services.leases.close(session, lease, usage, 0)
+        import_jobs.end_item(session, self._claim, row, stat)
+        return row.status
+
+    async def _fail(self, item: Item, reason: str) -> None:
+        """Write an item off, with the pin that was to bring it."""
+
+        def fail(session: Session) -> None:
+            usage, _ = import_jobs.usage_for(session, self._claim)
+            row = import_jobs.get_item(session, item.id)
+            if row.pin_id is not None and not row.was_here:
+                with suppress(NotFound):
+                    self._services.pins.remove(session, usage.user_id, row.pin_id)
+                row.pin_id = None
+            import_jobs.fail_item(session, self._claim, row, reason)
+
+        await self._in_database(fail)
+        self._services.metrics.import_items.labels(FAILED).inc()
+
+    async def _in_database(self, work: Callable[[Session], T]) -> T:
+        def run() -> T:
+            with self._services.database.session_scope() as session:
+                return work(session)
+
+        return await self._in_thread(run)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await to_thread.run_sync(work, limiter=self._threads)
+
+
+def _passes(error: OnApiError) -> bool:
+    passing = NodeUnavailable | NodeTimeout | NodeTruncated | ServiceUnavailable
+    return isinstance(error, passing) or type(error) is NodeError

@@ -1,0 +1,288 @@
+"""Carries out imports: reads the source's list into items, then moves them, a bounded number at
+once.
+
+A crash leaves a lease that ends: the next one reads on behind the last page, and takes up the items
+that were under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import (
+    AddressRefused,
+    BadRequest,
+    DatabaseUnavailable,
+    OnApiError,
+    SecretUnavailable,
+    SourceUnavailable,
+)
+from on_api.core.ipfs.retrieval import GatewayFetcher
+from on_api.core.outbound import Outbound
+from on_api.core.providers.opening import open_source
+from on_api.core.services import import_jobs, import_lists
+from on_api.core.services.container import Services
+from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
+from on_api.worker.import_gateway import Bringer
+from on_api.worker.import_items import Mover
+from on_api.worker.pin_watch import PinWatch
+from on_api.worker.unpinning import Unpinner
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+THREADS = 8
+"""For the database, in one process."""
+BEAT_SECONDS = 1.0
+SLICE_SECONDS = 60.0
+"""After which an import makes way, if others wait."""
+FIRST_PAUSE = 2.0
+"""Seconds until a list is read on after an error that passes: the first, doubled for the next."""
+LISTING_ATTEMPTS = 3
+"""At one page, before the import is given up."""
+
+
+class ImportWorker:
+    """One process's share of the imports."""
+
+    def __init__(self, services: Services, unpinner: Unpinner) -> None:
+        self._services = services
+        self._unpinner = unpinner
+        # Of its own: requests wait for the same database, not for the same threads.
+        self._threads = CapacityLimiter(THREADS)
+        self._outbound = Outbound(services.settings.imports)
+        self._life = timedelta(seconds=services.settings.worker.lease_seconds)
+        self._runs: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    async def step(self) -> bool:
+        """Begin one import that is due, if there is a place. Returns whether there was one."""
+        places = self._services.settings.imports.at_once
+        if self._is_stopping or len(self._runs) >= places:
+            return False
+        if not await self._in_database(import_jobs.any_due, write=False):
+            return False
+        claim = await self._in_database(lambda session: import_jobs.claim(session, self._life))
+        if claim is None:
+            return False
+        try:
+            run = _Run(self, claim, self._gateway(claim.gateway_url))
+        except AddressRefused as error:  # the operator has changed their mind
+            details = error.details
+            await self._in_database(lambda session: import_jobs.give_up(session, claim, details))
+            return True
+        task = asyncio.create_task(run.run())
+        self._runs.add(task)
+        task.add_done_callback(self._end)
+        return True
+
+    async def stop(self) -> None:
+        """Claim nothing more, and give everything back."""
+        self._is_stopping = True
+        for task in self._runs:
+            task.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._outbound.close()
+
+    def _gateway(self, url: str | None) -> GatewayFetcher | None:
+        if url is None:
+            return None
+        return GatewayFetcher(self._services.node, self._outbound, url)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._runs.discard(task)
+        self._services.bell.ring()
+
+    async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:
+        def run() -> T:
+            with self._services.database.session_scope(write=write) as session:
+                return work(session)
+
+        return await to_thread.run_sync(run, limiter=self._threads)
+
+
+class _Run:
+    """One import for as long as this process has it."""
+
+    def __init__(self, worker: ImportWorker, claim: Claim, gateway: GatewayFetcher | None) -> None:
+        self._services = worker._services
+        self._outbound = worker._outbound
+        self._life = worker._life
+        self._in_database = worker._in_database
+        self._claim = claim
+        self._watch = PinWatch()
+        self._bringer = Bringer(
+            self._services, claim.user_id, gateway, worker._unpinner, worker._threads
+        )
+        self._mover = Mover(self._services, claim, self._watch, self._bringer, worker._threads)
+
+    async def run(self) -> None:
+        """Whatever comes of it."""
+        work = asyncio.create_task(self._carry_out())
+        beat = asyncio.create_task(self._beat())
+        try:
+            await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_lost = beat.done() and not work.done()
+            beat.cancel()
+            work.cancel()  # nothing, if it is over
+            with CancelScope(shield=True):
+                await asyncio.gather(beat, work, return_exceptions=True)
+                if not is_lost:
+                    await self._settle(work)
+        if is_lost and (error := beat.exception()) is not None:
+            logger.error("import %s is left to its lease", self._claim.id, exc_info=error)
+        elif is_lost:
+            logger.info("import %s was ended by somebody else", self._claim.id)
+
+    async def _settle(self, work: asyncio.Task[None]) -> None:
+        """Write down how it ended, where that isn't done yet."""
+        try:
+            if work.cancelled():
+                await self._put_back(None, pause=0, counted=False)
+            elif (error := work.exception()) is not None:
+                await self._after(error)
+        except LostError:
+            logger.info("import %s was ended by somebody else", self._claim.id)
+        except OnApiError as failure:
+            # The database, most likely: the lease ends and another attempt begins.
+            logger.warning("import %s is left to its lease: %s", self._claim.id, failure.details)
+
+    async def _after(self, error: BaseException) -> None:
+        if isinstance(error, LostError):
+            raise error
+        if not isinstance(error, OnApiError):
+            logger.error("import %s failed", self._claim.id, exc_info=error)
+            await self._give_up("Something went wrong on our side; the log has more.")
+            return
+        longest = self._services.settings.imports.longest_pause
+        if isinstance(error, DatabaseUnavailable | SecretUnavailable):
+            # Ours to mend, however long that takes.
+            await self._put_back(error.details, pause=longest, counted=False)
+        elif isinstance(error, SourceUnavailable) and self._claim.attempts < LISTING_ATTEMPTS:
+            pause = min(longest, FIRST_PAUSE * 2.0 ** (self._claim.attempts - 1))
+            # Jitter: those that came together don't come again together.
+            await self._put_back(error.details, pause=pause * random.uniform(0.5, 1.0))  # noqa: S311
+        else:
+            await self._give_up(_sentence(error))
+
+    async def _carry_out(self) -> None:
+        if not self._claim.listed and not await self._list():
+            return
+        await self._move_all()
+
+    async def _list(self) -> bool:
+        """Read the source's list. Returns whether its items are to be moved at once."""
+        claim, most = self._claim, self._services.settings.imports.max_items
+        sealed = await self._in_database(lambda s: import_lists.secrets_of(s, claim))
+        if sealed is None:
+            raise SecretUnavailable
+        spec = self._services.imports.open_spec(claim.id, *sealed)
+        source = open_source(spec, self._outbound)
+        try:
+            if claim.resume is None:
+                delegates = await source.delegates()
+                for identity in await source.identities():
+                    await self._mover.add_identity(identity)
+                await self._in_database(lambda s: import_lists.begin_listing(s, claim, delegates))
+                self._mover.delegates = tuple(delegates)
+            async for page in source.pages(claim.resume):
+                await self._in_database(
+                    lambda s, page=page: import_lists.add_page(  # type: ignore[misc]
+                        s, claim, page.items, page.resume, most
+                    )
+                )
+        finally:
+            with CancelScope(shield=True):
+                await source.close()
+        return await self._in_database(lambda s: import_lists.end_listing(s, claim))
+
+    async def _move_all(self) -> None:
+        claim, places = self._claim, self._services.settings.imports.concurrency
+        ends_at = asyncio.get_running_loop().time() + SLICE_SECONDS
+        moving: dict[asyncio.Task[None], Item] = {}
+        is_more = True
+        try:
+            while True:
+                free = places - len(moving)
+                if is_more and free >= max(1, places // 2):
+                    items = await self._take(free, {item.id: item.cid for item in moving.values()})
+                    is_more = len(items) == free
+                    moving |= {asyncio.create_task(self._mover.move(item)): item for item in items}
+                if not moving:
+                    if await self._in_database(lambda s: import_jobs.finish(s, claim)):
+                        return
+                    is_more = True  # of a CID that was under way, or retried by somebody beside us
+                    continue
+                done, _ = await asyncio.wait(moving, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del moving[task]
+                    task.result()
+                if asyncio.get_running_loop().time() >= ends_at and await self._others_wait():
+                    is_more = False
+                    if not moving:
+                        await self._put_back(None, pause=0, counted=False)
+                        return
+        finally:
+            for task in moving:
+                task.cancel()
+            with CancelScope(shield=True):
+                await asyncio.gather(*moving, return_exceptions=True)
+
+    async def _take(self, free: int, under_way: dict[uuid.UUID, str]) -> list[Item]:
+        claim = self._claim
+        return list(await self._in_database(lambda s: import_jobs.take(s, claim, free, under_way)))
+
+    async def _others_wait(self) -> bool:
+        return await self._in_database(import_jobs.any_due, write=False)
+
+    async def _beat(self) -> None:
+        """Keep the lease, show progress, look at pins. Ends when the import isn't ours any more."""
+        loop = asyncio.get_running_loop()
+        pause = min(BEAT_SECONDS, self._services.settings.worker.poll)
+        renewed_at = loop.time()
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                if wanted := self._watch.wanted():
+                    self._watch.tell(wanted, await self._pin_states(wanted))
+                if loop.time() - renewed_at >= min(BEAT_SECONDS, self._life.total_seconds() / 4):
+                    renewed_at = loop.time()
+                    if not await self._renew():
+                        return
+            except DatabaseUnavailable:
+                logger.warning("could not look after import %s; trying again", self._claim.id)
+
+    async def _pin_states(self, wanted: set[uuid.UUID]) -> dict[uuid.UUID, PinState]:
+        return dict(
+            await self._in_database(lambda s: import_jobs.pin_states(s, wanted), write=False)
+        )
+
+    async def _renew(self) -> bool:
+        claim, life, seen = self._claim, self._life, dict(self._bringer.seen)
+        return await self._in_database(lambda s: import_jobs.renew(s, claim, life, seen))
+
+    async def _give_up(self, details: str) -> None:
+        await self._in_database(lambda s: import_jobs.give_up(s, self._claim, details))
+
+    async def _put_back(self, details: str | None, *, pause: float, counted: bool = True) -> None:
+        due_in = timedelta(seconds=pause)
+        await self._in_database(
+            lambda s: import_jobs.put_back(s, self._claim, details, due_in=due_in, counted=counted)
+        )
+
+
+def _sentence(error: OnApiError) -> str:
+    if isinstance(error, BadRequest | AddressRefused):
+        return error.details
+    return f"The source's list could not be read: {error.details}"
