@@ -102,6 +102,22 @@ def test_exactly_the_bytes_of_bodies_are_counted(metered: Server, ada: Account) 
     assert (uploaded["requests"], uploaded["bytes_in"], uploaded["bytes_out"]) == (1, SIZE, 0)
 
 
+def test_an_export_is_counted(metered: Server, ada: Account, root: Account) -> None:
+    """The CAR, byte by byte; with the budget used up it waits, and the list does not."""
+    cid = ada.upload(os.urandom(SIZE))["cid"]
+    car = ada.client.get("/v1/users/me/export").content
+    assert len(car) > SIZE
+    settles_at(ada, len(car))
+    assert counted(metered, kind="export", owner_id=UUID(ada.id))["bytes_out"] == len(car)
+    answer = root.client.patch(f"/v1/users/{ada.id}", json={"egress_budget": len(car) + 1000})
+    assert answer.status_code == 200, answer.text
+    refused = ada.client.get("/v1/users/me/export")
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (
+        429, "EGRESS_BUDGET_EXCEEDED",
+    )  # fmt: skip
+    assert str(cid) in ada.client.get("/v1/users/me/export?format=pins").text
+
+
 def test_a_link_is_counted_for_its_owner(metered: Server, ada: Account) -> None:
     """Whoever opens it, by whichever way."""
     file = ada.upload(os.urandom(SIZE), visibility="private")

@@ -6,16 +6,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from on_api.core.dependencies import ClientDep, ExportRead, ServicesDep, act_as
-from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
+from on_api.core.errors import (
+    EgressBudgetExceeded,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+)
+from on_api.core.middleware import TICKET
 from on_api.core.responses import SANDBOX, ContentResponse
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.services import audit
 from on_api.core.services.exports import CAR_TYPE, metadata, open_car, pins_list
+from on_api.core.services.metering import Charge, Kind
 
 router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
 
@@ -31,9 +39,13 @@ _NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}
 @router.get(
     "",
     response_class=Response,
-    responses={**_EXPORT, **documented(NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)},
+    responses={
+        **_EXPORT,
+        **documented(EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout),
+    },
 )
 async def export_everything(
+    request: Request,
     principal: ExportRead,
     services: ServicesDep,
     client: ClientDep,
@@ -46,7 +58,10 @@ async def export_everything(
         ),
     ] = "car",
 ) -> Response:
-    """Take all of it with you. A CAR that can't be written to its end is cut off visibly."""
+    """Take all of it with you. A CAR that can't be written to its end is cut off visibly.
+
+    A CAR's bytes count against the budget; the list and the JSON are always to be had.
+    """
 
     def note() -> None:
         with services.database.session_scope() as session:
@@ -71,6 +86,8 @@ async def export_everything(
     async def body() -> AsyncIterator[AsyncIterator[bytes]]:
         yield export.chunks()
 
-    # Here, before the response starts, is the place of the meter's ticket (Kind.EXPORT).
+    charge = Charge(Kind.EXPORT, principal.user_id, key_id=principal.metered_key, cid=export.root)
+    ticket = services.meter.try_open(charge, export.size)
+    request.scope[TICKET] = ticket or await services.meter.open(charge, export.size)
     headers |= {"Content-Type": CAR_TYPE, "X-Ipfs-Roots": export.root}
     return ContentResponse(body, 200, headers)
