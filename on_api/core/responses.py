@@ -78,8 +78,7 @@ async def file_response(
     wanted = plan({} if whole else request.headers, etag=file.etag, size=file.size)
     is_head = request.method == "HEAD"
     carried = 0 if is_head or wanted.status == 304 else wanted.length
-    ticket = meter.try_open(charge, carried)
-    request.scope[TICKET] = ticket or await meter.open(charge, carried)
+    await have_counted(request, meter, charge, carried)
 
     shared = {"ETag": file.etag, **(_owners_caching(file) if caching is None else caching)}
     if wanted.status == 304:
@@ -102,6 +101,12 @@ async def file_response(
         wanted.status,
         shared,
     )
+
+
+async def have_counted(request: Request, meter: Meter, charge: Charge, length: int | None) -> None:
+    """Have the answer to a request counted, of `length` bytes (None: not known; 0: only that it
+    was asked). Raises `EgressBudgetExceeded` when a budget leaves less."""
+    request.scope[TICKET] = meter.try_open(charge, length) or await meter.open(charge, length)
 
 
 def redirect_to_fallback(

@@ -102,14 +102,29 @@ def test_exactly_the_bytes_of_bodies_are_counted(metered: Server, ada: Account) 
     assert (uploaded["requests"], uploaded["bytes_in"], uploaded["bytes_out"]) == (1, SIZE, 0)
 
 
-def test_an_export_is_counted(metered: Server, ada: Account, root: Account) -> None:
-    """The CAR, byte by byte; with the budget used up it waits, and the list does not."""
+@pytest.mark.parametrize("form", ["car", "pins", "json"])
+def test_an_export_is_counted(metered: Server, ada: Account, form: str) -> None:
+    """What leaves at once, too; with nothing left it doesn't begin."""
+    ada.upload(os.urandom(SIZE))
+    path = f"/v1/users/me/export?format={form}"
+    size = len(ada.client.get(path).content)
+    assert size > (SIZE if form == "car" else 50)
+    settles_at(ada, size)
+    ours = {"kind": "export", "owner_id": UUID(ada.id)}
+    assert counted(metered, **ours)["bytes_out"] == size
+    with metered.new_user(admin=True).client as root:
+        root.patch(f"/v1/users/{ada.id}", json={"egress_budget": size}).raise_for_status()
+    refused = ada.client.get(path)
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (
+        429,
+        "EGRESS_BUDGET_EXCEEDED",
+    )
+
+
+def test_an_export_that_the_budget_does_not_hold(ada: Account, root: Account) -> None:
+    """Refused before its first byte, not cut; the list is small enough."""
     cid = ada.upload(os.urandom(SIZE))["cid"]
-    car = ada.client.get("/v1/users/me/export").content
-    assert len(car) > SIZE
-    settles_at(ada, len(car))
-    assert counted(metered, kind="export", owner_id=UUID(ada.id))["bytes_out"] == len(car)
-    answer = root.client.patch(f"/v1/users/{ada.id}", json={"egress_budget": len(car) + 1000})
+    answer = root.client.patch(f"/v1/users/{ada.id}", json={"egress_budget": SIZE // 2})
     assert answer.status_code == 200, answer.text
     refused = ada.client.get("/v1/users/me/export")
     assert (refused.status_code, refused.json()["error"]["reason"]) == (

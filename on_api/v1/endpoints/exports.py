@@ -18,8 +18,7 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
-from on_api.core.middleware import TICKET
-from on_api.core.responses import SANDBOX, ContentResponse
+from on_api.core.responses import SANDBOX, ContentResponse, have_counted
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.services import audit
 from on_api.core.services.exports import CAR_TYPE, metadata, open_car, pins_list
@@ -33,16 +32,14 @@ _EXPORT: dict[int | str, dict[str, Any]] = {
         "content": {"application/vnd.ipld.car": {}, "text/csv": {}, "application/json": {}},
     }
 }
+_ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)
 _NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}
 
 
 @router.get(
     "",
     response_class=Response,
-    responses={
-        **_EXPORT,
-        **documented(EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout),
-    },
+    responses={**_EXPORT, **documented(*_ERRORS)},
 )
 async def export_everything(
     request: Request,
@@ -58,16 +55,14 @@ async def export_everything(
         ),
     ] = "car",
 ) -> Response:
-    """Take all of it with you. A CAR that can't be written to its end is cut off visibly.
-
-    A CAR's bytes count against the budget; the list and the JSON are always to be had.
-    """
+    """Take all of it with you. A CAR that can't be written to its end is cut off visibly."""
 
     def note() -> None:
         with services.database.session_scope() as session:
             actor = act_as(principal, client)
             audit.record(session, actor, "export", "user", principal.user_id, format=format)
 
+    charge = Charge(Kind.EXPORT, principal.user_id, key_id=principal.metered_key)
     await run_in_threadpool(note)
     headers = {
         "Cache-Control": "private, no-store",
@@ -78,16 +73,16 @@ async def export_everything(
     if format != "car":
         write = pins_list if format == "pins" else metadata
         media_type = "text/csv; charset=utf-8" if format == "pins" else "application/json"
+        await have_counted(request, services.meter, charge, None)
         pieces = write(services.database, principal.user_id)
         return StreamingResponse(pieces, media_type=media_type, headers=headers)
     export = await open_car(services.database, services.node, principal.user_id)
+    # What can't be sent to its end is better refused than cut.
+    await have_counted(request, services.meter, charge, export.size)
 
     @asynccontextmanager
     async def body() -> AsyncIterator[AsyncIterator[bytes]]:
         yield export.chunks()
 
-    charge = Charge(Kind.EXPORT, principal.user_id, key_id=principal.metered_key, cid=export.root)
-    ticket = services.meter.try_open(charge, export.size)
-    request.scope[TICKET] = ticket or await services.meter.open(charge, export.size)
     headers |= {"Content-Type": CAR_TYPE, "X-Ipfs-Roots": export.root}
     return ContentResponse(body, 200, headers)
