@@ -72,6 +72,38 @@ def download(stage: Stage) -> list[Figure]:
 
 
 @scenario(SQLITE)
+def gateway(stage: Stage) -> list[Figure]:
+    """A small file out of memory and past it, and a large one, by `/ipfs`: metered, its root looked
+    up; Kubo's own gateway beside it."""
+    figures = []
+    load = {"count": stage.sizes.gets, "connections": 16}
+    for work, memory, goal in (
+        ("GET 8 KiB, hot", {}, 3.0),
+        ("GET 8 KiB, not cached", {"ON_API_GATEWAY__CACHE_BYTES": "0"}, 0.5),
+    ):
+        with stage.on_api(**memory) as on_api:
+            path = f"/ipfs/{on_api.upload(os.urandom(SMALL))['cid']}"
+            ours, theirs = in_pairs(
+                partial(get_rate, on_api.home.url + path, {}, **load),
+                partial(get_rate, on_api.gateway + path, {}, **load),
+                stage.sizes.pairs,
+            )
+        figures.append(Figure(work, "req/s", ours, theirs, "Kubo gateway", at_least=goal))
+    with stage.on_api() as on_api:
+        measure(on_api.put(stage.sizes.large))
+        with on_api.home.client(on_api.key) as client:
+            file = client.get("/v1/files").raise_for_status().json()["items"][0]
+        path = f"/ipfs/{file['cid']}"
+        ours, theirs = in_pairs(
+            partial(_download_rate, Job(on_api.home.url + path)),
+            partial(_download_rate, Job(on_api.gateway + path)),
+            stage.sizes.pairs,
+        )
+    work = f"download {stage.sizes.large // MIB} MiB by /ipfs"
+    return [*figures, Figure(work, "MiB/s", ours, theirs, "Kubo gateway", at_least=0.70)]
+
+
+@scenario(SQLITE)
 def private(stage: Stage) -> list[Figure]:
     """A large private file beside a public one, up and down, and a range from its middle."""
     large = stage.sizes.large

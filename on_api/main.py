@@ -15,6 +15,7 @@ from importlib.metadata import version as release_of
 from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
@@ -28,6 +29,7 @@ from on_api.core.services.node import connect_node
 from on_api.core.services.rotation import secret_problem
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
+from on_api.public.gateway import Gateway, is_gateway_path
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper
@@ -38,7 +40,21 @@ logger = logging.getLogger(__name__)
 VERSIONS = (V1, V2)
 
 
-def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -> FastAPI:
+class Application(FastAPI):
+    """FastAPI with the gateway beside it: what is asked most often goes through none of the
+    framework."""
+
+    gateway: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] == "http" and is_gateway_path(scope["path"]):
+            await self.gateway(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -> Application:
     """The application. Without arguments: settings from the environment, and the Kubo that they
     name.
 
@@ -47,7 +63,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
     """
     settings = settings or Settings()
     services = Services.build(settings, node or connect_node(settings))
-    app = FastAPI(
+    app = Application(
         title="on-api",
         openapi_url=None,
         docs_url=None,
@@ -55,6 +71,7 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         lifespan=_lifespan,
     )
     app.state.services = services
+    app.gateway = Gateway(services)
 
     handlers = ErrorHandlers(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
@@ -89,6 +106,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         RequestContext, internal_error=handlers.internal_error, metrics=services.metrics
     )
     if settings.trusted_proxies:
+        believed = settings.trusted_proxies
+        app.gateway = ProxyHeadersMiddleware(app.gateway, believed)  # type: ignore[arg-type,assignment]  # uvicorn has types of its own
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 
     for version in VERSIONS:

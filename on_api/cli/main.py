@@ -14,6 +14,7 @@ from on_api.cli import (
     doctor,
     export,
     fsck,
+    gateway,
     gc,
     imports,
     init,
@@ -45,6 +46,7 @@ app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(imports.app, name="imports")
 app.add_typer(node.app, name="node")
+app.add_typer(gateway.app, name="gateway")
 
 
 def run() -> None:

@@ -50,7 +50,7 @@ def run() -> None:
     try:
         with node:
             typer.echo(f"RPC      {settings.rpc_url}")
-            typer.echo(f"gateway  {settings.visible_gateway_url}/ipfs/CID")
+            typer.echo(f"gateway  {settings.gateway_url}/ipfs/CID")
             typer.echo(f"repo     {node.repo}")
             typer.echo(f"log      {node.log}")
             typer.echo("Ctrl-C stops the node.")
@@ -129,7 +129,7 @@ def _as_object(
         "reachable": description is not None,
         "problem": problem,
         "rpc_url": settings.rpc_url,
-        "gateway_url": settings.visible_gateway_url,
+        "gateway_url": settings.base_url,
         "managed": settings.manages_node,
         "node": None if description is None else dataclasses.asdict(description),
     }
@@ -147,7 +147,7 @@ def _print_status(
         typer.echo(f"repo     {_gigabytes(description.repo_size)}")
         typer.echo(f"limit    {_gigabytes(description.repo_limit)}")
     typer.echo(f"RPC      {settings.rpc_url}")
-    typer.echo(f"gateway  {settings.visible_gateway_url}/ipfs/CID")
+    typer.echo(f"gateway  {settings.base_url}/ipfs/CID")
 
 
 def _gigabytes(size: int) -> str:

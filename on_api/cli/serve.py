@@ -145,7 +145,7 @@ on-api is at {settings.base_url}   (Ctrl-C ends it)
   Try it in the browser:   {settings.base_url}/docs
   Upload a file:           curl -H "Authorization: Bearer {shown}" \\
                                 -F file=@README.md {settings.base_url}/v1/files
-  It is then seen at:      {settings.visible_gateway_url}/ipfs/<cid>
+  It is then seen at:      {settings.base_url}/ipfs/<cid>
 """
     )
 

@@ -20,12 +20,14 @@ clients match on.
     ├── InsufficientFunds     409 INSUFFICIENT_FUNDS       the quota does not allow the pin
     ├── InProgress            409 IN_PROGRESS              the same Idempotency-Key is being worked
     on
+    ├── Gone                  410 GONE                     the operator serves it no more
     ├── PreconditionFailed    412 PRECONDITION_FAILED
     ├── PayloadTooLarge       413 PAYLOAD_TOO_LARGE
     ├── UnsupportedMediaType  415 UNSUPPORTED_MEDIA_TYPE
     ├── RangeNotSatisfiable   416 RANGE_NOT_SATISFIABLE
     ├── TooManyRequests       429 TOO_MANY_REQUESTS        Retry-After says when
     │   └── EgressBudgetExceeded 429 EGRESS_BUDGET_EXCEEDED until the month's turn
+    ├── LegallyUnavailable    451 UNAVAILABLE_FOR_LEGAL_REASONS
     ├── InternalError         500 INTERNAL_SERVER_ERROR    our fault; the log has the request's id
     ├── NodeError             502 NODE_ERROR               the IPFS node answered, but not what was
     asked
@@ -184,6 +186,12 @@ class InsufficientFunds(OnApiError):
     )
 
 
+class Gone(OnApiError):
+    """On the gateway's deny list."""
+
+    status, reason, summary = 410, "GONE", "This content is not served any more."
+
+
 class PreconditionFailed(OnApiError):
     """An If-Match or If-Unmodified-Since did not hold."""
 
@@ -245,6 +253,16 @@ class EgressBudgetExceeded(TooManyRequests):
     def __init__(self, *, retry_after: int, redirectable: bool = False) -> None:
         super().__init__(retry_after=retry_after)
         self.redirectable = redirectable
+
+
+class LegallyUnavailable(OnApiError):
+    """On the gateway's deny list, because of a law."""
+
+    status, reason, summary = (
+        451,
+        "UNAVAILABLE_FOR_LEGAL_REASONS",
+        "This content is not available for legal reasons.",
+    )
 
 
 class InProgress(_RetryLater):

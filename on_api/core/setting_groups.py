@@ -272,6 +272,13 @@ class TrafficSettings(Group):
 class GatewaySettings(Group):
     """The gateway `/ipfs`."""
 
+    policy: Literal["listed", "local", "closed"] = Field(
+        "listed",
+        description="`listed`: public files and pins; `local`: all on the node; `closed`: by key.",
+    )
+    cache_bytes: int = Field(
+        32 * MIB, ge=0, le=2**40, description="Memory for hot answers in one process; 0: none."
+    )
     fallback_url: str | None = Field(
         None, description="A public gateway's origin, e.g. https://ipfs.io, for `redirect`."
     )

@@ -222,11 +222,6 @@ class Settings(BaseSettings):
         return self.ipfs.gateway_url or f"http://127.0.0.1:{self.node.gateway_port}"
 
     @property
-    def visible_gateway_url(self) -> str:
-        """Origin of the node's gateway as it is given out to people."""
-        return self.ipfs.gateway_url or f"http://localhost:{self.node.gateway_port}"
-
-    @property
     def base_url(self) -> str:
         """Origin of on-api itself as people reach it."""
         host = "localhost" if self.host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else self.host  # noqa: S104 (compared, not bound)

@@ -3,6 +3,7 @@ on it)."""
 
 from on_api.core.models.content import Content, Deployment, Holding, Lease, Maintenance
 from on_api.core.models.database import Base, Database
+from on_api.core.models.denied import DeniedCid
 from on_api.core.models.event import Event
 from on_api.core.models.file import File, VisibilityChange
 from on_api.core.models.idempotency import IdempotencyRecord
@@ -19,6 +20,7 @@ __all__ = [
     "Base",
     "Content",
     "Database",
+    "DeniedCid",
     "Deployment",
     "EgressCounter",
     "EgressCredit",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -157,6 +157,14 @@ class Database:
                 raise
             logger.warning("the connection to the database was lost: %s", _cause(error))
             raise DatabaseUnavailable from error
+
+    def on_commit(
+        self, before: Callable[[Session], None], after: Callable[[Session], None]
+    ) -> None:
+        """Have every writing session's commit preceded and followed by these. What `before` raises
+        prevents it; `after` may not use the session."""
+        event.listen(self._writer, "before_commit", before)
+        event.listen(self._writer, "after_commit", after)
 
     def connections_in_use(self) -> int:
         """Connections checked out of the pool at this moment."""

@@ -3,7 +3,8 @@ others.
 
 A writer announces within its transaction. When that commits, subscribers of this process are told
 at once; those of other processes by NOTIFY (PostgreSQL), or by the file's change counter (SQLite)
-within half a second. Knows nothing of what is cached.
+within half a second. There are two kinds of news: that something changed, anything; and which
+contents are referred to otherwise than before. Knows nothing of what is cached.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, connection
@@ -23,8 +24,23 @@ from on_api.core.models.database import Database
 logger = logging.getLogger(__name__)
 
 CHANNEL = "on_api"
+MAX_PAYLOAD = 7000
+"""Characters of news; PostgreSQL takes 8000 bytes. With more of it everything may have changed."""
+
+_CONTENTS = "on_api_contents_changed"
+_ANY = ""
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
+
+
+ContentsChanged = Callable[[Collection[str] | None], None]
+"""Is told of CIDs; None: of any."""
+
+
+def contents_changed(session: Session, *cids: str) -> None:
+    """Tell everyone, once this session's transaction has committed, that who refers to these
+    contents (none named: to any), or whether they may be served, is not what it was."""
+    session.info.setdefault(_CONTENTS, set()).update(cids or {_ANY})
 
 
 class Invalidations:
@@ -37,9 +53,11 @@ class Invalidations:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._subscribers: list[Callable[[], None]] = []
+        self._content_subscribers: list[ContentsChanged] = []
         self._stopping = threading.Event()
         self._trusted = threading.Event()
         self._thread: threading.Thread | None = None
+        database.on_commit(self._before_commit, self._after_commit)
 
     @property
     def trusted(self) -> bool:
@@ -49,6 +67,11 @@ class Invalidations:
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Call `callback` (quick, thread-safe) after every change: forget what you hold."""
         self._subscribers.append(callback)
+
+    def subscribe_to_contents(self, callback: ContentsChanged) -> None:
+        """Call `callback` (quick, thread-safe) after every change of contents: forget these, or
+        with None all that you hold."""
+        self._content_subscribers.append(callback)
 
     def announce(self, session: Session) -> None:
         """Tell everyone once this session's transaction has committed; nothing if it doesn't."""
@@ -73,6 +96,26 @@ class Invalidations:
     def _tell(self) -> None:
         for callback in self._subscribers:
             callback()
+        self._tell_contents(None)
+
+    def _tell_contents(self, cids: Collection[str] | None) -> None:
+        for callback in self._content_subscribers:
+            callback(cids)
+
+    def _before_commit(self, session: Session) -> None:
+        cids = session.info.get(_CONTENTS)
+        if cids and self._database.is_postgresql:
+            news = " ".join(sorted(cids))
+            if _ANY in cids or len(news) > MAX_PAYLOAD:
+                news = _ANY
+            session.execute(
+                text("SELECT pg_notify(:channel, :news)"), {"channel": CHANNEL, "news": news}
+            )
+
+    def _after_commit(self, session: Session) -> None:
+        cids = session.info.pop(_CONTENTS, None)
+        if cids:
+            self._tell_contents(None if _ANY in cids else cids)
 
     def _keep(self, target: Callable[[], None]) -> None:
         """Run `target` until `stop`; between its failures nothing cached is trusted."""
@@ -101,9 +144,12 @@ class Invalidations:
             while not self._stopping.is_set():
                 if select.select([listener], [], [], POLL_SECONDS)[0]:
                     listener.poll()
-                    if listener.notifies:
-                        listener.notifies.clear()
+                    news = [notify.payload for notify in listener.notifies]
+                    listener.notifies.clear()
+                    if _ANY in news:
                         self._tell()
+                    elif news:
+                        self._tell_contents({cid for said in news for cid in said.split()})
         finally:
             listener.close()
 

@@ -75,7 +75,7 @@ class Pin(Base):
         UniqueConstraint("user_id", "created_at"),
         Index("ix_pins_user_id_status_created_at", "user_id", "status", "created_at"),
         Index("ix_pins_user_id_name", "user_id", "name"),
-        Index("ix_pins_cid", "cid"),
+        Index("ix_pins_cid_created_at", "cid", "created_at"),
         Index(
             "ix_pins_queue",
             "needs_fetch",

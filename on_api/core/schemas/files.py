@@ -59,7 +59,9 @@ class File(Answer):
         exclude_if=lambda value: value is None,
         description="When it was made where it was imported from; only there if it was.",
     )
-    gateway_url: str | None = Field(description="Where the bytes are seen on the IPFS gateway.")
+    gateway_url: str | None = Field(
+        description="Where everyone may have the bytes: at on-api's own IPFS gateway."
+    )
 
     @classmethod
     def of(cls, row: FileRow, gateway: str) -> Self:

@@ -15,6 +15,7 @@ from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
+from on_api.core.ipfs.node_gateway import NodeGateway
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
@@ -25,6 +26,7 @@ from on_api.core.services.capacity import Capacity
 from on_api.core.services.egress import EgressLedger
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
+from on_api.core.services.gateway import GatewayPolicy
 from on_api.core.services.idempotency import IdempotencyService
 from on_api.core.services.identities import IdentityService
 from on_api.core.services.import_cars import CarImports
@@ -58,6 +60,8 @@ class Services:
     scrypt: Scrypt
     database: Database
     node: IpfsNode
+    node_gateway: NodeGateway
+    gateway: GatewayPolicy
     invalidations: Invalidations
     authenticator: Authenticator
     login: LoginService
@@ -133,6 +137,8 @@ class Services:
             scrypt=scrypt,
             database=database,
             node=node,
+            node_gateway=NodeGateway(settings),
+            gateway=GatewayPolicy(database, invalidations, settings.gateway),
             invalidations=invalidations,
             authenticator=Authenticator(database, keyring, invalidations),
             login=LoginService(database, hasher, keys, settings.auth),
@@ -196,6 +202,7 @@ class Services:
     async def close(self) -> None:
         """Free connections and threads."""
         await self.node.close()
+        await self.node_gateway.close()
         self.hashers.shutdown()
         self.private_files.close()
         self.database.dispose()

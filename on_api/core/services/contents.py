@@ -22,6 +22,7 @@ from on_api.core.errors import Unauthorized
 from on_api.core.models import Content, Holding, Pin, User, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.invalidation import contents_changed
 from on_api.core.models.pin import PINNING, QUEUED
 
 
@@ -81,7 +82,8 @@ def add_reference(
 
 def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
     """One reference of a user less; the last one of all stamps `unreferenced_at`. Nothing is
-    unpinned here."""
+    unpinned here; who serves the content is told to look again."""
+    contents_changed(session, cid)
     content = lock(session, cid)
     holding = session.get_one(Holding, (usage.user_id, cid), populate_existing=True)
     if holding.references > 1:

@@ -20,6 +20,7 @@ from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.invalidation import contents_changed
 from on_api.core.models.json_contains import Contains
 from on_api.core.models.pin import FAILED, PINNED_STATUS, QUEUED
 from on_api.core.pagination import TimePage
@@ -141,6 +142,7 @@ class PinService:
         if old.status == PINNED_STATUS:
             old.removed_at, old.kept_for = utc_now(), new.id
             usage.pinned_count -= 1
+            contents_changed(session, old.cid)
             events.record(session, user_id, "pin.removed", old.id, cid=old.cid)
         else:
             _remove(session, usage, old)

@@ -65,7 +65,7 @@ def upload_slowly(
 
 
 def test_from_nothing_to_the_first_file_and_a_clean_end(home: Home) -> None:
-    """init, serve, upload, the same bytes on the node's gateway; Ctrl-C ends the node too."""
+    """init, serve, upload, the same bytes on both gateways; Ctrl-C ends the node too."""
     key = home.init()
     assert stat.S_IMODE((home.path / "admin.key").stat().st_mode) == 0o600
     assert stat.S_IMODE((home.path / "secret.key").stat().st_mode) == 0o600
@@ -75,9 +75,13 @@ def test_from_nothing_to_the_first_file_and_a_clean_end(home: Home) -> None:
     data = os.urandom(2 * MIB + 5)
     with home.serving() as process, home.client(key) as client:
         file = client.put("/v1/files?name=x", content=data).json()
-        assert file["gateway_url"] == f"http://localhost:{home.gateway_port}/ipfs/{file['cid']}"
-        seen = httpx.get(file["gateway_url"], trust_env=False, follow_redirects=False)
-        assert (seen.status_code, seen.content) == (200, data)
+        assert file["gateway_url"] == f"http://localhost:{home.port}/ipfs/{file['cid']}"
+        for url in (
+            f"{home.url}/ipfs/{file['cid']}",
+            f"http://localhost:{home.gateway_port}/ipfs/{file['cid']}",
+        ):
+            seen = httpx.get(url, trust_env=False, follow_redirects=False)
+            assert (seen.status_code, seen.content) == (200, data)
         assert client.get("/v1/users/me").json()["username"] == "admin"
         process.send_signal(signal.SIGINT)
         process.wait(60)

@@ -62,6 +62,11 @@ class TcpProxy:
         if mood is Mood.REFUSE:
             self._cut_all()
 
+    @property
+    def connections(self) -> int:
+        """How many pass through it at the moment."""
+        return len(self._open) // 2
+
     def close(self) -> None:
         """Cut everything and end."""
         self._ended = True

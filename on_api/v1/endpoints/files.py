@@ -165,7 +165,7 @@ def list_my_files(
 ) -> FileList:
     """Your files, newest first. Repeat with `before` = the last one's `created_at` to see more."""
     count, rows = files_of(session, principal.user_id, wanted).by_time(session, page)
-    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    items = [File.of(row, services.settings.base_url) for row in rows]
     return FileList(count=count, items=items)
 
 
@@ -175,7 +175,7 @@ def get_one_file(
 ) -> File:
     """One of your files."""
     row = get_file(session, principal.user_id, file_id)
-    return File.of(row, services.settings.visible_gateway_url)
+    return File.of(row, services.settings.base_url)
 
 
 @router.get("/{file_id}/visibility", responses=documented(NotFound))
@@ -218,7 +218,7 @@ def change_one_file(
     if visibility is not None:
         change = services.visibility.ask(session, principal.user_id, file_id, visibility)
     row = get_file(session, principal.user_id, file_id)
-    gateway = services.settings.visible_gateway_url
+    gateway = services.settings.base_url
     if change is None:
         return File.of(row, gateway)
     response.status_code = 202
@@ -288,7 +288,7 @@ async def _store(
     """Store an upload, once per Idempotency-Key where one was sent."""
 
     def show(rows: Sequence[FileRow]) -> File | FileItems:
-        items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+        items = [File.of(row, services.settings.base_url) for row in rows]
         return items[0] if len(items) == 1 else FileItems(items=items)
 
     if attempt is None:

@@ -153,5 +153,5 @@ def list_files_of_user(
     """Any user's files, newest first."""
     get_user(session, user_id)
     count, rows = files_of(session, user_id, FileFilter()).by_time(session, page)
-    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    items = [File.of(row, services.settings.base_url) for row in rows]
     return FileList(count=count, items=items)

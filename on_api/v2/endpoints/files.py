@@ -34,7 +34,7 @@ def list_my_files(
     """Your files, newest first."""
     listing = files_of(session, principal.user_id, wanted)
     rows, behind = listing.by_cursor(session, cursors.page)
-    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    items = [File.of(row, services.settings.base_url) for row in rows]
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 

@@ -48,7 +48,7 @@ def list_files_of_user(
     """Any user's files, newest first."""
     get_user(session, user_id)
     rows, behind = files_of(session, user_id, FileFilter()).by_cursor(session, cursors.page)
-    items = [File.of(row, services.settings.visible_gateway_url) for row in rows]
+    items = [File.of(row, services.settings.base_url) for row in rows]
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 

@@ -1,0 +1,165 @@
+"""Whole answers of the node's gateway kept in memory: what is addressed by its content never
+changes.
+
+Holds bytes, not rights: whether an answer may be given is decided anew each time. On the event
+loop only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
+from on_api.core.ipfs.node_gateway import Headers
+
+MAX_ANSWER_BYTES = 1024 * 1024
+FILLING_SHARE = 4
+"""A quarter of the memory may be taken by answers that are still on their way."""
+ENTRY_BYTES = 4096
+"""What an entry costs beside its body: headers, keys, objects."""
+
+_SIMPLE_RANGE = re.compile(rb"bytes=([0-9]{1,15})?-([0-9]{1,15})?")
+_UNTOUCHED = {b"range", b"if-none-match", b"accept"}
+_IN_304 = {
+    b"cache-control", b"content-security-policy", b"etag", b"x-content-type-options", b"x-ipfs-path"
+}  # fmt: skip
+
+Key = tuple[bytes, bytes, bytes]
+"""Path and query as they came, and Accept: all that selects a representation."""
+
+
+@dataclass(frozen=True, slots=True)
+class HotAnswer:
+    """A 200 to a plain GET."""
+
+    root: str
+    """Normalised."""
+    headers: Headers
+    body: bytes
+    etag: bytes
+    head: bytes = field(init=False)
+    """Status line and headers as they go over the wire, but for those of one answer alone."""
+
+    def __post_init__(self) -> None:
+        lines = [b"HTTP/1.1 200 OK", *(name + b": " + value for name, value in self.headers), b""]
+        object.__setattr__(self, "head", b"\r\n".join(lines))
+
+    def to(
+        self, method: str, headers: Mapping[bytes, bytes]
+    ) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes] | None:
+        """Status, headers and body as the node would answer; None where it had better be asked."""
+        if headers.keys() - _UNTOUCHED:
+            return None
+        known = headers.get(b"if-none-match")
+        if known is not None and _is_among(self.etag, known):
+            kept = _IN_304
+            return 304, [h for h in self.headers if h[0] in kept or _is_cors(h[0])], b""
+        wanted = headers.get(b"range")
+        if wanted is None:
+            return 200, self.headers, b"" if method == "HEAD" else self.body
+        span = _span(wanted, len(self.body))
+        if span is None:
+            return None
+        first, end = span
+        content_range = f"bytes {first}-{end - 1}/{len(self.body)}".encode()
+        told = [h for h in self.headers if h[0] != b"content-length"]
+        told += [(b"content-length", b"%d" % (end - first)), (b"content-range", content_range)]
+        return 206, told, b"" if method == "HEAD" else self.body[first:end]
+
+
+class HotAnswers:
+    """The answers asked for most recently, up to a number of bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._known: OrderedDict[Key, HotAnswer] = OrderedDict()
+        self._size = 0
+        self._filling = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes taken."""
+        return self._size
+
+    def get(self, key: Key) -> HotAnswer | None:
+        """What is known under a key; it will be forgotten last."""
+        answer = self._known.get(key)
+        if answer is not None:
+            self._known.move_to_end(key)
+        return answer
+
+    def reserve(self, length: int) -> bool:
+        """Whether an answer of `length` bytes may be gathered; `settle` has to follow."""
+        most = min(MAX_ANSWER_BYTES, self._capacity // FILLING_SHARE - self._filling)
+        if length + ENTRY_BYTES > most:
+            return False
+        self._filling += length
+        return True
+
+    def settle(self, length: int) -> None:
+        """The gathering of an answer has ended, well or not."""
+        self._filling -= length
+
+    def keep(self, key: Key, answer: HotAnswer) -> None:
+        """Remember an answer, and forget others for it."""
+        before = self._known.pop(key, None)
+        if before is not None:
+            self._size -= _cost(before)
+        self._known[key] = answer
+        self._size += _cost(answer)
+        while self._size > self._capacity:
+            _, gone = self._known.popitem(last=False)
+            self._size -= _cost(gone)
+
+
+def is_constant(method: str, status: int, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether an answer to a request without conditions will be the same for ever."""
+    return (
+        method == "GET"
+        and status == 200
+        and b"immutable" in headers.get(b"cache-control", b"")
+        and headers.get(b"etag", b"").startswith(b'"')
+        and headers.get(b"accept-ranges") == b"bytes"
+    )
+
+
+def is_authentic(root: Cid, etag: bytes, body: bytes) -> bool:
+    """Whether `body` is what its CID says, as far as one hash can tell: that of a single block."""
+    if root.codec != RAW or root.hash_code != SHA2_256:
+        return True
+    if etag.strip(b'"').removesuffix(b".raw") != str(root).encode():
+        return True
+    return hashlib.sha256(body).digest() == root.digest
+
+
+def _span(wanted: bytes, size: int) -> tuple[int, int] | None:
+    """The half-open range of a plain `Range`; None for every other."""
+    match = _SIMPLE_RANGE.fullmatch(wanted)
+    if match is None:
+        return None
+    first, last = match.groups()
+    if first is None:
+        if last is None or not 0 < int(last) <= size:  # of a longer one the node makes an error
+            return None
+        span = size - int(last), size
+    else:
+        span = int(first), size if last is None else min(size, int(last) + 1)
+    return span if span[0] < span[1] else None
+
+
+def _is_among(etag: bytes, known: bytes) -> bool:
+    """Whether If-None-Match names the tag, compared weakly (RFC 9110, 13.1.2)."""
+    listed = [tag.strip().removeprefix(b"W/") for tag in known.split(b",")]
+    return known.strip() == b"*" or etag in listed
+
+
+def _is_cors(name: bytes) -> bool:
+    return name.startswith(b"access-control-")
+
+
+def _cost(answer: HotAnswer) -> int:
+    return len(answer.body) + ENTRY_BYTES

@@ -1,0 +1,421 @@
+"""`/ipfs`: what the node's own gateway answers, for whoever may have it.
+
+A pure ASGI application beside the framework's, since most of what it does takes microseconds: an
+answer in memory whose root is known to be served, and for which there is credit, awaits nothing.
+What may be served is decided in `services/gateway.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from urllib.parse import quote
+
+from anyio import to_thread
+from starlette.types import Receive, Scope, Send
+
+from on_api.core.errors import (
+    BadRequest,
+    EgressBudgetExceeded,
+    Gone,
+    InternalError,
+    LegallyUnavailable,
+    NotFound,
+    OnApiError,
+    ServiceUnavailable,
+    TooManyRequests,
+    Unauthorized,
+)
+from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
+from on_api.core.ipfs.node_gateway import Headers
+from on_api.core.logging import EXTRA, request_id
+from on_api.core.services import access
+from on_api.core.services.access import Principal
+from on_api.core.services.container import Services
+from on_api.core.services.gateway import Verdict
+from on_api.core.services.hot_answers import HotAnswers, Key
+from on_api.core.services.metering import Charge, Kind, Ticket
+from on_api.public.gateway_answers import (
+    WRITE_WHOLE,
+    Delivery,
+    Gathering,
+    as_headers,
+    kept_private,
+    with_ours,
+)
+
+access_logger = logging.getLogger("on_api.access")
+logger = logging.getLogger(__name__)
+
+PREFIXES = ("/ipfs", "/ipns")
+_METHODS = ("GET", "HEAD", "OPTIONS")
+
+_PASSED_ON = frozenset({
+    b"accept", b"cache-control", b"if-match", b"if-modified-since", b"if-none-match", b"if-range",
+    b"if-unmodified-since", b"range",
+})  # fmt: skip
+"""Of the client's headers. Never Host or X-Forwarded-*: the node would build URLs of them."""
+_READ = _PASSED_ON | {b"authorization", b"service-worker"}
+_UNCONDITIONAL = {b"accept", b"authorization"}
+_random = random.Random()  # noqa: S311 (names for the log, no secrets)
+_NOBODYS = Charge(Kind.GATEWAY, None)
+_IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def is_gateway_path(path: str) -> bool:
+    """Whether a path (decoded) is the gateway's to answer."""
+    return path.startswith(PREFIXES) and path[5:6] in {"", "/"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is read of a request."""
+
+    method: str
+    raw_path: bytes
+    query: bytes
+    headers: dict[bytes, bytes]
+    """Those of `_READ`, by name in lower case; what came repeatedly is joined by commas."""
+
+    @classmethod
+    def of(cls, scope: Scope) -> _Request:
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _READ:
+                headers[name] = headers[name] + b", " + value if name in headers else value
+        return cls(scope["method"], scope["raw_path"], scope["query_string"], headers)
+
+    @property
+    def key(self) -> Key:
+        return self.raw_path, self.query, self.headers.get(b"accept", b"")
+
+    @property
+    def sent_on(self) -> list[tuple[str, str]]:
+        return [
+            (name.decode(), value.decode("utf-8", "replace"))
+            for name, value in self.headers.items()
+            if name in _PASSED_ON
+        ]
+
+
+class Gateway:
+    """The application. Its services live as long as the process's."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._policy = services.gateway
+        self._node = services.node_gateway
+        self._meter = services.meter
+        self._closed = services.settings.gateway.policy == "closed"
+        self._fallback = services.settings.gateway.fallback_url
+        self._answers = HotAnswers(services.settings.gateway.cache_bytes)
+        self._limits = services.rate_limits
+        self._is_limited = bool(services.settings.gateway.rate_per_ip)
+        self._most = services.settings.max_requests
+        self._under_way = 0
+        self._sent_bytes = services.metrics.sent_bytes.labels("/ipfs")
+        self._measures = cache(
+            lambda method, status: (
+                services.metrics.requests.labels(method, "/ipfs", status),
+                services.metrics.request_seconds.labels(method, "/ipfs"),
+            )
+        )
+        self._hot_answers = self._hot_bytes = 0
+        watch = services.metrics.watch
+        # Plain numbers: a counter of Prometheus's takes longer than the rest of a hot answer.
+        watch("on_api_gateway_hot_size_bytes", "Answers in memory.", lambda: self._answers.size)
+        watch("on_api_gateway_hot_answers", "Given by memory alone.", lambda: self._hot_answers)
+        watch("on_api_gateway_hot_sent_bytes", "Bytes of these.", lambda: self._hot_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        told: Headers = []
+        refusal = None
+        if self._is_limited:
+            try:
+                told = as_headers(self._limits.check(_address(scope)))
+            except TooManyRequests as error:
+                refusal = error
+        if self._closed or refusal is not None or not await self._serve_hot(scope, send, told):
+            await self._serve(scope, receive, send, told, refusal)
+
+    async def _serve_hot(self, scope: Scope, send: Send, told: Headers) -> bool:
+        """Answer from memory, if all that has to be known is there."""
+        accept = b""
+        for name, value in scope["headers"]:
+            if name in _READ:
+                if name != b"accept" or accept:
+                    return False
+                accept = value
+        answer = self._answers.get((scope["raw_path"], scope["query_string"], accept))
+        if answer is None or scope["method"] != "GET":
+            return False
+        verdict = self._policy.recall(answer.root)
+        if verdict is None:
+            return False
+        size = len(answer.body)
+        ticket = self._meter.try_open(verdict.charges[0], size)
+        if ticket is None or not ticket.take(size):
+            return False
+        told = [*told, (b"x-request-id", _new_id().encode())]
+        write = scope.get(WRITE_WHOLE)
+        try:
+            lines = [b"%s: %s\r\n" % header for header in told]
+            if write is None or not write(b"".join([answer.head, *lines]), answer.body):
+                told = [*answer.headers, *told]
+                await send({"type": "http.response.start", "status": 200, "headers": told})
+                await send({"type": "http.response.body", "body": answer.body})
+        finally:
+            ticket.close(200)
+        self._hot_answers += 1
+        self._hot_bytes += size
+        return True
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        told: Headers,
+        refusal: OnApiError | None,
+    ) -> None:
+        """Answer in whatever way it takes, and tell of it."""
+        identity = _new_id()
+        token = request_id.set(identity)
+        started = time.perf_counter()
+        delivery = Delivery(scope, receive, send, [*told, (b"x-request-id", identity.encode())])
+        self._under_way += 1
+        try:
+            if refusal is not None:
+                raise refusal
+            with self._limits.connection(_address(scope)):
+                await self._answer(_Request.of(scope), delivery, scope["path"])
+        except OnApiError as error:
+            await self._fail(delivery, error)
+        except asyncio.CancelledError:
+            delivery.outcome = "client gone"
+            raise
+        except Exception:
+            logger.exception("a request failed")
+            words = f"Something went wrong on our side; the log has it under {identity}."
+            await self._fail(delivery, InternalError(words))
+        finally:
+            self._under_way -= 1
+            self._tell(scope, delivery, time.perf_counter() - started)
+            request_id.reset(token)
+
+    async def _fail(self, delivery: Delivery, error: OnApiError) -> None:
+        if error.status >= 500:
+            logger.warning("%s %s", error.status, error.reason, exc_info=error.__cause__)
+        if delivery.status:
+            # Nothing honest can be said any more: returning makes the server cut the connection.
+            delivery.outcome = "cut"
+        else:
+            await delivery.refusal(error)
+
+    async def _answer(self, request: _Request, delivery: Delivery, path: str) -> None:
+        if self._under_way > self._most:
+            self._services.metrics.refused.inc()
+            raise ServiceUnavailable("Too many requests at once.", retry_after=1)
+        if request.method not in _METHODS:
+            told = [(b"allow", ", ".join(_METHODS).encode())]
+            words = f"Method {request.method} not allowed: read only access\n"
+            await delivery.words(405, words, told)
+            return
+        if not path.startswith("/ipfs"):
+            raise NotFound("on-api serves no names (/ipns): finding them out takes the network.")
+        if request.headers.get(b"service-worker", b"").strip() == b"script":
+            raise BadRequest("navigator.serviceWorker: registration is not allowed for this scope")
+        elsewhere = tidied(request.raw_path)
+        if elsewhere is not None:
+            query = b"?" + request.query if request.query else b""
+            await delivery.redirect(307, (elsewhere + query).decode("latin-1"), [])
+            return
+        target = read_path(request.raw_path)
+        if request.method == "OPTIONS":
+            await self._relay_words(request, delivery, target, {200, 204})
+            return
+        principal = await self._principal(request)
+        if target.root is None:
+            await self._refuse_root(request, delivery, target)
+            return
+        verdict = await self._verdict(target)
+        await self._give(request, delivery, target, verdict, principal)
+
+    async def _principal(self, request: _Request) -> Principal | None:
+        """Who asks, if they say so. Raises `Unauthorized`, in `closed` also for nobody, `Forbidden`
+        for a key that may not read files there."""
+        kind, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() != b"bearer":
+            if self._closed:
+                raise Unauthorized
+            return None
+        key = secret.strip().decode("latin-1")
+        authenticator = self._services.authenticator
+        principal = authenticator.recall(key)
+        if principal is None:
+            principal = await to_thread.run_sync(authenticator.authenticate, key)
+        if self._closed:
+            principal.require(access.Scope.FILES_READ)
+        self._limits.check(None, principal.key_id)
+        return principal
+
+    async def _verdict(self, target: GatewayPath) -> Verdict:
+        """Raises what is to be answered unless the target is served."""
+        root = target.root
+        if root is None:
+            raise NotFound
+        verdict = self._policy.recall(target.normalised)
+        if verdict is None:
+            verdict = await to_thread.run_sync(self._policy.decide, root)
+        if verdict.denied is not None:
+            raise Gone if verdict.denied == Gone.status else LegallyUnavailable
+        if not verdict.served:
+            raise NotFound
+        return verdict
+
+    async def _give(
+        self,
+        request: _Request,
+        delivery: Delivery,
+        target: GatewayPath,
+        verdict: Verdict,
+        principal: Principal | None,
+    ) -> None:
+        charges = verdict.charges
+        if principal is not None:
+            charges = [replace(charge, key_id=principal.key_id) for charge in charges]
+        try:
+            if not await self._give_hot(request, delivery, charges):
+                await self._give_nodes(request, delivery, target, charges)
+        except EgressBudgetExceeded as error:
+            is_public = verdict.is_listed and not self._closed
+            if delivery.status or not (error.redirectable and self._fallback and is_public):
+                raise
+            query = f"?{_text(request.query)}" if request.query else ""
+            location = f"{self._fallback}{target.encoded}{query}"
+            await delivery.redirect(302, location, [(b"cache-control", b"no-store")])
+
+    async def _give_hot(
+        self, request: _Request, delivery: Delivery, charges: Sequence[Charge]
+    ) -> bool:
+        answer = self._answers.get(request.key)
+        if answer is None:
+            return False
+        asked = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
+        known = answer.to(request.method, asked)
+        if known is None:
+            return False
+        status, headers, body = known
+        ticket = await self._ticket(charges, len(body))
+        try:
+            headers = kept_private(headers) if self._closed else headers
+            await delivery.whole(status, headers, body, ticket)
+        finally:
+            ticket.close(delivery.status)
+        return True
+
+    async def _give_nodes(
+        self,
+        request: _Request,
+        delivery: Delivery,
+        target: GatewayPath,
+        charges: Sequence[Charge],
+    ) -> None:
+        answer = await self._node.ask(
+            request.method, target.encoded, _text(request.query), request.sent_on
+        )
+        gathering = None
+        try:
+            headers = with_ours(answer.headers)
+            if self._closed:
+                headers = kept_private(headers)
+            ticket = await self._ticket(charges, answer.length)
+            try:
+                if target.root is not None and not request.headers.keys() - _UNCONDITIONAL:
+                    gathering = Gathering.of(
+                        self._answers, request.key, target.root, request.method, answer
+                    )
+                await delivery.relay(answer, headers, ticket, gathering)
+            finally:
+                ticket.close(delivery.status)
+        finally:
+            answer.close()
+            if gathering is not None:
+                gathering.end(answer.length or 0)
+
+    async def _ticket(self, charges: Sequence[Charge], length: int | None) -> Ticket:
+        """For whom of those who may be charged has budget left. Raises `EgressBudgetExceeded`."""
+        *others, last = charges
+        for charge in others:
+            try:
+                return self._meter.try_open(charge, length) or await self._meter.open(
+                    charge, length
+                )
+            except EgressBudgetExceeded:
+                continue
+        return self._meter.try_open(last, length) or await self._meter.open(last, length)
+
+    async def _refuse_root(
+        self, request: _Request, delivery: Delivery, target: GatewayPath
+    ) -> None:
+        """What stands in the CID's place is none: the node knows the words. It may read more as a
+        CID than we do, but nothing of that is served."""
+        moves = not target.has_root or target.encoded.startswith(("/ipfs/ipfs/", "/ipfs/ipns/"))
+        await self._relay_words(request, delivery, target, {400, 301} if moves else {400})
+
+    async def _relay_words(
+        self, request: _Request, delivery: Delivery, target: GatewayPath, statuses: set[int]
+    ) -> None:
+        """The node's answer where it holds nothing of anybody's. Any other status than these is
+        not passed on."""
+        answer = await self._node.ask(
+            request.method, target.encoded, _text(request.query), request.sent_on
+        )
+        try:
+            if answer.status not in statuses:
+                raise BadRequest("This is no CID that on-api reads.")
+            ticket = await self._ticket([_NOBODYS], answer.length)
+            try:
+                await delivery.relay(answer, with_ours(answer.headers), ticket, None)
+            finally:
+                ticket.close(delivery.status)
+        finally:
+            answer.close()
+
+    def _tell(self, scope: Scope, delivery: Delivery, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        count, clock = self._measures(method, delivery.status)
+        count.inc()
+        clock.observe(seconds)
+        self._sent_bytes.inc(delivery.sent)
+        fine = 200 <= delivery.status < 400 and delivery.outcome != "cut"
+        level = logging.DEBUG if fine else logging.INFO
+        if access_logger.isEnabledFor(level):
+            fields = {
+                "status": delivery.status or "-",
+                "outcome": delivery.outcome,
+                "bytes_out": delivery.sent,
+                "ms": round(seconds * 1000, 1),
+                "client": scope["client"][0] if scope.get("client") else "-",
+            }
+            access_logger.log(level, "%s %s", scope["method"], scope["path"], extra={EXTRA: fields})
+
+
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return None if client is None else str(client[0])
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(64):016x}"
+
+
+def _text(query: bytes) -> str:
+    """A query for a URL: bytes that can't be in one are encoded."""
+    return query.decode("ascii") if query.isascii() else quote(query, safe=_IN_QUERIES)

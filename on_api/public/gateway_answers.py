@@ -1,0 +1,261 @@
+"""The gateway's answers on their way to the client: which headers are ours, and bodies that are
+counted, whole, or visibly cut.
+
+Knows nothing of what may be served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+
+from starlette.types import Receive, Scope, Send
+
+from on_api.core.errors import ContentDamaged, NodeTruncated, OnApiError
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.endings import CarEnding, TarEnding, ending_of
+from on_api.core.ipfs.node_gateway import Headers, NodeAnswer
+from on_api.core.responses import until_disconnect
+from on_api.core.services.hot_answers import HotAnswer, HotAnswers, Key, is_authentic, is_constant
+from on_api.core.services.metering import Ticket
+
+SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
+"""Pages work, in an origin of their own that nothing else has: no cookie, no storage, no API of
+ours is theirs to read."""
+JOINED_BYTES = 64 * 1024
+"""A body that is not over this is read to its end before a byte goes out."""
+
+WRITE_WHOLE = "on_api.write_whole"
+"""Where on-api's own server puts, in the scope, its way to write bytes that were put together
+before: `write(head, body)`, which says whether it did."""
+
+CORS: Headers = [
+    (b"access-control-allow-headers", b"Content-Type, Range, User-Agent, X-Requested-With"),
+    (b"access-control-allow-methods", b"GET, HEAD, OPTIONS"),
+    (b"access-control-allow-origin", b"*"),
+    (
+        b"access-control-expose-headers",
+        b"Content-Length, Content-Range, X-Chunked-Output, X-Ipfs-Path, X-Ipfs-Roots,"
+        b" X-Stream-Output",
+    ),
+]
+"""What the node says to everybody."""
+
+Writer = Callable[[bytes, bytes], bool]
+_PHRASES = defaultdict(bytes, {status.value: status.phrase.encode() for status in HTTPStatus})
+
+_OURS: Headers = [
+    (b"content-security-policy", SANDBOX),
+    (b"x-content-type-options", b"nosniff"),
+]
+_REPLACED = {name for name, _ in _OURS} | {b"service-worker-allowed"}
+_PRIVATE: Headers = [(b"cache-control", b"private, no-store"), (b"vary", b"Authorization")]
+
+
+def with_ours(headers: Headers) -> Headers:
+    """The node's headers with those that are on-api's to say."""
+    return [header for header in headers if header[0] not in _REPLACED] + _OURS
+
+
+def kept_private(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """The same for an answer that nobody may keep but who asked."""
+    names = {name for name, _ in _PRIVATE}
+    return [header for header in headers if header[0] not in names] + _PRIVATE
+
+
+def as_headers(named: Mapping[str, str]) -> Headers:
+    """Headers as they go over the wire."""
+    return [(name.lower().encode(), value.encode()) for name, value in named.items()]
+
+
+def head_of(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Status line and headers as they go over the wire, each with its line's end."""
+    lines = [b"%s: %s\r\n" % header for header in headers]
+    return b"".join([b"HTTP/1.1 %d %s\r\n" % (status, _PHRASES[status]), *lines])
+
+
+class Delivery:
+    """One answer to one request. Exactly one of its methods is called."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, told: Headers) -> None:
+        """`told`: headers of this answer alone."""
+        self._method: str = scope["method"]
+        self._receive = receive
+        self._send = send
+        self._write: Writer | None = scope.get(WRITE_WHOLE)
+        self._told = told
+        self.status = 0
+        """0: it has not begun."""
+        self.sent = 0
+        """Bytes of the body."""
+        self.outcome = "done"
+
+    async def words(
+        self, status: int, text: str, headers: Headers, media_type: bytes = b"text/plain"
+    ) -> None:
+        """Answer in our own words."""
+        body = text.encode()
+        told = [*CORS, *headers, (b"content-type", media_type + b"; charset=utf-8")]
+        if self._method == "HEAD":
+            body = b""
+        else:
+            told.append((b"content-length", b"%d" % len(body)))
+        await self._begin(status, with_ours(told))
+        await self._end(body)
+
+    async def refusal(self, error: OnApiError) -> None:
+        """Answer an error, as plain as the node does."""
+        told = as_headers(error.headers)
+        await self.words(error.status, f"{error.details}\n", [*told, _NOT_KEPT])
+
+    async def redirect(self, status: int, location: str, headers: Headers) -> None:
+        """Send the client elsewhere, in the node's words."""
+        phrase = HTTPStatus(status).phrase
+        text = f'<a href="{html.escape(location)}">{phrase}</a>.\n\n'
+        told = [*headers, (b"location", location.encode())]
+        await self.words(status, text, told, b"text/html")
+
+    async def whole(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, ticket: Ticket
+    ) -> None:
+        """Answer what is all there. Raises `EgressBudgetExceeded` before it begins."""
+        await self._count(ticket, len(body))
+        if self._write is not None and body:  # so that its length is in the headers
+            head = head_of(status, [*headers, *self._told])
+            if self._write(head, body):
+                self.status, self.sent = status, len(body)
+                return
+        await self._begin(status, headers)
+        await self._end(body)
+
+    async def relay(
+        self, answer: NodeAnswer, headers: Headers, ticket: Ticket, gathering: Gathering | None
+    ) -> None:
+        """Answer what the node does, as it comes.
+
+        Raises a `NodeError` when that isn't whole, `EgressBudgetExceeded` when a budget has ended:
+        with the answer begun, returning without its end makes the server cut the connection.
+        """
+        plain = self._method == "GET" and answer.status == 200
+        ending = ending_of(dict(answer.headers).get(b"content-type", b"")) if plain else None
+        if answer.length is not None and answer.length <= JOINED_BYTES:
+            body = b"".join([chunk async for chunk in answer.chunks()])
+            _require_whole(ending, body)
+            if gathering is not None:
+                gathering.take(body)
+                gathering.keep()
+            await self.whole(answer.status, headers, body, ticket)
+            return
+        gone = asyncio.ensure_future(until_disconnect(self._receive))
+        gone.add_done_callback(lambda _: answer.close())
+        try:
+            await self._stream(answer, headers, ticket, gathering, ending, gone)
+        except NodeTruncated:
+            if not gone.done():
+                raise
+            self.outcome = "client gone"
+        finally:
+            gone.cancel()
+
+    async def _stream(
+        self,
+        answer: NodeAnswer,
+        headers: Headers,
+        ticket: Ticket,
+        gathering: Gathering | None,
+        ending: CarEnding | TarEnding | None,
+        gone: asyncio.Future[None],
+    ) -> None:
+        # One chunk behind: the last one only goes out when all is known to be whole.
+        before = b""
+        async for chunk in answer.chunks():
+            if ending is not None:
+                ending.feed(chunk)
+            if gathering is not None:
+                gathering.take(chunk)
+            if before:
+                await self._pass_on(answer, headers, before, ticket)
+                if gone.done():
+                    self.outcome = "client gone"
+                    return
+            before = chunk
+        if ending is not None and not ending.is_whole:
+            raise NodeTruncated
+        if gathering is not None:
+            gathering.keep()
+        await self._pass_on(answer, headers, before, ticket)
+        await self._end(b"")
+
+    async def _pass_on(
+        self, answer: NodeAnswer, headers: Headers, chunk: bytes, ticket: Ticket
+    ) -> None:
+        await self._count(ticket, len(chunk))
+        if not self.status:
+            await self._begin(answer.status, headers)
+        self.sent += len(chunk)
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _count(self, ticket: Ticket, size: int) -> None:
+        if size and not ticket.take(size):
+            await ticket.more(size)
+
+    async def _begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status = status
+        told = [*headers, *self._told]
+        await self._send({"type": "http.response.start", "status": status, "headers": told})
+
+    async def _end(self, body: bytes) -> None:
+        self.sent += len(body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Gathering:
+    """An answer that will be remembered when all of it has come."""
+
+    def __init__(self, answers: HotAnswers, key: Key, root: Cid, headers: Headers) -> None:
+        self._answers = answers
+        self._key = key
+        self._root = root
+        self._headers = headers
+        self._body = bytearray()
+
+    @classmethod
+    def of(
+        cls, answers: HotAnswers, key: Key, root: Cid, method: str, answer: NodeAnswer
+    ) -> Gathering | None:
+        """A gathering for an answer to a request without conditions; None where it isn't worth it.
+        `end` has to follow."""
+        if answer.length is None or not is_constant(method, answer.status, dict(answer.headers)):
+            return None
+        if not answers.reserve(answer.length):
+            return None
+        return cls(answers, key, root, with_ours(answer.headers))
+
+    def take(self, chunk: bytes) -> None:
+        """The next bytes."""
+        self._body += chunk
+
+    def keep(self) -> None:
+        """It was whole. Raises `ContentDamaged` when a hash says that it is something else."""
+        body = bytes(self._body)
+        etag = dict(self._headers)[b"etag"]
+        if not is_authentic(self._root, etag, body):
+            raise ContentDamaged("The IPFS node answered other bytes than the CID stands for.")
+        self._answers.keep(self._key, HotAnswer(str(self._root), self._headers, body, etag))
+
+    def end(self, length: int) -> None:
+        """However it went."""
+        self._answers.settle(length)
+
+
+_NOT_KEPT = (b"cache-control", b"no-store")
+
+
+def _require_whole(ending: CarEnding | TarEnding | None, body: bytes) -> None:
+    if ending is not None:
+        ending.feed(body)
+        if not ending.is_whole:
+            raise NodeTruncated
