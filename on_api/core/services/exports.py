@@ -56,6 +56,8 @@ class CarExport:
             made = [build_directory(group)[0] for group in groups]
             if len(made) == 1:
                 self.root = made[0].cid
+                self.size = made[0].dag_size
+                """Of its blocks in bytes, about: equal ones may be counted twice."""
                 return
             entries = [
                 Entry(f"{number:06}", each.cid, each.dag_size) for number, each in enumerate(made)

@@ -121,6 +121,18 @@ def test_an_export_is_counted(metered: Server, ada: Account, form: str) -> None:
     )
 
 
+def test_an_export_that_the_budget_does_not_hold(ada: Account, root: Account) -> None:
+    """Refused before its first byte, not cut; the list is small enough."""
+    cid = ada.upload(os.urandom(SIZE))["cid"]
+    answer = root.client.patch(f"/v1/users/{ada.id}", json={"egress_budget": SIZE // 2})
+    assert answer.status_code == 200, answer.text
+    refused = ada.client.get("/v1/users/me/export")
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (
+        429, "EGRESS_BUDGET_EXCEEDED",
+    )  # fmt: skip
+    assert str(cid) in ada.client.get("/v1/users/me/export?format=pins").text
+
+
 def test_a_link_is_counted_for_its_owner(metered: Server, ada: Account) -> None:
     """Whoever opens it, by whichever way."""
     file = ada.upload(os.urandom(SIZE), visibility="private")

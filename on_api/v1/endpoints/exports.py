@@ -63,7 +63,6 @@ async def export_everything(
             audit.record(session, actor, "export", "user", principal.user_id, format=format)
 
     charge = Charge(Kind.EXPORT, principal.user_id, key_id=principal.metered_key)
-    await have_counted(request, services.meter, charge, None)
     await run_in_threadpool(note)
     headers = {
         "Cache-Control": "private, no-store",
@@ -74,9 +73,12 @@ async def export_everything(
     if format != "car":
         write = pins_list if format == "pins" else metadata
         media_type = "text/csv; charset=utf-8" if format == "pins" else "application/json"
+        await have_counted(request, services.meter, charge, None)
         pieces = write(services.database, principal.user_id)
         return StreamingResponse(pieces, media_type=media_type, headers=headers)
     export = await open_car(services.database, services.node, principal.user_id)
+    # What can't be sent to its end is better refused than cut.
+    await have_counted(request, services.meter, charge, export.size)
 
     @asynccontextmanager
     async def body() -> AsyncIterator[AsyncIterator[bytes]]:
