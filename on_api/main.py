@@ -29,7 +29,8 @@ from on_api.core.services.node import connect_node
 from on_api.core.services.rotation import secret_problem
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
-from on_api.public.gateway import Gateway, is_gateway_path
+from on_api.public.gateway import Gateway
+from on_api.public.gateway_request import is_gateway_path
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper

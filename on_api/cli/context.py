@@ -80,8 +80,9 @@ def open_database(settings: Settings) -> Database:
 
 
 @contextmanager
-def command_scope() -> Iterator[tuple[Services, Session]]:
-    """Services and one transaction: the edge of a command that changes the database."""
+def command_services() -> Iterator[Services]:
+    """Services on a database that is at this code's revision, for a command of more than one
+    transaction."""
     from on_api.core.models.migrations import check_revision
     from on_api.core.services.container import Services
     from on_api.core.services.node import connect_node
@@ -89,12 +90,19 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
     settings = load_settings()
     services = Services.build(settings, connect_node(settings))
     try:
-        with services.database.session_scope() as session:
+        with services.database.session_scope(write=False) as session:
             check_revision(session.connection())
-            yield services, session
+        yield services
     finally:
         services.hashers.shutdown()
         services.database.dispose()
+
+
+@contextmanager
+def command_scope() -> Iterator[tuple[Services, Session]]:
+    """Services and one transaction: the edge of a command that changes the database."""
+    with command_services() as services, services.database.session_scope() as session:
+        yield services, session
 
 
 def end_politely_when_told() -> None:

@@ -1,14 +1,22 @@
-"""`on-api gateway`: what `/ipfs` must not serve."""
+"""`on-api gateway`: what `/ipfs` must not serve, and what nginx didn't send of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from on_api.cli.context import command_scope, print_json, print_table
+from on_api.cli.context import (
+    command_scope,
+    command_services,
+    end_politely_when_told,
+    print_json,
+    print_table,
+)
+from on_api.cli.log_lines import lines_of
 
-app = typer.Typer(help="The gateway's deny list.", no_args_is_help=True)
+app = typer.Typer(help="The gateway: its deny list, its refunds.", no_args_is_help=True)
 
 CidArgument = Annotated[str, typer.Argument(help="A CID of any form.")]
 
@@ -61,3 +69,26 @@ def list_(
         print_json([dict(zip(header, row, strict=True)) for row in rows])
     else:
         print_table(header, rows)
+
+
+@app.command("refund")
+def refund(
+    log: Annotated[Path, typer.Argument(help="The log `on_api_accel` of deploy/nginx.conf.")],
+    follow: Annotated[bool, typer.Option(help="Go on with what is still to be written.")] = False,
+) -> None:
+    """Refund what nginx was charged for and didn't send, by its log.
+
+    Each answer once, however often a log is read: read it from its beginning at any time.
+    """
+    from on_api.core.services.accelerated import read_line
+
+    end_politely_when_told()
+    answers = size = 0
+    with command_services() as services:
+        try:
+            for lines in lines_of(log, follow=follow):
+                sent = dict(found for line in lines if (found := read_line(line)))
+                refunded = services.accelerated.refund(sent)
+                answers, size = answers + refunded.answers, size + refunded.bytes
+        finally:
+            typer.echo(f"{answers} answers settled, {size} bytes refunded")

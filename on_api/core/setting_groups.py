@@ -292,6 +292,15 @@ class GatewaySettings(Group):
         0, ge=0, le=100_000, description="Answers under way to one address; 0: no limit."
     )
 
+    accel_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Shared with nginx, which then fetches large public answers from the node.",
+    )
+    accel_min_bytes: int = Field(
+        MIB, ge=0, le=2**60, description="Smaller answers don't take that way."
+    )
+
     @field_validator("fallback_url")
     @classmethod
     def _is_plain_http_url(cls, value: str | None) -> str | None:

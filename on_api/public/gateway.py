@@ -12,9 +12,8 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from urllib.parse import quote
 
 from anyio import to_thread
 from starlette.types import Receive, Scope, Send
@@ -32,14 +31,15 @@ from on_api.core.errors import (
     Unauthorized,
 )
 from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
-from on_api.core.ipfs.node_gateway import Headers
+from on_api.core.ipfs.node_gateway import Headers, NodeAnswer
 from on_api.core.logging import EXTRA, request_id
 from on_api.core.services import access
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
 from on_api.core.services.gateway import Verdict
-from on_api.core.services.hot_answers import HotAnswers, Key
+from on_api.core.services.hot_answers import HotAnswers
 from on_api.core.services.metering import Charge, Kind, Ticket
+from on_api.public.gateway_accel import Accelerator
 from on_api.public.gateway_answers import (
     WRITE_WHOLE,
     Delivery,
@@ -48,59 +48,14 @@ from on_api.public.gateway_answers import (
     kept_private,
     with_ours,
 )
+from on_api.public.gateway_request import PASSED_ON, READ, GatewayRequest, address_of
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
 
-PREFIXES = ("/ipfs", "/ipns")
 _METHODS = ("GET", "HEAD", "OPTIONS")
-
-_PASSED_ON = frozenset({
-    b"accept", b"cache-control", b"if-match", b"if-modified-since", b"if-none-match", b"if-range",
-    b"if-unmodified-since", b"range",
-})  # fmt: skip
-"""Of the client's headers. Never Host or X-Forwarded-*: the node would build URLs of them."""
-_READ = _PASSED_ON | {b"authorization", b"service-worker"}
-_UNCONDITIONAL = {b"accept", b"authorization"}
 _random = random.Random()  # noqa: S311 (names for the log, no secrets)
 _NOBODYS = Charge(Kind.GATEWAY, None)
-_IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
-
-
-def is_gateway_path(path: str) -> bool:
-    """Whether a path (decoded) is the gateway's to answer."""
-    return path.startswith(PREFIXES) and path[5:6] in {"", "/"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What is read of a request."""
-
-    method: str
-    raw_path: bytes
-    query: bytes
-    headers: dict[bytes, bytes]
-    """Those of `_READ`, by name in lower case; what came repeatedly is joined by commas."""
-
-    @classmethod
-    def of(cls, scope: Scope) -> _Request:
-        headers: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            if name in _READ:
-                headers[name] = headers[name] + b", " + value if name in headers else value
-        return cls(scope["method"], scope["raw_path"], scope["query_string"], headers)
-
-    @property
-    def key(self) -> Key:
-        return self.raw_path, self.query, self.headers.get(b"accept", b"")
-
-    @property
-    def sent_on(self) -> list[tuple[str, str]]:
-        return [
-            (name.decode(), value.decode("utf-8", "replace"))
-            for name, value in self.headers.items()
-            if name in _PASSED_ON
-        ]
 
 
 class Gateway:
@@ -114,6 +69,7 @@ class Gateway:
         self._closed = services.settings.gateway.policy == "closed"
         self._fallback = services.settings.gateway.fallback_url
         self._answers = HotAnswers(services.settings.gateway.cache_bytes)
+        self._accelerator = Accelerator(services)
         self._limits = services.rate_limits
         self._is_limited = bool(services.settings.gateway.rate_per_ip)
         self._most = services.settings.max_requests
@@ -138,7 +94,7 @@ class Gateway:
         refusal = None
         if self._is_limited:
             try:
-                told = as_headers(self._limits.check(_address(scope)))
+                told = as_headers(self._limits.check(address_of(scope)))
             except TooManyRequests as error:
                 refusal = error
         if self._closed or refusal is not None or not await self._serve_hot(scope, send, told):
@@ -148,7 +104,7 @@ class Gateway:
         """Answer from memory, if all that has to be known is there."""
         accept = b""
         for name, value in scope["headers"]:
-            if name in _READ:
+            if name in READ:
                 if name != b"accept" or accept:
                     return False
                 accept = value
@@ -195,8 +151,8 @@ class Gateway:
         try:
             if refusal is not None:
                 raise refusal
-            with self._limits.connection(_address(scope)):
-                await self._answer(_Request.of(scope), delivery, scope["path"])
+            with self._limits.connection(address_of(scope)):
+                await self._answer(GatewayRequest.of(scope), delivery, scope["path"])
         except OnApiError as error:
             await self._fail(delivery, error)
         except asyncio.CancelledError:
@@ -220,7 +176,7 @@ class Gateway:
         else:
             await delivery.refusal(error)
 
-    async def _answer(self, request: _Request, delivery: Delivery, path: str) -> None:
+    async def _answer(self, request: GatewayRequest, delivery: Delivery, path: str) -> None:
         if self._under_way > self._most:
             self._services.metrics.refused.inc()
             raise ServiceUnavailable("Too many requests at once.", retry_after=1)
@@ -249,7 +205,7 @@ class Gateway:
         verdict = await self._verdict(target)
         await self._give(request, delivery, target, verdict, principal)
 
-    async def _principal(self, request: _Request) -> Principal | None:
+    async def _principal(self, request: GatewayRequest) -> Principal | None:
         """Who asks, if they say so. Raises `Unauthorized`, in `closed` also for nobody, `Forbidden`
         for a key that may not read files there."""
         kind, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
@@ -283,7 +239,7 @@ class Gateway:
 
     async def _give(
         self,
-        request: _Request,
+        request: GatewayRequest,
         delivery: Delivery,
         target: GatewayPath,
         verdict: Verdict,
@@ -299,17 +255,17 @@ class Gateway:
             is_public = verdict.is_listed and not self._closed
             if delivery.status or not (error.redirectable and self._fallback and is_public):
                 raise
-            query = f"?{_text(request.query)}" if request.query else ""
+            query = f"?{request.query_text}" if request.query else ""
             location = f"{self._fallback}{target.encoded}{query}"
             await delivery.redirect(302, location, [(b"cache-control", b"no-store")])
 
     async def _give_hot(
-        self, request: _Request, delivery: Delivery, charges: Sequence[Charge]
+        self, request: GatewayRequest, delivery: Delivery, charges: Sequence[Charge]
     ) -> bool:
         answer = self._answers.get(request.key)
         if answer is None:
             return False
-        asked = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
+        asked = {name: value for name, value in request.headers.items() if name in PASSED_ON}
         known = answer.to(request.method, asked)
         if known is None:
             return False
@@ -324,22 +280,24 @@ class Gateway:
 
     async def _give_nodes(
         self,
-        request: _Request,
+        request: GatewayRequest,
         delivery: Delivery,
         target: GatewayPath,
         charges: Sequence[Charge],
     ) -> None:
         answer = await self._node.ask(
-            request.method, target.encoded, _text(request.query), request.sent_on
+            request.method, target.encoded, request.query_text, request.sent_on
         )
         gathering = None
         try:
+            if await self._hand_over(request, delivery, target, charges, answer):
+                return
             headers = with_ours(answer.headers)
             if self._closed:
                 headers = kept_private(headers)
             ticket = await self._ticket(charges, answer.length)
             try:
-                if target.root is not None and not request.headers.keys() - _UNCONDITIONAL:
+                if target.root is not None and request.is_unconditional:
                     gathering = Gathering.of(
                         self._answers, request.key, target.root, request.method, answer
                     )
@@ -350,6 +308,23 @@ class Gateway:
             answer.close()
             if gathering is not None:
                 gathering.end(answer.length or 0)
+
+    async def _hand_over(
+        self,
+        request: GatewayRequest,
+        delivery: Delivery,
+        target: GatewayPath,
+        charges: Sequence[Charge],
+        answer: NodeAnswer,
+    ) -> bool:
+        """Have nginx fetch the answer, where that may be. What a budget leaves in the end, and
+        who pays in the first one's place, is found out on the usual way."""
+        name = None if self._closed else self._accelerator.name_of(request, answer)
+        if name is None or answer.length is None:
+            return False
+        query = f"?{request.query_text}" if request.query else ""
+        path = f"{target.encoded}{query}"
+        return await self._accelerator.hand_over(name, path, charges[0], answer.length, delivery)
 
     async def _ticket(self, charges: Sequence[Charge], length: int | None) -> Ticket:
         """For whom of those who may be charged has budget left. Raises `EgressBudgetExceeded`."""
@@ -364,7 +339,7 @@ class Gateway:
         return self._meter.try_open(last, length) or await self._meter.open(last, length)
 
     async def _refuse_root(
-        self, request: _Request, delivery: Delivery, target: GatewayPath
+        self, request: GatewayRequest, delivery: Delivery, target: GatewayPath
     ) -> None:
         """What stands in the CID's place is none: the node knows the words. It may read more as a
         CID than we do, but nothing of that is served."""
@@ -372,12 +347,12 @@ class Gateway:
         await self._relay_words(request, delivery, target, {400, 301} if moves else {400})
 
     async def _relay_words(
-        self, request: _Request, delivery: Delivery, target: GatewayPath, statuses: set[int]
+        self, request: GatewayRequest, delivery: Delivery, target: GatewayPath, statuses: set[int]
     ) -> None:
         """The node's answer where it holds nothing of anybody's. Any other status than these is
         not passed on."""
         answer = await self._node.ask(
-            request.method, target.encoded, _text(request.query), request.sent_on
+            request.method, target.encoded, request.query_text, request.sent_on
         )
         try:
             if answer.status not in statuses:
@@ -409,15 +384,5 @@ class Gateway:
             access_logger.log(level, "%s %s", scope["method"], scope["path"], extra={EXTRA: fields})
 
 
-def _address(scope: Scope) -> str | None:
-    client = scope.get("client")
-    return None if client is None else str(client[0])
-
-
 def _new_id() -> str:
     return f"{random.getrandbits(64):016x}"
-
-
-def _text(query: bytes) -> str:
-    """A query for a URL: bytes that can't be in one are encoded."""
-    return query.decode("ascii") if query.isascii() else quote(query, safe=_IN_QUERIES)

@@ -47,17 +47,18 @@ CORS: Headers = [
 Writer = Callable[[bytes, bytes], bool]
 _PHRASES = defaultdict(bytes, {status.value: status.phrase.encode() for status in HTTPStatus})
 
-_OURS: Headers = [
+OURS: Headers = [
     (b"content-security-policy", SANDBOX),
     (b"x-content-type-options", b"nosniff"),
 ]
-_REPLACED = {name for name, _ in _OURS} | {b"service-worker-allowed"}
+"""Of every answer that carries users' bytes."""
+_REPLACED = {name for name, _ in OURS} | {b"service-worker-allowed"}
 _PRIVATE: Headers = [(b"cache-control", b"private, no-store"), (b"vary", b"Authorization")]
 
 
 def with_ours(headers: Headers) -> Headers:
     """The node's headers with those that are on-api's to say."""
-    return [header for header in headers if header[0] not in _REPLACED] + _OURS
+    return [header for header in headers if header[0] not in _REPLACED] + OURS
 
 
 def kept_private(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
@@ -131,6 +132,16 @@ class Delivery:
         await self._begin(status, headers)
         await self._end(body)
 
+    def watch(self) -> asyncio.Future[None]:
+        """Done when the client has gone. Whoever asks for it cancels it."""
+        return asyncio.ensure_future(until_disconnect(self._receive))
+
+    async def hand_over(self, headers: Headers) -> None:
+        """Have the proxy answer in our place."""
+        self.outcome = "handed over"
+        await self._begin(200, [*headers, (b"content-length", b"0")])
+        await self._end(b"")
+
     async def relay(
         self, answer: NodeAnswer, headers: Headers, ticket: Ticket, gathering: Gathering | None
     ) -> None:
@@ -149,7 +160,7 @@ class Delivery:
                 gathering.keep()
             await self.whole(answer.status, headers, body, ticket)
             return
-        gone = asyncio.ensure_future(until_disconnect(self._receive))
+        gone = self.watch()
         gone.add_done_callback(lambda _: answer.close())
         try:
             await self._stream(answer, headers, ticket, gathering, ending, gone)

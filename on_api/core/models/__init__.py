@@ -11,10 +11,17 @@ from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.share import Share
-from on_api.core.models.traffic import EgressCounter, EgressCredit, MeteringProcess, Traffic
+from on_api.core.models.traffic import (
+    AccelCharge,
+    EgressCounter,
+    EgressCredit,
+    MeteringProcess,
+    Traffic,
+)
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
 __all__ = [
+    "AccelCharge",
     "ApiKey",
     "AuditEvent",
     "Base",

@@ -20,6 +20,9 @@ DAY = "day"
 MONTH = "month"
 """Values of `Traffic.granularity`."""
 
+ACCEL_ID_LENGTH = 32
+"""Of the name that nginx gives to a request: `$request_id`."""
+
 OWNER = "owner"
 KEY = "key"
 INSTANCE = "instance"
@@ -104,3 +107,22 @@ class EgressCredit(Base):
     subject_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     month: Mapped[str] = mapped_column(String(MONTH_LENGTH), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class AccelCharge(Base):
+    """An answer that nginx fetches from the node by itself: charged in full, until nginx's log says
+    how much of it went out. A row lives as long as that is awaited."""
+
+    __tablename__ = "accel_charges"
+
+    id: Mapped[str] = mapped_column(String(ACCEL_ID_LENGTH), primary_key=True)
+    """nginx's name for the request."""
+    length: Mapped[int] = mapped_column(BigInteger)
+    period: Mapped[datetime] = mapped_column()
+    """The hour in which it is counted."""
+    owner_id: Mapped[uuid.UUID | None] = mapped_column()
+    key_id: Mapped[uuid.UUID | None] = mapped_column()
+    cid: Mapped[str | None] = mapped_column(String(CID_LENGTH))
+    key_counted: Mapped[bool] = mapped_column()
+    """Whether the key had a budget, and with it a counter."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)

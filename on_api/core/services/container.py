@@ -20,6 +20,7 @@ from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
+from on_api.core.services.accelerated import AcceleratedAnswers
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
@@ -74,6 +75,7 @@ class Services:
     uploads: UploadService
     shares: ShareService
     meter: Meter
+    accelerated: AcceleratedAnswers
     rate_limits: RateLimits
     pins: PinService
     imports: ImportService
@@ -124,9 +126,8 @@ class Services:
         leases = LeaseService(database, names, settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
-        meter = Meter(
-            EgressLedger(database, settings.traffic), invalidations, settings.traffic, metrics
-        )
+        ledger = EgressLedger(database, settings.traffic)
+        meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
         limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size)
         doubtful = threading.Event()
@@ -163,6 +164,7 @@ class Services:
             ),
             shares=ShareService(database, hasher, settings.auth),
             meter=meter,
+            accelerated=AcceleratedAnswers(database, ledger, metrics),
             rate_limits=RateLimits(settings.gateway, metrics),
             pins=pins,
             imports=ImportService(

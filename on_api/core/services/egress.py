@@ -21,6 +21,7 @@ from sqlalchemy import ColumnElement, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from on_api.core.errors import EgressBudgetExceeded
 from on_api.core.models import (
     ApiKey,
     Database,
@@ -140,19 +141,11 @@ class EgressLedger:
             if flush is not None and is_new:
                 add_traffic(session, flush.counted)
             settled = flush.settled if flush is not None and is_new else {}
-            ordered = sorted(positions, key=_lock_order)
+            ordered = sorted(positions, key=lambda position: _lock_order(position.subject))
             for start in range(0, len(ordered), _AT_ONCE):
                 some = ordered[start : start + _AT_ONCE]
                 self._settle(session, process_id, some, settled, synced)
-        for notice in synced.notices:
-            logger.warning(
-                "egress budget: %s %s has come to %d %% of %d bytes in %s",
-                notice.subject.kind,
-                notice.subject.id,
-                notice.percent,
-                notice.budget,
-                notice.subject.month,
-            )
+        log_notices(synced.notices)
         return synced
 
     def look_up(self, subjects: Collection[Subject]) -> dict[Subject, Standing]:
@@ -169,6 +162,35 @@ class EgressLedger:
             subject: Standing(0, budget, (budget or 0) - spent.get(subject, 0))
             for subject, budget in budgets.items()
         }
+
+    def spend(
+        self, session: Session, subjects: Collection[Subject], size: int
+    ) -> tuple[Collection[Subject], list[Notice]]:
+        """Count bytes at once, without credit. Returns the accounts that were charged (keys without
+        a budget are none), and what is to be logged after the commit.
+
+        Raises `EgressBudgetExceeded` where a budget leaves less, open credit of others deducted:
+        the caller's transaction has to end with it.
+        """
+        budgets = self._budgets(session, subjects)
+        counters = _lock_counters(session, sorted(budgets, key=_lock_order))
+        notices = []
+        for subject, counter in counters.items():
+            budget = budgets[subject]
+            counter.bytes += size
+            is_bounded = self._settings.over_budget != "allow"
+            if is_bounded and budget is not None and counter.bytes > budget:
+                raise EgressBudgetExceeded(retry_after=0)
+            if (notice := _notice(counter, subject, budget)) is not None:
+                counter.warned_percent, counter.warned_budget = notice.percent, budget
+                notices.append(notice)
+                _tell(session, notice)
+        return list(budgets), notices
+
+    def give_back(self, session: Session, sizes: Mapping[Subject, int]) -> None:
+        """Lower counters by bytes that were spent and not sent (raise them, for sizes below 0)."""
+        for subject, counter in _lock_counters(session, sorted(sizes, key=_lock_order)).items():
+            counter.bytes = max(0, counter.bytes - sizes[subject])
 
     def _settle(
         self,
@@ -231,6 +253,19 @@ class EgressLedger:
             elif (budget := of_keys.get(subject.id)) is not None:
                 budgets[subject] = budget
         return budgets
+
+
+def log_notices(notices: Sequence[Notice]) -> None:
+    """Say which thresholds were reached, once that is committed."""
+    for notice in notices:
+        logger.warning(
+            "egress budget: %s %s has come to %d %% of %d bytes in %s",
+            notice.subject.kind,
+            notice.subject.id,
+            notice.percent,
+            notice.budget,
+            notice.subject.month,
+        )
 
 
 def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> bool:
@@ -333,6 +368,5 @@ def _key_of(subject: Subject) -> dict[str, Any]:
     return {"subject_kind": subject.kind, "subject_id": subject.id, "month": subject.month}
 
 
-def _lock_order(position: Position) -> tuple[int, str, str]:
-    subject = position.subject
+def _lock_order(subject: Subject) -> tuple[int, str, str]:
     return _RANKS[subject.kind], subject.id.hex, subject.month

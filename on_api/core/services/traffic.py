@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -77,6 +78,21 @@ def add_traffic(session: Session, counted: Iterable[Sums], granularity: str = HO
         set_={name: getattr(Traffic, name) + new.excluded[name] for name in COUNTS},
     )
     session.execute(together, [rows[row_id] for row_id in sorted(rows)])
+
+
+def take_back(
+    session: Session, sizes: Mapping[tuple[datetime, Charge], int]
+) -> list[tuple[datetime, Charge]]:
+    """Lower what went out in hours by so many bytes (raise it, for sizes below 0). Returns for
+    which that was done: where less was counted nothing is."""
+    done = []
+    by_id = {_row(Sums(*place), HOUR)["id"]: place for place in sizes}
+    for row_id, place in sorted(by_id.items()):
+        enough = (Traffic.id == row_id) & (Traffic.bytes_out >= sizes[place])
+        lowered = update(Traffic).where(enough).values(bytes_out=Traffic.bytes_out - sizes[place])
+        if session.execute(lowered.returning(Traffic.id)).first() is not None:
+            done.append(place)
+    return done
 
 
 def _row(one: Sums, granularity: str) -> dict[str, Any]:

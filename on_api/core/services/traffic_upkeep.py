@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from on_api.core.models import Database, EgressCredit, MeteringProcess, Traffic
+from on_api.core.models import AccelCharge, Database, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import DAY, HOUR, INSTANCE, MONTH, OWNER
 from on_api.core.services.traffic import COUNTS, Charge, Kind, Sums, add_traffic
@@ -21,6 +21,9 @@ from on_api.core.setting_groups import TrafficSettings
 
 BURIED_AFTER = timedelta(hours=1)
 """Of silence. A process that comes back later counts what it holds once more."""
+ACCEL_KEPT = timedelta(days=1)
+"""How long nginx's log is waited for; an answer of which nothing is heard stays charged in full.
+The hours that it is counted in aren't merged yet by then."""
 BATCH = 2000
 """Rows moved in one transaction."""
 
@@ -32,6 +35,8 @@ def keep_traffic(
     now = now or utc_now()
     while _bury_one(database, now - BURIED_AFTER):
         pass
+    with database.session_scope() as session:
+        session.execute(delete(AccelCharge).where(AccelCharge.created_at < now - ACCEL_KEPT))
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     until_day = today - timedelta(days=settings.hours_kept)
     while merge_some(database, HOUR, DAY, until_day):

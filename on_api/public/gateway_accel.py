@@ -1,0 +1,79 @@
+"""Large answers handed over to nginx, which fetches them from the node by itself
+(`deploy/nginx.conf`). How they are counted is in `services/accelerated.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from hmac import compare_digest
+
+from anyio import to_thread
+
+from on_api.core.ipfs.endings import ending_of
+from on_api.core.ipfs.node_gateway import NodeAnswer
+from on_api.core.services.container import Services
+from on_api.core.services.metering import Charge
+from on_api.public.gateway_answers import OURS, Delivery
+from on_api.public.gateway_request import GatewayRequest
+
+LOCATION = b"@on_api_node"
+"""nginx's way to the node: a name that no URL has."""
+
+_NAME = re.compile(rb"[0-9a-f]{32}")
+_WAY_BACK = re.compile(r"[!-~]+")
+
+
+class Accelerator:
+    """Hands over what may be. nginx proves itself by a secret, not by its address: that may be
+    another proxy's, or anybody's on the same machine, and whoever isn't nginx would get no bytes
+    and have them charged."""
+
+    def __init__(self, services: Services) -> None:
+        settings = services.settings.gateway
+        secret = settings.accel_secret
+        self._secret = None if secret is None else secret.get_secret_value().encode()
+        self._least = settings.accel_min_bytes
+        self._answers = services.accelerated
+
+    def name_of(self, request: GatewayRequest, answer: NodeAnswer) -> str | None:
+        """nginx's name for a request whose answer nginx may fetch; None where on-api answers.
+
+        Only what has a length: what is cut of it is seen by everybody. And only headers that came
+        once each: nginx passes on the first alone, which might select something else.
+        """
+        if self._secret is None or request.method != "GET" or request.is_joined:
+            return None
+        secret, _, name = request.accel.rpartition(b":")
+        if not compare_digest(secret, self._secret) or not _NAME.fullmatch(name):
+            return None
+        media_type = dict(answer.headers).get(b"content-type", b"")
+        is_large = answer.length is not None and answer.length >= max(self._least, 1)
+        if answer.status not in {200, 206} or not is_large or ending_of(media_type) is not None:
+            return None
+        return name.decode()
+
+    async def hand_over(
+        self, name: str, path: str, charge: Charge, length: int, delivery: Delivery
+    ) -> bool:
+        """Charge all of it, then tell nginx to fetch it. `path`: with its query, for the node.
+
+        False, and nothing is done, where a budget may not allow it. Raises `DatabaseUnavailable`.
+        """
+        if not _WAY_BACK.fullmatch(path):
+            return False
+        gone = delivery.watch()
+        try:
+            if not await to_thread.run_sync(self._answers.charge, name, charge, length):
+                return False
+            await asyncio.sleep(0)  # for news of the connection
+            if gone.done():
+                # nginx may have written its line before there was anything to refund.
+                await to_thread.run_sync(self._answers.refund, {name: 0})
+                delivery.outcome = "client gone"
+                return True
+        finally:
+            gone.cancel()
+        redirect = (b"x-accel-redirect", LOCATION)
+        await delivery.hand_over([redirect, (b"x-on-api-path", path.encode()), *OURS])
+        return True

@@ -1,0 +1,94 @@
+"""What the gateway reads of a request: paths that are its own, and headers that select or condition
+a representation.
+
+Knows nothing of what may be served, nor of answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from starlette.types import Scope
+
+from on_api.core.services.hot_answers import Key
+
+PREFIXES = ("/ipfs", "/ipns")
+
+PASSED_ON = frozenset({
+    b"accept", b"cache-control", b"if-match", b"if-modified-since", b"if-none-match", b"if-range",
+    b"if-unmodified-since", b"range",
+})  # fmt: skip
+"""Of the client's headers. Never Host or X-Forwarded-*: the node would build URLs of them."""
+READ = PASSED_ON | {b"authorization", b"service-worker"}
+ACCEL = b"x-on-api-accel"
+"""What nginx says of itself, in place of whatever the client said."""
+
+_UNCONDITIONAL = {b"accept", b"authorization"}
+_IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def is_gateway_path(path: str) -> bool:
+    """Whether a path (decoded) is the gateway's to answer."""
+    return path.startswith(PREFIXES) and path[5:6] in {"", "/"}
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRequest:
+    """What is read of a request."""
+
+    method: str
+    raw_path: bytes
+    query: bytes
+    headers: dict[bytes, bytes]
+    """Those of `READ`, by name in lower case; what came repeatedly is joined by commas."""
+    is_joined: bool
+    """Whether any of them came repeatedly."""
+    accel: bytes
+    """The header `ACCEL`; empty without one."""
+
+    @classmethod
+    def of(cls, scope: Scope) -> GatewayRequest:
+        """Read a request."""
+        headers: dict[bytes, bytes] = {}
+        is_joined, accel = False, b""
+        for name, value in scope["headers"]:
+            if name in READ:
+                is_joined = is_joined or name in headers
+                headers[name] = headers[name] + b", " + value if name in headers else value
+            elif name == ACCEL:
+                accel = value
+        query = scope["query_string"]
+        return cls(scope["method"], scope["raw_path"], query, headers, is_joined, accel)
+
+    @property
+    def key(self) -> Key:
+        """What selects the representation."""
+        return self.raw_path, self.query, self.headers.get(b"accept", b"")
+
+    @property
+    def is_unconditional(self) -> bool:
+        """Whether it asks for all of it, whatever the client has."""
+        return not self.headers.keys() - _UNCONDITIONAL
+
+    @property
+    def query_text(self) -> str:
+        """The query for a URL: bytes that can't be in one are encoded."""
+        if self.query.isascii():
+            return self.query.decode("ascii")
+        return quote(self.query, safe=_IN_QUERIES)
+
+    @property
+    def sent_on(self) -> list[tuple[str, str]]:
+        """The headers that the node gets."""
+        return [
+            (name.decode(), value.decode("utf-8", "replace"))
+            for name, value in self.headers.items()
+            if name in PASSED_ON
+        ]
+
+
+def address_of(scope: Scope) -> str | None:
+    """The client's address."""
+    client = scope.get("client")
+    return None if client is None else str(client[0])
