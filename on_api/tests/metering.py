@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 
 from on_api.core.metrics import Metrics
 from on_api.core.models import (
+    AccelCharge,
     Database,
     EgressCounter,
     EgressCredit,
@@ -102,7 +103,7 @@ def staged(database: Database) -> Iterator[Stage]:
     yield Stage(database, news)
     news.stop()
     with database.session_scope() as session:
-        for table in (Traffic, EgressCounter, EgressCredit, MeteringProcess, Event):
+        for table in (Traffic, EgressCounter, EgressCredit, MeteringProcess, AccelCharge, Event):
             session.query(table).delete()
 
 
