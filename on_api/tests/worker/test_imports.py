@@ -196,7 +196,7 @@ def test_from_another_on_api(
         settings = new_settings(tmp_path, postgres_database(), peers[1])
         with Server(settings) as server, account_of(server) as ben:
             done = over(ben, ask(ben, source=source, start=True)["id"])
-            assert (done["status"], done["done"], done["failed"]) == ("failed", 3, 2)
+            assert (done["status"], done["done"], done["failed"]) == ("done", 3, 2)
             verdict = report_of(ben, done["id"])["verdict"]
             assert str(private["cid"]) in verdict
             assert "private at the source" in verdict
