@@ -293,7 +293,7 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
     else:
         typer.echo(f"import {import_id}: {shown['status']}")
         typer.echo(verdict)
-    if shown["status"] == "failed":
+    if shown["failed"] or shown["status"] == "failed":
         raise typer.Exit(1)
 
 

@@ -31,8 +31,8 @@ PAUSED = "paused"
 DONE = "done"
 FAILED = "failed"
 CANCELLED = "cancelled"
-"""Values of `Import.status`. `done`: all of it is here, verified; `failed`: it ended, and something
-is not."""
+"""Values of `Import.status`. `done`: every item was gone through, and some or all of them are here;
+`failed`: none of it came."""
 
 WAITING = "waiting"
 MOVING = "moving"

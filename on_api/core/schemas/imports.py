@@ -147,10 +147,11 @@ class Import(Answer):
     route: Route = Field(description="How the bytes come.")
     gateway_url: str | None = Field(description="The gateway that may be asked.")
     status: ImportStatus = Field(
-        description="`draft`: not started. `done`: every item is here, verified. `failed`: it has "
-        "ended, and something is not here; start it again to try once more what is missing."
+        description="`draft`: not started. `done`: every item was gone through; those that could "
+        "not be moved are counted by `failed`. `failed`: nothing was moved. Start it again to try "
+        "once more what is missing."
     )
-    error: str | None = Field(description="Why it waits, or has failed.")
+    error: str | None = Field(description="Why it waits, has failed, or is not complete.")
     total: int = Field(description="Items that the source lists (so far, until it was read).")
     done: int = Field(description="Items that are here, every block verified.")
     skipped: int = Field(description="Of `done`: those that were here before.")

@@ -266,8 +266,9 @@ def finish(session: Session, claim: Claim) -> str | None:
     left = exists().where(ImportItem.import_id == row.id, ImportItem.status.in_((WAITING, MOVING)))
     if session.scalar(select(left)):
         return None
-    failed = f"{row.failed} of {row.total} items were not moved; the report says which, and why."
-    _end(session, row, FAILED if row.failed else DONE, failed if row.failed else None)
+    missing = f"{row.failed} of {row.total} items were not moved; the report says which, and why."
+    nothing_came = row.failed > 0 and row.done == 0
+    _end(session, row, FAILED if nothing_came else DONE, missing if row.failed else None)
     return row.status
 
 

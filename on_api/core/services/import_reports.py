@@ -26,10 +26,11 @@ COLUMNS = (
     "route", "seconds", "reason", "source_created_at", "pin_id", "file_id",
 )  # fmt: skip
 
-_NOT_BEGUN = {
+_INCOMPLETE = {
     DRAFT: "Not started",
     PAUSED: "Paused",
     CANCELLED: "Cancelled",
+    DONE: "NOT everything was moved",
     FAILED: "NOT everything was moved",
 }
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -77,7 +78,7 @@ class Totals:
                 f"Everything was moved and verified: {items} items, {self.blocks} blocks, "
                 f"{self.bytes} bytes; {self.counts['skipped']} of them were here already."
             )
-        words = [f"{_NOT_BEGUN.get(status, 'Not ended yet')}: {here} of {items} items are here."]
+        words = [f"{_INCOMPLETE.get(status, 'Not ended yet')}: {here} of {items} items are here."]
         if error is not None and not self.failures:
             words.append(error)
         if self.failures:

@@ -30,7 +30,7 @@ from on_api.core.models.imports import (
 )
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.outbound import check_url
-from on_api.core.providers.base import CAR, KUBO, PINATA, SourceSpec
+from on_api.core.providers.base import CAR, KUBO, ON_API, PINATA, SourceSpec
 from on_api.core.services import contents
 from on_api.core.services.access import owned
 from on_api.core.services.paging import Listing
@@ -323,7 +323,8 @@ def _waits_for_car(spec: SourceSpec) -> bool:
 
 
 def _known_gateway(spec: SourceSpec) -> str | None:
-    return PINATA_GATEWAY if spec.kind == PINATA else None
+    """Where the source's content can be had, if it says nothing else: an on-api is a gateway."""
+    return {PINATA: PINATA_GATEWAY, ON_API: spec.endpoint}.get(spec.kind)
 
 
 def _mine(user_id: uuid.UUID) -> Select[Import]:

@@ -48,7 +48,7 @@ def test_a_list(alice: Account, bob: Account) -> None:
     missing = build_file(data).cid
     source = listed((here, "地図"), ("no-cid", "x"), (missing, "later"), (here, "地図"))
     done = over(bob, ask(bob, source=source, start=True)["id"])
-    assert (done["status"], done["total"], done["done"], done["failed"]) == ("failed", 4, 2, 2)
+    assert (done["status"], done["total"], done["done"], done["failed"]) == ("done", 4, 2, 2)
     report = report_of(bob, done["id"])
     assert [item["status"] for item in report["items"]] == ["done", "failed", "failed", "skipped"]
     assert report["items"][0]["route"] == "local"
@@ -59,7 +59,7 @@ def test_a_list(alice: Account, bob: Account) -> None:
     alice.upload(data)
     assert bob.client.post(f"/v1/imports/{done['id']}/start").status_code == 202
     done = over(bob, done["id"])
-    assert (done["status"], done["done"], done["failed"]) == ("failed", 3, 1)
+    assert (done["status"], done["done"], done["failed"]) == ("done", 3, 1)
     assert sorted((pin.cid, pin.name) for pin in pins_of(bob)) == sorted(
         [(here, "地図"), (missing, "later")]
     )

@@ -196,7 +196,7 @@ def test_from_another_on_api(
         settings = new_settings(tmp_path, postgres_database(), peers[1])
         with Server(settings) as server, account_of(server) as ben:
             done = over(ben, ask(ben, source=source, start=True)["id"])
-            assert (done["status"], done["done"], done["failed"]) == ("failed", 3, 2)
+            assert (done["status"], done["done"], done["failed"]) == ("done", 3, 2)
             verdict = report_of(ben, done["id"])["verdict"]
             assert str(private["cid"]) in verdict
             assert "private at the source" in verdict
@@ -215,6 +215,17 @@ def test_from_another_on_api(
             assert content.content == data
             assert [(each.cid, each.name) for each in pins_of(ben)] == [(pinned, "a pin")]
             check_invariants(server.services.database, peers[1].pins().keys())
+        settings = new_settings(tmp_path, postgres_database(), peers[2])
+        with Server(settings) as server, account_of(server) as cem:
+            # From its own gateway, which gives out what is public.
+            done = over(
+                cem, ask(cem, source={**source, **login}, route="gateway", start=True)["id"]
+            )
+            report = report_of(cem, done["id"])
+            assert (done["done"], done["failed"]) == (3, 2), report["verdict"]
+            assert {item["cid"] for item in report["items"] if item["status"] == "failed"} == {
+                private["cid"], short["cid"],
+            }  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
