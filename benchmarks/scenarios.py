@@ -10,13 +10,23 @@ from dataclasses import replace
 from functools import partial
 
 import httpx
+import typer
 
 from benchmarks.figures import Figure, in_pairs
 from benchmarks.load import Job, get_rate, measure
 from benchmarks.seeding import seed
-from benchmarks.stage import POSTGRESQL, SQLITE, OnApi, Stage, bare_fastapi
+from benchmarks.stage import (
+    POSTGRESQL,
+    SQLITE,
+    OnApi,
+    Stage,
+    accelerated,
+    bare_fastapi,
+    behind,
+)
 from on_api.core.crypto import aead
 from on_api.tests.cli.processes import peak_memory
+from on_api.tests.nginx import ACCEL_SECRET, NGINX
 
 MIB = 2**20
 SMALL = 8 * 1024
@@ -101,6 +111,30 @@ def gateway(stage: Stage) -> list[Figure]:
         )
     work = f"download {stage.sizes.large // MIB} MiB by /ipfs"
     return [*figures, Figure(work, "MiB/s", ours, theirs, "Kubo gateway", at_least=0.70)]
+
+
+@scenario(SQLITE)
+def behind_nginx(stage: Stage) -> list[Figure]:
+    """A large file by `/ipfs` through nginx, which fetches it from the node by itself: charged,
+    and not through Python."""
+    if NGINX is None:
+        typer.echo("behind_nginx: skipped, needs nginx (apt-get install nginx)", err=True)
+        return []
+    with stage.on_api(ON_API_GATEWAY__ACCEL_SECRET=ACCEL_SECRET) as on_api:
+        measure(on_api.put(stage.sizes.large))
+        with on_api.home.client(on_api.key) as client:
+            file = client.get("/v1/files").raise_for_status().json()["items"][0]
+        path = f"/ipfs/{file['cid']}"
+        with behind(on_api) as front:
+            ours, theirs = in_pairs(
+                partial(_download_rate, Job(front + path)),
+                partial(_download_rate, Job(on_api.gateway + path)),
+                stage.sizes.pairs,
+            )
+            if not accelerated(on_api):
+                raise AssertionError("nginx has fetched nothing by itself")
+    work = f"download {stage.sizes.large // MIB} MiB by /ipfs, behind nginx"
+    return [Figure(work, "MiB/s", ours, theirs, "Kubo gateway", at_least=0.90)]
 
 
 @scenario(SQLITE)

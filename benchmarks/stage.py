@@ -26,6 +26,7 @@ from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
+from on_api.tests.nginx import ACCEL_LOG, nginx
 
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql"
@@ -164,6 +165,28 @@ class Stage:
 
 
 @contextmanager
+def behind(on_api: OnApi) -> Iterator[str]:
+    """nginx under `deploy/nginx.conf` in front of on-api and its node, but without TLS. Yields its
+    origin."""
+    front = f"127.0.0.1:{free_port()}"
+    listen = {
+        "listen 443 ssl http2;": f"listen {front};",
+        "listen 80;": f"listen 127.0.0.1:{free_port()};",
+    }
+    folder = _nginx_folder(on_api)
+    folder.mkdir()
+    with nginx(folder, on_api.home.url, on_api.gateway, listen, accel=True):
+        until(lambda: _status(f"http://{front}/healthz") == 200, "nginx answers")
+        yield f"http://{front}"
+
+
+def accelerated(on_api: OnApi) -> int:
+    """How many answers nginx has fetched from the node by itself."""
+    lines = (_nginx_folder(on_api) / ACCEL_LOG).read_text(encoding="utf-8").splitlines()
+    return sum(" 200 " in line for line in lines)
+
+
+@contextmanager
 def bare_fastapi() -> Iterator[str]:
     """`bare.py` in one process of uvicorn, as on-api is in one. Yields its origin."""
     url = f"http://127.0.0.1:{(port := free_port())}"
@@ -171,18 +194,22 @@ def bare_fastapi() -> Iterator[str]:
     command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", "--port", str(port)]
     process = subprocess.Popen([*command, *options])
     try:
-        until(lambda: _answers(url), "the bare application is up")
+        until(lambda: _status(url) == 404, "the bare application is up")
         yield url
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _answers(url: str) -> bool:
+def _nginx_folder(on_api: OnApi) -> Path:
+    return on_api.home.path.parent / "nginx"
+
+
+def _status(url: str) -> int | None:
     try:
-        return httpx.get(url, trust_env=False).status_code == 404
+        return httpx.get(url, trust_env=False).status_code
     except httpx.TransportError:
-        return False
+        return None
 
 
 def _new_user(home: Home) -> str:
