@@ -6,7 +6,7 @@ import uuid
 
 from pydantic import Field
 
-from on_api.core.schemas.common import Answer, Bytes, GivenMoment, Moment, Request, Text
+from on_api.core.schemas.common import Absent, Answer, Bytes, GivenMoment, Moment, Request, Text
 from on_api.core.services.access import Scope
 
 _SCOPES = "What the key may do."
@@ -27,7 +27,11 @@ class Key(Answer):
     expires_at: Moment | None = Field(description=_EXPIRES)
     max_uses: int | None = Field(description=_MAX_USES)
     max_bytes: int | None = Field(description=_MAX_BYTES)
-    egress_budget: int | None = Field(description=_EGRESS_BUDGET)
+    egress_budget: int | Absent = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description=f"{_EGRESS_BUDGET} Only there if it has one.",
+    )
     last_used_at: Moment | None = Field(description="To the minute; null: never.")
     created_at: Moment = Field(description="When the key was made.")
 
