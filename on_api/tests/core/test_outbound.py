@@ -116,9 +116,7 @@ async def test_the_deepest_json() -> None:
         assert await ask(there.url)
 
 
-@pytest.mark.parametrize(
-    "pause", ["0", "1", format_datetime(datetime.now(UTC) - timedelta(hours=1)), "nonsense", "-1"]
-)
+@pytest.mark.parametrize("pause", ["0", "1", "Tue, 24 Nov 2026 08:00:00 +0000", "nonsense", "-1"])
 async def test_it_passes(pause: str) -> None:
     """After the pause that was asked for, as seconds or as a date, or one of our own."""
     replies = iter([says({}, "503 Busy", Retry_After=pause), Reply(b"[", length=9), says([7])])

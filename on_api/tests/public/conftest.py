@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Page, Request, sync_playwright
@@ -22,11 +23,18 @@ needs_chromium = pytest.mark.skipif(
 @pytest.fixture
 def page(server: Server) -> Iterator[Page]:
     """A page whose browser reaches our server and nothing else; the test fails if it tried."""
+    with browsing(server.url) as opened:
+        yield opened
+
+
+@contextmanager
+def browsing(*origins: str) -> Iterator[Page]:
+    """A page whose browser reaches these origins and nothing else; fails if it tried."""
     assert CHROMIUM is not None, "CI=true, and there is no chromium"
     strangers: list[str] = []
 
     def watch(request: Request) -> None:
-        if not request.url.startswith((server.url, "data:", "blob:")):
+        if not request.url.startswith((*origins, "data:", "blob:")):
             strangers.append(request.url)
 
     with sync_playwright() as playwright:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from playwright.sync_api import Page
 
-from on_api.tests.conftest import Account, Kubo, Server
-from on_api.tests.public.conftest import needs_chromium
+from on_api.core.setting_groups import GatewaySettings, TrafficSettings
+from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
+from on_api.tests.public.conftest import browsing, needs_chromium
 from on_api.tests.public.test_gateway import pin_folder
+from on_api.tests.worker.conftest import MakeSettings, account_of
 
 pytestmark = needs_chromium
 
@@ -72,3 +74,23 @@ def test_no_worker_from_a_page_of_our_own_origin(
     page.goto(f"{server.url}/ipfs/{folder}/listing/")
     page.get_by_role("link", name="x", exact=True).first.click()
     page.wait_for_url("**/listing/x")
+
+
+def test_a_used_up_budget_sends_browsers_elsewhere(
+    settings_for: MakeSettings, sqlite_database: DatabaseMaker, kubo: Kubo
+) -> None:
+    """They show the same page, from the operator's other gateway."""
+    other = str(kubo.ipfs.gateway_url)
+    settings = settings_for(
+        sqlite_database(),
+        traffic=TrafficSettings(over_budget="redirect"),
+        gateway=GatewaySettings(fallback_url=other),
+    )
+    with Server(settings) as server, account_of(server) as ada:
+        folder, _ = pin_folder(kubo, ada, {"index.html": b"<title>here</title>moved, not gone"})
+        with server.new_user(admin=True).client as admin:
+            admin.patch(f"/v1/users/{ada.id}", json={"egress_budget": 10}).raise_for_status()
+        with browsing(server.url, other) as page:
+            page.goto(f"{server.url}/ipfs/{folder}/?filename=x%20y.html")
+            assert page.url == f"{other}/ipfs/{folder}/?filename=x%20y.html"
+            assert page.inner_text("body") == "moved, not gone"
