@@ -1,11 +1,8 @@
 """Calls to other people's services over HTTP: bounded in time and size, tried again with patience,
-and made to the very address that was checked.
+and made to the very address that was checked (`checked_connections.py`).
 
-A URL comes from a user, so whoever owns its name decides where it leads, and may decide anew at
-each look-up. So it is the connection that is checked: the name is looked up once, each address is
-judged, and what is dialled is that address; TLS still asks for the name's certificate. Takes no
-proxy from the environment, keeps no cookies, follows redirects by hand, decompresses nothing. Knows
-nothing of IPFS or of what is asked.
+Takes no proxy from the environment, keeps no cookies, follows redirects by hand, decompresses
+nothing. Knows nothing of IPFS or of what is asked.
 """
 
 from __future__ import annotations
@@ -13,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import os
 import random
 import re
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import httpcore
 import httpx
 
-from on_api.core.addresses import Address, is_public
+from on_api.core.addresses import is_public
+from on_api.core.checked_connections import CheckedTransport, LookUp, look_up
 from on_api.core.errors import (
     AddressRefused,
     SourceError,
@@ -44,9 +38,6 @@ USER_AGENT = "on-api"
 MAX_URL = 2048
 MAX_REDIRECTS = 3
 MAX_JSON_DEPTH = 32
-MAX_ADDRESSES = 4
-"""Of one name, tried one after the other."""
-RESOLVE_SECONDS = 5.0
 FIRST_PAUSE = 0.5
 """Seconds before the second try, doubled for each further one; the half of it is chance."""
 
@@ -56,19 +47,6 @@ _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 """Strings, ended or not, and brackets: in one pass, whatever comes."""
 
 T = TypeVar("T")
-LookUp = Callable[[str], Awaitable[Sequence[Address]]]
-
-
-async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address]:
-    """The IP addresses of a name, as the system resolves it; empty when it has none."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            found = await loop.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError, UnicodeError):
-        return ()
-    texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
-    return [ipaddress.ip_address(text) for text in texts]
 
 
 def check_url(text: str, *, allow_private: bool) -> httpx.URL:
@@ -119,7 +97,7 @@ class Outbound:
         self._look_up = look_up
         self._first_pause = first_pause
         self._backend = backend
-        self._transport: _CheckedTransport | None = None
+        self._transport: CheckedTransport | None = None
 
     async def ask(
         self,
@@ -227,7 +205,7 @@ class Outbound:
     async def _send(self, call: _Call) -> httpx.Response:
         if self._transport is None:
             backend = self._backend or httpcore.AnyIOBackend()
-            self._transport = _CheckedTransport(self.limits, self._look_up, backend)
+            self._transport = CheckedTransport(self.limits, self._look_up, backend)
         limits = self.limits
         headers = {"user-agent": USER_AGENT, "accept-encoding": "identity", **call.headers}
         if call.authorization is not None:
@@ -262,70 +240,6 @@ class _Call:
     headers: Mapping[str, str]
     authorization: str | None
     content: bytes
-
-
-class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that have passed the check, and to no name."""
-
-    def __init__(
-        self, look_up: LookUp, inner: httpcore.AsyncNetworkBackend, *, allow_private: bool
-    ) -> None:
-        self._look_up = look_up
-        self._inner = inner
-        self._allow_private = allow_private
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Look up, check, connect to the first of what is left that answers."""
-        addresses = await self._look_up(host)
-        if not addresses:
-            raise httpcore.ConnectError(f"{host} has no address")
-        allowed = [each for each in addresses if self._allow_private or is_public(each)]
-        if not allowed:
-            raise AddressRefused(f"{host} is at no address of the public internet.")
-        failure: Exception | None = None
-        for address in allowed[:MAX_ADDRESSES]:
-            try:
-                return await self._inner.connect_tcp(
-                    str(address), port, timeout, local_address, socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = failure or error
-        raise failure or httpcore.ConnectError(f"{host} can't be reached")
-
-    async def sleep(self, seconds: float) -> None:
-        """See httpcore."""
-        await self._inner.sleep(seconds)
-
-
-class _CheckedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own, over connections of `_CheckedBackend`."""
-
-    def __init__(
-        self, limits: ImportsSettings, look_up: LookUp, inner: httpcore.AsyncNetworkBackend
-    ) -> None:
-        context = _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        super().__init__(verify=context, trust_env=False)
-        # httpx has no way to hand a backend in; the pool is all that its transport adds.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=100,
-            max_keepalive_connections=10,
-            keepalive_expiry=15,
-            network_backend=_CheckedBackend(look_up, inner, allow_private=limits.allow_private),
-        )
-
-
-@lru_cache(maxsize=2)
-def _tls(file: str | None, folder: str | None) -> ssl.SSLContext:
-    """Whom to believe: the operator's own word, where there is one. Reading them takes a while."""
-    return httpx.create_ssl_context(trust_env=bool(file or folder))
 
 
 def _check(url: httpx.URL, *, allow_private: bool) -> None:

@@ -25,6 +25,7 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
+from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,20 @@ class NotPinned(NodeError):
     """Kubo's way to say that there is no such pin: as an error."""
 
 
+def open_session(limits: IpfsSettings, **more: Any) -> aiohttp.ClientSession:
+    """A session with a node: as many connections as it takes, bytes as they come. `more` is
+    aiohttp's."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_timeout),
+        read_bufsize=READ_BUFFER,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        **more,
+    )
+
+
 class KuboHttp:
     """RPC and gateway of one Kubo. Bound to the event loop of its first call."""
 
@@ -55,17 +70,7 @@ class KuboHttp:
     def session(self) -> aiohttp.ClientSession:
         """The one session, made at the first call."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._limits.connect_timeout
-                ),
-                read_bufsize=READ_BUFFER,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                headers={"User-Agent": "on-api"},
-            )
+            self._session = open_session(self._limits, headers={"User-Agent": "on-api"})
         return self._session
 
     async def close(self) -> None:

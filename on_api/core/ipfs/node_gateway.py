@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from on_api.core.errors import NodeError, NodeTruncated
-from on_api.core.ipfs.kubo_http import READ_BUFFER, translate
+from on_api.core.ipfs.kubo_http import open_session, translate
 from on_api.core.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
@@ -107,17 +107,7 @@ class NodeGateway:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._limits.connect_timeout
-                ),
-                read_bufsize=READ_BUFFER,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                skip_auto_headers=_UNASKED,
-            )
+            self._session = open_session(self._limits, skip_auto_headers=_UNASKED)
         return self._session
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from on_api.core.models.migrations import PROJECT
+from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
 
@@ -154,3 +156,34 @@ def peak_memory(pid: int) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
+
+
+@contextmanager
+def working(
+    settings: Settings, lease_seconds: int, **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`on-api worker` with the settings of a server, at work; killed in the end."""
+    log = settings.home / f"worker-{uuid.uuid4()}.log"
+    secret, rpc_auth = settings.secret_key, settings.ipfs.rpc_auth
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("ON_API_")},
+        "ON_API_HOME": str(settings.home),
+        "ON_API_DATABASE_URL": settings.sqlalchemy_url,
+        "ON_API_SECRET_KEY": secret.get_secret_value() if secret else "",
+        "ON_API_IPFS__RPC_URL": settings.rpc_url,
+        "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
+        "ON_API_IPFS__RPC_AUTH": rpc_auth.get_secret_value() if rpc_auth else "",
+        "ON_API_WORKER__POLL": "0.1",
+        "ON_API_WORKER__LEASE_SECONDS": str(lease_seconds),
+        **more,
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [ON_API, "worker"], env=environment, cwd=PROJECT, stdout=output, stderr=output
+        )
+    try:
+        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 60)
+        yield process
+    finally:
+        process.kill()
+        process.wait()

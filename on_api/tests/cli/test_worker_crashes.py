@@ -19,11 +19,10 @@ import pytest
 from sqlalchemy import select, text
 
 from on_api.core.models import Database, UserUsage
-from on_api.core.models.migrations import PROJECT
 from on_api.core.services import pin_jobs
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import ON_API, Home
+from on_api.tests.cli.processes import Home, working
 from on_api.tests.cli.test_crashes import pins_on_node
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.contract.rpc_proxy import Call, RpcProxy, held_rpc
@@ -74,30 +73,9 @@ def api(
 def worker(server: Server, proxy: RpcProxy) -> Iterator[subprocess.Popen[bytes]]:
     """`on-api worker`, working; killed in the end."""
     settings = server.settings
-    log = settings.home / f"worker-{uuid.uuid4()}.log"
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("ON_API_")},
-        "ON_API_HOME": str(settings.home),
-        "ON_API_DATABASE_URL": settings.sqlalchemy_url,
-        "ON_API_SECRET_KEY": settings.secret_key.get_secret_value() if settings.secret_key else "",
-        "ON_API_IPFS__RPC_URL": proxy.url,
-        "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
-        "ON_API_IPFS__RPC_AUTH": (
-            settings.ipfs.rpc_auth.get_secret_value() if settings.ipfs.rpc_auth else ""
-        ),
-        "ON_API_WORKER__POLL": "0.1",
-        "ON_API_WORKER__LEASE_SECONDS": str(LEASE),
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [ON_API, "worker"], env=environment, cwd=PROJECT, stdout=output, stderr=output
-        )
-    try:
-        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 60)
+    ipfs = settings.ipfs.model_copy(update={"rpc_url": proxy.url})
+    with working(settings.model_copy(update={"ipfs": ipfs}), LEASE) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def new_content(peer: Peer) -> str:

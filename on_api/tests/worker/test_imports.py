@@ -7,9 +7,8 @@ import random
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ import pytest
 from sqlalchemy import select
 
 from on_api.core.models import UserUsage
-from on_api.core.models.migrations import PROJECT
 from on_api.core.setting_groups import ImportsSettings, PinsSettings, WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import ON_API
+from on_api.tests.cli.processes import working
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server, make_settings
 from on_api.tests.deadline import until
 from on_api.tests.worker.conftest import account_of, ended, pin
@@ -308,35 +306,12 @@ def nothing_reserved(server: Server) -> bool:
         return all(each.reserved_bytes == 0 for each in session.scalars(select(UserUsage)))
 
 
-@contextmanager
-def worker_process(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(settings: Settings) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """`on-api worker`, working; killed in the end."""
-    log = settings.home / f"worker-{uuid.uuid4()}.log"
-    rpc_auth = settings.ipfs.rpc_auth
-    secret = settings.secret_key
-    assert rpc_auth is not None
-    assert secret is not None
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("ON_API_")},
-        "ON_API_HOME": str(settings.home),
-        "ON_API_DATABASE_URL": settings.sqlalchemy_url,
-        "ON_API_SECRET_KEY": secret.get_secret_value(),
-        "ON_API_IPFS__RPC_URL": str(settings.ipfs.rpc_url),
-        "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
-        "ON_API_IPFS__RPC_AUTH": rpc_auth.get_secret_value(),
-        "ON_API_PINS__DIAL_PRIVATE": "true",
-        "ON_API_IMPORTS__ALLOW_PRIVATE": "true",
-        "ON_API_IMPORTS__PATIENCE": "10",
-        "ON_API_WORKER__POLL": "0.1",
-        "ON_API_WORKER__LEASE_SECONDS": "2",
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [ON_API, "worker"], env=environment, cwd=PROJECT, stdout=output, stderr=output
-        )
-    try:
-        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 60)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    return working(
+        settings,
+        lease_seconds=2,
+        ON_API_PINS__DIAL_PRIVATE="true",
+        ON_API_IMPORTS__ALLOW_PRIVATE="true",
+        ON_API_IMPORTS__PATIENCE="10",
+    )

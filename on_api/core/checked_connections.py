@@ -1,0 +1,105 @@
+"""Connections to the very address that was checked.
+
+A URL comes from a user, so whoever owns its name decides where it leads, and may decide anew at
+each look-up. So it is the connection that is checked: the name is looked up once, each address is
+judged, and what is dialled is that address; TLS still asks for the name's certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
+
+import httpcore
+import httpx
+
+from on_api.core.addresses import Address, is_public
+from on_api.core.errors import AddressRefused
+from on_api.core.setting_groups import ImportsSettings
+
+MAX_ADDRESSES = 4
+"""Of one name, tried one after the other."""
+RESOLVE_SECONDS = 5.0
+
+LookUp = Callable[[str], Awaitable[Sequence[Address]]]
+
+
+async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address]:
+    """The IP addresses of a name, as the system resolves it; empty when it has none."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await loop.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError):
+        return ()
+    texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
+    return [ipaddress.ip_address(text) for text in texts]
+
+
+class CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that have passed the check, and to no name."""
+
+    def __init__(
+        self, look_up: LookUp, inner: httpcore.AsyncNetworkBackend, *, allow_private: bool
+    ) -> None:
+        self._look_up = look_up
+        self._inner = inner
+        self._allow_private = allow_private
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Look up, check, connect to the first of what is left that answers."""
+        addresses = await self._look_up(host)
+        if not addresses:
+            raise httpcore.ConnectError(f"{host} has no address")
+        allowed = [each for each in addresses if self._allow_private or is_public(each)]
+        if not allowed:
+            raise AddressRefused(f"{host} is at no address of the public internet.")
+        failure: Exception | None = None
+        for address in allowed[:MAX_ADDRESSES]:
+            try:
+                return await self._inner.connect_tcp(
+                    str(address), port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = failure or error
+        raise failure or httpcore.ConnectError(f"{host} can't be reached")
+
+    async def sleep(self, seconds: float) -> None:
+        """See httpcore."""
+        await self._inner.sleep(seconds)
+
+
+class CheckedTransport(httpx.AsyncHTTPTransport):
+    """httpx's own, over connections of `CheckedBackend`."""
+
+    def __init__(
+        self, limits: ImportsSettings, look_up: LookUp, inner: httpcore.AsyncNetworkBackend
+    ) -> None:
+        context = _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        super().__init__(verify=context, trust_env=False)
+        # httpx has no way to hand a backend in; the pool is all that its transport adds.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=100,
+            max_keepalive_connections=10,
+            keepalive_expiry=15,
+            network_backend=CheckedBackend(look_up, inner, allow_private=limits.allow_private),
+        )
+
+
+@lru_cache(maxsize=2)
+def _tls(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Whom to believe: the operator's own word, where there is one. Reading them takes a while."""
+    return httpx.create_ssl_context(trust_env=bool(file or folder))
