@@ -134,7 +134,7 @@ def check(home: Home, uploaders: Sequence[Uploader], own: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [5, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    "kills", [3, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
 def test_kill_9_at_random_moments(tmp_path: Path, kills: int) -> None:
     """Four uploaders, one server killed again and again, and now and then its node."""

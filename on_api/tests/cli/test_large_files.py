@@ -67,7 +67,7 @@ def ipfs_add(path: Path, repo: Path) -> str:
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(300 * MIB, id="300MiB"),
+        pytest.param(200 * MIB, id="200MiB"),
         pytest.param(2048 * MIB + 3, id="2GiB", marks=pytest.mark.soak),
     ],
 )

@@ -315,15 +315,10 @@ def test_commands_for_users_and_keys(home: Home) -> None:
         key_id = json.loads(listed)[0]["id"]
         assert home.run("keys", "revoke", "--user", "ada", key_id).returncode == 0
         until(lambda: client.get("/v1/files").status_code == 401, "the key is revoked", 2)
-        status = home.run("node", "status", "--json")
-        assert status.returncode == 0, status.stderr
-        doctor = home.run("doctor")
-        assert doctor.returncode == 0, doctor.stdout
     assert home.run("users", "password", "ada", stdin="new password\n" * 2).returncode == 0
     assert home.run("users", "deactivate", "ada").returncode == 0
     assert home.run("users", "delete", "ada", "--yes").returncode == 0
     assert "ada" not in home.run("users", "list").stdout
-    assert home.run("node", "status").returncode == 1
 
 
 def test_no_temp_file_in_the_data_path(home: Home, tmp_path: Path) -> None:

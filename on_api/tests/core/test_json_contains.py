@@ -37,7 +37,7 @@ def engine(postgres: str) -> Any:
 
 
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(document=OBJECTS, wanted=OBJECTS)
 def test_as_postgresql(engine: Engine, document: dict[str, Any], wanted: dict[str, Any]) -> None:

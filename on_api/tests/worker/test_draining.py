@@ -23,7 +23,7 @@ from on_api.tests.worker.network import Peer
 
 
 @pytest.mark.parametrize(
-    "count", [200, pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    "count", [100, pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
 def test_workers_share_a_queue(
     here: Peer,
@@ -33,7 +33,7 @@ def test_workers_share_a_queue(
 ) -> None:
     """Two of them, pins of three users, some of one CID: each is pinned, the node is asked for each
     CID once."""
-    cids = [cid for part in range(0, count, 200) for cid in here.add_many(random_files(200))]
+    cids = [cid for part in range(0, count, 100) for cid in here.add_many(random_files(100))]
     database_url = postgres_database()
     idle = settings_for(database_url, ipfs=here.ipfs, worker=WorkerSettings(embedded=False))
     working = settings_for(

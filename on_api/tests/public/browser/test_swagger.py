@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from on_api.tests.conftest import PASSWORD, Account, Server
-from on_api.tests.public.conftest import needs_chromium
+from on_api.tests.public.browser.conftest import needs_chromium
 
 pytestmark = needs_chromium
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from on_api.core.setting_groups import GatewaySettings, TrafficSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
-from on_api.tests.public.conftest import browsing, needs_chromium
+from on_api.tests.public.browser.conftest import browsing, needs_chromium
 from on_api.tests.public.test_gateway import pin_folder
 from on_api.tests.worker.conftest import MakeSettings, account_of
 
@@ -77,7 +77,7 @@ def test_no_worker_from_a_page_of_our_own_origin(
 
 
 def test_a_used_up_budget_sends_browsers_elsewhere(
-    settings_for: MakeSettings, sqlite_database: DatabaseMaker, kubo: Kubo
+    browser: Browser, settings_for: MakeSettings, sqlite_database: DatabaseMaker, kubo: Kubo
 ) -> None:
     """They show the same page, from the operator's other gateway."""
     other = str(kubo.ipfs.gateway_url)
@@ -90,7 +90,7 @@ def test_a_used_up_budget_sends_browsers_elsewhere(
         folder, _ = pin_folder(kubo, ada, {"index.html": b"<title>here</title>moved, not gone"})
         with server.new_user(admin=True).client as admin:
             admin.patch(f"/v1/users/{ada.id}", json={"egress_budget": 10}).raise_for_status()
-        with browsing(server.url, other) as page:
+        with browsing(browser, server.url, other) as page:
             page.goto(f"{server.url}/ipfs/{folder}/?filename=x%20y.html")
             assert page.url == f"{other}/ipfs/{folder}/?filename=x%20y.html"
             assert page.inner_text("body") == "moved, not gone"

@@ -1,0 +1,71 @@
+"""A real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+
+from on_api.tests.conftest import DatabaseMaker, Server
+
+CHROMIUM = shutil.which("chromium")
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true",
+    reason="needs Debian's chromium (apt-get install chromium)",
+)
+
+
+@pytest.fixture(scope="session")
+def new_database(sqlite_database: DatabaseMaker) -> DatabaseMaker:
+    """One kind is enough: what is tested here is what a page does."""
+    return sqlite_database
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A running Chromium."""
+    assert CHROMIUM is not None, "CI=true, and there is no chromium"
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                # Every name but ours leads nowhere.
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            ],
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page whose browser reaches our server and nothing else; the test fails if it tried."""
+    with browsing(browser, server.url) as opened:
+        yield opened
+
+
+@contextmanager
+def browsing(browser: Browser, *origins: str) -> Iterator[Page]:
+    """A page that remembers nothing of others and reaches these origins and nothing else; fails
+    if it tried."""
+    strangers: list[str] = []
+
+    def watch(request: Request) -> None:
+        if not request.url.startswith((*origins, "data:", "blob:")):
+            strangers.append(request.url)
+
+    with browser.new_context() as context:
+        opened = context.new_page()
+        opened.on("request", watch)
+        opened.set_default_timeout(20_000)
+        yield opened
+    assert not strangers
