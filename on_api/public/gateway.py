@@ -116,7 +116,10 @@ class Gateway:
             return False
         size = len(answer.body)
         ticket = self._meter.try_open(verdict.charges[0], size)
-        if ticket is None or not ticket.take(size):
+        if ticket is None:
+            return False
+        if not ticket.take(size):
+            ticket.withdraw()
             return False
         identity = _new_id().encode()
         write = scope.get(WRITE_WHOLE)

@@ -120,6 +120,15 @@ class Ticket:
             row.unchanged += 1
         elif self._cut or not 200 <= status < 400:
             row.failed += 1
+        self._release(row)
+
+    def withdraw(self) -> None:
+        """Nothing was answered with it after all: no request is counted."""
+        row, self._row = self._row, None
+        if row is not None:
+            self._release(row)
+
+    def _release(self, row: _Row) -> None:
         row.tickets -= 1
         for account in self._accounts:
             account.tickets -= 1
