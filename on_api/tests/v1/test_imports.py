@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -161,28 +163,37 @@ def test_states(resting: Server, carol: Account) -> None:
     assert carol.client.get(url).status_code == 404
 
 
+@contextmanager
+def services_of(settings: Settings) -> Iterator[Services]:
+    """What a process without a server has."""
+    services = Services.build(settings, connect_node(settings))
+    yield services
+    asyncio.run(services.close())
+
+
 def test_a_rotation_of_the_master_secret(
     settings_for: Callable[..., Settings], sqlite_database: DatabaseMaker
 ) -> None:
     """Credentials that are still needed are sealed anew with everything else."""
     old = settings_for(sqlite_database())
-    services = Services.build(old, connect_node(old))
-    spec = SourceSpec("pinning_api", endpoint="https://pins.example", token=TOKEN)
-    with services.database.session_scope() as session:
-        user = services.users.create(session, "ada", None, COMMAND_LINE, is_admin=False)
-        row = services.imports.create(session, user.id, ImportRequest(spec))
     new = settings_for(
         old.sqlalchemy_url,
         secret_key=SecretStr("another master secret, which comes after it"),
         previous_secret_keys=[old.secret_key],
     )
     keyring = Keyring.load(new)
-    assert rotate_rows(services.database, keyring, new).sealed_anew == 1
-    with services.database.session_scope(write=False) as session:
-        row = session.get_one(Import, row.id)
-        assert needed_versions(session) == {keyring.version: 1}
-    after = Services.build(new, connect_node(new)).imports
-    assert after.open_spec(row.id, row.secret_version or 0, row.secrets or b"").token == TOKEN
+    with services_of(old) as services:
+        spec = SourceSpec("pinning_api", endpoint="https://pins.example", token=TOKEN)
+        with services.database.session_scope() as session:
+            user = services.users.create(session, "ada", None, COMMAND_LINE, is_admin=False)
+            row = services.imports.create(session, user.id, ImportRequest(spec))
+        assert rotate_rows(services.database, keyring, new).sealed_anew == 1
+        with services.database.session_scope(write=False) as session:
+            row = session.get_one(Import, row.id)
+            assert needed_versions(session) == {keyring.version: 1}
+    with services_of(new) as services:
+        opened = services.imports.open_spec(row.id, row.secret_version or 0, row.secrets or b"")
+        assert opened.token == TOKEN
 
 
 def test_over_the_quota(server: Server, alice: Account, bob: Account) -> None:
