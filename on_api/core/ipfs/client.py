@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from on_api.core.errors import NodeError
 from on_api.core.ipfs.cid import Cid
 
 
@@ -26,6 +27,14 @@ class Added:
     """Bytes of the file."""
     dag_size: int
     """Cumulative size of the DAG in bytes: what the file costs on the node."""
+
+
+class StoredUnpinned(NodeError):
+    """All of a file is on the node, but no pin of it: never made, or taken away at once."""
+
+    def __init__(self, added: Added) -> None:
+        super().__init__("The IPFS node stored the file but did not pin it.")
+        self.added = added
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,8 @@ class IpfsNode(Protocol):
         `pin_name`.
 
         Returns only when the root's CID, its size and its pin have been verified with the node. An
-        exception raised by `source` comes out as it is, and then nothing was pinned.
+        exception raised by `source` comes out as it is, and then nothing was pinned. Raises
+        `StoredUnpinned` when all is there but the pin: the same may just have been unpinned.
         """
         ...
 

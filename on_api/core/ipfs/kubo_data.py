@@ -21,7 +21,7 @@ import aiohttp
 from on_api.core.errors import BadRequest, NodeError, NodeTruncated
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
-from on_api.core.ipfs.client import Added, DagStat, PinStatus
+from on_api.core.ipfs.client import Added, DagStat, PinStatus, StoredUnpinned
 from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
 from on_api.core.setting_groups import IpfsSettings
 
@@ -72,8 +72,10 @@ class KuboData:
         sent = _Sent()
         params = {**ADD_OPTIONS, "pin": "true", "pin-name": pin_name, "progress": "false"}
         cid, dag_size = _root(await self._send("add", params, source, sent))
-        await self._verify(cid, sent)
-        return Added(cid=cid, size=sent.size, dag_size=dag_size)
+        added = Added(cid=cid, size=sent.size, dag_size=dag_size)
+        if not await self._is_pinned(cid, sent):
+            raise StoredUnpinned(added)
+        return added
 
     async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
         """See `IpfsNode.import_blocks`."""
@@ -187,8 +189,8 @@ class KuboData:
         clock.reschedule(loop.time() + self._limits.finish_timeout)
         yield waiting + f"\r\n--{boundary}--\r\n".encode()
 
-    async def _verify(self, cid: str, sent: _Sent) -> None:
-        """Raise unless this root is what was sent, complete, and pinned recursively."""
+    async def _is_pinned(self, cid: str, sent: _Sent) -> bool:
+        """Whether this root is pinned recursively. Raises unless it is what was sent, complete."""
         if sent.size <= CHUNK_BYTES:
             # One raw block: its CID proves every byte.
             if cid != raw_leaf_cid(sent.head.digest()):
@@ -198,8 +200,7 @@ class KuboData:
             size, pin = await asyncio.gather(self._file_size(cid), self._pin_status(cid))
             if size != sent.size:
                 raise NodeTruncated("The IPFS node stored less than was sent.")
-        if pin is None:
-            raise NodeError("The IPFS node stored the file but did not pin it.")
+        return pin is not None
 
     async def _file_size(self, cid: str) -> int:
         """The size that the UnixFS root states, in bytes."""

@@ -21,7 +21,7 @@ from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
-from on_api.core.ipfs.client import Added, IpfsNode
+from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User, UserUsage
@@ -205,7 +205,14 @@ class UploadService:
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
         passage = FilePassage(None if sealing is None else sealing.encryptor)
-        added = await self._node.add(intake.through(file.body, passage), pin_name=lease.pin_name)
+        try:
+            added = await self._node.add(
+                intake.through(file.body, passage), pin_name=lease.pin_name
+            )
+        except StoredUnpinned as error:
+            # The removal of the same content has come between the node's pin and our look at it.
+            added = error.added
+            await self._keeper.secure(added.cid, lease.id)
         media_type = file.media_type or sniff(file.name, passage.head)
         return _Stored(file, added, passage.size, passage.digest.digest(), media_type, sealing)
 

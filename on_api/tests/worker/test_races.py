@@ -103,6 +103,27 @@ def test_an_upload_while_it_is_unpinned(
         check_invariants(racing.services.database, here.pins().keys())
 
 
+def test_an_upload_whose_pin_is_taken_away_at_once(
+    racing: Server, proxy: RpcProxy, here: Peer
+) -> None:
+    """The removal comes between the node's pin and our look at it: it is pinned again."""
+    data = os.urandom(5000)
+    cid = build_file(data).cid
+    with account_of(racing) as ada, ThreadPoolExecutor() as pool:
+        removing = proxy.hold("pin/rm")
+        delete(ada, ada.upload(data))
+        removing.wait_until_reached()
+        looking = proxy.hold("pin/ls")
+        upload = pool.submit(ada.upload, data)
+        looking.wait_until_reached()
+        removing.open()
+        until(lambda: cid not in here.pins(), "it is unpinned")
+        looking.open()
+        assert content_of(ada, upload.result()["id"]) == data
+        assert cid in here.pins()
+        check_invariants(racing.services.database, here.pins().keys())
+
+
 def test_a_pin_while_it_is_unpinned(racing: Server, proxy: RpcProxy, here: Peer) -> None:
     """By its last user and another one: both get it, and the node has it once."""
     data = os.urandom(5000)
