@@ -106,7 +106,7 @@ async def file_response(
 async def have_counted(request: Request, meter: Meter, charge: Charge, length: int | None) -> None:
     """Have the answer to a request counted, of `length` bytes (None: not known; 0: only that it
     was asked). Raises `EgressBudgetExceeded` when a budget leaves less."""
-    request.scope[TICKET] = meter.try_open(charge, length) or await meter.open(charge, length)
+    request.scope[TICKET] = await meter.open(charge, length)
 
 
 def redirect_to_fallback(

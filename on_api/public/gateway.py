@@ -334,12 +334,10 @@ class Gateway:
         *others, last = charges
         for charge in others:
             try:
-                return self._meter.try_open(charge, length) or await self._meter.open(
-                    charge, length
-                )
+                return await self._meter.open(charge, length)
             except EgressBudgetExceeded:
                 continue
-        return self._meter.try_open(last, length) or await self._meter.open(last, length)
+        return await self._meter.open(last, length)
 
     async def _refuse_root(
         self, request: GatewayRequest, delivery: Delivery, target: GatewayPath

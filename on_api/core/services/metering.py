@@ -208,12 +208,13 @@ class Meter:
 
     async def open(self, charge: Charge, length: int | None) -> Ticket:
         """Begin to count an answer of `length` bytes (None: not known; 0: only its request, which
-        is always free).
+        is always free). Where memory alone can say so, nothing is awaited.
 
         Raises `EgressBudgetExceeded` when a budget leaves less, `DatabaseUnavailable` when nobody
         can say.
         """
-        self.now()
+        if (ticket := self.try_open(charge, length)) is not None:
+            return ticket
         if length != 0:
             await self._admit(charge, START_BYTES if length is None else length, length is None)
         return Ticket(self, charge, self.accounts_of(charge))
