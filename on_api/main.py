@@ -22,7 +22,7 @@ from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, Metering, RequestContext
-from on_api.core.models.migrations import check_revision
+from on_api.core.models.revisions import check_revision
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
@@ -112,8 +112,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 
     for version in VERSIONS:
-        add_flat(app, version.router)
-    add_flat(app, shares.router)
+        add_flat(app.router, version.router)
+    add_flat(app.router, shares.router)
     app.include_router(health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     return app

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from on_api.cli import collector
 from on_api.cli.context import (
     end_politely_when_told,
     load_settings,
@@ -65,6 +66,7 @@ def serve(
                 )
             )
         app = create_app(settings)
+        collector.begin()
         if node is not None:
             node.on_restart = app.state.services.distrust_pins
         server = uvicorn.Server(
@@ -112,7 +114,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 def _check_database(settings: Settings) -> None:
-    from on_api.core.models.migrations import check_revision
+    from on_api.core.models.revisions import check_revision
 
     database = open_database(settings)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until

@@ -27,7 +27,7 @@ from on_api.core.crypto.secrets import (
     rotate_secret_file,
 )
 from on_api.core.errors import ServiceUnavailable, StartupError
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import MIB, AuthSettings
 from on_api.core.settings import Settings
 
