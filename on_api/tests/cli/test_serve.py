@@ -20,6 +20,7 @@ import pytest
 
 from on_api.tests.cli.processes import Home
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds the node's process by /proc, which only Linux has"
@@ -80,7 +81,7 @@ def test_from_nothing_to_the_first_file_and_a_clean_end(home: Home) -> None:
             f"{home.url}/ipfs/{file['cid']}",
             f"http://localhost:{home.gateway_port}/ipfs/{file['cid']}",
         ):
-            seen = httpx.get(url, trust_env=False, follow_redirects=False)
+            seen = httpx.get(url, verify=NO_TLS, trust_env=False, follow_redirects=False)
             assert (seen.status_code, seen.content) == (200, data)
         assert client.get("/v1/users/me").json()["username"] == "admin"
         process.send_signal(signal.SIGINT)

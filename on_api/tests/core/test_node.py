@@ -27,6 +27,7 @@ from on_api.core.ipfs.repo import config_differences, kubo_environment, peer_id_
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 
 SECRET = "bearer:a secret of the tests"
 AUTHORIZATION = {"Authorization": "Bearer a secret of the tests"}
@@ -57,7 +58,7 @@ class Talk:
         """An RPC with the secret, unless `headers` says otherwise."""
         url = f"http://127.0.0.1:{self.settings.rpc_port}/api/v0/{call}"
         arguments: dict[str, object] = {"headers": AUTHORIZATION, "timeout": 20, **request}
-        return httpx.post(url, trust_env=False, **arguments)  # type: ignore[arg-type]
+        return httpx.post(url, verify=NO_TLS, trust_env=False, **arguments)  # type: ignore[arg-type]
 
     def add(self, data: bytes) -> str:
         """The CID under which the node has stored and pinned the bytes."""
@@ -67,7 +68,7 @@ class Talk:
     def get(self, path: str, host: str = "127.0.0.1") -> httpx.Response:
         """What the gateway answers."""
         url = f"http://{host}:{self.settings.gateway_port}{path}"
-        return httpx.get(url, trust_env=False, timeout=20, follow_redirects=False)
+        return httpx.get(url, verify=NO_TLS, trust_env=False, timeout=20, follow_redirects=False)
 
     def serves(self) -> bool:
         """Whether the gateway answers."""

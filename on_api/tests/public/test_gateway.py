@@ -23,6 +23,7 @@ from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
 from on_api.tests.deadline import until
 from on_api.tests.pins import add_pin, forms_of
+from on_api.tests.plain_http import NO_TLS
 from on_api.tests.public.gateway_corpus import RawClient, add_folder, raw_client
 
 Make = Callable[..., Settings]
@@ -396,7 +397,7 @@ def test_the_deny_list_by_command_beside_a_running_server(tmp_path: Path) -> Non
     with home.serving(), home.client(key) as client:
         file = client.put("/v1/files?name=x", content=some_bytes()).json()
         assert file["gateway_url"] == f"http://localhost:{home.port}/ipfs/{file['cid']}"
-        nobody = httpx.Client(base_url=home.url, trust_env=False)
+        nobody = httpx.Client(base_url=home.url, verify=NO_TLS, trust_env=False)
         path = f"/ipfs/{file['cid']}"
         with nobody:
             assert [nobody.get(path).status_code for _ in range(3)] == [200] * 3
