@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.cid import Cid
 
@@ -81,7 +82,7 @@ class Exchanged:
 class IpfsNode(Protocol):
     """One IPFS node (or what acts as one)."""
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """Store `source` as one UnixFS file of the profile in `cid.py` and pin it recursively as
         `pin_name`.
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
@@ -63,7 +64,7 @@ class KuboNode(KuboPins):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         return await self._data.add(source, pin_name=pin_name)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import (
@@ -28,7 +29,7 @@ class MeasuredNode:
         self._node = node
         self._metrics = metrics
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         with self._measured("add"):
             return await self._node.add(source, pin_name=pin_name)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import BlocksMissing, NodeError
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import Cid
@@ -24,7 +25,7 @@ class MemoryNode:
         self._blocks: dict[Cid, bytes] = {}
         self._pins: dict[str, str] = {}
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         data = b"".join([chunk async for chunk in source])
         root = build_file(data)

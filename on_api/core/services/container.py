@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
+from on_api.core.blocks import BlockSize
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose
@@ -91,6 +92,8 @@ class Services:
     idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
+    block_size: BlockSize
+    """Of uploads under way."""
     pins_doubtful: threading.Event
     """Set while the node's pins have to be looked through."""
 
@@ -122,7 +125,8 @@ class Services:
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
-        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size)
+        block_size = BlockSize()
+        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size, block_size)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(
@@ -185,6 +189,7 @@ class Services:
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
+            block_size=block_size,
             pins_doubtful=doubtful,
         )
 

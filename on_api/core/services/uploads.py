@@ -20,6 +20,7 @@ from typing import Any
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
 from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
@@ -60,7 +61,7 @@ class IncomingFile:
     name: str
     media_type: str | None
     meta: dict[str, Any]
-    body: AsyncIterator[bytes]
+    body: AsyncIterator[Bytes]
     audience: Audience | None = None
 
 
@@ -148,7 +149,7 @@ class UploadService:
 
     async def _look_at(self, file: IncomingFile) -> bytes:
         digest, size = hashlib.sha256(), 0
-        async for block in blocks(file.body, self._limits.idle_timeout):
+        async for block in blocks(file.body, self._limits):
             size += len(block)
             if size > self._limits.max_file_size:
                 raise PayloadTooLarge
