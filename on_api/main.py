@@ -27,6 +27,7 @@ from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
 from on_api.core.services.rotation import secret_problem
+from on_api.core.services.siblings import Sibling
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
 from on_api.public.gateway import Gateway
@@ -55,9 +56,13 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -> Application:
+def create_app(
+    settings: Settings | None = None,
+    node: IpfsNode | None = None,
+    sibling: Sibling | None = None,
+) -> Application:
     """The application. Without arguments: settings from the environment, and the Kubo that they
-    name.
+    name. `sibling`: it is one of several processes at one address.
 
     Its lifespan raises `StartupError` for a database that is not at the revision this code needs.
     Without the master secret what needs none goes on, and the log says so.
@@ -72,6 +77,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         lifespan=_lifespan,
     )
     app.state.services = services
+    app.state.sibling = sibling
+    app.state.is_up = lambda: None
     app.gateway = Gateway(services)
 
     handlers = ErrorHandlers(
@@ -131,16 +138,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         lambda: threads.statistics().tasks_waiting,
     )
     await to_thread.run_sync(_check_database, services)
+    sibling: Sibling | None = app.state.sibling
+    keeps_house = sibling is None or sibling.is_first
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     services.invalidations.start()
-    housekeeper.start()
     background = [
         asyncio.create_task(services.watch.run()),
         asyncio.create_task(services.meter.run()),
     ]
-    worker = Worker(services) if services.settings.worker.embedded else None
+    if sibling is not None:
+        background.append(asyncio.create_task(sibling.run(services.metrics.exposition)))
+    worker = Worker(services) if services.settings.worker.embedded and keeps_house else None
+    if keeps_house:
+        housekeeper.start()
     if worker is not None:
         worker.start()
+    app.state.is_up()
     try:
         yield
     finally:
@@ -150,7 +163,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.meter.close()
         if worker is not None:
             await worker.stop()
-        await to_thread.run_sync(housekeeper.stop)
+        if keeps_house:
+            await to_thread.run_sync(housekeeper.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()
 
