@@ -44,6 +44,7 @@ from on_api.core.errors import (
 )
 from on_api.core.models import File as FileRow
 from on_api.core.multipart import MultipartReader
+from on_api.core.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
 from on_api.core.responses import file_response, redirect_to_fallback
 from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
 from on_api.core.schemas.files import (
@@ -57,6 +58,7 @@ from on_api.core.schemas.files import (
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
 from on_api.core.services.files import (
+    FileFacts,
     change_file,
     delete_file,
     files_of,
@@ -169,7 +171,25 @@ def list_my_files(
     return FileList(count=count, items=items)
 
 
+async def _recall_one_file(request: PlainRequest, file_id: str) -> JsonAnswer | None:
+    """`get_one_file` from memory, or by one visit to a thread."""
+    answers, user_id = request.services.file_answers, request.principal.user_id
+    body = answers.recall(user_id, file_id)
+    if body is None:
+        wanted = canonical_id(file_id)
+        if wanted is None:
+            return None
+        gateway = request.services.settings.base_url
+
+        def render(facts: FileFacts) -> bytes:
+            return File.of(facts, gateway).model_dump_json().encode()
+
+        body = await run_in_threadpool(answers.look_up, user_id, wanted, render)
+    return JsonAnswer(200, body)
+
+
 @router.get("/{file_id}", responses=documented(NotFound))
+@served_plainly(_recall_one_file)
 def get_one_file(
     file_id: uuid.UUID, principal: FilesRead, session: SessionDep, services: ServicesDep
 ) -> File:
