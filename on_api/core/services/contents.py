@@ -113,8 +113,8 @@ def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
 
 def room_of(session: Session, usage: UserUsage) -> int | None:
     """Bytes that a user's quota leaves; None without a quota. Exact while `usage` is locked."""
-    # Once read it is remembered for as long as the transaction lasts.
-    quota = session.get_one(User, usage.user_id).storage_quota
+    # Through `usage`, which holds it: the session alone would forget it and read it each time.
+    quota = usage.user.storage_quota
     return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
 
 
