@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from inspect import unwrap
 from typing import TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match, Route
@@ -57,6 +58,13 @@ class PlainRequest:
     async def receive(self) -> Message:
         """The server's messages, those first that were taken already."""
         return self._taken.pop(0) if self._taken else await self._receive()
+
+    def query(self, known: Collection[str]) -> dict[str, str] | None:
+        """The query's parameters, where none but those known are there, each once."""
+        text = self.scope["query_string"].decode("latin-1")
+        given = parse_qsl(text, keep_blank_values=True)
+        query = dict(given)
+        return query if len(query) == len(given) and query.keys() <= set(known) else None
 
     async def json(self, model: type[Model]) -> Model | None:
         """The body, where it is JSON that the model takes; None where FastAPI has to say what is

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, exists, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
-from on_api.core.models import Content, Holding, Pin, User, UserUsage
+from on_api.core.models import Content, Holding, Pin, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
 from on_api.core.models.invalidation import contents_changed

@@ -69,7 +69,13 @@ from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.services.visibility import find_change
-from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
+from on_api.core.upload_forms import (
+    PASSPHRASE_HEADER,
+    UploadOptions,
+    announced_by_body,
+    announced_by_form,
+    incoming_files,
+)
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
@@ -134,7 +140,23 @@ async def upload_files(
     return await _store(services, principal, files, announced, attempt)
 
 
+async def _upload_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
+    """`upload_file` of a public file, or of a private one for its owner alone."""
+    given = request.query(("name", "visibility", "meta"))
+    if given is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
+        return None
+    services = request.services
+    options = UploadOptions(services.settings.files.default_visibility)
+    for option in ("name", "visibility", "meta"):
+        if option in given:
+            options.set(option, given[option])
+    whole = Request(request.scope, request.receive)
+    file = await upload_file(whole, request.principal, None, options, services)
+    return JsonAnswer(201, file.model_dump_json().encode())
+
+
 @router.put("", status_code=201, responses=_UPLOAD_ERRORS, openapi_extra={"requestBody": RAW_BODY})
+@served_plainly(_upload_plainly)
 async def upload_file(
     request: Request,
     principal: FilesWrite,
