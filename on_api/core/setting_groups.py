@@ -138,6 +138,12 @@ class FilesSettings(Group):
         120, ge=10, le=3600, description="Life of an upload's lease; renewed while it runs."
     )
     max_parts: int = Field(1000, ge=1, le=10_000, description="Parts in one multipart upload.")
+    answers_bytes: int = Field(
+        16 * MIB,
+        ge=0,
+        le=2**40,
+        description="Memory of a process for answers about files (their metadata); 0: none.",
+    )
 
 
 class PinsSettings(Group):

@@ -25,6 +25,7 @@ from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.egress import EgressLedger
+from on_api.core.services.file_answers import FileAnswers
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.gateway import GatewayPolicy
@@ -71,6 +72,7 @@ class Services:
     identities: IdentityService
     private_files: PrivateFiles
     reader: FileReader
+    file_answers: FileAnswers
     visibility: VisibilityService
     uploads: UploadService
     shares: ShareService
@@ -145,6 +147,7 @@ class Services:
             identities=identities,
             private_files=private_files,
             reader=FileReader(node, private_files, hashers),
+            file_answers=FileAnswers(database, invalidations, settings.files.answers_bytes),
             visibility=VisibilityService(leases, bell.ring_after),
             uploads=UploadService(
                 database,

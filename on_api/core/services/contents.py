@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, exists, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
-from on_api.core.models import Content, Holding, Pin, User, UserUsage
+from on_api.core.models import Content, Holding, Pin, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
 from on_api.core.models.invalidation import contents_changed
@@ -113,8 +113,8 @@ def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
 
 def room_of(session: Session, usage: UserUsage) -> int | None:
     """Bytes that a user's quota leaves; None without a quota. Exact while `usage` is locked."""
-    # Once read it is remembered for as long as the transaction lasts.
-    quota = session.get_one(User, usage.user_id).storage_quota
+    # Through `usage`, which holds it: the session alone would forget it and read it each time.
+    quota = usage.user.storage_quota
     return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
 
 
