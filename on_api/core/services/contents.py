@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -148,12 +148,20 @@ def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
 def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
     """The `created_at` of a user's next reference, strictly later than all before: `before` and
     `after` then never skip one. A multiple of `step`; `usage` is locked."""
+    usage.last_created_at = next(moments_after(usage.last_created_at, step=step))
+    return usage.last_created_at
+
+
+def moments_after(last: datetime | None, *, step: timedelta) -> Iterator[datetime]:
+    """Moments for a user's next references, after the `last` one given to any: see
+    `next_moment`."""
     epoch = datetime.fromtimestamp(0, tz=utc_now().tzinfo)
     ticks = (utc_now() - epoch) // step
-    if usage.last_created_at is not None:
-        ticks = max(ticks, (usage.last_created_at - epoch) // step + 1)
-    usage.last_created_at = epoch + ticks * step
-    return usage.last_created_at
+    if last is not None:
+        ticks = max(ticks, (last - epoch) // step + 1)
+    while True:
+        yield epoch + ticks * step
+        ticks += 1
 
 
 def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
