@@ -33,7 +33,7 @@ MOST_BYTES = 8 * 1024 * 1024
 """Of the blocks in one bundle."""
 AT_ONCE = 2
 """Trips to the node at the same time."""
-ENOUGH = 8
+ENOUGH = 32
 """Uploads for which a second trip is begun beside a bundle under way."""
 
 Alone = Callable[[], Awaitable[Sequence[File]]]
