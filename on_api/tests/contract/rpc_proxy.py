@@ -117,6 +117,7 @@ class RpcProxy:
                 holding = [gate for gate in gates if gate.holds_answer]
                 if self._cut.get(call.command):
                     _all_of(node)
+                    client.shutdown(socket.SHUT_RDWR)  # the other thread reads from it still
                 elif holding:
                     answer = _all_of(node)
                     for gate in holding:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from on_api.core.errors import NodeError, QuotaExceeded, Unauthorized
-from on_api.core.models import File, Lease, User
+from on_api.core.models import Content, File, Lease, User
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
