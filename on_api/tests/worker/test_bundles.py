@@ -14,6 +14,8 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from on_api.core.errors import NodeError, QuotaExceeded, Unauthorized
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.dag import DAG_CBOR
 from on_api.core.models import Content, File, Lease, User
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
@@ -385,7 +387,7 @@ def test_the_node_fails(
     orphans = {
         cid
         for kind, cid in troubles(fsck(calm))
-        if kind is Kind.ORPHAN_PIN and cid in pins(calm.settings)
+        if kind is Kind.ORPHAN_PIN and Cid.from_text(cid).codec == DAG_CBOR
     }
     assert len(orphans) == (command == "pin/add" and answer)
     assert not troubles(fsck(calm, repair=True))
