@@ -398,8 +398,9 @@ def test_the_node_fails(
     assert [member.read() for member in again] == [member.data for member in members]
 
 
+@pytest.mark.parametrize("unpinned", [False, True])
 def test_the_lease_is_lost_before_the_record(
-    calm: Server, user: Account, proxy: RpcProxy, behind: Settings
+    calm: Server, user: Account, proxy: RpcProxy, behind: Settings, unpinned: bool
 ) -> None:
     """As when the process slept for hours and somebody cleaned up: nothing is recorded."""
     gate = proxy.hold("pin/add", answer=True)
@@ -409,7 +410,8 @@ def test_the_lease_is_lost_before_the_record(
         with calm.services.database.session_scope() as session:
             ours = session.scalars(select(Lease).where(Lease.lease_until > utc_now())).all()
             session.execute(delete(Lease).where(Lease.id.in_([lease.id for lease in ours])))
-        assert not troubles(fsck(calm, repair=True))  # unpins it
+        if unpinned:
+            assert not troubles(fsck(calm, repair=True))
         gate.open()
         members = sending.result()
     assert not any(isinstance(member.file, File) for member in members)
@@ -440,19 +442,20 @@ def test_a_bundle_goes_while_its_content_comes_back(
     assert (got.content, again.read()) == (members[0].data, members[1].data)
 
 
+@pytest.mark.parametrize("answer", [False, True], ids=["before", "after"])
 def test_a_content_dies_while_it_gets_its_own_pin(
-    calm: Server, user: Account, proxy: RpcProxy, behind: Settings
+    calm: Server, user: Account, proxy: RpcProxy, behind: Settings, answer: bool
 ) -> None:
-    """Thinning out has pinned it and not yet said so: that pin goes too."""
+    """Thinning out is about to pin it, or has and not yet said so: that pin goes too."""
     members = bundle(calm, some(user, 6))
     last = members[5]
     for member in members[:5]:
         member.delete()
-    gate = proxy.hold("pin/add", answer=True)
+    gate = proxy.hold("pin/add", answer=answer)
     with ThreadPoolExecutor() as pool:
         freeing = pool.submit(free, behind)
         gate.wait_until_reached()
-        assert last.cid in pins(calm.settings)
+        assert (last.cid in pins(calm.settings)) == answer
         last.delete()
         free(calm.settings)
         gate.open()
