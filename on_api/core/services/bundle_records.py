@@ -13,16 +13,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Row, bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
 from on_api.core.ipfs.bundle import Block, Bundle
-from on_api.core.models import Content, Database, Event, File, Holding, Lease, User, UserUsage
+from on_api.core.models import Content, Database, Event, File, Lease, User, UserUsage
 from on_api.core.models.content import ABSENT, PINNED
-from on_api.core.models.database import Base, new_id, utc_now
+from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import bundles, contents, maintenance, reservations
+from on_api.core.services.bundle_statements import (
+    counting,
+    dialect_of,
+    inserting,
+    locking,
+    settling,
+    table_of,
+)
 from on_api.core.services.idempotency import Answered, Claim, IdempotencyService
 from on_api.core.services.leases import GIVEN_UP, UPLOAD
 from on_api.core.services.pin_names import PinNames
@@ -126,7 +133,7 @@ class BundleRecords:
                     }
                 )
             if leases:
-                session.execute(insert(_table(Lease)), leases)
+                session.execute(inserting(Lease), leases)
             going = {lease["user_id"] for lease in leases}
             admitted = [upload for upload in uploads if upload.user_id in going]
             cids = {file.cid for upload in admitted for file in upload.files}
@@ -205,8 +212,8 @@ class BundleRecords:
             columns += own
             recorded[upload] = [File(**each) for each in own]
         if columns:
-            session.execute(insert(_table(File)), columns)
-            session.execute(insert(_table(Event)), [_created(each) for each in columns])
+            session.execute(inserting(File), columns)
+            session.execute(inserting(Event), [_created(each) for each in columns])
         for upload, files in recorded.items():
             if upload.claim is not None and upload.answer is not None:
                 self._idempotency.finish(session, upload.claim, upload.answer(files))
@@ -285,15 +292,7 @@ def _lock_contents(
     ]
     if not rows:
         return _Contents({}, set(), set())
-    table = _table(Content)
-    statement = _insert(session, table)
-    # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
-    locking = statement.on_conflict_do_update(
-        index_elements=["cid"], set_={"dag_size": table.c.dag_size}
-    ).returning(
-        table.c.cid, table.c.state, table.c.pin_root_id, table.c.dag_size, table.c.unreferenced_at
-    )
-    found = {row.cid: row for row in session.execute(locking, rows)}
+    found = {row.cid: row for row in session.execute(locking(dialect_of(session)), rows)}
     if bundle is not None and found.pop(root).state != PINNED:
         raise ServiceUnavailable(GIVEN_UP)  # taken for what a crash had left
     # What was removed before lives in the bundle now, whatever became of its own pin.
@@ -311,7 +310,7 @@ def _lock_contents(
 
 
 def _revive(session: Session, root: str, sizes: dict[str, int]) -> None:
-    table = _table(Content)
+    table = table_of(Content)
     session.connection().execute(
         update(table)
         .where(table.c.cid == bindparam("member"))
@@ -333,14 +332,8 @@ def _hold(
     references = Counter((upload.user_id, file.cid) for upload in uploads for file in upload.files)
     if not references:
         return {}
-    table = _table(Holding)
-    statement = _insert(session, table)
-    counting = statement.on_conflict_do_update(
-        index_elements=["user_id", "cid"],
-        set_={"reference_count": table.c.reference_count + statement.excluded.reference_count},
-    ).returning(table.c.user_id, table.c.cid, table.c.reference_count, table.c.charged_bytes)
     held = session.execute(
-        counting,
+        counting(dialect_of(session)),
         [
             {
                 "user_id": user_id,
@@ -385,16 +378,8 @@ def _settle(
         if lease["user_id"] in accounts
     ]
     if changes:
-        table = _table(UserUsage)
         session.connection().execute(
-            update(table)
-            .where(table.c.user_id == bindparam("owner"))
-            .values(
-                file_count=table.c.file_count + bindparam("added"),
-                storage_bytes=table.c.storage_bytes + bindparam("stored"),
-                reserved_bytes=table.c.reserved_bytes - bindparam("given_back"),
-                last_created_at=bindparam("last"),
-            ),
+            settling(),
             changes,
         )
 
@@ -446,15 +431,3 @@ def _are(leases: Iterable[dict[str, Any]]) -> tuple[Any, Any]:
         Lease.id.in_([lease["id"] for lease in rows]),
         Lease.token.in_([lease["token"] for lease in rows]),
     )
-
-
-def _insert(session: Session, table: Table) -> Any:
-    dialect = session.get_bind().dialect.name
-    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-
-
-def _table(model: type[Base]) -> Table:
-    table = model.__table__
-    if not isinstance(table, Table):
-        raise TypeError(f"{model.__name__} is no plain table")
-    return table
