@@ -1,4 +1,4 @@
-"""Kubo's data plane by aiohttp: uploads stream into RPC `add`, blocks into `dag/import`, downloads
+"""Kubo's data plane: uploads stream into RPC `add`, blocks into `dag/import`, downloads
 come from the node's gateway.
 
 Kubo reports failures in mid-stream in an HTTP trailer after a 200, which no Python client shows:
@@ -25,7 +25,13 @@ from on_api.core.errors import BadRequest, NodeError, NodeTruncated
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
 from on_api.core.ipfs.client import Added, DagStat, PinStatus, StoredUnpinned
-from on_api.core.ipfs.kubo_http import KuboHttp, failure, translate, unexpected
+from on_api.core.ipfs.kubo_http import (
+    KuboHttp,
+    failure,
+    translate,
+    unexpected,
+    unexpected_content,
+)
 from on_api.core.setting_groups import IpfsSettings
 
 JOINED_BYTES = 64 * 1024
@@ -128,32 +134,16 @@ class KuboData:
             yield _nothing()
             return
         last = offset + length - 1
-        response = await self._http.get_content(cid, {"Range": f"bytes={offset}-{last}"})
+        answer = await self._http.get_content(cid, [("Range", f"bytes={offset}-{last}")])
         try:
-            if response.status != 206 or response.content_length != length:
-                raise await unexpected(response)
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-{last}/"):
+            if answer.status != 206 or answer.length != length:
+                raise await unexpected_content(answer)
+            told = dict(answer.headers).get(b"content-range", b"")
+            if not told.startswith(b"bytes %d-%d/" % (offset, last)):
                 raise NodeError("The IPFS node answered another range.")
-            yield self._chunks(response, length)
+            yield answer.chunks()
         finally:
-            # Not `release`: what is left of a body that nobody wants is not worth reading.
-            response.close()
-
-    async def _chunks(self, response: aiohttp.ClientResponse, length: int) -> AsyncIterator[bytes]:
-        left = length
-        while left > 0:
-            try:
-                # Only this wait is the node's: a slow reader of ours doesn't run this clock.
-                async with asyncio.timeout(self._limits.stall_timeout):
-                    chunk = await response.content.readany()
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise translate(error) from error
-            if not chunk:
-                raise NodeTruncated
-            left -= len(chunk)
-            if left < 0:
-                raise NodeError("The IPFS node sent more than was asked for.")
-            yield chunk
+            answer.close()
 
     async def _send(
         self, command: str, params: Mapping[str, str], source: AsyncIterator[Bytes], sent: _Sent

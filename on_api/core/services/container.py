@@ -10,10 +10,8 @@ from datetime import timedelta
 
 from on_api.core.blocks import BlockSize
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose
-from on_api.core.errors import StartupError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
 from on_api.core.ipfs.node_gateway import NodeGateway
@@ -22,6 +20,7 @@ from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
 from on_api.core.services.accelerated import AcceleratedAnswers
+from on_api.core.services.accounts import Accounts
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
 from on_api.core.services.capacity import Capacity
@@ -104,21 +103,15 @@ class Services:
 
         Without a master secret everything goes on that needs none: `keyring.problem` says so.
         """
-        try:
-            keyring = Keyring.load(settings)
-        except StartupError as error:
-            keyring = Keyring.without_secret(error.details)
-        database = Database(settings)
+        accounts = Accounts.build(settings)
+        keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
+        database, invalidations = accounts.database, accounts.invalidations
         metrics = _watched(database)
         node = MeasuredNode(node, metrics)
-        invalidations = Invalidations(database)
-        scrypt = Scrypt.load(settings)
-        hasher = PasswordHasher(scrypt, log_n=settings.auth.scrypt_log_n)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(
             database, identities, keyring, scrypt, settings.auth.passphrase_log_n
         )
-        keys = KeyService(keyring, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
             database, Sealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
@@ -146,9 +139,9 @@ class Services:
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
             invalidations=invalidations,
             authenticator=Authenticator(database, keyring, invalidations),
-            login=LoginService(database, hasher, keys, settings.auth),
-            users=UserService(hasher, keys, invalidations),
-            keys=keys,
+            login=LoginService(database, hasher, accounts.keys, settings.auth),
+            users=accounts.users,
+            keys=accounts.keys,
             identities=identities,
             private_files=private_files,
             reader=FileReader(node, private_files, hashers),

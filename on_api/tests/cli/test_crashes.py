@@ -23,6 +23,7 @@ from on_api.core.models import Content, Database, File, Holding, Lease, UserUsag
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="starts and kills whole process trees, as on Linux"
@@ -82,6 +83,7 @@ def pins_on_node(home: Home) -> dict[str, str]:
         f"http://127.0.0.1:{home.rpc_port}/api/v0/pin/ls",
         params={"type": "recursive", "names": "true"},
         headers={"Authorization": str(authorization(rpc_auth_of(settings.home / "ipfs")))},
+        verify=NO_TLS,
         trust_env=False,
     )
     return {normalise(cid): pin["Name"] for cid, pin in answer.json()["Keys"].items()}
