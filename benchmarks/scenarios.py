@@ -256,6 +256,25 @@ def memory(stage: Stage) -> list[Figure]:
 
 
 @scenario(SQLITE)
+def memory_many(stage: Stage) -> list[Figure]:
+    """The most that the serving process ever holds while very many send a file at once. Every one
+    of them is stored, else there is no figure."""
+    at_once = stage.sizes.many
+    figures = []
+    for name, make in (
+        ("PUT", OnApi.put),
+        ("multipart", OnApi.post),
+        ("private", partial(OnApi.put, visibility="private")),
+    ):
+        with stage.on_api() as on_api:
+            measure(replace(make(on_api, MIB), count=at_once, concurrency=at_once))
+            peak = peak_memory(on_api.pid) / MIB
+        work = f"peak RSS, {at_once} of 1 MiB at once, {name}"
+        figures.append(Figure(work, "MiB", [peak], at_most=512))
+    return figures
+
+
+@scenario(SQLITE)
 def start(stage: Stage) -> list[Figure]:
     """The second start, as `make run` does it once all is installed."""
     with stage.home() as home:

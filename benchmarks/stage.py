@@ -44,6 +44,8 @@ class Sizes:
     """Bytes of the file whose memory is watched."""
     uploads: int = 1000
     """Small files in one round."""
+    many: int = 500
+    """Uploads at once whose memory is watched."""
     gets: int = 10_000
     pages: int = 200
     files: int = 1_000_000
@@ -55,6 +57,7 @@ QUICK = Sizes(
     large=2**26,
     huge=2**28,
     uploads=200,
+    many=60,
     gets=500,
     pages=20,
     files=20_000,
