@@ -20,6 +20,7 @@ import requests
 
 from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
+from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
@@ -77,6 +78,10 @@ class KuboNode(KuboPins):
     async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
         """See `IpfsNode.import_blocks`."""
         return await self._data.import_blocks(blocks)
+
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """See `IpfsNode.store_bundle`."""
+        await self._data.store_bundle(bundle, pin_name=pin_name)
 
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""

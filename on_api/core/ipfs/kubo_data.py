@@ -22,6 +22,7 @@ from aiohttp.http import StreamWriter
 
 from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, NodeError, NodeTruncated
+from on_api.core.ipfs.bundle import Block, Bundle
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
 from on_api.core.ipfs.client import Added, DagStat, PinStatus, StoredUnpinned
@@ -124,6 +125,15 @@ class KuboData:
         if _imported(answer) != car.blocks:
             raise NodeTruncated("The IPFS node stored fewer blocks than were sent.")
         return DagStat(car.bytes, car.blocks)
+
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """See `IpfsNode.store_bundle`."""
+        await self.import_blocks(_all_of(bundle))
+        # All its blocks are there, so this walks on the node's own disk and asks nobody.
+        query = {"arg": str(bundle.cid), "name": pin_name}
+        pinned = await self._http.call("pin/add", query, self._limits.finish_timeout)
+        if pinned.get("Pins") != [str(bundle.cid)]:
+            raise NodeTruncated("The IPFS node did not pin these files.")
 
     @asynccontextmanager
     async def read(
@@ -262,6 +272,12 @@ def _imported(answer: bytes) -> int:
         return int(json.loads(answer)["Stats"]["BlockCount"])
     except (ValueError, KeyError, TypeError) as error:
         raise NodeTruncated from error
+
+
+async def _all_of(bundle: Bundle) -> AsyncIterator[Block]:
+    for block in bundle.blocks:
+        yield block
+    yield bundle.cid, bundle.node
 
 
 async def _nothing() -> AsyncIterator[bytes]:

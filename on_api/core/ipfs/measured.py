@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 
 from on_api.core.blocks import Bytes
 from on_api.core.errors import OnApiError
+from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import (
     Added,
@@ -84,6 +85,11 @@ class MeasuredNode:
         """See `IpfsNode.import_blocks`."""
         with self._measured("import_blocks"):
             return await self._node.import_blocks(blocks)
+
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """See `IpfsNode.store_bundle`."""
+        with self._measured("store_bundle"):
+            await self._node.store_bundle(bundle, pin_name=pin_name)
 
     async def connect(self, address: str) -> None:
         """See `IpfsNode.connect`."""

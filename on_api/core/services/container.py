@@ -23,8 +23,11 @@ from on_api.core.services.accelerated import AcceleratedAnswers
 from on_api.core.services.accounts import Accounts
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
+from on_api.core.services.bundle_records import BundleRecords
+from on_api.core.services.bundling import Bundler
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.egress import EgressLedger
+from on_api.core.services.file_answers import FileAnswers
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.gateway import GatewayPolicy
@@ -71,6 +74,7 @@ class Services:
     identities: IdentityService
     private_files: PrivateFiles
     reader: FileReader
+    file_answers: FileAnswers
     visibility: VisibilityService
     uploads: UploadService
     shares: ShareService
@@ -120,6 +124,7 @@ class Services:
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         leases = LeaseService(database, names, settings.files.lease_seconds)
+        lease_life = timedelta(seconds=settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
         ledger = EgressLedger(database, settings.traffic)
@@ -145,6 +150,7 @@ class Services:
             identities=identities,
             private_files=private_files,
             reader=FileReader(node, private_files, hashers),
+            file_answers=FileAnswers(database, invalidations, settings.files.answers_bytes),
             visibility=VisibilityService(leases, bell.ring_after),
             uploads=UploadService(
                 database,
@@ -158,6 +164,12 @@ class Services:
                 idempotency,
                 private_files,
                 meter,
+                Bundler(
+                    node,
+                    BundleRecords(database, names, idempotency, lease_life),
+                    metrics,
+                    settings.files.bundle_below,
+                ),
             ),
             shares=ShareService(database, hasher, settings.auth),
             meter=meter,
