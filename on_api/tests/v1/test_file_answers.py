@@ -91,7 +91,7 @@ def test_a_change_is_seen_at_once_here_and_soon_there(pair: Pair, ada: Account) 
     until(lambda: ada.client.get(settled).json()["visibility"] == "private", "it is private")
     for ask in (lambda: ada.client.get(f"/v1/files/{file_id}").json(),
                 lambda: pair.reads(file_id, ada.key)):  # fmt: skip
-        until(lambda ask=ask: ask()["visibility"] == "private", "it is shown", HEARD_SECONDS)  # type: ignore[misc,index]
+        until(lambda ask=ask: ask()["visibility"] == "private", "it is shown", HEARD_SECONDS)  # type: ignore[misc]
 
     pair.know(file_id, ada)
     assert ada.client.delete(f"/v1/files/{file_id}").status_code == 204
