@@ -80,6 +80,8 @@ def test_what_is_usual_is_answered_without_the_framework(
         usual: list[tuple[str, str, dict[str, Any]]] = [
             ("GET", f"/{version}/files/{file_id}", {}),
             ("PUT", f"/{version}/files?name=x", {"content": b"x"}),
+            ("GET", f"/{version}/files/{file_id}/content", {}),
+            ("HEAD", f"/{version}/files/{file_id}/content?download=1", {}),
             ("POST", f"/{version}/pins", {"json": {"cid": CID, "name": "x"}}),
         ]
         for method, url, more in usual:
@@ -212,6 +214,45 @@ def test_uploads_are_taken_alike_both_ways(server: Server, alice: Account) -> No
     with server.client() as anonymous:
         for who in callers(alice):
             both_ways(anonymous, "PUT", "/v1/files?name=a", who, content=b"x")
+
+
+CONDITIONS: list[dict[str, str]] = [
+    {},
+    {"Range": "bytes=2-4"},
+    {"Range": "bytes=-3"},
+    {"Range": "bytes=99-"},
+    {"Range": "bytes=0-1,3-4"},
+    {"If-None-Match": "*"},
+    {"If-Match": '"another"'},
+    {"If-Range": '"another"', "Range": "bytes=1-"},
+    {"On-Api-Passphrase": "some passphrase"},
+]
+
+
+def test_content_is_the_same_both_ways(server: Server, alice: Account, bob: Account) -> None:
+    """Public, private, by a passphrase, somebody else's; ranges, conditions, queries, callers."""
+    secret = {"On-Api-Passphrase": "some passphrase"}
+    sealed = alice.client.put(
+        "/v1/files?name=s&visibility=private", content=b"hello world", headers=secret
+    ).json()
+    files = [
+        alice.upload(b"hello world", name="ä.txt"), alice.upload(b""), sealed,
+        alice.upload(b"hello world", visibility="private"), bob.upload(b"hello world"),
+    ]  # fmt: skip
+    statuses = set()
+    for method in ("GET", "HEAD"):
+        for file in files:
+            url = f"/v1/files/{file['id']}/content"
+            for headers in CONDITIONS:
+                statuses.add(both_ways(alice.client, method, url, headers).status_code)
+            for query in ("download=1", "download=0", "download=", "download=x", "raw=1", "x=1"):
+                both_ways(alice.client, method, f"{url}?{query}", {})
+    assert statuses == {200, 206, 304, 400, 404, 412, 416}
+    for file_id in ("0", uuid.uuid4(), str(files[0]["id"]).upper()):
+        both_ways(alice.client, "GET", f"/v2/files/{file_id}/content", {})
+    with server.client() as anonymous:
+        for who in callers(alice):
+            both_ways(anonymous, "GET", f"/v1/files/{files[0]['id']}/content", who)
 
 
 def test_a_short_cut_needs_a_principal() -> None:
