@@ -22,12 +22,13 @@ from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, Metering, RequestContext
-from on_api.core.models.migrations import check_revision
+from on_api.core.models.revisions import check_revision
 from on_api.core.plain import PlainRoutes
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
 from on_api.core.services.rotation import secret_problem
+from on_api.core.services.siblings import Sibling
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
 from on_api.public.gateway import Gateway
@@ -56,9 +57,13 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -> Application:
+def create_app(
+    settings: Settings | None = None,
+    node: IpfsNode | None = None,
+    sibling: Sibling | None = None,
+) -> Application:
     """The application. Without arguments: settings from the environment, and the Kubo that they
-    name.
+    name. `sibling`: it is one of several processes at one address.
 
     Its lifespan raises `StartupError` for a database that is not at the revision this code needs.
     Without the master secret what needs none goes on, and the log says so.
@@ -75,6 +80,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
+    app.state.sibling = sibling
+    app.state.is_up = lambda: None
     app.gateway = Gateway(services)
 
     handlers = ErrorHandlers(
@@ -115,8 +122,8 @@ def create_app(settings: Settings | None = None, node: IpfsNode | None = None) -
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 
     for version in VERSIONS:
-        add_flat(app, version.router)
-    add_flat(app, shares.router)
+        add_flat(app.router, version.router)
+    add_flat(app.router, shares.router)
     app.router.middleware_stack = PlainRoutes(app.router.app, app.router.routes, services)
     app.include_router(health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
@@ -135,16 +142,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         lambda: threads.statistics().tasks_waiting,
     )
     await to_thread.run_sync(_check_database, services)
+    sibling: Sibling | None = app.state.sibling
+    keeps_house = sibling is None or sibling.is_first
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     services.invalidations.start()
-    housekeeper.start()
     background = [
         asyncio.create_task(services.watch.run()),
         asyncio.create_task(services.meter.run()),
     ]
-    worker = Worker(services) if services.settings.worker.embedded else None
+    if sibling is not None:
+        background.append(asyncio.create_task(sibling.run(services.metrics.exposition)))
+    worker = Worker(services) if services.settings.worker.embedded and keeps_house else None
+    if keeps_house:
+        housekeeper.start()
     if worker is not None:
         worker.start()
+    app.state.is_up()
     try:
         yield
     finally:
@@ -154,7 +167,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.meter.close()
         if worker is not None:
             await worker.stop()
-        await to_thread.run_sync(housekeeper.stop)
+        if keeps_house:
+            await to_thread.run_sync(housekeeper.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()
 

@@ -3,15 +3,14 @@ together."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from on_api.cli import collector
 from on_api.cli.context import (
     end_politely_when_told,
     load_settings,
@@ -21,18 +20,27 @@ from on_api.cli.context import (
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 
-GRACE_SECONDS = 30
-"""How long transfers under way may go on after Ctrl-C."""
+if TYPE_CHECKING:
+    from on_api.core.ipfs.node import ManagedNode
 
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to serve on.", min=1, max=65535)] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes that serve; more than one on PostgreSQL.", min=1, max=64),
+    ] = None,
 ) -> None:
     """Serve the API; runs and watches over the IPFS node unless ON_API_IPFS__RPC_URL names one."""
-    given = {"host": host, "port": port}
+    given = {"host": host, "port": port, "processes": processes}
     settings = load_settings()
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
+    if settings.processes > 1 and settings.uses_sqlite:
+        raise StartupError(
+            f"{settings.processes} processes need PostgreSQL: set ON_API_DATABASE_URL, or"
+            " ON_API_PROCESSES=1."
+        )
     # While the node starts; uvicorn has handlers of its own later.
     end_politely_when_told()
     # What can be known to fail is found before anything is started.
@@ -41,20 +49,19 @@ def serve(
         from on_api.core.ipfs.node import check_home
 
         check_home(settings.home)
-    listener = _bind(settings)
+
+    from on_api.cli.serving import open_listeners
+
+    listeners = open_listeners(settings, settings.processes)
     _check_database(settings)
 
-    import uvicorn
-
-    from on_api.cli.http_protocol import BoundedHttp
     from on_api.core.logging import configure_logging
-    from on_api.main import create_app
 
     configure_logging(settings.log)
-    _keep_freed_memory()
-    node = None
     with ExitStack() as stack:
-        stack.callback(listener.close)
+        for listener in listeners:
+            stack.callback(listener.close)
+        node = None
         if settings.manages_node:
             from on_api.core.ipfs.node import ManagedNode
             from on_api.core.ipfs.repo import rpc_auth_for
@@ -64,55 +71,44 @@ def serve(
                     settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
                 )
             )
-        app = create_app(settings)
-        if node is not None:
-            node.on_restart = app.state.services.distrust_pins
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=BoundedHttp,
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                # create_app decides whom to believe, by ON_API_TRUSTED_PROXIES.
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
-        )
-        _say_what_to_try(settings)
-        # uvicorn has ended everything by then; it raises the signal once more for whoever waits.
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
-    if not server.started:
-        raise StartupError("The API could not start; the log above says why.")
-
-
-def _bind(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        # Taken from here on, though answered only when all is up: a second start fails now, not
-        # later.
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            cure = "set ON_API_HOST to an address of this machine."
+        if settings.processes > 1:
+            _serve_by_many(settings, listeners, node)
         else:
-            cure = "stop what uses it, or choose another with ON_API_PORT (make run PORT=…)."
-        raise StartupError(
-            f"Can't serve on {settings.host} port {settings.port} ({error.strerror}): {cure}"
-        ) from None
-    listener.set_inheritable(True)
-    return listener
+            _serve_alone(settings, listeners[0], node)
+
+
+def _serve_alone(settings: Settings, listener: socket.socket, node: ManagedNode | None) -> None:
+    from on_api.cli.serving import build_server, keep_freed_memory, run_server
+    from on_api.main import create_app
+
+    keep_freed_memory()
+    app = create_app(settings)
+    collector.begin()
+    if node is not None:
+        node.on_restart = app.state.services.distrust_pins
+    server = build_server(app)
+    _say_what_to_try(settings)
+    run_server(server, listener)
+
+
+def _serve_by_many(
+    settings: Settings, listeners: list[socket.socket], node: ManagedNode | None
+) -> None:
+    from on_api.cli.crew import Crew
+    from on_api.core.services.siblings import prepare_folder
+
+    prepare_folder(settings.home)
+    address = {"ON_API_HOST": settings.host, "ON_API_PORT": str(settings.port)}
+    crew = Crew(listeners, address)
+    collector.begin()
+    if node is not None:
+        node.on_restart = crew.node_restarted
+    _say_what_to_try(settings)
+    crew.run()
 
 
 def _check_database(settings: Settings) -> None:
-    from on_api.core.models.migrations import check_revision
+    from on_api.core.models.revisions import check_revision
 
     database = open_database(settings)
     try:
@@ -120,19 +116,6 @@ def _check_database(settings: Settings) -> None:
             check_revision(session.connection())
     finally:
         database.dispose()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what streams free and take again, instead of giving it back to the system and
-    asking for zeroed pages each time (mallopt(3)); elsewhere nothing."""
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(trim_threshold, 256 * 1024 * 1024)
-    mallopt(top_pad, 16 * 1024 * 1024)
-    mallopt(mmap_threshold, 64 * 1024 * 1024)
 
 
 def _say_what_to_try(settings: Settings) -> None:

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to serve on.")
     port: Port = Field(8000, description="Port to serve on.")
+    processes: int = Field(
+        1, ge=1, le=64, description="Processes that serve; more than one needs PostgreSQL."
+    )
     public_url: str | None = Field(
         None, description="The address people use, for every URL given out."
     )
@@ -205,6 +208,11 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.home.absolute() / 'on-api.db'}"
+
+    @property
+    def uses_sqlite(self) -> bool:
+        """Whether the database is a file, which has a single writer."""
+        return self.sqlalchemy_url.startswith("sqlite")
 
     @property
     def manages_node(self) -> bool:

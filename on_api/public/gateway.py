@@ -31,7 +31,7 @@ from on_api.core.errors import (
     Unauthorized,
 )
 from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
-from on_api.core.ipfs.node_gateway import Headers, NodeAnswer
+from on_api.core.ipfs.node_connection import Headers, NodeAnswer
 from on_api.core.logging import EXTRA, request_id
 from on_api.core.services import access
 from on_api.core.services.access import Principal

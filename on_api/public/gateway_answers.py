@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from on_api.core.errors import ContentDamaged, NodeTruncated, OnApiError
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.endings import CarEnding, TarEnding, ending_of
-from on_api.core.ipfs.node_gateway import Headers, NodeAnswer
+from on_api.core.ipfs.node_connection import Headers, NodeAnswer
 from on_api.core.responses import until_disconnect
 from on_api.core.services.hot_answers import HotAnswer, HotAnswers, Key, is_authentic, is_constant
 from on_api.core.services.metering import Ticket
@@ -25,9 +25,6 @@ from on_api.core.services.metering import Ticket
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """Pages work, in an origin of their own that nothing else has: no cookie, no storage, no API of
 ours is theirs to read."""
-JOINED_BYTES = 64 * 1024
-"""A body that is not over this is read to its end before a byte goes out."""
-
 WRITE_WHOLE = "on_api.write_whole"
 """Where on-api's own server puts, in the scope, its way to write bytes that were put together
 before: `write(head, body)`, which says whether it did."""
@@ -152,8 +149,8 @@ class Delivery:
         """
         plain = self._method == "GET" and answer.status == 200
         ending = ending_of(dict(answer.headers).get(b"content-type", b"")) if plain else None
-        if answer.length is not None and answer.length <= JOINED_BYTES:
-            body = b"".join([chunk async for chunk in answer.chunks()])
+        body = answer.whole
+        if body is not None and answer.length is not None:
             _require_whole(ending, body)
             if gathering is not None:
                 gathering.take(body)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
 
 from on_api.core.dependencies import ServicesDep
 from on_api.core.metrics import CONTENT_TYPE
 from on_api.core.schemas.node import Check, Health, Readiness
 from on_api.core.services.readiness import check_readiness
+from on_api.core.services.siblings import Sibling
 
 router = APIRouter(tags=["health"])
 
@@ -29,6 +31,10 @@ async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
 
 
 @router.get("/metrics")
-async def get_metrics(services: ServicesDep) -> Response:
+async def get_metrics(services: ServicesDep, request: Request) -> Response:
     """For Prometheus. Holds no names and no content; a proxy should keep it inside all the same."""
-    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE)
+    text = services.metrics.exposition()
+    sibling: Sibling | None = request.app.state.sibling
+    if sibling is not None:
+        text = await to_thread.run_sync(sibling.joined, text)
+    return Response(text, media_type=CONTENT_TYPE)

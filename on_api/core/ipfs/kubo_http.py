@@ -1,5 +1,5 @@
-"""HTTP to one Kubo by aiohttp: the session, its short and its long answers, and what its failures
-mean.
+"""HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway by `node_http.py`,
+and what its failures mean.
 
 Knows no command of Kubo's; `kubo_data.py` and `kubo_pins.py` are built on it.
 """
@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -25,6 +25,8 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
+from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.node_http import NodeHttp
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 READ_BUFFER = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
+MAX_WORDS_BYTES = 4096
+"""Of what it says of a failure."""
 _NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
 _REFUSED_BLOCK = re.compile(r'import failed at block \\?"(\w{1,128})')
 _MISSING = "was not found locally"
@@ -43,9 +47,8 @@ class NotPinned(NodeError):
     """Kubo's way to say that there is no such pin: as an error."""
 
 
-def open_session(limits: IpfsSettings, **more: Any) -> aiohttp.ClientSession:
-    """A session with a node: as many connections as it takes, bytes as they come. `more` is
-    aiohttp's."""
+def open_session(limits: IpfsSettings) -> aiohttp.ClientSession:
+    """A session with a node's RPC: as many connections as it takes, bytes as they come."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_timeout),
@@ -53,7 +56,7 @@ def open_session(limits: IpfsSettings, **more: Any) -> aiohttp.ClientSession:
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        **more,
+        headers={"User-Agent": "on-api"},
     )
 
 
@@ -63,18 +66,19 @@ class KuboHttp:
     def __init__(self, settings: Settings, authorization: str | None) -> None:
         self.rpc_url = settings.rpc_url
         self.headers = {} if authorization is None else {"Authorization": authorization}
-        self._gateway = settings.gateway_url
+        self._gateway = NodeHttp(settings.gateway_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None
 
     def session(self) -> aiohttp.ClientSession:
         """The one session, made at the first call."""
         if self._session is None:
-            self._session = open_session(self._limits, headers={"User-Agent": "on-api"})
+            self._session = open_session(self._limits)
         return self._session
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._gateway.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -137,19 +141,11 @@ class KuboHttp:
             raise translate(error) from error
 
     async def get_content(
-        self, path: str, headers: Mapping[str, str], params: Mapping[str, str] | None = None
-    ) -> aiohttp.ClientResponse:
-        """The gateway's answer for `/ipfs/<path>`, its body still to come; the caller closes it."""
-        try:
-            async with asyncio.timeout(self._limits.stall_timeout):
-                return await self.session().get(
-                    f"{self._gateway}/ipfs/{path}",
-                    params=params,
-                    headers={"Accept-Encoding": "identity", **headers},
-                    allow_redirects=False,
-                )
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise translate(error) from error
+        self, path: str, headers: Sequence[tuple[str, str]], query: str = ""
+    ) -> NodeAnswer:
+        """The gateway's answer for `/ipfs/<path>`, its body still to come; the caller closes it.
+        Raises a `NodeError` in bounded time."""
+        return await self._gateway.ask("GET", f"/ipfs/{path}{query}", headers)
 
 
 def _last_object(rest: bytes) -> dict[str, Any]:
@@ -178,16 +174,29 @@ async def unexpected(
 ) -> NodeError | InsufficientStorage | BadCar:
     """The error for a status that was not expected; what Kubo said goes to the log."""
     try:
-        body = await response.content.read(4096)
+        body = await response.content.read(MAX_WORDS_BYTES)
     except aiohttp.ClientError:
         body = b""
-    message = body.decode(errors="replace").strip()
+    return _refusal(response.status, body)
+
+
+async def unexpected_content(answer: NodeAnswer) -> NodeError | InsufficientStorage | BadCar:
+    """The same for an answer of the gateway."""
+    try:
+        body = await anext(answer.chunks(), b"")
+    except NodeError:
+        body = b""
+    return _refusal(answer.status, body)
+
+
+def _refusal(status: int, body: bytes) -> NodeError | InsufficientStorage | BadCar:
+    message = body[:MAX_WORDS_BYTES].decode(errors="replace").strip()
     # Everyday answers to questions that may well be answered no.
     level = logging.DEBUG if any(words in message for words in _EVERYDAY) else logging.WARNING
-    logger.log(level, "Kubo answered %s: %s", response.status, message[:500])
-    if response.status in {401, 403}:
+    logger.log(level, "Kubo answered %s: %s", status, message[:500])
+    if status in {401, 403}:
         return NodeRefused()
-    if response.status in {504, 408}:
+    if status in {504, 408}:
         return NodeTimeout()
     return failure(message)
 

@@ -6,18 +6,15 @@ Kubo ends its work when the connection is closed: cancelling the caller cancels 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
-
-import aiohttp
 
 from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
 from on_api.core.ipfs.car import MAX_BLOCK_BYTES
 from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, PinStatus
-from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, translate, unexpected
+from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, unexpected_content
 from on_api.core.setting_groups import IpfsSettings
 
 CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
@@ -113,33 +110,32 @@ class KuboPins:
     @asynccontextmanager
     async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """See `IpfsNode.car`."""
-        response = await self._http.get_content(cid, {"Accept": CAR_TYPE}, {"format": "car"})
+        answer = await self._http.get_content(cid, [("Accept", CAR_TYPE)], "?format=car")
         try:
-            if response.status == 404:
+            if answer.status == 404:
                 raise BlocksMissing
-            if response.status != 200:
-                raise await unexpected(response)
-            yield self._chunks(response)
+            if answer.status != 200:
+                raise await unexpected_content(answer)
+            yield answer.chunks()
         finally:
-            response.close()
+            answer.close()
 
     async def block(self, cid: str) -> bytes | None:
         """See `IpfsNode.block`."""
-        query = {"format": "raw"}
-        response = await self._http.get_content(cid, {"Accept": BLOCK_TYPE}, query)
+        answer = await self._http.get_content(cid, [("Accept", BLOCK_TYPE)], "?format=raw")
         try:
-            if response.status == 404:
+            if answer.status == 404:
                 return None
-            if response.status != 200:
-                raise await unexpected(response)
+            if answer.status != 200:
+                raise await unexpected_content(answer)
             block = bytearray()
-            async for chunk in self._chunks(response):
+            async for chunk in answer.chunks():
                 block += chunk
                 if len(block) > MAX_BLOCK_BYTES:
                     raise NodeError("The IPFS node sent more than a block.")
             return bytes(block)
         finally:
-            response.close()
+            answer.close()
 
     async def connect(self, address: str) -> None:
         """See `IpfsNode.connect`."""
@@ -164,17 +160,6 @@ class KuboPins:
                     raise NodeError("The IPFS node could not remove every block.")
                 removed += "Key" in line
         return removed
-
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        while True:
-            try:
-                async with asyncio.timeout(self._limits.stall_timeout):
-                    chunk = await response.content.readany()
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise translate(error) from error
-            if not chunk:
-                return
-            yield chunk
 
 
 def _flag(value: bool) -> str:

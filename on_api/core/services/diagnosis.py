@@ -108,7 +108,7 @@ def _secret(settings: Settings) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     from on_api.core.models import Database
-    from on_api.core.models.migrations import check_revision
+    from on_api.core.models.revisions import check_revision
 
     database = Database(settings)
     try:
@@ -197,11 +197,19 @@ async def _ask_for_config(settings: Settings) -> dict[str, object]:
 
 
 def _pool(settings: Settings, allowed: int) -> Finding:
-    wanted = settings.database.pool_size + settings.database.max_overflow
-    details = f"{wanted} connections a process at most, {allowed} allowed by the server"
+    # One more in each process hears the news of the others.
+    of_one = settings.database.pool_size + settings.database.max_overflow + 1
+    wanted = of_one * settings.processes
+    details = (
+        f"{wanted} at most of {settings.processes} serving process(es), {allowed} allowed by the"
+        " server"
+    )
     if wanted < allowed:
         return Finding("connections", Verdict.OK, details)
-    cure = "lower ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (with ON_API_THREADS), or raise it"
+    cure = (
+        "lower ON_API_PROCESSES, or ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (with"
+        " ON_API_THREADS), or raise max_connections"
+    )
     return Finding("connections", Verdict.WARNING, details, cure)
 
 

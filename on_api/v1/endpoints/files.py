@@ -45,6 +45,7 @@ from on_api.core.errors import (
 from on_api.core.models import File as FileRow
 from on_api.core.multipart import MultipartReader
 from on_api.core.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
+from on_api.core.request_bodies import body_of
 from on_api.core.responses import file_response, redirect_to_fallback
 from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
 from on_api.core.schemas.files import (
@@ -132,7 +133,7 @@ async def upload_files(
     """
     reader = MultipartReader(
         request.headers.get("content-type", ""),
-        request.stream(),
+        body_of(request, services.block_size),
         max_parts=services.settings.files.max_parts,
     )
     announced = announced_by_form(request.headers)
@@ -168,7 +169,8 @@ async def upload_file(
     if "content-range" in request.headers:
         # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
         raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
-    file = options.describe_file(request.stream(), None, request.headers.get("content-type"))
+    body = body_of(request, services.block_size)
+    file = options.describe_file(body, None, request.headers.get("content-type"))
 
     async def only_this() -> AsyncIterator[IncomingFile]:
         yield file

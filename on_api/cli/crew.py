@@ -1,0 +1,170 @@
+"""Several serving processes of one `on-api serve`: started, started again when one ends, ended
+together (ADR 0018).
+
+Each is a program of its own (`member.py`), tied to this one by a socket: what it says there is that
+it is up; what it hears is that the node was restarted; and when the other end is gone, it ends too,
+however this process has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from on_api.core.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 30.0
+"""Seconds before one is started again: the first, doubled at each next one, and the most."""
+STEADY_AFTER = 60.0
+"""Seconds up after which the next restart begins with `FIRST_PAUSE` again."""
+PATIENCE_SECONDS = 15.0
+"""How much longer than their transfers may take they are waited for at the end."""
+
+UP = b"u"
+NODE_RESTARTED = b"r"
+
+
+@dataclass(eq=False)
+class _Member:
+    """A place in the crew, and who has it at the moment."""
+
+    number: int
+    listener: socket.socket
+    """Ours too: who waits to be accepted by one that has died is accepted by the next one."""
+    process: subprocess.Popen[bytes] | None = None
+    line: socket.socket | None = None
+    is_up: bool = False
+    began: float = 0.0
+    pause: float = FIRST_PAUSE
+    due: float = 0.0
+    """When it is to be started, on the clock of `time.monotonic`."""
+
+
+class Crew:
+    """As many processes as there are listeners. `environment` is that of each."""
+
+    def __init__(self, listeners: Sequence[socket.socket], environment: Mapping[str, str]) -> None:
+        self._members = [_Member(number, each) for number, each in enumerate(listeners)]
+        self._environment = {**os.environ, **environment}
+        self._selector = selectors.DefaultSelector()
+        self._was_up = False
+
+    def run(self) -> None:
+        """Keep them up until Ctrl-C or its like, then end them. Raises `StartupError` when one
+        can't start while none ever has."""
+        try:
+            while True:
+                self._start_due()
+                self._hear()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._end()
+
+    def node_restarted(self) -> None:
+        """Tell the one that works on pins. From any thread."""
+        line = self._members[0].line
+        if line is not None:
+            with suppress(OSError):  # it has just died: the next one looks by itself
+                line.send(NODE_RESTARTED, socket.MSG_DONTWAIT)
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for member in self._members:
+            if member.process is None and now >= member.due:
+                self._start(member)
+
+    def _start(self, member: _Member) -> None:
+        ours, theirs = socket.socketpair()
+        given = (member.listener.fileno(), theirs.fileno())
+        # -P: never from the folder that we were started in.
+        program = [sys.executable, "-P", "-m", "on_api.cli.member"]
+        try:
+            member.process = subprocess.Popen(
+                [*program, str(member.number), *map(str, given)],
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
+                pass_fds=given,
+                # A Ctrl-C in the terminal is for us, who end them when all is told.
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        member.line, member.is_up, member.began = ours, False, time.monotonic()
+        self._selector.register(ours, selectors.EVENT_READ, member)
+
+    def _hear(self) -> None:
+        due = [member.due for member in self._members if member.process is None]
+        wait = max(0.0, min(due) - time.monotonic()) if due else None
+        for key, _ in self._selector.select(wait):
+            member: _Member = key.data
+            try:
+                said = member.line.recv(64) if member.line is not None else b""
+            except ConnectionError:
+                said = b""
+            if said:
+                member.is_up = self._was_up = True
+            else:
+                self._has_ended(member)
+
+    def _has_ended(self, member: _Member) -> None:
+        code = self._let_go(member)
+        if not self._was_up:
+            raise StartupError("The API could not start; the log above says why.")
+        now = time.monotonic()
+        if member.is_up and now - member.began >= STEADY_AFTER:
+            member.pause = FIRST_PAUSE
+        member.due = now + member.pause
+        logger.warning(
+            "serving process %d ended (code %s); another one in %.1f s",
+            member.number,
+            code,
+            member.pause,
+        )
+        member.pause = min(member.pause * 2, LONGEST_PAUSE)
+
+    def _let_go(self, member: _Member) -> int | None:
+        """Take leave of one whose line has ended: it is dead, or can't be led any more."""
+        process, member.process = member.process, None
+        if member.line is not None:
+            self._selector.unregister(member.line)
+            member.line.close()
+            member.line = None
+        if process is None:
+            return None
+        process.kill()
+        return process.wait()
+
+    def _end(self) -> None:
+        """Transfers under way may go on; nobody new is let in."""
+        from on_api.cli.serving import GRACE_SECONDS
+
+        for member in self._members:
+            member.listener.close()
+        running = [member.process for member in self._members if member.process is not None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS + PATIENCE_SECONDS
+        try:
+            for process in running:
+                process.wait(max(0.0, deadline - time.monotonic()))
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            logger.warning("not all serving processes end: killing them")
+        for member in self._members:
+            self._let_go(member)
+        self._selector.close()

@@ -1,0 +1,58 @@
+"""One of several serving processes, as `crew.py` starts it: `python -m on_api.cli.member NUMBER
+LISTENER LINE`, the latter two being descriptors that it inherits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+
+from on_api.cli import collector
+from on_api.cli.context import end_politely_when_told, load_settings
+from on_api.cli.crew import NODE_RESTARTED, UP
+from on_api.cli.serving import build_server, keep_freed_memory, run_server
+from on_api.core.errors import OnApiError
+from on_api.core.logging import configure_logging
+from on_api.core.services.siblings import Sibling
+from on_api.main import Application, create_app
+
+
+def main(number: int, listener: socket.socket, line: socket.socket) -> None:
+    """Serve until told to end, or until nobody is left who could tell it."""
+    for inherited in (listener, line):
+        inherited.set_inheritable(False)
+    settings = load_settings()
+    configure_logging(settings.log)
+    keep_freed_memory()
+    app = create_app(settings, sibling=Sibling(number, settings.home))
+    collector.begin()
+    app.state.is_up = lambda: line.send(UP)
+    threading.Thread(target=_hear, args=(line, app), name="on-api-line", daemon=True).start()
+    run_server(build_server(app), listener)
+
+
+def _hear(line: socket.socket, app: Application) -> None:
+    said = b"."
+    while said:
+        try:
+            said = line.recv(64)
+        except ConnectionError:
+            said = b""
+        if NODE_RESTARTED in said:
+            app.state.services.distrust_pins()
+    # Its like when we are told to end while the line is still there.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    end_politely_when_told()
+    place, listening, leading = map(int, sys.argv[1:])
+    try:
+        with suppress(KeyboardInterrupt):
+            main(place, socket.socket(fileno=listening), socket.socket(fileno=leading))
+    except OnApiError as error:
+        sys.stderr.write(f"on-api: {error.details}\n")
+        sys.exit(1)

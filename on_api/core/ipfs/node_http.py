@@ -1,0 +1,137 @@
+"""HTTP/1.1 to the node's gateway: our own client, since a general one takes twice the time of all
+else that a small answer costs (ADR 0018).
+
+For GET, HEAD and their like: nothing is lost by asking once more. Connections are kept. Knows
+nothing of IPFS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
+from on_api.core.ipfs.node_connection import Connection, NodeAnswer, Stale
+from on_api.core.setting_groups import IpfsSettings
+
+MAX_IDLE = 64
+"""Connections kept for the next request. Open ones are as many as there are requests."""
+IDLE_SECONDS = 15.0
+LOOK_SECONDS = 1.0
+"""Between two looks at the clock: a timer for each answer would cost more than it."""
+
+_TARGET = re.compile(r"[!-~]+")
+_BREAKS = re.compile(rb"[\r\n\x00]")
+
+
+class NodeHttp:
+    """Connections to one origin. Bound to the event loop of its first call."""
+
+    def __init__(self, origin: str, limits: IpfsSettings) -> None:
+        parts = urlsplit(origin)
+        self._prefix = parts.path
+        self._host = parts.hostname or ""
+        self._tls = parts.scheme == "https"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._lines = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode()
+        self._limits = limits
+        self._look = min(LOOK_SECONDS, limits.stall_timeout / 8)
+        self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
+        self._clock: asyncio.TimerHandle | None = None
+
+    async def ask(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]] = ()
+    ) -> NodeAnswer:
+        """Ask for a target: a path with its query, percent-encoded. Redirects are not followed.
+
+        Raises `NodeUnavailable`, `NodeTimeout` after `stall_timeout` seconds without an answer,
+        `NodeTruncated` when the connection ends before it, `NodeError` for one that is no HTTP.
+        """
+        request = self._written(method, target, headers)
+        is_head = method == "HEAD"
+        connection = self._kept()
+        if connection is not None:
+            try:
+                return await connection.exchange(request, is_head)
+            except Stale:
+                pass  # it had ended before the node could see the request: once more
+        connection = await self._connect()
+        return await connection.exchange(request, is_head)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+        for connection in [*self._idle, *self._busy]:
+            connection.fail(NodeTruncated())
+        self._idle.clear()
+
+    def _written(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+        if _TARGET.fullmatch(target) is None:
+            raise NodeError("This can't be asked of the IPFS node.")
+        lines = [f"{method} {self._prefix}{target}".encode("ascii"), self._lines]
+        for name, value in headers:
+            line = f"{name}: {value}".encode()
+            if _BREAKS.search(line) is not None:
+                raise NodeError("This can't be asked of the IPFS node.")
+            lines += (line, b"\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _kept(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()  # the one used last is the likeliest to live
+            if connection.is_open:
+                self._busy.add(connection)
+                return connection
+        return None
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        context = ssl.create_default_context() if self._tls else None
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, loop, self._limits.stall_timeout),
+                    self._host,
+                    self._port,
+                    ssl=context,
+                )
+        except TimeoutError as error:
+            raise NodeTimeout from error
+        except OSError as error:
+            raise NodeUnavailable from error
+        self._busy.add(connection)
+        if self._clock is None:
+            self._clock = loop.call_later(self._look, self._look_at_the_clock, loop)
+        return connection
+
+    # For connections.
+
+    def keep(self, connection: Connection) -> bool:
+        """Take one back that is free. False: it isn't needed."""
+        self._busy.discard(connection)
+        if self._clock is None or len(self._idle) >= MAX_IDLE:
+            return False
+        self._idle.append(connection)
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """One has ended."""
+        self._busy.discard(connection)
+
+    def _look_at_the_clock(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in [c for c in self._busy if c.is_late(now)]:
+            connection.fail(NodeTimeout())
+        while self._idle and self._idle[0].free_since < now - IDLE_SECONDS:
+            self._idle.popleft().fail(NodeTruncated())
+        self._clock = None
+        if self._idle or self._busy:
+            self._clock = loop.call_later(self._look, self._look_at_the_clock, loop)
