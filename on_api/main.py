@@ -22,7 +22,8 @@ from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, Metering, RequestContext
-from on_api.core.models.migrations import check_revision
+from on_api.core.models.revisions import check_revision
+from on_api.core.plain import PlainRoutes
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
@@ -80,6 +81,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        # Metrics are `metrics.py`'s; FastAPI would look for others' at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
     app.state.sibling = sibling
@@ -125,8 +128,9 @@ def create_app(
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
 
     for version in VERSIONS:
-        add_flat(app, version.router)
-    add_flat(app, shares.router)
+        add_flat(app.router, version.router)
+    add_flat(app.router, shares.router)
+    app.router.middleware_stack = PlainRoutes(app.router.app, app.router.routes, services)
     app.include_router(health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     return app

@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from on_api.cli import collector
 from on_api.core.errors import DatabaseUnavailable, StartupError
 from on_api.core.settings import Settings, UnknownSettingError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from on_api.core.models import Database
+    from on_api.core.services.accounts import Accounts
     from on_api.core.services.container import Services
 
 
@@ -79,19 +81,23 @@ def open_database(settings: Settings) -> Database:
     return database
 
 
+def build_services(settings: Settings) -> Services:
+    """Everything, wired up, for a command that does more than look something up."""
+    from on_api.core.services.container import Services
+    from on_api.core.services.node import connect_node
+
+    services = Services.build(settings, connect_node(settings))
+    collector.begin()
+    return services
+
+
 @contextmanager
 def command_services() -> Iterator[Services]:
     """Services on a database that is at this code's revision, for a command of more than one
     transaction."""
-    from on_api.core.models.migrations import check_revision
-    from on_api.core.services.container import Services
-    from on_api.core.services.node import connect_node
-
-    settings = load_settings()
-    services = Services.build(settings, connect_node(settings))
+    services = build_services(load_settings())
     try:
-        with services.database.session_scope(write=False) as session:
-            check_revision(session.connection())
+        _check_revision(services.database)
         yield services
     finally:
         services.hashers.shutdown()
@@ -103,6 +109,20 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
     """Services and one transaction: the edge of a command that changes the database."""
     with command_services() as services, services.database.session_scope() as session:
         yield services, session
+
+
+@contextmanager
+def account_scope() -> Iterator[tuple[Accounts, Session]]:
+    """As `command_scope`, for what needs accounts and keys only: it starts twice as fast."""
+    from on_api.core.services.accounts import Accounts
+
+    accounts = Accounts.build(load_settings())
+    try:
+        _check_revision(accounts.database)
+        with accounts.database.session_scope() as session:
+            yield accounts, session
+    finally:
+        accounts.database.dispose()
 
 
 def end_politely_when_told() -> None:
@@ -131,3 +151,10 @@ def print_table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None
     for row in table:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo(line.rstrip())
+
+
+def _check_revision(database: Database) -> None:
+    from on_api.core.models.revisions import check_revision
+
+    with database.session_scope(write=False) as session:
+        check_revision(session.connection())

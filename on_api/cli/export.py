@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import load_settings
+from on_api.cli.context import build_services, load_settings
 from on_api.cli.progress import size
 
 if TYPE_CHECKING:
@@ -63,12 +63,10 @@ async def _write(
 ) -> int:
     """Returns how many bytes there were."""
     from on_api.core.services import audit
-    from on_api.core.services.container import Services
     from on_api.core.services.exports import metadata, open_car, pins_list
-    from on_api.core.services.node import connect_node
     from on_api.core.services.users import find_user
 
-    services = Services.build(settings, connect_node(settings))
+    services = build_services(settings)
     written = 0
     try:
         with services.database.session_scope() as session:

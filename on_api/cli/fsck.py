@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import load_settings, print_json
+from on_api.cli.context import build_services, load_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.fsck.findings import Report
@@ -47,10 +47,8 @@ def fsck(
 
 
 async def _run(settings: Settings, *, repair: bool, walk: bool) -> Report:
-    from on_api.core.services.container import Services
-    from on_api.core.services.node import connect_node
 
-    services = Services.build(settings, connect_node(settings))
+    services = build_services(settings)
     try:
         return await services.fsck.run(repair=repair, walk=walk)
     finally:

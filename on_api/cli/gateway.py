@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from on_api.cli.context import (
-    command_scope,
+    account_scope,
     command_services,
     end_politely_when_told,
     print_json,
@@ -35,7 +35,7 @@ def deny(
     from on_api.core.services import deny_list
     from on_api.core.services.audit import COMMAND_LINE
 
-    with command_scope() as (_, session):
+    with account_scope() as (_, session):
         entry = deny_list.deny(session, cid, status=status, reason=reason, actor=COMMAND_LINE)
         normalised = entry.cid
     typer.echo(f"denied {normalised} ({status})")
@@ -47,7 +47,7 @@ def undeny(cid: CidArgument) -> None:
     from on_api.core.services import deny_list
     from on_api.core.services.audit import COMMAND_LINE
 
-    with command_scope() as (_, session):
+    with account_scope() as (_, session):
         deny_list.undeny(session, cid, COMMAND_LINE)
     typer.echo(f"{cid} is not denied any more")
 
@@ -59,7 +59,7 @@ def list_(
     """The list, newest first."""
     from on_api.core.services import deny_list
 
-    with command_scope() as (_, session):
+    with account_scope() as (_, session):
         rows: list[tuple[object, ...]] = [
             (entry.cid, entry.status, entry.created_at, entry.reason)
             for entry in deny_list.denied(session)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import load_settings, print_json
+from on_api.cli.context import build_services, load_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.garbage import Collection
@@ -43,10 +43,8 @@ def gc(
 
 
 async def _collect(settings: Settings, patience: float) -> Collection:
-    from on_api.core.services.container import Services
-    from on_api.core.services.node import connect_node
 
-    services = Services.build(settings, connect_node(settings))
+    services = build_services(settings)
     try:
         return await services.garbage.collect(patience)
     finally:

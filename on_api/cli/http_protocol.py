@@ -1,5 +1,6 @@
-"""The server's HTTP protocol: with a bound on what comes before (and after) a request's body, and
-two ways to give an answer that was put together before: at once, or when the application says so.
+"""The server's HTTP protocol: with a bound on what comes before (and after) a request's body, a way
+to take a large body without copies, and two to give an answer that was put together before: at
+once, or when the application says so.
 
 uvicorn and its parser gather request line, headers and trailers of any size in memory, before the
 application is asked; and it looks at every header of every answer anew, which takes longer than all
@@ -11,8 +12,11 @@ from __future__ import annotations
 from functools import partial
 from typing import cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
+from on_api.core.request_bodies import TAKE_BODY
 from on_api.public.gateway_answers import WRITE_WHOLE
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -49,9 +53,21 @@ class BoundedHttp(HttpToolsProtocol):
     """The present request was answered at once."""
     _may_be_quick = False
     """At most one answer for what came together: whoever asks for many has to take them in."""
+    _length = 0
+    """Of a body, where its head tells."""
+    _received = 0
+    """Of a body, as the parser has given it out."""
+    _unwanted = 0
+    """Of a body that was given up, what is still to come."""
+    _body: LargeBody | None = None
+    """Receives in our place now."""
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless all that it does is gather."""
+        if self._unwanted:
+            unwanted, self._unwanted = self._unwanted, max(0, self._unwanted - len(data))
+            if not (data := data[unwanted:]):
+                return
         self._moved = False
         self._may_be_quick = True
         self._arrived = self._before + self._gathered + len(data)
@@ -84,16 +100,45 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
         self.scope["headers"] = headers
+        before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
         extended = cast("dict[str, object]", self.scope)
         extended[WRITE_WHOLE] = partial(_write_whole, self.cycle)
+        self._length, self._received = _content_length(self.headers), 0
+        # Not of a request that waits for the answer to another one, nor of what is no request.
+        is_next = self.cycle is not before and (before is None or before.response_complete)
+        if self._length > LARGE_BYTES and is_next:
+            extended[TAKE_BODY] = partial(LargeBody, self, self.cycle, self._left)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
         if self._quick:
             return  # none was announced
+        self._received += len(body)
         super().on_body(body)
+
+    def body_begins(self, body: LargeBody) -> None:
+        """See `TakesBack`."""
+        self._body = body
+
+    def body_ends(self, unread: int) -> None:
+        """See `TakesBack`. The parser, which waits for the body, is replaced."""
+        self._body = None
+        self._unwanted = unread
+        self._gathered = self._before = 0
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's is
+        if not unread:
+            self.on_message_complete()
+        self.transport.set_protocol(self)
+        self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """An answer is over, maybe before the body that it answers."""
+        if self._body is not None:
+            self._body.give_back()
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         """A request is whole."""
@@ -143,10 +188,21 @@ class BoundedHttp(HttpToolsProtocol):
         self.on_response_complete()
         return True
 
+    def _left(self) -> int:
+        return self._length - self._received
+
     def _refuse(self) -> None:
         self.logger.warning("refused a request whose headers are too large")
         self.transport.write(_REFUSAL)
         self.transport.close()
+
+
+def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
+    """0 where it isn't told. The parser has refused what tells it twice, or otherwise too."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
 
 
 def _write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from on_api.cli.context import command_scope, load_settings, open_database, print_json, print_table
+from on_api.cli.context import (
+    build_services,
+    command_scope,
+    load_settings,
+    open_database,
+    print_json,
+    print_table,
+)
 from on_api.cli.progress import Progress, ProgressLine
 
 if TYPE_CHECKING:
@@ -234,12 +241,10 @@ def _create(
 async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> None:
     """Stream a file to the node."""
     from on_api.core.providers.car import chunks_of
-    from on_api.core.services.container import Services
     from on_api.core.services.leases import JobHolder
-    from on_api.core.services.node import connect_node
     from on_api.core.services.reservations import Announced
 
-    services = Services.build(settings, connect_node(settings))
+    services = build_services(settings)
     try:
         with services.database.session_scope(write=False) as session:
             owner = _owner(session, import_id)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from on_api.cli.context import command_scope, print_json, print_table
+from on_api.cli.context import account_scope, print_json, print_table
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def create(
     from on_api.core.services.keys import KeyRequest, every_scope, parse_scopes
     from on_api.core.services.users import find_user
 
-    with command_scope() as (services, session):
+    with account_scope() as (accounts, session):
         owner = find_user(session, user)
         allowed = every_scope(owner)
         wanted = parse_scopes(scope) if scope else allowed
@@ -44,7 +44,7 @@ def create(
             scopes=wanted,
             expires_at=utc_now() + timedelta(days=days) if days else None,
         )
-        _, secret = services.keys.issue(session, owner.id, request, COMMAND_LINE)
+        _, secret = accounts.keys.issue(session, owner.id, request, COMMAND_LINE)
     typer.echo(secret)
 
 
@@ -55,7 +55,7 @@ def list_(user: User, as_json: AsJson = False) -> None:
     from on_api.core.services.keys import keys_of
     from on_api.core.services.users import find_user
 
-    with command_scope() as (_, session):
+    with account_scope() as (_, session):
         listing = keys_of(find_user(session, user).id)
         _, keys = listing.by_time(session, TimePage(limit=MAX_LIMIT))
         rows: list[tuple[object, ...]] = [
@@ -74,8 +74,8 @@ def revoke(user: User, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.
     from on_api.core.services.audit import COMMAND_LINE
     from on_api.core.services.users import find_user
 
-    with command_scope() as (services, session):
-        services.keys.revoke(session, find_user(session, user).id, key_id, COMMAND_LINE)
+    with account_scope() as (accounts, session):
+        accounts.keys.revoke(session, find_user(session, user).id, key_id, COMMAND_LINE)
     typer.echo(f"revoked {key_id}")
 
 
@@ -91,16 +91,16 @@ def rotate_master(as_json: AsJson = False) -> None:
     from on_api.core.services.audit import COMMAND_LINE, record
     from on_api.core.services.rotation import rotate_rows
 
-    with command_scope() as (services, session):
-        settings = services.settings
+    with account_scope() as (accounts, session):
+        settings = accounts.settings
         keyring = Keyring.load(settings)
         begun = len(keyring.versions) > 1
         if settings.secret_key is None and not begun:
             rotate_secret_file(settings.home)
             keyring = Keyring.load(settings)
         record(session, COMMAND_LINE, "secret.rotate", "secret")
-    done = rotate_rows(services.database, keyring, settings)
-    services.database.dispose()
+    done = rotate_rows(accounts.database, keyring, settings)
+    accounts.database.dispose()
     if as_json:
         print_json(asdict(done))
         return

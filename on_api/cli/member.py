@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 
+from on_api.cli import collector
 from on_api.cli.context import end_politely_when_told, load_settings
 from on_api.cli.crew import NODE_RESTARTED, UP
 from on_api.cli.serving import build_server, keep_freed_memory, run_server
@@ -27,6 +28,7 @@ def main(number: int, listener: socket.socket, line: socket.socket) -> None:
     configure_logging(settings.log)
     keep_freed_memory()
     app = create_app(settings, sibling=Sibling(number, settings.home))
+    collector.begin()
     app.state.is_up = lambda: line.send(UP)
     threading.Thread(target=_hear, args=(line, app), name="on-api-line", daemon=True).start()
     run_server(build_server(app), listener)

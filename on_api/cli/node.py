@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from on_api.cli import collector
 from on_api.cli.context import end_politely_when_told, load_settings
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.version import TESTED_RANGE
@@ -54,6 +55,7 @@ def run() -> None:
             typer.echo(f"repo     {node.repo}")
             typer.echo(f"log      {node.log}")
             typer.echo("Ctrl-C stops the node.")
+            collector.begin()
             threading.Event().wait()
     except KeyboardInterrupt:
         _say("the node has stopped")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from on_api.cli import collector
 from on_api.cli.context import (
     end_politely_when_told,
     load_settings,
@@ -82,6 +83,7 @@ def _serve_alone(settings: Settings, listener: socket.socket, node: ManagedNode 
 
     keep_freed_memory()
     app = create_app(settings)
+    collector.begin()
     if node is not None:
         node.on_restart = app.state.services.distrust_pins
     server = build_server(app)
@@ -98,6 +100,7 @@ def _serve_by_many(
     prepare_folder(settings.home)
     address = {"ON_API_HOST": settings.host, "ON_API_PORT": str(settings.port)}
     crew = Crew(listeners, address)
+    collector.begin()
     if node is not None:
         node.on_restart = crew.node_restarted
     _say_what_to_try(settings)
@@ -105,7 +108,7 @@ def _serve_by_many(
 
 
 def _check_database(settings: Settings) -> None:
-    from on_api.core.models.migrations import check_revision
+    from on_api.core.models.revisions import check_revision
 
     database = open_database(settings)
     try:

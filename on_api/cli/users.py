@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from on_api.cli.context import command_scope, print_json, print_table
+from on_api.cli.context import account_scope, print_json, print_table
 
 app = typer.Typer(help="Accounts.", no_args_is_help=True)
 
@@ -35,9 +35,9 @@ def create(
     from on_api.core.services.audit import COMMAND_LINE
 
     _check(UserCreate, username=username, password=password)
-    with command_scope() as (services, session):
-        user = services.users.create(
-            session, username, services.users.hash_password(password), COMMAND_LINE, is_admin=admin
+    with account_scope() as (accounts, session):
+        user = accounts.users.create(
+            session, username, accounts.users.hash_password(password), COMMAND_LINE, is_admin=admin
         )
     typer.echo(f"made {user.username} ({user.id})")
 
@@ -48,7 +48,7 @@ def list_(as_json: AsJson = False) -> None:
     from on_api.core.pagination import MAX_LIMIT, TimePage
     from on_api.core.services.users import all_users
 
-    with command_scope() as (_, session):
+    with account_scope() as (_, session):
         _, users = all_users().by_time(session, TimePage(limit=MAX_LIMIT))
         rows: list[tuple[object, ...]] = [
             (u.username, u.id, u.is_admin, u.active, u.usage.file_count, u.usage.storage_bytes)
@@ -93,8 +93,8 @@ def delete(
 
     if not yes:
         typer.confirm(f"Delete {username} and all their files?", abort=True)
-    with command_scope() as (services, session):
-        services.users.delete(session, find_user(session, username).id, COMMAND_LINE)
+    with account_scope() as (accounts, session):
+        accounts.users.delete(session, find_user(session, username).id, COMMAND_LINE)
     typer.echo(f"deleted {username}; the files are removed while on-api serves")
 
 
@@ -102,13 +102,13 @@ def _change(username: str, *, password: str | None = None, active: bool | None =
     from on_api.core.services.audit import COMMAND_LINE
     from on_api.core.services.users import find_user
 
-    with command_scope() as (services, session):
+    with account_scope() as (accounts, session):
         changes: dict[str, object] = {}
         if password is not None:
-            changes["password_hash"] = services.users.hash_password(password)
+            changes["password_hash"] = accounts.users.hash_password(password)
         if active is not None:
             changes["active"] = active
-        services.users.change(session, find_user(session, username).id, changes, COMMAND_LINE)
+        accounts.users.change(session, find_user(session, username).id, changes, COMMAND_LINE)
     typer.echo(f"changed {username}")
 
 

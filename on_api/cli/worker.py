@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from on_api.cli.context import load_settings
+from on_api.cli.context import build_services, load_settings
 
 if TYPE_CHECKING:
     from on_api.core.settings import Settings
@@ -27,13 +27,11 @@ def worker() -> None:
 
 
 async def _work(settings: Settings) -> None:
-    from on_api.core.models.migrations import check_revision
-    from on_api.core.services.container import Services
-    from on_api.core.services.node import connect_node
+    from on_api.core.models.revisions import check_revision
     from on_api.worker.housekeeping import Housekeeper
     from on_api.worker.runner import Worker
 
-    services = Services.build(settings, connect_node(settings))
+    services = build_services(settings)
     with services.database.session_scope(write=False) as session:
         check_revision(session.connection())
     stop = asyncio.Event()

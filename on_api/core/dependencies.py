@@ -4,9 +4,11 @@ allowed, is in its signature."""
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
 
 from fastapi import Depends, Header, Query, Request, Security
+from fastapi.params import Security as SecurityMark
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -72,6 +74,12 @@ async def get_session(request: Request, services: ServicesDep) -> OpensSession:
 SessionDep = Annotated[Session, Depends(get_session)]
 
 
+def bearer_key(authorization: str) -> str | None:
+    """The key that a header carries."""
+    kind, _, key = authorization.partition(" ")
+    return key.strip() if kind.lower() == "bearer" and key else None
+
+
 async def get_principal(
     request: Request,
     services: ServicesDep,
@@ -84,13 +92,13 @@ async def get_principal(
 
     Raises `Unauthorized` or `Forbidden`.
     """
-    kind, _, key = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not key:
+    key = bearer_key(request.headers.get("authorization", ""))
+    if key is None:
         raise Unauthorized
     authenticator = services.authenticator
-    principal = authenticator.recall(key.strip())
+    principal = authenticator.recall(key)
     if principal is None:
-        principal = await run_in_threadpool(authenticator.authenticate, key.strip())
+        principal = await run_in_threadpool(authenticator.authenticate, key)
     principal.require(*(Scope(scope) for scope in scopes.scopes))
     if "idempotency-key" in request.headers:
         await run_in_threadpool(_claim_idempotency_key, request, services, principal)
@@ -124,6 +132,16 @@ AttemptDep = Annotated[Claim | Answered | None, Depends(get_attempt)]
 
 def _needs(*scopes: Scope) -> Any:
     return Security(get_principal, scopes=[scope.value for scope in scopes])
+
+
+def scopes_of(endpoint: Callable[..., object]) -> tuple[Scope, ...]:
+    """The scopes that an endpoint's caller needs. Raises `TypeError` for one that asks for no
+    principal."""
+    for hint in get_type_hints(endpoint, include_extras=True).values():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, SecurityMark) and mark.dependency is get_principal:
+                return tuple(Scope(scope) for scope in mark.scopes or ())
+    raise TypeError(f"{endpoint} is open to everyone")
 
 
 CurrentUser = Annotated[Principal, _needs()]

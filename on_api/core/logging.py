@@ -33,6 +33,9 @@ def configure_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.level)
+    # No line shows these, and to find them out takes as long as the line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as its own HOWTO says
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers = []
@@ -90,7 +93,9 @@ class _ConsoleFormatter(logging.Formatter):
 def _masked(line: str) -> str:
     """API keys and links are recognised by their form and cut off: a client may put its key into a
     path, and a link is one."""
-    return _SHARE_LINK.sub("/s/…", _API_KEY.sub(r"\1…", line))
+    if "onapi_" in line:
+        line = _API_KEY.sub(r"\1…", line)
+    return _SHARE_LINK.sub("/s/…", line) if "/s/" in line else line
 
 
 def _moment(record: logging.LogRecord) -> str:

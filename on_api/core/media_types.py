@@ -31,6 +31,8 @@ def sniff(name: str, head: bytes) -> str:
         return by_name
     if not head:
         return BINARY
+    if not _may_be_known(head):
+        return TEXT if _is_text(head) else BINARY
     try:
         found = puremagic.from_string(head, mime=True)
     except (puremagic.PureError, ValueError):
@@ -38,6 +40,31 @@ def sniff(name: str, head: bytes) -> str:
     if found and is_well_formed(found):
         return found
     return TEXT if _is_text(head) else BINARY
+
+
+def _starts() -> list[tuple[int, int, frozenset[bytes]]]:
+    """Where puremagic looks at a file's beginning: offset, end, and what may stand there."""
+    places: dict[tuple[int, int], set[bytes]] = {}
+    for row in puremagic.magic_header_array:
+        end = row.offset + len(row.byte_match)
+        places.setdefault((row.offset, end), set()).add(row.byte_match)
+    return [(*place, frozenset(marks)) for place, marks in places.items()]
+
+
+_STARTS = _starts()
+
+
+def _may_be_known(head: bytes) -> bool:
+    """Whether any of puremagic's first marks is there: it compares each of its 1,400 by itself,
+    which takes as long as the rest of a small upload."""
+    for start, end, marks in _STARTS:  # not `any`: a generator would take as long again
+        if head[start:end] in marks:
+            return True
+    foot = head[-puremagic.main.max_foot :]
+    return any(
+        foot[row.offset : row.offset + len(row.byte_match) or None] == row.byte_match
+        for row in puremagic.magic_footer_array
+    )
 
 
 def _is_text(head: bytes) -> bool:

@@ -47,6 +47,12 @@ class Metrics:
         self.uploaded_bytes = Counter(
             "on_api_uploaded_bytes", "Bytes of files stored.", registry=registry
         )
+        self.bundles = Counter(
+            "on_api_bundles", "Bundles of small files stored under one pin.", registry=registry
+        )
+        self.bundled_files = Counter(
+            "on_api_bundled_files", "Small files stored in bundles.", registry=registry
+        )
         self.node_calls = Counter(
             "on_api_node_calls", "Calls to the IPFS node.", ["call", "outcome"], registry=registry
         )

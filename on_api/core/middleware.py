@@ -8,8 +8,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-from starlette.datastructures import MutableHeaders
+from prometheus_client import Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +22,8 @@ from on_api.core.services.metering import Ticket
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
 
-REQUEST_ID_HEADER = "x-request-id"
+_REQUEST_ID = b"x-request-id"
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 TICKET = "on_api.ticket"
 """Where in the scope the `Ticket` is that counts an answer."""
@@ -31,6 +33,12 @@ CUT = "on_api.cut"
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
 _LINKS = "/s/"
 """What follows in such a path is the secret of a share."""
+
+
+class _Series(NamedTuple):
+    requests: Counter
+    seconds: Histogram
+    sent: Counter
 
 
 class RequestContext:
@@ -47,6 +55,7 @@ class RequestContext:
         self._app = app
         self._internal_error = internal_error
         self._metrics = metrics
+        self._series: dict[tuple[str, str, int], _Series] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -63,9 +72,11 @@ class RequestContext:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = identity
-                headers.setdefault("x-content-type-options", "nosniff")
+                told = [header for header in message["headers"] if header[0] != _REQUEST_ID]
+                told.append((_REQUEST_ID, identity.encode()))
+                if not any(header[0] == _NOSNIFF[0] for header in told):
+                    told.append(_NOSNIFF)
+                message["headers"] = told
             elif message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
             await send(message)
@@ -105,10 +116,18 @@ class RequestContext:
             request_id.reset(token)
 
     def _count(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
-        route = _pattern(scope)
-        self._metrics.requests.labels(scope["method"], route, status).inc()
-        self._metrics.request_seconds.labels(scope["method"], route).observe(seconds)
-        self._metrics.sent_bytes.labels(route).inc(sent)
+        method, route = scope["method"], _pattern(scope)
+        series = self._series.get((method, route, status))
+        if series is None:
+            # Kept, since looking one up by its labels takes longer than counting.
+            series = self._series[method, route, status] = _Series(
+                self._metrics.requests.labels(method, route, status),
+                self._metrics.request_seconds.labels(method, route),
+                self._metrics.sent_bytes.labels(route),
+            )
+        series.requests.inc()
+        series.seconds.observe(seconds)
+        series.sent.inc(sent)
 
 
 class Metering:
@@ -201,6 +220,8 @@ def _pattern(scope: Scope) -> str:
     route = getattr(scope.get("route"), "path", None)
     if route is None:
         return "(none)"
+    if route.count("/") == scope["path"].count("/"):
+        return str(route)
     if ":path}" in route:  # its segments can't be counted
         return str(route)
     # FastAPI tells the route within its router; what comes before it is the router's own prefix.

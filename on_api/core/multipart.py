@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import MultipartParseError
@@ -19,6 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 
 MAX_HEADERS = 16
@@ -45,9 +46,9 @@ class Part:
     media_type: str | None
     _reader: MultipartReader = field(repr=False)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[Bytes]:
         """The part's body as it comes."""
-        while isinstance(item := await self._reader._next(), bytes):
+        while isinstance(item := await self._reader._next(), Bytes):
             yield item
 
     async def text(self) -> str:
@@ -66,10 +67,10 @@ class Part:
 class MultipartReader:
     """Reads the parts of a body. `source` is the body; at most `max_parts` parts are taken."""
 
-    def __init__(self, content_type: str, source: AsyncIterator[bytes], *, max_parts: int) -> None:
+    def __init__(self, content_type: str, source: AsyncIterator[Bytes], *, max_parts: int) -> None:
         self._source = source
         self._left = max_parts
-        self._queue: deque[Part | bytes | type[_End]] = deque()
+        self._queue: deque[Part | Bytes | type[_End]] = deque()
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._headers: dict[str, bytes] = {}
@@ -88,7 +89,7 @@ class MultipartReader:
             if isinstance(item, Part):
                 yield item
 
-    async def _next(self) -> Part | bytes | type[_End] | None:
+    async def _next(self) -> Part | Bytes | type[_End] | None:
         while not self._queue:
             chunk = await anext(self._source, None)
             if chunk is None:
@@ -96,7 +97,7 @@ class MultipartReader:
                     raise BadRequest("The multipart body ends before its last boundary.")
                 return None
             try:
-                self._parser.write(chunk)
+                self._parser.write(cast(bytes, chunk))  # a `bytearray` does as well
             except MultipartParseError:
                 raise BadRequest(
                     "The multipart body is malformed, or a part has too many or too long headers."
@@ -152,7 +153,7 @@ class MultipartReader:
         )
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
-        self._queue.append(data[start:end])
+        self._queue.append(memoryview(data)[start:end])
 
     def _finish(self) -> None:
         self._finished = True

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from on_api.core.blocks import Bytes
 from on_api.core.conditional import plan
 from on_api.core.middleware import TICKET
 from on_api.core.services.metering import Charge, Meter
@@ -21,7 +22,7 @@ SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:
 """Of every response that carries users' bytes: whatever they are, they get no origin of ours and
 no script."""
 
-Opener = Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+Opener = Callable[[], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
 
 
 class ContentResponse(Response):

@@ -137,7 +137,19 @@ class FilesSettings(Group):
     lease_seconds: int = Field(
         120, ge=10, le=3600, description="Life of an upload's lease; renewed while it runs."
     )
+    bundle_below: int = Field(
+        256 * KIB,
+        ge=0,
+        le=MIB,
+        description="Uploads up to so many bytes share a pin when many come at once; 0: none.",
+    )
     max_parts: int = Field(1000, ge=1, le=10_000, description="Parts in one multipart upload.")
+    answers_bytes: int = Field(
+        16 * MIB,
+        ge=0,
+        le=2**40,
+        description="Memory of a process for answers about files (their metadata); 0: none.",
+    )
 
 
 class PinsSettings(Group):

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from on_api.core.blocks import Bytes
 from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, PayloadTooLarge
 from on_api.core.media_types import is_well_formed
@@ -74,7 +75,7 @@ class UploadOptions:
             self.set(field, value)
 
     def describe_file(
-        self, body: AsyncIterator[bytes], filename: str | None, media_type: str | None
+        self, body: AsyncIterator[Bytes], filename: str | None, media_type: str | None
     ) -> IncomingFile:
         """An incoming file under these options. Raises `BadRequest` for a name or media type that
         is none."""

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from on_api.core.blocks import Bytes
 from on_api.core.dependencies import ServicesDep
 from on_api.core.error_handlers import FAILURE, ErrorFormat, render_failure
 from on_api.core.errors import OnApiError, SharePasswordRequired
@@ -144,11 +145,11 @@ def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
     """The opener of a part that counts it against the share's limits, before its first byte."""
 
     @asynccontextmanager
-    async def open_counted(offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def open_counted(offset: int, length: int) -> AsyncIterator[AsyncIterator[Bytes]]:
         shares.require(shared, offset, length)
         sent = 0
 
-        async def count(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        async def count(chunks: AsyncIterator[Bytes]) -> AsyncGenerator[Bytes]:
             nonlocal sent
             async for chunk in chunks:
                 sent += len(chunk)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 ACCEL_SECRET = "a secret that nginx and on-api share"

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from on_api.core.error_handlers import FAILURE
 from on_api.core.openapi import ApiVersion
+from on_api.core.routing import add_flat
 from on_api.v1.endpoints import (
     audit,
     auth,
@@ -22,23 +23,23 @@ from on_api.v1.endpoints import (
 )
 
 router = APIRouter(prefix="/v1")
-router.include_router(auth.router)
-router.include_router(users.v1_only)
-router.include_router(users.router)
-router.include_router(identities.router)
-router.include_router(exports.router)
-router.include_router(keys.v1_only)
-router.include_router(keys.router)
-router.include_router(files.v1_only)
-router.include_router(files.router)
-router.include_router(shares.v1_only)
-router.include_router(shares.router)
-router.include_router(pins.router)
-router.include_router(traffic.router)
-router.include_router(imports.v1_only)
-router.include_router(imports.router)
-router.include_router(node.router)
-router.include_router(audit.v1_only)
+add_flat(router, auth.router)
+add_flat(router, users.v1_only)
+add_flat(router, users.router)
+add_flat(router, identities.router)
+add_flat(router, exports.router)
+add_flat(router, keys.v1_only)
+add_flat(router, keys.router)
+add_flat(router, files.v1_only)
+add_flat(router, files.router)
+add_flat(router, shares.v1_only)
+add_flat(router, shares.router)
+add_flat(router, pins.router)
+add_flat(router, traffic.router)
+add_flat(router, imports.v1_only)
+add_flat(router, imports.router)
+add_flat(router, node.router)
+add_flat(router, audit.v1_only)
 
 VERSION = ApiVersion(
     prefix="/v1",

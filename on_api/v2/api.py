@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from on_api.core.error_handlers import FAILURE, PROBLEM
 from on_api.core.openapi import ApiVersion
+from on_api.core.routing import add_flat
 from on_api.v1.endpoints.auth import router as auth
 from on_api.v1.endpoints.exports import router as exports
 from on_api.v1.endpoints.identities import router as identities
@@ -20,18 +21,18 @@ from on_api.v2.endpoints.shares import router as shares
 from on_api.v2.endpoints.users import router as users
 
 router = APIRouter(prefix="/v2")
-router.include_router(auth)
-router.include_router(users)
-router.include_router(identities)
-router.include_router(exports)
-router.include_router(keys)
-router.include_router(files)
-router.include_router(shares)
-router.include_router(pins)
-router.include_router(traffic)
-router.include_router(imports)
-router.include_router(node)
-router.include_router(audit)
+add_flat(router, auth)
+add_flat(router, users)
+add_flat(router, identities)
+add_flat(router, exports)
+add_flat(router, keys)
+add_flat(router, files)
+add_flat(router, shares)
+add_flat(router, pins)
+add_flat(router, traffic)
+add_flat(router, imports)
+add_flat(router, node)
+add_flat(router, audit)
 
 VERSION = ApiVersion(
     prefix="/v2",

@@ -32,7 +32,7 @@ from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.identities import identities_of
 from on_api.core.services.import_jobs import Item
-from on_api.core.services.uploads import MICROSECOND
+from on_api.core.services.stored_files import MICROSECOND
 
 _SCRYPT_STANZA = b"\n-> scrypt "
 

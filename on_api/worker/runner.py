@@ -71,6 +71,7 @@ class Worker:
             (self._number_events, self._poll, bell),
             (self._restore_pins, SLOW_LOOK_SECONDS, bell),
             (self._unpinner.step, slow, asyncio.sleep),
+            (self._unpinner.thin_out, slow, asyncio.sleep),
             (self._imports.step, self._poll, bell),
             *[(self._visibility.step, self._poll, bell)] * CHANGES_AT_ONCE,
         ]

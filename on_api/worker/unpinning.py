@@ -11,13 +11,16 @@ from anyio import to_thread
 from on_api.core.errors import NodeError
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
-from on_api.core.services import contents, maintenance
+from on_api.core.models.database import new_id
+from on_api.core.services import bundles, contents, maintenance
 from on_api.core.services.contents import Removal
 from on_api.core.services.keeper import Keeper
 
 logger = logging.getLogger(__name__)
 
 BATCH = 50
+THINNING_PAUSE = timedelta(minutes=10)
+"""Until a bundle is looked at again that could not be thinned out."""
 
 
 class Unpinner:
@@ -40,10 +43,12 @@ class Unpinner:
 
     async def step(self) -> bool:
         """Unpin a batch of what is due. Returns whether there was any."""
+        gone = await to_thread.run_sync(self._let_go)
+        self._metrics.unpinned.inc(gone)
         due = await to_thread.run_sync(self._due)
         for cid in due:
             await self.unpin(cid)
-        return bool(due)
+        return bool(due) or gone > 0
 
     async def unpin(self, cid: str) -> bool:
         """Unpin one content if nobody refers to it. Returns whether it was."""
@@ -59,6 +64,35 @@ class Unpinner:
         if removed:
             self._metrics.unpinned.inc()
         return removed
+
+    async def thin_out(self) -> bool:
+        """Give what lives in one mostly dead bundle pins of its own. Returns whether there was
+        one."""
+        bundle = await to_thread.run_sync(self._claim_thin)
+        if bundle is None:
+            return False
+        try:
+            await self._keeper.dissolve(bundle, new_id(), lost=False)
+        except NodeError as error:
+            logger.warning("could not thin out bundle %s: %s", bundle, error.details)
+        return True
+
+    def _let_go(self) -> int:
+        with self._database.session_scope(write=False) as session:
+            if not contents.any_to_let_go(session, self._grace):
+                return 0
+        with self._database.session_scope() as session:
+            return contents.let_go(session, self._grace, BATCH)
+
+    def _claim_thin(self) -> str | None:
+        with self._database.session_scope(write=False) as session:
+            # Its pins would wait for the collection's end.
+            if maintenance.is_under_way(session, maintenance.GARBAGE):
+                return None
+            if not bundles.any_thin(session):
+                return None
+        with self._database.session_scope() as session:
+            return bundles.claim_thin(session, THINNING_PAUSE)
 
     def _due(self) -> Sequence[str]:
         with self._database.session_scope(write=False) as session:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import (
     BlocksMissing,
     ContentDamaged,
@@ -146,7 +147,7 @@ class _Attempt:
             raise
 
     async def _store(
-        self, file: File, lease: LeaseHandle, chunks: AsyncIterator[bytes], sealing: Sealing | None
+        self, file: File, lease: LeaseHandle, chunks: AsyncIterator[Bytes], sealing: Sealing | None
     ) -> Added:
         services = self._services
         intake = Intake(
@@ -161,7 +162,7 @@ class _Attempt:
             raise ContentDamaged
         return added
 
-    async def _while_wanted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _while_wanted(self, chunks: AsyncIterator[Bytes]) -> AsyncIterator[Bytes]:
         async for chunk in chunks:
             if self._lost:
                 raise _Lost

@@ -12,8 +12,7 @@ from typing import Protocol
 
 from Crypto.Cipher import ChaCha20_Poly1305
 
-Bytes = bytes | bytearray | memoryview
-"""What is read without being copied. Of a `memoryview`: one dimension, of bytes, contiguous."""
+from on_api.core.blocks import Bytes
 
 NONCE_BYTES = 12
 TAG_BYTES = 16

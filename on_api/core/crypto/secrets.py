@@ -46,10 +46,15 @@ class MasterSecret:
         self._secret = secret
         self.version = int.from_bytes(self._derive("version")[:4], "big") >> 1
         """Names the secret in each row that depends on it: the same for everyone who has it."""
+        self._subkeys: dict[Purpose, bytes] = {}
 
     def subkey(self, purpose: Purpose) -> bytes:
         """32 bytes for one purpose."""
-        return self._derive(f"{purpose}/v1")
+        # Kept: deriving one took longer than all else that a key needs to be known.
+        known = self._subkeys.get(purpose)
+        if known is None:
+            known = self._subkeys[purpose] = self._derive(f"{purpose}/v1")
+        return known
 
     def is_same(self, other: MasterSecret) -> bool:
         """Whether both are one secret."""

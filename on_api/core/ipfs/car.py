@@ -13,6 +13,7 @@ from typing import Any
 
 import libipld
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest
 from on_api.core.ipfs.cid import Cid, varint
 
@@ -55,7 +56,7 @@ class CarReader:
     over. Blocks of identity CIDs are checked and left out: the CID is the block.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[Bytes]) -> None:
         self._chunks = chunks
         self._buffer = bytearray()
         self._ended = False

@@ -13,7 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError
+from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
 
 
@@ -81,7 +83,7 @@ class Exchanged:
 class IpfsNode(Protocol):
     """One IPFS node (or what acts as one)."""
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """Store `source` as one UnixFS file of the profile in `cid.py` and pin it recursively as
         `pin_name`.
 
@@ -158,6 +160,14 @@ class IpfsNode(Protocol):
         Until something pins them the next garbage collection removes them. An exception raised by
         `blocks` comes out as it is; what came before it may be stored, or not. Raises `BadCar` for
         a block that the node can't read.
+        """
+        ...
+
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """Store a bundle's blocks and its node, and pin that one recursively as `pin_name`.
+
+        Returns only when the node has said that all of them are stored and that it has pinned the
+        bundle. The caller sees to it that no garbage is collected meanwhile.
         """
         ...
 

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 
 import requests
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
+from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
 from on_api.core.ipfs.kubo_data import KuboData
@@ -63,7 +65,7 @@ class KuboNode(KuboPins):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         return await self._data.add(source, pin_name=pin_name)
 
@@ -76,6 +78,10 @@ class KuboNode(KuboPins):
     async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
         """See `IpfsNode.import_blocks`."""
         return await self._data.import_blocks(blocks)
+
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """See `IpfsNode.store_bundle`."""
+        await self._data.store_bundle(bundle, pin_name=pin_name)
 
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""

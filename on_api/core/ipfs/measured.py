@@ -6,7 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import OnApiError
+from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import (
     Added,
@@ -28,7 +30,7 @@ class MeasuredNode:
         self._node = node
         self._metrics = metrics
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         with self._measured("add"):
             return await self._node.add(source, pin_name=pin_name)
@@ -83,6 +85,11 @@ class MeasuredNode:
         """See `IpfsNode.import_blocks`."""
         with self._measured("import_blocks"):
             return await self._node.import_blocks(blocks)
+
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """See `IpfsNode.store_bundle`."""
+        with self._measured("store_bundle"):
+            await self._node.store_bundle(bundle, pin_name=pin_name)
 
     async def connect(self, address: str) -> None:
         """See `IpfsNode.connect`."""

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import BlocksMissing, NodeError
+from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.car import car_header, car_section
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
@@ -24,7 +26,7 @@ class MemoryNode:
         self._blocks: dict[Cid, bytes] = {}
         self._pins: dict[str, str] = {}
 
-    async def add(self, source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+    async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
         data = b"".join([chunk async for chunk in source])
         root = build_file(data)
@@ -111,6 +113,13 @@ class MemoryNode:
             stat = DagStat(stat.size + len(block), stat.blocks + 1)
         return stat
 
+    async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
+        """See `IpfsNode.store_bundle`."""
+        self._blocks.update(bundle.blocks)
+        self._blocks[bundle.cid] = bundle.node
+        self._files.update((str(cid), block) for cid, block in bundle.blocks)
+        self._pins[str(bundle.cid)] = pin_name
+
     async def connect(self, address: str) -> None:
         """See `IpfsNode.connect`."""
         raise NodeError
@@ -129,7 +138,7 @@ class MemoryNode:
                 walk.take(walk.wanted, self._block(walk.wanted))
         removed = len(self._blocks.keys() - kept)
         self._blocks = {cid: block for cid, block in self._blocks.items() if cid in kept}
-        self._files = {cid: data for cid, data in self._files.items() if cid in self._pins}
+        self._files = {cid: data for cid, data in self._files.items() if Cid.from_text(cid) in kept}
         return removed
 
     async def version(self) -> NodeVersion:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import (
     BadCar,
     BlocksMissing,
@@ -190,7 +191,7 @@ class GatewayFetcher:
 
 async def take_car(
     node: IpfsNode,
-    chunks: AsyncIterator[bytes],
+    chunks: AsyncIterator[Bytes],
     *,
     expected_roots: Sequence[str] | None = None,
     max_bytes: int | None = None,

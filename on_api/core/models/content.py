@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from on_api.core.models.database import Base, new_id, utc_now
@@ -23,9 +23,10 @@ class Content(Base):
     """One DAG, under its normalised CID. `pinned → unpinning(lease_token) → absent` and back to
     `pinned`.
 
-    `pin_root_id` names the pin that covers it (itself by default). `generation` rises each time its
-    removal begins. `unreferenced_at` is set while nobody holds it; the row is locked by whoever
-    changes its holdings. A row is never deleted: without it a removal in between would go unseen.
+    `pin_root_id` names the pin that covers it: itself, or while it is `pinned` a bundle, which is a
+    content as well. `generation` rises each time its removal begins. `unreferenced_at` is set while
+    nobody holds it; the row is locked by whoever changes its holdings. A row is never deleted:
+    without it a removal in between would go unseen.
     """
 
     __tablename__ = "contents"
@@ -33,6 +34,8 @@ class Content(Base):
     cid: Mapped[str] = mapped_column(String(CID_LENGTH), primary_key=True)
     state: Mapped[str] = mapped_column(String(12), default=PINNED)
     generation: Mapped[int] = mapped_column(default=1)
+    pinned_too: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Of what a bundle covers: the node may have a pin of its own on it as well."""
     lease_token: Mapped[uuid.UUID | None] = mapped_column()
     lease_until: Mapped[datetime | None] = mapped_column()
     pin_root_id: Mapped[str] = mapped_column(String(CID_LENGTH))
@@ -40,6 +43,8 @@ class Content(Base):
     """Cumulative size of the DAG on the node in bytes."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     unreferenced_at: Mapped[datetime | None] = mapped_column()
+    thinned_at: Mapped[datetime | None] = mapped_column()
+    """Of a bundle most of which is dead: when what lives in it is to get pins of its own."""
 
     __table_args__ = (
         CheckConstraint("state IN ('pinned', 'unpinning', 'absent')", name="state"),
@@ -49,6 +54,12 @@ class Content(Base):
             "unreferenced_at",
             postgresql_where=text("unreferenced_at IS NOT NULL"),
             sqlite_where=text("unreferenced_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_contents_thinned_at",
+            "thinned_at",
+            postgresql_where=text("thinned_at IS NOT NULL"),
+            sqlite_where=text("thinned_at IS NOT NULL"),
         ),
     )
 

@@ -3,8 +3,9 @@ others.
 
 A writer announces within its transaction. When that commits, subscribers of this process are told
 at once; those of other processes by NOTIFY (PostgreSQL), or by the file's change counter (SQLite)
-within half a second. There are two kinds of news: that something changed, anything; and which
-contents are referred to otherwise than before. Knows nothing of what is cached.
+within half a second. There are three kinds of news: that something changed, anything; which
+contents are referred to otherwise than before; and which files' rows are not what they were, or are
+gone. That last one nobody has to announce: the mapper sees it. Knows nothing of what is cached.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Callable, Collection
 import psycopg2
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, connection
 from sqlalchemy import event, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from on_api.core.models.database import Database
+from on_api.core.models.file import File
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ MAX_PAYLOAD = 7000
 """Characters of news; PostgreSQL takes 8000 bytes. With more of it everything may have changed."""
 
 _CONTENTS = "on_api_contents_changed"
+_FILES = "on_api_files_changed"
+_FILE = "file:"
+"""Before the id of a file, in news; no CID begins with it."""
 _ANY = ""
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
@@ -35,6 +40,8 @@ RECONNECT_SECONDS = 1.0
 
 ContentsChanged = Callable[[Collection[str] | None], None]
 """Is told of CIDs; None: of any."""
+FilesChanged = Callable[[Collection[str] | None], None]
+"""Is told of ids of files, as text; None: of any."""
 
 
 def contents_changed(session: Session, *cids: str) -> None:
@@ -54,6 +61,7 @@ class Invalidations:
         self._database = database
         self._subscribers: list[Callable[[], None]] = []
         self._content_subscribers: list[ContentsChanged] = []
+        self._file_subscribers: list[FilesChanged] = []
         self._stopping = threading.Event()
         self._trusted = threading.Event()
         self._thread: threading.Thread | None = None
@@ -72,6 +80,11 @@ class Invalidations:
         """Call `callback` (quick, thread-safe) after every change of contents: forget these, or
         with None all that you hold."""
         self._content_subscribers.append(callback)
+
+    def subscribe_to_files(self, callback: FilesChanged) -> None:
+        """Call `callback` (quick, thread-safe) after every change of files that were there before:
+        forget these, or with None all that you hold."""
+        self._file_subscribers.append(callback)
 
     def announce(self, session: Session) -> None:
         """Tell everyone once this session's transaction has committed; nothing if it doesn't."""
@@ -97,15 +110,23 @@ class Invalidations:
         for callback in self._subscribers:
             callback()
         self._tell_contents(None)
+        self._tell_files(None)
 
     def _tell_contents(self, cids: Collection[str] | None) -> None:
         for callback in self._content_subscribers:
             callback(cids)
 
+    def _tell_files(self, ids: Collection[str] | None) -> None:
+        for callback in self._file_subscribers:
+            callback(ids)
+
     def _before_commit(self, session: Session) -> None:
-        cids = session.info.get(_CONTENTS)
-        if cids and self._database.is_postgresql:
-            news = " ".join(sorted(cids))
+        if self._database.is_postgresql:
+            session.flush()  # what it writes now is news as well
+            cids, files = session.info.get(_CONTENTS, set()), session.info.get(_FILES, set())
+            if not cids and not files:
+                return
+            news = " ".join(sorted(cids) + sorted(_FILE + file for file in files))
             if _ANY in cids or len(news) > MAX_PAYLOAD:
                 news = _ANY
             session.execute(
@@ -113,9 +134,10 @@ class Invalidations:
             )
 
     def _after_commit(self, session: Session) -> None:
-        cids = session.info.pop(_CONTENTS, None)
-        if cids:
+        if cids := session.info.pop(_CONTENTS, None):
             self._tell_contents(None if _ANY in cids else cids)
+        if files := session.info.pop(_FILES, None):
+            self._tell_files(files)
 
     def _keep(self, target: Callable[[], None]) -> None:
         """Run `target` until `stop`; between its failures nothing cached is trusted."""
@@ -149,9 +171,16 @@ class Invalidations:
                     if _ANY in news:
                         self._tell()
                     elif news:
-                        self._tell_contents({cid for said in news for cid in said.split()})
+                        self._hear({word for said in news for word in said.split()})
         finally:
             listener.close()
+
+    def _hear(self, words: Collection[str]) -> None:
+        files = {word.removeprefix(_FILE) for word in words if word.startswith(_FILE)}
+        if files:
+            self._tell_files(files)
+        if cids := {word for word in words if not word.startswith(_FILE)}:
+            self._tell_contents(cids)
 
     def _watch_file(self) -> None:
         with self._database.engine.connect() as watcher:
@@ -169,3 +198,12 @@ class Invalidations:
                 if (now := version()) != seen:
                     seen = now
                     self._tell()
+
+
+@event.listens_for(File, "after_update")
+@event.listens_for(File, "after_delete")
+def _file_changed(_mapper: object, _connection: object, file: File) -> None:
+    # By the mapper, so that no one who changes a file has to think of it. What changes many rows
+    # in one statement would go unseen: a test looks for such statements.
+    if (session := object_session(file)) is not None:
+        session.info.setdefault(_FILES, set()).add(str(file.id))

@@ -12,6 +12,7 @@ from on_api.core.models import File as FileRow
 from on_api.core.models import VisibilityChange
 from on_api.core.models.file import PRIVATE
 from on_api.core.schemas.common import Absent, Answer, Meta, Moment, Request, Text, left_out
+from on_api.core.services.files import FileFacts
 from on_api.core.services.visibility import NOTICES, has_failed
 
 Visibility = Literal["public", "private"]
@@ -64,7 +65,7 @@ class File(Answer):
     )
 
     @classmethod
-    def of(cls, row: FileRow, gateway: str) -> Self:
+    def of(cls, row: FileRow | FileFacts, gateway: str) -> Self:
         """Show a row; `gateway` is the origin at which content is seen."""
         return cls(
             id=row.id,

@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
+from on_api.core.blocks import BlockSize
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose
-from on_api.core.errors import StartupError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
 from on_api.core.ipfs.node_gateway import NodeGateway
@@ -21,10 +20,14 @@ from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
 from on_api.core.services.accelerated import AcceleratedAnswers
+from on_api.core.services.accounts import Accounts
 from on_api.core.services.authentication import Authenticator, LoginService
 from on_api.core.services.bell import Bell
+from on_api.core.services.bundle_records import BundleRecords
+from on_api.core.services.bundling import Bundler
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.egress import EgressLedger
+from on_api.core.services.file_answers import FileAnswers
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.garbage import GarbageCollector
 from on_api.core.services.gateway import GatewayPolicy
@@ -71,6 +74,7 @@ class Services:
     identities: IdentityService
     private_files: PrivateFiles
     reader: FileReader
+    file_answers: FileAnswers
     visibility: VisibilityService
     uploads: UploadService
     shares: ShareService
@@ -92,6 +96,8 @@ class Services:
     idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
+    block_size: BlockSize
+    """Of uploads under way."""
     pins_doubtful: threading.Event
     """Set while the node's pins have to be looked through."""
 
@@ -101,21 +107,15 @@ class Services:
 
         Without a master secret everything goes on that needs none: `keyring.problem` says so.
         """
-        try:
-            keyring = Keyring.load(settings)
-        except StartupError as error:
-            keyring = Keyring.without_secret(error.details)
-        database = Database(settings)
+        accounts = Accounts.build(settings)
+        keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
+        database, invalidations = accounts.database, accounts.invalidations
         metrics = _watched(database)
         node = MeasuredNode(node, metrics)
-        invalidations = Invalidations(database)
-        scrypt = Scrypt.load(settings)
-        hasher = PasswordHasher(scrypt, log_n=settings.auth.scrypt_log_n)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(
             database, identities, keyring, scrypt, settings.auth.passphrase_log_n
         )
-        keys = KeyService(keyring, invalidations)
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
             database, Sealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
@@ -124,12 +124,14 @@ class Services:
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         leases = LeaseService(database, names, settings.files.lease_seconds)
+        lease_life = timedelta(seconds=settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
-        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size)
+        block_size = BlockSize()
+        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size, block_size)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(
@@ -142,12 +144,13 @@ class Services:
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
             invalidations=invalidations,
             authenticator=Authenticator(database, keyring, invalidations),
-            login=LoginService(database, hasher, keys, settings.auth),
-            users=UserService(hasher, keys, invalidations),
-            keys=keys,
+            login=LoginService(database, hasher, accounts.keys, settings.auth),
+            users=accounts.users,
+            keys=accounts.keys,
             identities=identities,
             private_files=private_files,
             reader=FileReader(node, private_files, hashers),
+            file_answers=FileAnswers(database, invalidations, settings.files.answers_bytes),
             visibility=VisibilityService(leases, bell.ring_after),
             uploads=UploadService(
                 database,
@@ -161,6 +164,12 @@ class Services:
                 idempotency,
                 private_files,
                 meter,
+                Bundler(
+                    node,
+                    BundleRecords(database, names, idempotency, lease_life),
+                    metrics,
+                    settings.files.bundle_below,
+                ),
             ),
             shares=ShareService(database, hasher, settings.auth),
             meter=meter,
@@ -192,6 +201,7 @@ class Services:
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
+            block_size=block_size,
             pins_doubtful=doubtful,
         )
 

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, exists, or_, select
+from sqlalchemy import ColumnElement, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
-from on_api.core.models import Content, Holding, Pin, User, UserUsage
+from on_api.core.models import Content, Holding, Pin, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
 from on_api.core.models.invalidation import contents_changed
 from on_api.core.models.pin import PINNING, QUEUED
+from on_api.core.services import bundles
 
 
 class NotSecuredError(Exception):
@@ -44,12 +45,19 @@ class Removal:
 
 
 def add_reference(
-    session: Session, usage: UserUsage, cid: str, dag_size: int, secured: Mapping[str, int]
+    session: Session,
+    usage: UserUsage,
+    cid: str,
+    dag_size: int,
+    secured: Mapping[str, int],
+    *,
+    pinned_anew: bool = True,
 ) -> None:
     """One more reference of a user to content that was seen pinned on the node.
 
     `dag_size` in bytes is charged once per user. `secured` holds the generations under which
-    `Keeper.secure` has made sure of pins. Raises `NotSecuredError` when it has to do so first.
+    `Keeper.secure` has made sure of pins. `pinned_anew`: the node may have been made to pin it for
+    this. Raises `NotSecuredError` when it has to do so first.
     """
     insert_unless_there(
         session,
@@ -70,6 +78,9 @@ def add_reference(
         content.state = PINNED
         content.pin_root_id = cid
         content.dag_size = dag_size
+    elif content.pin_root_id != cid and pinned_anew:
+        # That pin may be gone again by now, so the bundle goes on covering it.
+        content.pinned_too = True
     content.unreferenced_at = None
     holding = session.get(Holding, (usage.user_id, cid))
     if holding is None:
@@ -92,7 +103,7 @@ def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
     usage.storage_bytes -= holding.bytes
     session.delete(holding)
     session.flush()
-    if content is not None and not session.scalar(select(_is_held(cid))):
+    if content is not None and not session.scalar(select(bundles.is_held(cid))):
         content.unreferenced_at = utc_now()
 
 
@@ -113,8 +124,8 @@ def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
 
 def room_of(session: Session, usage: UserUsage) -> int | None:
     """Bytes that a user's quota leaves; None without a quota. Exact while `usage` is locked."""
-    # Once read it is remembered for as long as the transaction lasts.
-    quota = session.get_one(User, usage.user_id).storage_quota
+    # Through `usage`, which holds it: the session alone would forget it and read it each time.
+    quota = usage.user.storage_quota
     return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
 
 
@@ -137,12 +148,20 @@ def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
 def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
     """The `created_at` of a user's next reference, strictly later than all before: `before` and
     `after` then never skip one. A multiple of `step`; `usage` is locked."""
+    usage.last_created_at = next(moments_after(usage.last_created_at, step=step))
+    return usage.last_created_at
+
+
+def moments_after(last: datetime | None, *, step: timedelta) -> Iterator[datetime]:
+    """Moments for a user's next references, after the `last` one given to any: see
+    `next_moment`."""
     epoch = datetime.fromtimestamp(0, tz=utc_now().tzinfo)
     ticks = (utc_now() - epoch) // step
-    if usage.last_created_at is not None:
-        ticks = max(ticks, (usage.last_created_at - epoch) // step + 1)
-    usage.last_created_at = epoch + ticks * step
-    return usage.last_created_at
+    if last is not None:
+        ticks = max(ticks, (last - epoch) // step + 1)
+    while True:
+        yield epoch + ticks * step
+        ticks += 1
 
 
 def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
@@ -175,10 +194,47 @@ def lock_all(session: Session, cids: Iterable[str]) -> Mapping[str, Content]:
     return {content.cid: content for content in found}
 
 
+def any_to_let_go(session: Session, grace: timedelta) -> bool:
+    """Whether `let_go` has anything to do: asked by reading alone, since on SQLite looking must not
+    take the writer's place."""
+    return session.scalar(select(Content.cid).where(_is_let_go(grace)).limit(1)) is not None
+
+
+def let_go(session: Session, grace: timedelta, limit: int) -> int:
+    """End up to `limit` members of bundles that nobody has referred to for `grace`: the node has no
+    pin on them that would have to go. Returns how many."""
+    found = session.execute(
+        select(Content.cid, Content.pin_root_id)
+        .where(_is_let_go(grace))
+        .order_by(Content.unreferenced_at)
+        .limit(limit)
+    ).all()
+    bundle_of = dict(found)
+    locked = lock_all(session, (*bundle_of, *bundle_of.values()))
+    # Again, now that nobody can change it.
+    still = select(Content.cid).where(Content.cid.in_(bundle_of), _is_let_go(grace))
+    ending = [locked[cid] for cid in session.scalars(still)]
+    gone = [content for content in ending if content.pin_root_id in locked]
+    left: dict[str, datetime] = {}
+    for content in gone:
+        since = content.unreferenced_at or utc_now()
+        left[content.pin_root_id] = max(since, left.get(content.pin_root_id, since))
+        content.generation += 1
+        content.pin_root_id = content.cid
+        make_absent(content)
+    session.flush()
+    for bundle, since in left.items():
+        bundles.look_through(session, locked[bundle], since)
+    return len(gone)
+
+
 def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
-    """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone."""
+    """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone; but
+    for what `let_go` ends."""
     now = utc_now()
-    unreferenced = (Content.state == PINNED) & (Content.unreferenced_at <= now - grace)
+    unreferenced = (
+        (Content.state == PINNED) & (Content.unreferenced_at <= now - grace) & ~bundles.is_member()
+    )
     left = (Content.state == UNPINNING) & (Content.lease_until < now)
     statement = (
         select(Content.cid)
@@ -207,23 +263,27 @@ def begin_removal(
         dag_size=0,
         created_at=utc_now(),
     )
-    content = lock(session, cid)
+    root = session.scalar(select(Content.pin_root_id).where(Content.cid == cid)) or cid
+    locked = lock_all(session, (cid, root))
+    content = locked[cid]
     now = utc_now()
-    if content is None or (
-        content.state == UNPINNING and content.lease_until is not None and content.lease_until > now
-    ):
+    if content.state == UNPINNING and content.lease_until and content.lease_until > now:
+        return None
+    if content.pin_root_id not in locked:  # it has another one since we looked
         return None
     if content.state == PINNED and (
         content.unreferenced_at is None or content.unreferenced_at > now - grace
     ):
         return None
-    if content.state != UNPINNING and session.scalar(select(_is_held(cid) | _is_awaited(cid))):
+    wanted = bundles.is_held(cid) | _is_awaited(cid)
+    if content.state != UNPINNING and session.scalar(select(wanted)):
         return None
     content.state = UNPINNING
     content.generation += 1
     content.lease_token = new_id()
     content.lease_until = now + life
     content.unreferenced_at = content.unreferenced_at or now
+    bundles.leave(session, content, locked[root], content.unreferenced_at)
     return Removal(cid, content.lease_token, content.lease_until)
 
 
@@ -243,11 +303,17 @@ def make_absent(content: Content) -> None:
     content.lease_token = content.lease_until = content.unreferenced_at = None
 
 
-def _is_held(cid: str) -> ColumnElement[bool]:
-    return exists().where(Holding.cid == cid)
+def _is_let_go(grace: timedelta) -> ColumnElement[bool]:
+    return and_(
+        Content.state == PINNED,
+        Content.unreferenced_at <= utc_now() - grace,
+        bundles.is_member(),
+        ~bundles.is_held(Content.cid),
+        ~_is_awaited(Content.cid),
+    )
 
 
-def _is_awaited(cid: str) -> ColumnElement[bool]:
+def _is_awaited(cid: bundles.CidColumn) -> ColumnElement[bool]:
     """A pin that is under way will refer to it."""
     return exists().where(
         Pin.cid == cid, Pin.status.in_((QUEUED, PINNING)), Pin.removed_at.is_(None)

@@ -108,7 +108,7 @@ def _secret(settings: Settings) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     from on_api.core.models import Database
-    from on_api.core.models.migrations import check_revision
+    from on_api.core.models.revisions import check_revision
 
     database = Database(settings)
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -30,6 +31,34 @@ class FileFilter:
     visibility: str | None = None
     meta: dict[str, Any] | None = None
     """Contained in the file's own meta, as PostgreSQL's `@>` understands it."""
+
+
+class FileFacts(NamedTuple):
+    """What a file's owner is shown of it: columns of its row, by their names."""
+
+    id: uuid.UUID
+    cid: str
+    source_cid: str | None
+    name: str
+    size: int
+    media_type: str
+    sha256: bytes
+    visibility: str
+    meta: dict[str, Any]
+    created_at: datetime
+    source_created_at: datetime | None
+
+
+_FACTS = tuple(getattr(File, name) for name in FileFacts._fields)
+
+
+def facts_of(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> FileFacts:
+    """The same as `get_file` for who only looks: no entity is made of it. Raises `NotFound`."""
+    statement = owned(select(*_FACTS), File.user_id, user_id).where(File.id == file_id)
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        raise NotFound
+    return FileFacts._make(row)
 
 
 def get_file(

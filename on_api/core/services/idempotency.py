@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto.sealing import Sealed, Sealer
@@ -108,6 +109,20 @@ class IdempotencyService:
             record.token, record.lease_until, record.created_at = token, now + self._life, now
             record.answer = record.status = None
             return Claim(record.id, token)
+
+    def lock(self, session: Session, claims: Sequence[Claim]) -> Collection[uuid.UUID]:
+        """Ids of those claims that are still theirs: so they stay to the end of the transaction."""
+        if not claims:
+            return ()
+        return session.scalars(
+            select(IdempotencyRecord.id)
+            .where(
+                IdempotencyRecord.id.in_([claim.id for claim in claims]),
+                IdempotencyRecord.token.in_([claim.token for claim in claims]),
+            )
+            .order_by(IdempotencyRecord.id)
+            .with_for_update()
+        ).all()
 
     def finish(self, session: Session, claim: Claim, answer: Answered) -> None:
         """Record the answer in the transaction of what it tells.

@@ -10,15 +10,16 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anyio import to_thread
 
+from on_api.core.blocks import BlockSize, Bytes
 from on_api.core.crypto.age import Encryptor
 from on_api.core.errors import PayloadTooLarge, RequestTimeout
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.leases import LeaseHandle, LeaseService
-from on_api.core.services.pipeline import BLOCK_BYTES, DONE_HERE, transformed
+from on_api.core.services.pipeline import DONE_HERE, transformed
 
 LOOK_EVERY = 64 * 1024 * 1024
 """Bytes between two looks at the node's room."""
@@ -27,10 +28,11 @@ SNIFFED_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """What one upload must keep to: seconds between two chunks, bytes of one file."""
+    """What one upload must keep to: seconds between two chunks, bytes of one file, of one block."""
 
     idle_timeout: float
     max_file_size: int
+    block_size: BlockSize = field(default_factory=BlockSize)
 
 
 class FilePassage:
@@ -69,8 +71,10 @@ class Intake:
         self._limits = limits
         self.received = 0
         """Bytes of all files so far, as the node gets them."""
+        self.began = False
+        """Whether the node may have pinned something."""
 
-    def through(self, body: AsyncIterator[bytes], passage: FilePassage) -> AsyncIterator[bytes]:
+    def through(self, body: AsyncIterator[Bytes], passage: FilePassage) -> AsyncIterator[Bytes]:
         """Pass a file's body on in blocks, as the node is to have it; each is hashed and encrypted
         in threads while the next one is being received.
 
@@ -84,28 +88,29 @@ class Intake:
         return transformed(plain, encryptor.update, encryptor.finish, self._threads)
 
     async def _plain(
-        self, body: AsyncIterator[bytes], passage: FilePassage
-    ) -> AsyncIterator[bytes]:
+        self, body: AsyncIterator[Bytes], passage: FilePassage
+    ) -> AsyncIterator[Bytes]:
         loop = asyncio.get_running_loop()
         hashing: asyncio.Future[None] | None = None
         await self._allow(passage)
-        async for block in blocks(body, self._limits.idle_timeout):
-            passage.size += len(block)
-            if passage.size > self._limits.max_file_size:
-                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
-            await self._allow(passage)
-            if len(passage.head) < SNIFFED_BYTES:
-                passage.head += block[: SNIFFED_BYTES - len(passage.head)]
+        with self._limits.block_size.streaming():
+            async for block in blocks(body, self._limits):
+                passage.size += len(block)
+                if passage.size > self._limits.max_file_size:
+                    raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+                await self._allow(passage)
+                if len(passage.head) < SNIFFED_BYTES:
+                    passage.head += block[: SNIFFED_BYTES - len(passage.head)]
+                if hashing is not None:
+                    await hashing
+                if len(block) <= DONE_HERE:
+                    passage.digest.update(block)
+                    hashing = None
+                else:
+                    hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
+                yield block
             if hashing is not None:
                 await hashing
-            if len(block) <= DONE_HERE:
-                passage.digest.update(block)
-                hashing = None
-            else:
-                hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
-            yield block
-        if hashing is not None:
-            await hashing
 
     async def _allow(self, passage: FilePassage) -> None:
         """Reserve what the file has come to."""
@@ -118,22 +123,22 @@ class Intake:
             await self._capacity.require(0)
 
 
-async def blocks(body: AsyncIterator[bytes], idle_timeout: float) -> AsyncIterator[bytes]:
-    """The body in larger pieces. Raises `RequestTimeout` after `idle_timeout` seconds without a
-    byte."""
-    gathered: list[bytes] = []
+async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncIterator[Bytes]:
+    """The body in larger pieces: not much smaller than a block should be, and those that aren't as
+    they are. Raises `RequestTimeout` after `limits.idle_timeout` seconds without a byte."""
+    gathered: list[Bytes] = []
     size = 0
     chunks = aiter(body)
     while True:
         try:
-            async with asyncio.timeout(idle_timeout):
+            async with asyncio.timeout(limits.idle_timeout):
                 chunk = await anext(chunks, None)
         except TimeoutError:
             raise RequestTimeout from None
         if chunk is not None:
             gathered.append(chunk)
             size += len(chunk)
-        if size >= BLOCK_BYTES or (chunk is None and size):
+        if 2 * size >= limits.block_size() or (chunk is None and size):
             yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
             gathered, size = [], 0
         if chunk is None:

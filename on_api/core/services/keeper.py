@@ -14,12 +14,12 @@ from datetime import timedelta
 
 from anyio import to_thread
 
-from on_api.core.errors import ServiceUnavailable
+from on_api.core.errors import BlocksMissing, ServiceUnavailable
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Content, Database
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import utc_now
-from on_api.core.services import contents
+from on_api.core.services import bundles, contents
 from on_api.core.services.contents import Removal
 from on_api.core.services.pin_names import PinNames
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 MARGIN_SECONDS = 5.0
+NEVER = timedelta(days=36_500)
+"""A grace that is over for nothing: only what isn't kept at all is claimed."""
 
 
 class Keeper:
@@ -67,10 +69,43 @@ class Keeper:
         return False
 
     async def heal(self, cid: str, job: uuid.UUID) -> bool:
-        """Pin `cid` again, for a job, if it is somebody's and the node has lost its pin. Returns
-        whether it had."""
-        state, _ = await to_thread.run_sync(self._look, cid)
-        return state == PINNED and await self._pin_again(cid, job)
+        """Pin `cid`, or the bundle that covers it, again, for a job, if it is somebody's and the
+        node has lost that pin. Returns whether it had.
+
+        A bundle that can't be pinned, since a block is missing, is dissolved. Raises a `NodeError`.
+        """
+        root = await to_thread.run_sync(self._root, cid)
+        if root is None:
+            return False
+        try:
+            return await self._pin_again(root, job)
+        except BlocksMissing:
+            await self.dissolve(root, job, lost=True)
+            root = await to_thread.run_sync(self._root, cid)
+            if root is not None:  # it was no bundle, or it lived in one
+                await self._pin_again(root, job)
+            return True
+
+    async def dissolve(self, bundle: str, job: uuid.UUID, *, lost: bool) -> None:
+        """Give all that lives in a bundle pins of its own, for a job, and let the bundle go.
+
+        What has no block for a pin stays in the bundle, and that stays with it, unless the node has
+        `lost` its pin. Raises a `NodeError`. Does nothing to what is no bundle.
+        """
+        members = await to_thread.run_sync(self._begin_dissolving, bundle)
+        for cid, generation in members.items():
+            try:
+                await self._pin_again(cid, job)
+            except BlocksMissing:
+                if not lost:
+                    continue
+            orphan = await to_thread.run_sync(self._leave, cid, bundle, generation)
+            if orphan is not None:
+                await self.remove(orphan)
+        if members:
+            rest = await to_thread.run_sync(self._begin_ending, bundle)
+            if rest is not None:
+                await self.remove(rest)
 
     async def _pin_again(self, cid: str, job: uuid.UUID) -> bool:
         # Never `pin` on what is pinned: see `IpfsNode.pin`.
@@ -93,6 +128,37 @@ class Keeper:
             if content is not None and content.state == UNPINNING and _is_left(content):
                 contents.make_absent(content)
             return (ABSENT, 0) if content is None else (content.state, content.generation)
+
+    def _root(self, cid: str) -> str | None:
+        """What the node must have pinned for `cid`; None unless it is somebody's."""
+        with self._database.session_scope(write=False) as session:
+            content = session.get(Content, cid)
+            return content.pin_root_id if content is not None and content.state == PINNED else None
+
+    def _begin_dissolving(self, bundle: str) -> dict[str, int]:
+        """CIDs and generations of what lives in it; from now on each may have a pin as well."""
+        with self._database.session_scope() as session:
+            members = bundles.members(session, bundle)
+            for content in contents.lock_all(session, members).values():
+                content.pinned_too = content.pin_root_id != content.cid
+            return members
+
+    def _leave(self, cid: str, bundle: str, generation: int) -> Removal | None:
+        """Record that a member has its own pin. If it has died meanwhile, the right to unpin it."""
+        with self._database.session_scope() as session:
+            locked = contents.lock_all(session, (cid, bundle))
+            content = locked[cid]
+            if content.pin_root_id == bundle and content.generation == generation:
+                bundles.leave(session, content, locked[bundle], utc_now())
+            elif content.state == ABSENT:
+                return contents.begin_removal(session, cid, grace=NEVER, life=self._life)
+            return None
+
+    def _begin_ending(self, bundle: str) -> Removal | None:
+        """The right to unpin a bundle if it is nobody's: it was held for its members only, so there
+        is no grace."""
+        with self._database.session_scope() as session:
+            return contents.begin_removal(session, bundle, grace=timedelta(0), life=self._life)
 
     def _finish(self, removal: Removal) -> bool:
         with self._database.session_scope() as session:

@@ -23,7 +23,7 @@ from on_api.core.services.reservations import Announced
 from on_api.core.services.together import Together
 
 UPLOAD = "upload"
-_GIVEN_UP = "This took too long and was given up; send it again."
+GIVEN_UP = "This took too long and was given up; send it again."
 
 
 class Holder(Protocol):
@@ -95,8 +95,7 @@ class LeaseService:
         # Before the transaction: the very first name needs one of its own.
         names = {lease_id: self._names.of(lease_id) for lease_id in (new_id() for _ in wanted)}
         with self._database.session_scope() as session:
-            if maintenance.is_under_way(session, maintenance.GARBAGE):
-                raise ServiceUnavailable("The node is being tidied up; send it again soon.")
+            maintenance.require_no_collection(session)
             return [
                 self._open(session, lease_id, pin_name, *each)
                 for (lease_id, pin_name), each in zip(names.items(), wanted, strict=True)
@@ -182,7 +181,7 @@ class LeaseService:
             .execution_options(synchronize_session=False)
         )
         if reserved is None:
-            raise ServiceUnavailable(_GIVEN_UP)
+            raise ServiceUnavailable(GIVEN_UP)
         reservations.settle(session, usage, handle.limited_key, reserved, uploaded)
 
     def abandon(self, handle: LeaseHandle, *, pinned: bool) -> None:
@@ -237,5 +236,5 @@ def _mine(session: Session, handle: LeaseHandle) -> Lease:
         select(Lease).where(Lease.id == handle.id, Lease.token == handle.token).with_for_update()
     )
     if lease is None:
-        raise ServiceUnavailable(_GIVEN_UP)
+        raise ServiceUnavailable(GIVEN_UP)
     return lease

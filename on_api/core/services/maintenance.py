@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import Conflict
+from on_api.core.errors import Conflict, ServiceUnavailable
 from on_api.core.models import Database, Maintenance
 from on_api.core.models.database import insert_unless_there, new_id, utc_now
 from on_api.core.services.renewal import renewed
@@ -68,6 +68,13 @@ def is_under_way(session: Session, kind: str) -> bool:
     """Whether somebody does it right now."""
     until = session.scalar(select(Maintenance.lease_until).where(Maintenance.kind == kind))
     return until is not None and until > utc_now()
+
+
+def require_no_collection(session: Session) -> None:
+    """Raise `ServiceUnavailable` while garbage is collected: asked by whoever is about to store
+    something."""
+    if is_under_way(session, GARBAGE):
+        raise ServiceUnavailable("The node is being tidied up; send it again soon.")
 
 
 def last_outcome(session: Session, kind: str) -> Outcome:

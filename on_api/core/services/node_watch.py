@@ -44,7 +44,7 @@ class NodeWatch:
         self._delegates: Sequence[str] = self._fixed
         self._has_looked = asyncio.Event()
         self.pinned: int | None = None
-        """How many contents are pinned; None until it was counted."""
+        """How many pins the node keeps for us; None until it was counted."""
 
     async def delegates(self) -> Sequence[str]:
         """1 to 20 addresses at which clients find the node, each ending in its identity.
@@ -90,7 +90,8 @@ class NodeWatch:
 
     def _count(self) -> int:
         with self._database.session_scope(write=False) as session:
-            return session.scalar(select(func.count()).where(Content.state == PINNED)) or 0
+            pins = (Content.state == PINNED, Content.pin_root_id == Content.cid)
+            return session.scalar(select(func.count()).where(*pins)) or 0
 
 
 def best_addresses(addresses: Sequence[str]) -> list[str]:

@@ -180,7 +180,7 @@ class PinService:
             _require_room(session, usage, cid, content.dag_size, freed)
             session.add(pin)
             events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-            contents.add_reference(session, usage, cid, content.dag_size, {})
+            contents.add_reference(session, usage, cid, content.dag_size, {}, pinned_anew=False)
             mark_pinned(session, usage, pin, content.dag_size)
         else:
             # How much will come is not known yet: the worker looks again when it is.

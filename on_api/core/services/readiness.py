@@ -12,7 +12,7 @@ from on_api.core.crypto.secrets import Keyring
 from on_api.core.errors import NodeError, OnApiError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Database
-from on_api.core.models.migrations import check_revision
+from on_api.core.models.revisions import check_revision
 
 
 @dataclass(frozen=True, slots=True)

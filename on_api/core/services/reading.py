@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
+from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import AgeError, Layout, RangeDecryptor, Unlocked
 from on_api.core.errors import ContentDamaged
 from on_api.core.ipfs.client import IpfsNode
@@ -23,7 +24,7 @@ AGE_MEDIA_TYPE = "application/octet-stream"
 """age files have no registered type of their own."""
 AGE_SUFFIX = ".age"
 
-Opener = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+Opener = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
 """Opens `length` bytes at `offset`. Entering raises what can be known before the first byte; the
 iterator raises rather than end too soon, or give out a byte that isn't authentic."""
 
@@ -97,7 +98,7 @@ class FileReader:
     @asynccontextmanager
     async def _decrypted(
         self, cid: str, unlocked: Unlocked, layout: Layout, offset: int, length: int
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[Bytes]]:
         # Where the plaintext ends was recorded when it was encrypted: the node's word isn't taken
         # for it, so that the last chunk proves nothing for a range that doesn't reach it.
         span = layout.span(offset, length, from_end=False)
@@ -111,7 +112,7 @@ class FileReader:
             # The first piece before the answer begins: damage there is still told as an error.
             yield _behind(await anext(plain, b""), plain)
 
-    async def _checked(self, plain: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _checked(self, plain: AsyncIterator[Bytes]) -> AsyncIterator[Bytes]:
         try:
             async for piece in plain:
                 yield piece
@@ -119,7 +120,7 @@ class FileReader:
             raise ContentDamaged from error
 
 
-async def _behind(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _behind(first: Bytes, rest: AsyncIterator[Bytes]) -> AsyncIterator[Bytes]:
     if first:
         yield first
     async for piece in rest:

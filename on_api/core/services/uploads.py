@@ -11,23 +11,26 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Self
 
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
+from on_api.core.ipfs.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
 from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, User, UserUsage
-from on_api.core.models.database import new_id
 from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
+from on_api.core.services.bundle_records import SmallUpload
+from on_api.core.services.bundling import Bundler
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.idempotency import (
     AlreadyAnswered,
@@ -36,42 +39,20 @@ from on_api.core.services.idempotency import (
     IdempotencyService,
     fingerprint,
 )
-from on_api.core.services.intake import FilePassage, Intake, IntakeLimits, blocks
+from on_api.core.services.intake import SNIFFED_BYTES, FilePassage, Intake, IntakeLimits, blocks
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.metering import Charge, Kind, Meter
-from on_api.core.services.private_files import Audience, PrivateFiles, Sealing, columns_of
+from on_api.core.services.private_files import PrivateFiles, Sealing
 from on_api.core.services.reservations import Announced
+from on_api.core.services.stored_files import MICROSECOND, IncomingFile, StoredFile
 from on_api.core.services.together import Together
+
+__all__ = ["IncomingFile", "Recording", "UploadService"]
 
 logger = logging.getLogger(__name__)
 
-MICROSECOND = timedelta(microseconds=1)
-"""In which a file's `created_at` is counted."""
-
-
-@dataclass
-class IncomingFile:
-    """One file as it comes in. `media_type=None`: find out. A private one has an `audience`.
-
-    `name` and `meta` may still change until the last byte of the whole upload is read.
-    """
-
-    name: str
-    media_type: str | None
-    meta: dict[str, Any]
-    body: AsyncIterator[bytes]
-    audience: Audience | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    incoming: IncomingFile
-    added: Added
-    size: int
-    sha256: bytes
-    media_type: str
-    sealing: Sealing | None
+NO_FILE = "No file was sent: name the part `file`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +64,44 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
+class _Whole:
+    """A small file in memory, and the `block` that the node is to have of it."""
+
+    incoming: IncomingFile
+    plain: bytes
+    block: bytes
+    sealing: Sealing | None
+    sha256: bytes
+    cid: Cid
+
+    @classmethod
+    def of(
+        cls, incoming: IncomingFile, plain: bytes, block: bytes, sealing: Sealing | None
+    ) -> Self:
+        """With its hashes."""
+        sha256 = hashlib.sha256(plain).digest()
+        digest = sha256 if sealing is None else hashlib.sha256(block).digest()
+        return cls(incoming, plain, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
+
+    def as_stored(self) -> StoredFile:
+        """As it will lie on the node: one raw block."""
+        file = self.incoming
+        return StoredFile(
+            incoming=file,
+            cid=str(self.cid),
+            stored_size=len(self.block),
+            dag_size=len(self.block),
+            size=len(self.plain),
+            sha256=self.sha256,
+            media_type=file.media_type or sniff(file.name, self.plain[:SNIFFED_BYTES]),
+            sealing=self.sealing,
+        )
+
+
+_Send = Callable[[LeaseHandle, Intake], AsyncIterator[StoredFile]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Ended:
     """An upload whose bytes lie on the node, to be recorded.
 
@@ -91,7 +110,7 @@ class _Ended:
 
     user_id: uuid.UUID
     lease: LeaseHandle
-    stored: Sequence[_Stored]
+    stored: Sequence[StoredFile]
     recording: Recording | None
     secured: dict[str, int] = field(default_factory=dict)
 
@@ -112,6 +131,7 @@ class UploadService:
         idempotency: IdempotencyService,
         private_files: PrivateFiles,
         meter: Meter,
+        bundler: Bundler,
     ) -> None:
         self._database = database
         self._node = node
@@ -124,6 +144,7 @@ class UploadService:
         self._idempotency = idempotency
         self._private_files = private_files
         self._meter = meter
+        self._bundler = bundler
         self._recording = Together(self._record_all)
 
     async def store_once(
@@ -148,7 +169,7 @@ class UploadService:
 
     async def _look_at(self, file: IncomingFile) -> bytes:
         digest, size = hashlib.sha256(), 0
-        async for block in blocks(file.body, self._limits.idle_timeout):
+        async for block in blocks(file.body, self._limits):
             size += len(block)
             if size > self._limits.max_file_size:
                 raise PayloadTooLarge
@@ -171,50 +192,123 @@ class UploadService:
         by then is left with a dead lease and no record.
         """
         await self._capacity.require(announced.least)
-        lease = await self._leases.open_together(UPLOAD, principal, announced)
-        intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
-        started = False
+        most = announced.most
         try:
-            async with self._leases.kept_alive(lease):
-                stored: list[_Stored] = []
-                async for file in incoming:
-                    started = True
-                    stored.append(await self._send(principal, file, lease, intake))
-                if not stored:
-                    raise BadRequest("No file was sent: name the part `file`.")
-                ended = _Ended(principal.user_id, lease, stored, recording)
-                files = await self._record_secured(ended)
+            # A key's own limit is settled one by one.
+            if most is not None and principal.max_bytes is None and self._bundler.takes(most):
+                with self._bundler.room(most):
+                    files = await self._store_small(principal, incoming, most, recording)
+            else:
+
+                async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+                    async for file in incoming:
+                        yield await self._send(principal, file, lease, intake)
+
+                files = await self._store_by_itself(principal, announced, send, recording)
         except BaseException as error:
             reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
             self._metrics.uploads.labels(reason).inc()
-            with CancelScope(shield=True):
-                await self._abandon(lease, pinned=started)
             raise
         self._metrics.uploads.labels("stored").inc()
-        self._metrics.uploaded_bytes.inc(intake.received)
         key_id = principal.metered_key
         for row in files:
+            self._metrics.uploaded_bytes.inc(row.sealed_size or row.size)
             charge = Charge(Kind.UPLOAD, row.user_id, key_id, file_id=row.id, cid=row.cid)
             self._meter.received(charge, row.size)
         return files
 
+    async def _store_by_itself(
+        self, principal: Principal, announced: Announced, send: _Send, recording: Recording | None
+    ) -> Sequence[File]:
+        """Store what `send` sends, under a lease of its own."""
+        lease = await self._leases.open_together(UPLOAD, principal, announced)
+        intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
+        stored: list[StoredFile] = []
+        try:
+            async with self._leases.kept_alive(lease):
+                async for file in send(lease, intake):
+                    stored.append(file)
+                if not stored:
+                    raise BadRequest(NO_FILE)
+                return await self._record_secured(
+                    _Ended(principal.user_id, lease, stored, recording)
+                )
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._abandon(lease, pinned=intake.began)
+            raise
+
+    async def _store_small(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        most: int,
+        recording: Recording | None,
+    ) -> Sequence[File]:
+        """Take up to `most` bytes into memory, and store them with whatever else there is."""
+        taken = [await self._take(principal, file, most) async for file in incoming]
+        if not taken:
+            raise BadRequest(NO_FILE)
+        # By now no name changes any more.
+        files = [whole.as_stored() for whole in taken]
+        sent = [(whole.cid, whole.block) for whole in taken]
+
+        async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+            for file, (_, block) in zip(files, sent, strict=True):
+                added = await self._add(_once(block), lease, intake)
+                yield replace(file, cid=added.cid, dag_size=added.dag_size)
+
+        def alone() -> Awaitable[Sequence[File]]:
+            size = sum(len(block) for _, block in sent)
+            return self._store_by_itself(principal, Announced(size, size), send, recording)
+
+        if not all(0 < len(block) <= CHUNK_BYTES for _, block in sent):
+            return await alone()
+        upload = SmallUpload(principal.user_id, files, sent)
+        if recording is not None:
+            answer = partial(self._answer, files, recording)
+            upload = replace(upload, claim=recording.claim, answer=answer)
+        return await self._bundler.store(upload, alone)
+
+    async def _take(self, principal: Principal, file: IncomingFile, most: int) -> _Whole:
+        plain = bytearray()
+        async for chunk in blocks(file.body, self._limits):
+            plain += chunk
+            if len(plain) > min(most, self._limits.max_file_size):
+                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+        sealing, block = None, bytes(plain)
+        if file.audience is not None:
+            sealing = await self._private_files.seal(principal.user_id, file.audience)
+            block = bytes(sealing.encryptor.update(block) + sealing.encryptor.finish())
+        return _Whole.of(file, bytes(plain), block, sealing)
+
     async def _send(
         self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake
-    ) -> _Stored:
+    ) -> StoredFile:
         sealing = None
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
         passage = FilePassage(None if sealing is None else sealing.encryptor)
+        added = await self._add(intake.through(file.body, passage), lease, intake)
+        return StoredFile(
+            incoming=file,
+            cid=added.cid,
+            stored_size=added.size,
+            dag_size=added.dag_size,
+            size=passage.size,
+            sha256=passage.digest.digest(),
+            media_type=file.media_type or sniff(file.name, passage.head),
+            sealing=sealing,
+        )
+
+    async def _add(self, source: AsyncIterator[Bytes], lease: LeaseHandle, intake: Intake) -> Added:
+        intake.began = True
         try:
-            added = await self._node.add(
-                intake.through(file.body, passage), pin_name=lease.pin_name
-            )
+            return await self._node.add(source, pin_name=lease.pin_name)
         except StoredUnpinned as error:
             # The removal of the same content has come between the node's pin and our look at it.
-            added = error.added
-            await self._keeper.secure(added.cid, lease.id)
-        media_type = file.media_type or sniff(file.name, passage.head)
-        return _Stored(file, added, passage.size, passage.digest.digest(), media_type, sealing)
+            await self._keeper.secure(error.added.cid, lease.id)
+            return error.added
 
     async def _record_secured(self, upload: _Ended) -> Sequence[File]:
         """Record it, after making sure of whatever was being unpinned while it was sent."""
@@ -233,40 +327,34 @@ class UploadService:
             if session.get_one(User, user_id).deleted_at is not None:
                 raise Unauthorized  # deleted while the bytes came
             # In order of CID, as everyone locks content.
-            added = [(item.added, upload.secured) for upload in uploads for item in upload.stored]
-            for one, secured in sorted(added, key=lambda pair: pair[0].cid):
+            stored = [(file, upload.secured) for upload in uploads for file in upload.stored]
+            for one, secured in sorted(stored, key=lambda pair: pair[0].cid):
                 contents.add_reference(session, usage, one.cid, one.dag_size, secured)
             return [self._record(session, usage, upload) for upload in uploads]
 
     def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[File]:
         files = [
-            File(
-                id=new_id(),
-                user_id=usage.user_id,
-                cid=item.added.cid,
-                name=item.incoming.name,
-                size=item.size,
-                media_type=item.media_type,
-                sha256=item.sha256,
-                meta=item.incoming.meta,
-                created_at=contents.next_moment(usage, step=MICROSECOND),
-                **columns_of(item.sealing, item.added.size),
-            )
-            for item in upload.stored
+            File(**file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND)))
+            for file in upload.stored
         ]
         usage.file_count += len(files)
         session.add_all(files)
         for file in files:
             events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
-        stored_size = sum(item.added.size for item in upload.stored)
+        stored_size = sum(file.stored_size for file in upload.stored)
         with session.no_autoflush:  # what changes in `usage` is one statement, at the end
             self._leases.close(session, upload.lease, usage, stored_size)
         if upload.recording is not None:
             session.flush()
-            sent = [(item.incoming, item.sha256) for item in upload.stored]
-            answer = Answered(self._fingerprints(sent)[0], 201, upload.recording.render(files))
+            answer = self._answer(upload.stored, upload.recording, files)
             self._idempotency.finish(session, upload.recording.claim, answer)
         return files
+
+    def _answer(
+        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[File]
+    ) -> Answered:
+        sent = [(file.incoming, file.sha256) for file in stored]
+        return Answered(self._fingerprints(sent)[0], 201, recording.render(files))
 
     def _fingerprints(self, files: Sequence[tuple[IncomingFile, bytes]]) -> Sequence[bytes]:
         """Of an upload of files, each with its SHA-256: one for each master secret that is here,
@@ -288,6 +376,10 @@ class UploadService:
         except OnApiError:
             # It dies by itself; the reason of the failure is on its way to the client.
             logger.warning("could not give back lease %s", lease.id)
+
+
+async def _once(block: bytes) -> AsyncIterator[bytes]:
+    yield block
 
 
 def _describe(file: IncomingFile, sha256: bytes, passphrase: bytes) -> bytes:

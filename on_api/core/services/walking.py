@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from on_api.core.errors import BlocksMissing
-from on_api.core.ipfs.car import CarError, CarReader
+from on_api.core.ipfs.car import CarError, CarReader, check_block
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.dag import DagError, UnknownCodecError, Walk
@@ -37,6 +37,19 @@ async def read_dag(node: IpfsNode, cid: str) -> DagStat:
     except BlocksMissing as error:
         raise DamagedError("its root block is missing") from error
     return DagStat(walk.bytes, walk.blocks)
+
+
+async def read_block(node: IpfsNode, cid: Cid) -> bytes:
+    """One block, from what the node has itself. Raises `DamagedError` when it is missing or another
+    one, a `NodeError` when the node can't be asked."""
+    block = await node.block(str(cid))
+    if block is None:
+        raise DamagedError(f"block {cid} is missing")
+    try:
+        check_block(cid, block)
+    except CarError as error:
+        raise DamagedError(str(error)) from error
+    return block
 
 
 async def _ask(node: IpfsNode, cid: str) -> DagStat:

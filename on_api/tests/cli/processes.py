@@ -15,10 +15,11 @@ from pathlib import Path
 
 import httpx
 
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 
 ON_API = Path(sys.executable).parent / "on-api"
 
@@ -77,6 +78,7 @@ class Home:
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=60,
+            verify=NO_TLS,
             trust_env=False,
         )
 
@@ -105,17 +107,11 @@ class Home:
 
     def alive(self) -> bool:
         """Whether `/healthz` answers."""
-        try:
-            return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
+        return self._is_well("/healthz")
 
     def ready(self) -> bool:
         """Whether `/readyz` says so."""
-        try:
-            return httpx.get(f"{self.url}/readyz", trust_env=False, timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
+        return self._is_well("/readyz")
 
     def log(self) -> str:
         """What `serve` wrote."""
@@ -137,6 +133,13 @@ class Home:
             return self.kubo_pid() > 0
         except StopIteration:
             return False
+
+    def _is_well(self, path: str) -> bool:
+        try:
+            answer = httpx.get(self.url + path, verify=NO_TLS, trust_env=False, timeout=5)
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200
 
 
 def _read(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.core.services import diagnosis
 from on_api.core.services.diagnosis import Verdict, diagnose
 from on_api.core.setting_groups import IpfsSettings, NodeSettings

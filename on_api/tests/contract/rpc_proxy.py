@@ -52,6 +52,7 @@ class RpcProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.calls: list[Call] = []
         self._gates: list[Gate] = []
+        self._cut: dict[str, bool] = {}
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self, command: str, *, answer: bool = False) -> Gate:
@@ -59,6 +60,15 @@ class RpcProxy:
         gate = Gate(command, answer)
         self._gates.append(gate)
         return gate
+
+    def cut(self, command: str, *, answer: bool = False) -> None:
+        """From now on hang up on every call of a command: before the node hears of it, or when it
+        has done it."""
+        self._cut[command] = answer
+
+    def mend(self) -> None:
+        """Hang up on nothing more."""
+        self._cut.clear()
 
     def count(self, command: str, argument: str) -> int:
         """How often a command came with this argument."""
@@ -94,6 +104,8 @@ class RpcProxy:
                 parse_qs(target.query).get("arg", [""])[0],
             )
             self.calls.append(call)
+            if self._cut.get(call.command) is False:
+                return
             gates = [gate for gate in self._gates if gate.command == call.command]
             for gate in gates:
                 if not gate.holds_answer:
@@ -103,7 +115,10 @@ class RpcProxy:
                 up = threading.Thread(target=_pass_on, args=(client, node), daemon=True)
                 up.start()
                 holding = [gate for gate in gates if gate.holds_answer]
-                if holding:
+                if self._cut.get(call.command):
+                    _all_of(node)
+                    client.shutdown(socket.SHUT_RDWR)  # the other thread reads from it still
+                elif holding:
                     answer = _all_of(node)
                     for gate in holding:
                         gate.pass_through()

@@ -259,7 +259,7 @@ async def test_what_is_not_believed(
     verified, and the node is well."""
     async with service(answer) as there:
         with pytest.raises(error):
-            await fetch(node, there, root, read_timeout=0.3, block_timeout=0.3, retries=1)
+            await fetch(node, there, root, read_timeout=1, block_timeout=1, retries=1)
         assert len(there.asked) < 10
     assert await node.block(str(WRONG[0])) is None
     assert await node.block(str(root)) in {None, BLOCKS.get(root)}

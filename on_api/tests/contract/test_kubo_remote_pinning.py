@@ -23,6 +23,7 @@ from on_api.tests.conftest import (
 from on_api.tests.contract.kubo_client import KuboClient, running_client
 from on_api.tests.deadline import until
 from on_api.tests.pins import add_pin, forms_of, list_pins, some_cid
+from on_api.tests.plain_http import NO_TLS
 
 EVERY = "--status=queued,pinning,pinned,failed"
 
@@ -86,7 +87,7 @@ def test_add_fetches_from_the_client(service: Server, erin: Account, client: Kub
     [added] = remote(client, erin, "add", "--name=film.mp4", f"/ipfs/{cid}")
     assert added == {"Status": "pinned", "Cid": cid, "Name": "film.mp4"}
     gateway = service.settings.ipfs.gateway_url
-    answer = httpx.get(f"{gateway}/ipfs/{cid}", trust_env=False)
+    answer = httpx.get(f"{gateway}/ipfs/{cid}", verify=NO_TLS, trust_env=False)
     assert answer.content == data
     [seen] = list_pins(erin)["results"]
     assert (seen["pin"]["cid"], seen["pin"]["name"]) == (cid, "film.mp4")
@@ -178,7 +179,7 @@ def test_the_policy_replaces_the_pin_of_mfs(
         until(lambda: pinned() == [root()], "the policy has pinned MFS as it is now", 60)
         seen.append(list_pins(erin, name="mfs"))
         path = f"{service.settings.ipfs.gateway_url}/ipfs/{root()}/{number}"
-        assert httpx.get(path, trust_env=False).content == data
+        assert httpx.get(path, verify=NO_TLS, trust_env=False).content == data
     assert [page["count"] for page in seen] == [1, 1, 1]
     assert len({page["results"][0]["requestid"] for page in seen}) == 3
     client("config", "--json", f"{policies}.Enable", "false")

@@ -31,8 +31,9 @@ MIB = 1024 * 1024
 CUT_SHORT = 0
 """In place of a status: the connection ended before the answer did."""
 TIMEOUTS = {"connect_timeout": 2, "control_timeout": 1, "stall_timeout": 2, "finish_timeout": 2}
-BOUND = 9
-"""Seconds for any request: more than the sum of the time-outs that one can meet."""
+BOUND = 30
+"""Seconds for any request, on any machine: the time-outs that one can meet are 7 together, and what
+hangs does so for ever."""
 
 
 @dataclass
@@ -124,7 +125,7 @@ def test_a_bad_node_and_a_good_one_again(
         assert {answer.result() for answer in answers} <= uploads
         assert {answer.result() for answer in reading} <= (downloads or set())
         if mood is Mood.HANG:  # the others end before there is anything to wait behind
-            assert statistics.median(waits) < 0.25
+            assert statistics.median(waits) < min(TIMEOUTS.values())
         way.be(Mood.GOOD)
         until(lambda: client.get("/readyz").status_code == 200, "the node is well", 20)
         stored = 20 if uploads == {201} else 0

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from on_api.cli.openapi import documents
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.tests.conftest import Account, Server
 
 COMMITTED = PROJECT / "openapi"

@@ -20,7 +20,7 @@ from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until
 
 QUICK = DatabaseSettings(
-    connect_timeout=2, pool_timeout=2, statement_timeout=1, lock_timeout=1, pool_size=20
+    connect_timeout=2, pool_timeout=2, statement_timeout=3, lock_timeout=3, pool_size=20
 )
 PATIENT = DatabaseSettings(connect_timeout=30, statement_timeout=30)
 """What is only slow must stay within the limits, also on a machine that is slow itself: while an

@@ -27,9 +27,10 @@ from on_api.core.crypto.secrets import (
     rotate_secret_file,
 )
 from on_api.core.errors import ServiceUnavailable, StartupError
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import MIB, AuthSettings
 from on_api.core.settings import Settings
+from on_api.tests.deadline import until
 
 
 def hasher(log_n: int = 10, memory: int = 64 * MIB, patience: float = 10) -> PasswordHasher:
@@ -139,8 +140,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = [threading.Thread(target=one) for _ in range(8)]
     for thread in threads:
         thread.start()
-    for thread in threads[3:]:
-        thread.join(0.5)
+    until(lambda: len(refused) == 5, "the others are told to come back")
     go_on.set()
     for thread in threads:
         thread.join(10)

@@ -82,7 +82,7 @@ def test_heard_in_other_processes(settings: Settings) -> None:
     with listening(settings) as (_, _, heard), listening(settings) as (other, news, _):
         before = heard.times
         change(other, news)
-        until(lambda: heard.times > before, "the other one hears", 1)
+        until(lambda: heard.times > before, "the other one hears")
 
 
 def test_what_can_not_be_heard_is_not_trusted(settings: Settings) -> None:
@@ -104,4 +104,4 @@ def test_what_can_not_be_heard_is_not_trusted(settings: Settings) -> None:
         assert heard.times > before
         again = heard.times
         change(database, invalidations)
-        until(lambda: heard.times > again, "it hears again", 1)
+        until(lambda: heard.times > again, "it hears again")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 
 PACKAGE = PROJECT / "on_api"
 TOP_LEVEL = {

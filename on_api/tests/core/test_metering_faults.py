@@ -118,7 +118,7 @@ def proxy_and_stage(
 
     with proxied(dial) as proxy:
         url = direct_url.set(host="127.0.0.1", port=proxy.port, query={})
-        quick = DatabaseSettings(connect_timeout=2, pool_timeout=2, statement_timeout=1)
+        quick = DatabaseSettings(connect_timeout=2, pool_timeout=2, statement_timeout=3)
         settings = make_settings(home, url.render_as_string(hide_password=False), database=quick)
         direct = Database(make_settings(home, direct_url.render_as_string(hide_password=False)))
         with staged(Database(settings)) as stage:

@@ -11,11 +11,20 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 
 from on_api.core.errors import StartupError
 from on_api.core.models import Base, Database, migrations
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import (
+    PROJECT,
+    check_revision,
+    known_revisions,
+    needed_revision,
+    present_revision,
+)
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
 
@@ -154,7 +163,25 @@ def test_what_is_said_of_a_database_that_does_not_fit(new_database: DatabaseMake
                 database.engine.connect() as connection,
                 pytest.raises(StartupError, match=cure),
             ):
-                migrations.check_revision(connection)
+                check_revision(connection)
+    finally:
+        database.dispose()
+
+
+def test_what_is_read_without_alembic_is_what_it_says(new_database: DatabaseMaker) -> None:
+    """Every start asks for the two revisions, and doesn't import Alembic for that."""
+    scripts = ScriptDirectory.from_config(Config(PROJECT / "alembic.ini"))
+    assert needed_revision() == scripts.get_current_head()
+    assert known_revisions() == [s.revision for s in scripts.walk_revisions()][::-1]
+    database = Database(Settings(_env_file=None, database_url=new_database()))
+    try:
+        with database.engine.connect() as connection:
+            said = MigrationContext.configure(connection).get_current_revision()
+            assert present_revision(connection) == said == needed_revision()
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+        with database.engine.connect() as connection:
+            assert present_revision(connection) is None
     finally:
         database.dispose()
 

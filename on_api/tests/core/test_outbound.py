@@ -103,7 +103,7 @@ async def test_what_goes_wrong(reply: Reply, error: type[OnApiError], calls: int
     """Each has its error; only what passes is tried again, and nothing gives the token away."""
     async with service(lambda _: reply) as there:
         with pytest.raises(error) as caught:
-            await ask(there.url, read_timeout=0.2, total_timeout=0.4, max_answer=2_100_000)
+            await ask(there.url, read_timeout=0.5, total_timeout=1.5, max_answer=2_100_000)
     assert caught.type is error
     assert len(there.asked) == calls
     assert TOKEN not in caught.value.details

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from on_api.core.models.migrations import PROJECT
+from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings, UnknownSettingError
 
 EXAMPLE = PROJECT / ".env.example"

@@ -344,7 +344,7 @@ async def test_a_source_that_fails(
     if isinstance(fake, PinList):
         calls += 1  # the first one is refused anyway
     with pytest.raises(error):
-        await items(after(calls, reply, fake), fake.spec, read_timeout=0.2, retries=1)
+        await items(after(calls, reply, fake), fake.spec, read_timeout=0.6, retries=1)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import httpx
 from on_api.core.ipfs.cid import ADD_OPTIONS, SHA2_256, Cid
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, Kubo
+from on_api.tests.plain_http import NO_TLS
 
 MIB = 1024 * 1024
 HAMT_ENTRIES = 10_000
@@ -141,6 +142,7 @@ def _add(kubo: Kubo, files: Mapping[str, bytes], root: str) -> str:
             "Content-Type": f"multipart/form-data; boundary={boundary}",
         },
         timeout=60,
+        verify=NO_TLS,
         trust_env=False,
     ).raise_for_status()
     added = {one["Name"]: one["Hash"] for one in map(json.loads, answer.text.splitlines())}

@@ -23,8 +23,9 @@ from on_api.tests.deadline import until
 from on_api.tests.public.gateway_corpus import Answer, add_folder, raw_client
 
 MIB = 1024 * 1024
-BOUND = 6
-"""Seconds for any answer: more than connecting and standing still may take together."""
+BOUND = 30
+"""Seconds for any answer, on any machine: connecting and standing still may take 3 together, and
+what hangs does so for ever."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def test_a_client_that_hangs_up_ends_the_nodes_work(way: Way, large: str) -> Non
         connection.sendall(f"GET {large}?format=car HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         assert way.proxy.connections >= before
-    until(lambda: way.proxy.connections <= before, "the node's answer is let go of", 5)
+    until(lambda: way.proxy.connections <= before, "the node's answer is let go of", BOUND)
 
 
 def raw_connection(server: Server) -> socket.socket:

@@ -13,6 +13,7 @@ import pytest
 
 from on_api.core.ipfs.unixfs import build_file
 from on_api.tests.conftest import Account, Server
+from on_api.tests.plain_http import NO_TLS
 
 MIB = 1024 * 1024
 HELLO = b"hello world"
@@ -31,7 +32,7 @@ def gateway_bytes(server: Server, cid: str) -> bytes:
     nothing."""
     assert server.settings.ipfs.gateway_url is not None
     url = server.settings.ipfs.gateway_url.replace("127.0.0.1", "localhost")
-    answer = httpx.get(f"{url}/ipfs/{cid}", follow_redirects=False, trust_env=False)
+    answer = httpx.get(f"{url}/ipfs/{cid}", follow_redirects=False, verify=NO_TLS, trust_env=False)
     assert answer.status_code == 200
     return answer.content
 
@@ -370,6 +371,7 @@ def test_uploads_name_their_pins(server: Server, alice: Account) -> None:
         f"{ipfs.rpc_url}/api/v0/pin/ls",
         params={"type": "recursive", "names": "true", "arg": str(cid)},
         headers={"Authorization": ipfs.rpc_auth.get_secret_value().replace("bearer:", "Bearer ")},
+        verify=NO_TLS,
         trust_env=False,
     )
     name = answer.json()["Keys"][cid]["Name"]

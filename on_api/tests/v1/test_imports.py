@@ -30,6 +30,7 @@ from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 from on_api.tests.worker.migration import ask, over, pins_of, previewed, report_of
 from on_api.worker.removal import remove_deleted_accounts
 
@@ -260,7 +261,7 @@ def test_out_and_in_again(alice: Account, bob: Account, kubo: Kubo) -> None:
     found = sorted((pin.cid, str(pin.name)) for pin in pins_of(bob) if pin.cid != root)
     assert found == wanted
     listed_there = httpx.get(
-        f"{kubo.ipfs.gateway_url}/ipfs/{root}/{files[1]['cid']}", trust_env=False
+        f"{kubo.ipfs.gateway_url}/ipfs/{root}/{files[1]['cid']}", verify=NO_TLS, trust_env=False
     )
     assert len(listed_there.content) == 3 * MIB
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from on_api.tests.conftest import Account, Server
+from on_api.tests.plain_http import NO_TLS
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +38,7 @@ async def test_many_uploads_beside_slow_clients(server: Server, alice: Account) 
         headers={"Authorization": f"Bearer {alice.key}"},
         limits=httpx.Limits(max_connections=None),
         timeout=120,
+        verify=NO_TLS,
         trust_env=False,
     ) as client:
 
@@ -86,6 +88,7 @@ async def test_more_changes_at_once_than_threads(server: Server, alice: Account)
         headers={"Authorization": f"Bearer {alice.key}"},
         limits=httpx.Limits(max_connections=None),
         timeout=120,
+        verify=NO_TLS,
         trust_env=False,
     ) as client:
         renamed = await asyncio.gather(

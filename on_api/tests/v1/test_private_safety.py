@@ -21,6 +21,7 @@ from on_api.core.ipfs.cid import Cid
 from on_api.core.setting_groups import AuthSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, Account, DatabaseMaker, Kubo, Server
+from on_api.tests.plain_http import NO_TLS
 from on_api.tests.v1.test_private_files import (
     HEADER,
     PASSPHRASE,
@@ -89,6 +90,7 @@ def test_the_node_and_the_logs_know_nothing(server: Server, alice: Account, kubo
         f"{ipfs.rpc_url}/api/v0/pin/ls",
         params={"type": "recursive", "names": "true"},
         headers={"Authorization": ipfs.rpc_auth.get_secret_value().replace("bearer:", "Bearer ")},
+        verify=NO_TLS,
         trust_env=False,
     )
     assert mark not in answer.text
@@ -226,7 +228,7 @@ def test_quota_counts_what_the_node_keeps(alice: Account, admin: Account) -> Non
     assert upload(2 * stored, told=True) == 201
     assert upload(3 * stored, told=False) == 201
     key = alice.make_key("files:write", max_bytes=stored)
-    with httpx.Client(base_url=alice.client.base_url, trust_env=False) as client:
+    with httpx.Client(base_url=alice.client.base_url, verify=NO_TLS, trust_env=False) as client:
         client.headers["Authorization"] = f"Bearer {key}"
         admin.client.patch(f"/v1/users/{alice.id}", json={"storage_quota": None})
         url = "/v1/files?name=x&visibility=private"
@@ -351,6 +353,7 @@ def _client(server: Server, account: Account) -> httpx.AsyncClient:
         headers={"Authorization": f"Bearer {account.key}"},
         limits=httpx.Limits(max_connections=None),
         timeout=600,
+        verify=NO_TLS,
         trust_env=False,
     )
 

@@ -13,6 +13,7 @@ import pytest
 from anyio import to_thread
 from sqlalchemy import select
 
+from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeUnavailable
 from on_api.core.ipfs.client import Added
 from on_api.core.ipfs.unixfs import build_file
@@ -175,7 +176,7 @@ def test_deleting_the_file_ends_the_change(own: Server, user: Account) -> None:
     def delete_in_the_middle(services: Services) -> None:
         add = services.node.add
 
-        async def and_delete(source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+        async def and_delete(source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
             added = await add(source, pin_name=pin_name)
             gone = await to_thread.run_sync(user.client.delete, f"/v1/files/{second['id']}")
             assert gone.status_code == 204
@@ -232,7 +233,7 @@ def test_who_lost_the_lease_changes_nothing(own: Server, user: Account) -> None:
     def lose_it(services: Services) -> None:
         add = services.node.add
 
-        async def and_lose(source: AsyncIterator[bytes], *, pin_name: str) -> Added:
+        async def and_lose(source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
             added = await add(source, pin_name=pin_name)
             stored.append(added.cid)
             await to_thread.run_sync(take_over)

@@ -31,7 +31,15 @@ def check_invariants(database: Database, pins_on_node: Collection[str]) -> None:
     held = {holding.cid for holding in holdings}
     assert all(contents[cid].state == PINNED for cid in held)
     assert all(contents[cid].unreferenced_at is None for cid in held)
-    assert held <= set(pins_on_node), "held but not pinned"
+    assert {contents[cid].pin_root_id for cid in held} <= set(pins_on_node), "held but not pinned"
+    for content in contents.values():
+        if content.state != PINNED:
+            assert content.pin_root_id == content.cid
+        elif content.cid not in held:
+            lives = any(
+                other.pin_root_id == content.cid != other.cid for other in contents.values()
+            )
+            assert lives == (content.unreferenced_at is None)
     for usage in usages:
         own = [holding for holding in holdings if holding.user_id == usage.user_id]
         assert usage.storage_bytes == sum(holding.bytes for holding in own)

@@ -13,6 +13,7 @@ import httpx
 
 from on_api.core.ipfs.cid import ADD_OPTIONS
 from on_api.tests.conftest import Account
+from on_api.tests.plain_http import NO_TLS
 from on_api.tests.worker.conftest import ended, pin
 from on_api.tests.worker.network import Peer
 
@@ -71,6 +72,7 @@ def add_folder(peer: Peer, files: dict[str, bytes], *, sharded: bool = False) ->
         headers=peer.headers,
         files=[("file", (name, data)) for name, data in files.items()],
         timeout=60,
+        verify=NO_TLS,
         trust_env=False,
     )
     assert answer.status_code == 200, answer.text

@@ -15,6 +15,7 @@ from on_api.core.ipfs.node import ManagedNode
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, free_port
+from on_api.tests.plain_http import NO_TLS
 
 
 class Peer:
@@ -47,6 +48,7 @@ class Peer:
             params={"format": "car"},
             headers={"Accept": "application/vnd.ipld.car; version=1; order=dfs; dups=n"},
             timeout=60,
+            verify=NO_TLS,
             trust_env=False,
         )
         assert answer.status_code == 200, answer.text
@@ -119,6 +121,7 @@ class Peer:
             params=query,
             headers=self.headers,
             timeout=60,
+            verify=NO_TLS,
             trust_env=False,
             **options,
         )

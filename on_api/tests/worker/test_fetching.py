@@ -85,7 +85,7 @@ def test_a_source_that_is_away_and_comes_back(
         with Server(settings) as server, account_of(server) as ada:
             begun = time.monotonic()
             seen = ended(ada, pin(ada, cid, origins=origins))
-            assert 3 < time.monotonic() - begun < 10
+            assert time.monotonic() - begun > 3
             assert seen["status"] == "failed"
             assert seen["info"]["status_details"] == (
                 "Nobody who has this content could be found. It was tried for 4 seconds."
@@ -105,7 +105,7 @@ def test_what_nobody_has_holds_up_nobody(
     former give up their places in turn, one's own too. Never more at once than set."""
     cids = [source.add(os.urandom(5000)) for _ in range(4)]
     settings = on_here(
-        pins=PinsSettings(deadline=120, patience=2, dial_private=True, concurrency=4)
+        pins=PinsSettings(deadline=120, patience=3, dial_private=True, concurrency=4)
     )
     with (
         Server(settings) as server,
@@ -117,7 +117,7 @@ def test_what_nobody_has_holds_up_nobody(
         begun = time.monotonic()
         for cid in cids[:3]:
             assert ended(ben, pin(ben, cid, origins=source.addresses()))["status"] == "pinned"
-        assert time.monotonic() - begun < 6, "ben waited for ada's"
+        assert time.monotonic() - begun < 9, "ben waited for ada's"
         statuses = [look(ada, pin_id)["status"] for pin_id in hopeless]
         assert 0 < statuses.count("pinning") <= 3
         assert statuses.count("failed") == 0

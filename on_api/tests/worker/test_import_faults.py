@@ -38,7 +38,7 @@ def here(
         pins=PinsSettings(deadline=60, patience=30),
         worker=WorkerSettings(poll=0.1, lease_seconds=5),
         imports=ImportsSettings(
-            allow_private=True, retries=1, longest_pause=0.1, read_timeout=0.5, patience=5
+            allow_private=True, retries=1, longest_pause=0.1, read_timeout=2, patience=5
         ),
     )
     with Server(settings) as running:

@@ -44,6 +44,8 @@ from on_api.core.errors import (
 )
 from on_api.core.models import File as FileRow
 from on_api.core.multipart import MultipartReader
+from on_api.core.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
+from on_api.core.request_bodies import body_of
 from on_api.core.responses import file_response, redirect_to_fallback
 from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
 from on_api.core.schemas.files import (
@@ -57,6 +59,7 @@ from on_api.core.schemas.files import (
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
 from on_api.core.services.files import (
+    FileFacts,
     change_file,
     delete_file,
     files_of,
@@ -67,7 +70,13 @@ from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.services.visibility import find_change
-from on_api.core.upload_forms import announced_by_body, announced_by_form, incoming_files
+from on_api.core.upload_forms import (
+    PASSPHRASE_HEADER,
+    UploadOptions,
+    announced_by_body,
+    announced_by_form,
+    incoming_files,
+)
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
@@ -124,7 +133,7 @@ async def upload_files(
     """
     reader = MultipartReader(
         request.headers.get("content-type", ""),
-        request.stream(),
+        body_of(request, services.block_size),
         max_parts=services.settings.files.max_parts,
     )
     announced = announced_by_form(request.headers)
@@ -132,7 +141,23 @@ async def upload_files(
     return await _store(services, principal, files, announced, attempt)
 
 
+async def _upload_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
+    """`upload_file` of a public file, or of a private one for its owner alone."""
+    given = request.query(("name", "visibility", "meta"))
+    if given is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
+        return None
+    services = request.services
+    options = UploadOptions(services.settings.files.default_visibility)
+    for option in ("name", "visibility", "meta"):
+        if option in given:
+            options.set(option, given[option])
+    whole = Request(request.scope, request.receive)
+    file = await upload_file(whole, request.principal, None, options, services)
+    return JsonAnswer(201, file.model_dump_json().encode())
+
+
 @router.put("", status_code=201, responses=_UPLOAD_ERRORS, openapi_extra={"requestBody": RAW_BODY})
+@served_plainly(_upload_plainly)
 async def upload_file(
     request: Request,
     principal: FilesWrite,
@@ -144,7 +169,8 @@ async def upload_file(
     if "content-range" in request.headers:
         # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
         raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
-    file = options.describe_file(request.stream(), None, request.headers.get("content-type"))
+    body = body_of(request, services.block_size)
+    file = options.describe_file(body, None, request.headers.get("content-type"))
 
     async def only_this() -> AsyncIterator[IncomingFile]:
         yield file
@@ -169,7 +195,25 @@ def list_my_files(
     return FileList(count=count, items=items)
 
 
+async def _recall_one_file(request: PlainRequest, file_id: str) -> JsonAnswer | None:
+    """`get_one_file` from memory, or by one visit to a thread."""
+    answers, user_id = request.services.file_answers, request.principal.user_id
+    body = answers.recall(user_id, file_id)
+    if body is None:
+        wanted = canonical_id(file_id)
+        if wanted is None:
+            return None
+        gateway = request.services.settings.base_url
+
+        def render(facts: FileFacts) -> bytes:
+            return File.of(facts, gateway).model_dump_json().encode()
+
+        body = await run_in_threadpool(answers.look_up, user_id, wanted, render)
+    return JsonAnswer(200, body)
+
+
 @router.get("/{file_id}", responses=documented(NotFound))
+@served_plainly(_recall_one_file)
 def get_one_file(
     file_id: uuid.UUID, principal: FilesRead, session: SessionDep, services: ServicesDep
 ) -> File:

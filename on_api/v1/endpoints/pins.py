@@ -18,6 +18,7 @@ from on_api.core.dependencies import PinsRead, PinsWrite, ServicesDep, SessionDe
 from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
 from on_api.core.pagination import TimePage
+from on_api.core.plain import JsonAnswer, PlainRequest, served_plainly
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import GivenMoment
 from on_api.core.schemas.pins import (
@@ -182,6 +183,16 @@ def get_pins(
     return PinResults(count=count, results=[PinStatus.of(row, delegates) for row in rows])
 
 
+async def _add_pin_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
+    """`add_pin` of a body that can be read."""
+    body = await request.json(Pin)
+    if body is None:
+        return None
+    services = request.services
+    added = await add_pin(body, request.principal, services, await _delegates(services))
+    return JsonAnswer(202, added.model_dump_json(exclude_none=True).encode())
+
+
 @router.post(
     "",
     operation_id="addPin",
@@ -190,6 +201,7 @@ def get_pins(
     responses=_ERRORS,
     response_model_exclude_none=True,
 )
+@served_plainly(_add_pin_plainly)
 async def add_pin(
     body: Pin, principal: PinsWrite, services: ServicesDep, delegates: DelegatesDep
 ) -> PinStatus:

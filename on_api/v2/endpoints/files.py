@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from on_api.core.dependencies import CursorQuery, FileQuery, FilesRead, ServicesDep, SessionDep
-from on_api.core.routing import ApiRoute
+from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.files import File
 from on_api.core.services.files import files_of
@@ -38,5 +38,5 @@ def list_my_files(
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 
-router.include_router(own)
-router.include_router(unchanged)
+add_flat(router, own)
+add_flat(router, unchanged)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from on_api.core.dependencies import CursorQuery, ImportStatusQuery, ImportsWrite, SessionDep
 from on_api.core.errors import NotFound
-from on_api.core.routing import ApiRoute, documented
+from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.imports import Import, ImportItem
 from on_api.core.services.imports import imports_of, items_of, standings_of
@@ -59,5 +59,5 @@ def list_items_of_import(
     return ImportItemPage(items=items, next_cursor=cursors.next(behind))
 
 
-router.include_router(own)
-router.include_router(unchanged)
+add_flat(router, own)
+add_flat(router, unchanged)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from on_api.core.dependencies import CursorQuery, KeysWrite, SessionDep
-from on_api.core.routing import ApiRoute
+from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.keys import Key
 from on_api.core.services.keys import keys_of
@@ -31,5 +31,5 @@ def list_my_keys(principal: KeysWrite, session: SessionDep, cursors: CursorQuery
     return KeyPage(items=items, next_cursor=cursors.next(behind))
 
 
-router.include_router(own)
-router.include_router(unchanged)
+add_flat(router, own)
+add_flat(router, unchanged)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from on_api.core.dependencies import CursorQuery, SessionDep, SharedFileQuery, SharesWrite
-from on_api.core.routing import ApiRoute
+from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.shares import Share
 from on_api.core.services.shares import shares_of
@@ -36,5 +36,5 @@ def list_my_shares(
     return SharePage(items=items, next_cursor=cursors.next(behind))
 
 
-router.include_router(own)
-router.include_router(unchanged)
+add_flat(router, own)
+add_flat(router, unchanged)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from on_api.core.dependencies import Admin, CursorQuery, ServicesDep, SessionDep
 from on_api.core.errors import NotFound
-from on_api.core.routing import ApiRoute, documented
+from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.files import File
 from on_api.core.schemas.users import User
@@ -52,5 +52,5 @@ def list_files_of_user(
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 
-router.include_router(own)
-router.include_router(unchanged)
+add_flat(router, own)
+add_flat(router, unchanged)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from binascii import Error, a2b_base64, b2a_base64
 
-from on_api.core.crypto.aead import Bytes
+from on_api.core.blocks import Bytes
 from on_api.core.crypto.age.errors import BadArmor
 
 BEGIN = b"-----BEGIN AGE ENCRYPTED FILE-----"

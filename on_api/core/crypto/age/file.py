@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from on_api.core.crypto.aead import Bytes
+from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import header as headers
 from on_api.core.crypto.age import layout
 from on_api.core.crypto.age.armor import ArmorReader

@@ -5,8 +5,9 @@ Source: https://age-encryption.org/v1, "Payload". Knows nothing of headers.
 
 from __future__ import annotations
 
+from on_api.core.blocks import Bytes
 from on_api.core.crypto import aead
-from on_api.core.crypto.aead import TAG_BYTES, Bytes
+from on_api.core.crypto.aead import TAG_BYTES
 from on_api.core.crypto.age.errors import AgeError, BadPayload, TrailingData, TruncatedPayload
 from on_api.core.crypto.age.layout import CHUNK_BYTES, SEALED_CHUNK_BYTES
 from on_api.core.crypto.kdf import hkdf

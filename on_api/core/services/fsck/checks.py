@@ -10,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import timedelta
 
 from anyio import to_thread
 from sqlalchemy import exists, select
 
 from on_api.core.errors import NodeError, ServiceUnavailable
+from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import IpfsNode, PinStatus
+from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
 from on_api.core.models import Content, Database, Holding, Lease, Pin
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import new_id, utc_now
-from on_api.core.services import contents
+from on_api.core.services import bundles, contents
 from on_api.core.services.fsck.findings import Finding, Kind, Report
 from on_api.core.services.fsck.node_pins import NodePins
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.pin_jobs import UNDER_WAY
 from on_api.core.services.pin_names import PinNames
-from on_api.core.services.walking import DamagedError, read_dag
+from on_api.core.services.walking import DamagedError, read_block, read_dag
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,9 @@ class NodeChecks:
         self._report = report
         self._repair = repair
         self._fetches = fetch
+        self._mending = asyncio.Lock()
+        self._seen_bundles: set[str] = set()
+        """Those without a pin."""
         self._run = new_id()
         """The job after which pins made in a repair are named."""
 
@@ -76,15 +81,17 @@ class NodeChecks:
         """Every content that the database says is pinned is; with `walk` its DAG is whole."""
         places = asyncio.Semaphore(WALKS_AT_ONCE)
 
-        async def check(cid: str, *, listed: bool) -> None:
+        async def check(cid: str, root: str, *, listed: bool) -> None:
             async with places:
-                if (listed or await self._is_pinned(cid)) and walk:
+                if (listed or await self._is_covered(cid, root)) and walk:
                     await self._walk(cid)
 
         async for page in self._pinned_contents():
             self._report.contents += len(page)
-            missing = set(pins.missing(page))
-            await asyncio.gather(*(check(cid, listed=cid not in missing) for cid in page))
+            missing = set(pins.missing(list({root for _, root in page})))
+            await asyncio.gather(
+                *(check(cid, root, listed=root not in missing) for cid, root in page)
+            )
 
     async def check_pins(self, pins: NodePins) -> None:
         """Every pin on the node is a content's, work's in flight, or somebody else's."""
@@ -92,6 +99,18 @@ class NodeChecks:
         for page in pins.pages():
             for pin in await to_thread.run_sync(self._unknown, page):
                 await self._look_at_unknown(pin)
+
+    async def _is_covered(self, cid: str, root: str) -> bool:
+        """Look after a content whose pin, or whose bundle's, the list did not show."""
+        if root == cid:
+            return await self._is_pinned(cid)
+        async with self._mending:  # one finding for all that live in it
+            if root not in self._seen_bundles:
+                self._seen_bundles.add(root)
+                await self._is_pinned(root)
+        # The bundle may have been dissolved for want of a block: then it is for each to say.
+        now = await to_thread.run_sync(self._root, cid)
+        return await self._is_pinned(cid) if now == cid else now is not None
 
     async def _is_pinned(self, cid: str) -> bool:
         """Ask for one pin that the list did not show."""
@@ -110,6 +129,11 @@ class NodeChecks:
         return mended
 
     async def _walk(self, cid: str) -> None:
+        if Cid.from_text(cid).codec == DAG_CBOR and (
+            members := await to_thread.run_sync(self._members, cid)
+        ):
+            await self._walk_bundle(cid, members)
+            return
         damage = await self._damage(cid)
         if damage is None or await to_thread.run_sync(self._state, cid) != PINNED:
             return
@@ -118,6 +142,23 @@ class NodeChecks:
             await self._fetch(cid)
             mended = await self._damage(cid) is None
         self._report.add(Finding(Kind.DAMAGED_DAG, cid, damage, mended))
+
+    async def _walk_bundle(self, cid: str, members: Collection[str]) -> None:
+        """What lives in it is walked by itself; here is the rest, without which it could not be
+        pinned again."""
+        try:
+            node = await read_block(self._node, Cid.from_text(cid))
+            dead = [link for link in links_of(DAG_CBOR, node) if str(link) not in members]
+            sizes = [len(await read_block(self._node, link)) for link in dead]
+        except (DamagedError, DagError) as error:
+            mended = False
+            if self._repair:
+                await self._keeper.dissolve(cid, self._run, lost=False)
+                mended = await to_thread.run_sync(self._state, cid) != PINNED
+            self._report.add(Finding(Kind.DAMAGED_DAG, cid, str(error), mended))
+            return
+        self._report.blocks += 1 + len(dead)
+        self._report.bytes += len(node) + sum(sizes)
 
     async def _damage(self, cid: str) -> str | None:
         """Read the whole DAG. None when all is well."""
@@ -195,21 +236,23 @@ class NodeChecks:
         except NodeError:
             return False
 
-    async def _pinned_contents(self) -> AsyncIterator[Sequence[str]]:
+    async def _pinned_contents(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
+        """Pages of CIDs, each with that of the pin that covers it."""
         last = ""
 
-        def page() -> Sequence[str]:
+        def page() -> Sequence[tuple[str, str]]:
             with self._database.session_scope(write=False) as session:
-                return session.scalars(
-                    select(Content.cid)
+                found = session.execute(
+                    select(Content.cid, Content.pin_root_id)
                     .where(Content.state == PINNED, Content.cid > last)
                     .order_by(Content.cid)
                     .limit(PAGE)
-                ).all()
+                )
+                return [(cid, root) for cid, root in found]
 
         while found := await to_thread.run_sync(page):
             yield found
-            last = found[-1]
+            last = found[-1][0]
 
     def _held_but_not_pinned(self) -> Sequence[str]:
         held = exists().where(Holding.cid == Content.cid)
@@ -240,6 +283,16 @@ class NodeChecks:
             upload = exists().where(Lease.id == job, Lease.lease_until > now)
             pin = exists().where(Pin.id == job, Pin.status.in_(UNDER_WAY))
             return bool(session.scalar(select(upload | pin)))
+
+    def _members(self, bundle: str) -> Collection[str]:
+        with self._database.session_scope(write=False) as session:
+            return bundles.members(session, bundle)
+
+    def _root(self, cid: str) -> str | None:
+        """What must be pinned for it; None unless it is pinned."""
+        with self._database.session_scope(write=False) as session:
+            content = session.get(Content, cid)
+            return content.pin_root_id if content is not None and content.state == PINNED else None
 
     def _state(self, cid: str) -> str | None:
         with self._database.session_scope(write=False) as session:

@@ -29,7 +29,7 @@ from on_api.core.models import Content, Database, File, Holding, Lease, Pin, Use
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import utc_now
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.services import contents, reservations
+from on_api.core.services import bundles, contents, reservations
 from on_api.core.services.fsck.findings import Finding, Kind
 from on_api.core.services.pin_jobs import UNDER_WAY
 
@@ -131,7 +131,7 @@ def _check_counters(database: Database, *, repair: bool) -> Iterator[Finding]:
 
 def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
     """`unreferenced_at` stands just where nobody holds it: else it is never freed, or too soon."""
-    held = exists().where(Holding.cid == Content.cid)
+    held = bundles.is_held(Content.cid)
     wrong = select(Content.cid).where(
         Content.state == PINNED,
         or_(
@@ -144,7 +144,7 @@ def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
     for cid in found:
         with database.session_scope(write=repair) as session:
             content = contents.lock(session, cid) if repair else session.get(Content, cid)
-            is_held = session.scalar(select(exists().where(Holding.cid == cid)))
+            is_held = session.scalar(select(bundles.is_held(cid)))
             if content is None or is_held == (content.unreferenced_at is None):
                 continue
             if repair:

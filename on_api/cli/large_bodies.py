@@ -1,0 +1,186 @@
+"""A large request body straight from the socket into blocks.
+
+On the usual way each byte of a body is copied five times before the application has it (uvloop's
+buffer, the parser's piece, what uvicorn gathers, the message, a block), a quarter of a mebibyte at
+a time, and for each of these the application is woken. Here the kernel writes into the block that
+is then hashed and sent on. Knows nothing of what is uploaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from on_api.core.blocks import Bytes
+
+LARGE_BYTES = 128 * 1024
+"""Of a body for which this is worth its while."""
+PATIENCE_SECONDS = 0.25
+"""What has come is passed on then, though the block isn't full: slow is not idle."""
+
+
+class TakesBack(Protocol):
+    """The connection's own protocol, in whose place a body is received."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: FlowControl
+
+    def body_begins(self, body: LargeBody) -> None:
+        """It is received by `body` from now on."""
+
+    def body_ends(self, unread: int) -> None:
+        """It isn't any more; `unread` bytes of it are still to come, and unwanted."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio says."""
+
+    def pause_writing(self) -> None:
+        """As asyncio says."""
+
+    def resume_writing(self) -> None:
+        """As asyncio says."""
+
+
+class LargeBody(asyncio.BufferedProtocol):
+    """The body of one request, an iterator over its blocks, `size()` bytes each. Takes the
+    connection over at the first step, and gives it back with the last byte.
+
+    Holds one block that is ready and one that is being received; then the client has to wait.
+    Raises `ClientDisconnect`.
+    """
+
+    def __init__(
+        self,
+        http: TakesBack,
+        cycle: RequestResponseCycle,
+        left: Callable[[], int],
+        size: Callable[[], int],
+    ) -> None:
+        """`left` tells how many bytes of the body uvicorn hasn't received."""
+        self._http = http
+        self._cycle = cycle
+        self._unreceived = left
+        self._size = size
+        self._begun = False
+        self._receiving = False
+        self._left = 0
+        self._ready: deque[Bytes] = deque()
+        self._block: bytearray | None = None
+        self._free = memoryview(b"")
+        """Of it, what isn't filled."""
+        self._lost = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> LargeBody:
+        return self
+
+    async def __anext__(self) -> Bytes:
+        if not self._begun:
+            self._begin()
+        while not self._ready:
+            if self._left and (self._lost or self._cycle.disconnected):
+                raise ClientDisconnect
+            if not self._left:
+                raise StopAsyncIteration
+            await self._more()
+        block = self._ready.popleft()
+        if self._left:
+            self._http.transport.resume_reading()
+        else:
+            self.give_back()
+        return block
+
+    def give_back(self) -> None:
+        """Nobody wants any more of it."""
+        if self._receiving:
+            self._receiving = False
+            self._http.transport.pause_reading()
+            self._http.body_ends(self._left)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: never more than the body has."""
+        if self._block is None:
+            self._block = bytearray(min(self._size(), self._left))
+            self._free = memoryview(self._block)
+        return self._free
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """They are there."""
+        self._free = self._free[nbytes:]
+        self._left -= nbytes
+        if self._block is not None and not self._free:
+            self._pass_on(self._block)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone, or was sent away."""
+        self._lost, self._receiving = True, False
+        self._wake()
+        self._http.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The answer is for the other one."""
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The answer is for the other one."""
+        self._http.resume_writing()
+
+    def _begin(self) -> None:
+        """Take what uvicorn has received, and the connection if that isn't all."""
+        self._begun = True
+        cycle = self._cycle
+        if cycle.waiting_for_100_continue and not self._http.transport.is_closing():
+            self._http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        received, cycle.body = cycle.body, bytearray()
+        self._left = self._unreceived()
+        if not self._left or cycle.disconnected:
+            if received:
+                self._ready.append(received)
+            return
+        # It begins a block, so that those that follow are whole ones.
+        room = min(self._left, max(0, self._size() - len(received)))
+        received.extend(bytes(room))
+        self._block = received
+        self._free = memoryview(received)[len(received) - room :]
+        self._http.flow.pause_reading()
+        self._receiving = True
+        self._http.body_begins(self)
+        self._http.transport.set_protocol(self)
+        if not room:
+            self._pass_on(self._block)
+        else:
+            self._http.transport.resume_reading()
+
+    async def _more(self) -> None:
+        self._waiter = self._http.loop.create_future()
+        timer = self._http.loop.call_later(PATIENCE_SECONDS, self._lose_patience)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _lose_patience(self) -> None:
+        filled = 0 if self._block is None else len(self._block) - len(self._free)
+        if self._block is not None and filled:
+            self._pass_on(bytes(memoryview(self._block)[:filled]))
+        else:
+            self._wake()
+
+    def _pass_on(self, block: Bytes) -> None:
+        self._ready.append(block)
+        self._block, self._free = None, memoryview(b"")
+        self._http.transport.pause_reading()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,55 @@
+"""Bundles: one small DAG-CBOR node that links many small files' blocks, so that one pin covers
+them all.
+
+Pure: talks to nobody, knows nothing of whose the files are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from on_api.core.ipfs.cid import SHA2_256, Cid
+from on_api.core.ipfs.dag import DAG_CBOR
+
+MOST_LINKS = 256
+"""In one bundle: a node of 11 KiB."""
+
+Block = tuple[Cid, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A node and the blocks that it links. `dag_size`: bytes of all of them."""
+
+    cid: Cid
+    node: bytes
+    blocks: Sequence[Block]
+    dag_size: int
+
+
+def make_bundle(blocks: Sequence[Block], job: bytes) -> Bundle:
+    """Bundle up to `MOST_LINKS` different blocks.
+
+    The node is the DAG-CBOR of `{"job": job, "files": [CID, …]}`. With a `job` (16 bytes) that
+    never comes again no two bundles are the same, whatever is in them.
+    """
+    if not 0 < len(blocks) <= MOST_LINKS or len(job) != 16:
+        raise ValueError("a bundle has 1 to 256 blocks, and a job of 16 bytes")
+    links = b"".join(_link(cid.raw) for cid, _ in blocks)
+    # Keys in DAG-CBOR's order: the shorter one first.
+    node = b"\xa2\x63job\x50" + job + b"\x65files" + _array_head(len(blocks)) + links
+    cid = Cid(DAG_CBOR, SHA2_256, hashlib.sha256(node).digest())
+    return Bundle(cid, node, blocks, len(node) + sum(len(block) for _, block in blocks))
+
+
+def _link(raw: bytes) -> bytes:
+    """Tag 42 over the binary CID with its prefix of zero (the DAG-CBOR specification)."""
+    return b"\xd8\x2a\x58" + bytes((1 + len(raw), 0)) + raw
+
+
+def _array_head(length: int) -> bytes:
+    if length < 24:
+        return bytes((0x80 | length,))
+    return bytes((0x98, length)) if length < 256 else b"\x99" + length.to_bytes(2, "big")

@@ -1,0 +1,69 @@
+"""Which revision the database has, and which one this code needs.
+
+Read without Alembic, which `migrations.py` brings in to change anything: importing it takes a tenth
+of a start, and every start and every `/readyz` asks this.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+import on_api
+from on_api.core.errors import StartupError
+
+PROJECT = Path(on_api.__file__).resolve().parent.parent
+
+_REVISION = re.compile(r'^revision: str = ["\'](\w+)["\']$', re.MULTILINE)
+_BEFORE = re.compile(r'^down_revision: str \| None = ["\'](\w+)["\']$', re.MULTILINE)
+
+
+def needed_revision() -> str:
+    """The newest revision in `alembic/versions`."""
+    newest = known_revisions()[-1:]
+    if not newest:
+        raise StartupError(f"There are no migrations in {PROJECT / 'alembic'}.")
+    return newest[0]
+
+
+@cache
+def known_revisions() -> list[str]:
+    """From the first to the newest, by what each file says about itself and the one before it."""
+    after: dict[str | None, str] = {}
+    for path in (PROJECT / "alembic" / "versions").glob("*.py"):
+        source = path.read_text()
+        before = _BEFORE.search(source)
+        if revision := _REVISION.search(source):
+            after[before[1] if before else None] = revision[1]
+    known: list[str] = []
+    while newer := after.get(known[-1] if known else None):
+        known.append(newer)
+    return known
+
+
+def present_revision(connection: Connection) -> str | None:
+    """The revision of the database, or None for an empty one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def check_revision(connection: Connection) -> None:
+    """Raise `StartupError` with the cure unless the database has just the structure that this
+    code needs."""
+    needed, present = needed_revision(), present_revision(connection)
+    if present == needed:
+        return
+    if present is None or present in known_revisions():
+        raise StartupError(
+            f"The database is behind (at {present or 'nothing'}, needed {needed}): "
+            "run `alembic upgrade head` (or `make migrate`)."
+        )
+    raise StartupError(
+        f"The database is at revision {present}, which this on-api doesn't know: it belongs to "
+        "a newer one. Update on-api, or downgrade the database with the newer one."
+    )

@@ -1,0 +1,201 @@
+"""Plain serving: the requests that come most often, answered without the framework's price.
+
+A route is declared with FastAPI as every other: its signature, document, scopes and errors are
+there and nowhere else. `served_plainly` gives it a short cut beside that: a coroutine which answers
+the request as clients usually make it, and returns None for every other, which FastAPI then serves
+as if there were no short cut. So a short cut says nothing about errors in requests: it leaves those
+to the one place that words them. What it raises is rendered as everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass
+from inspect import unwrap
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from on_api.core.dependencies import bearer_key, scopes_of
+from on_api.core.routing import MAX_BODY_BYTES
+from on_api.core.services import access
+from on_api.core.services.access import Principal
+from on_api.core.services.container import Services
+
+_SERVED = "_on_api_served_plainly"
+_JSON = b"application/json"
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class PlainRequest:
+    """A request of a caller who may make it, and carries no `Idempotency-Key`."""
+
+    __slots__ = ("_receive", "_taken", "headers", "principal", "scope", "services")
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        headers: dict[bytes, bytes],
+        principal: Principal,
+        services: Services,
+    ) -> None:
+        self.scope = scope
+        self.headers = headers
+        """Of one that came twice the first."""
+        self.principal = principal
+        self.services = services
+        self._receive = receive
+        self._taken: list[Message] = []
+
+    async def receive(self) -> Message:
+        """The server's messages, those first that were taken already."""
+        return self._taken.pop(0) if self._taken else await self._receive()
+
+    def query(self, known: Collection[str]) -> dict[str, str] | None:
+        """The query's parameters, where none but those known are there, each once."""
+        text = self.scope["query_string"].decode("latin-1")
+        given = parse_qsl(text, keep_blank_values=True)
+        query = dict(given)
+        return query if len(query) == len(given) and query.keys() <= set(known) else None
+
+    async def json(self, model: type[Model]) -> Model | None:
+        """The body, where it is JSON that the model takes; None where FastAPI has to say what is
+        wrong with it. It can be read anew after that."""
+        if self.headers.get(b"content-type") != _JSON:
+            return None
+        taken, size, has_more = self._taken, 0, True
+        while has_more:
+            message = await self._receive()
+            taken.append(message)
+            size += len(message.get("body", b""))
+            if message["type"] != "http.request" or size > MAX_BODY_BYTES:
+                return None
+            has_more = message.get("more_body", False)
+        body = b"".join(message.get("body", b"") for message in taken)
+        try:
+            return model.model_validate(json.loads(body))
+        except (ValueError, RecursionError):  # Pydantic's errors are ValueErrors
+            return None
+
+
+PlainServer = Callable[[PlainRequest, str], Awaitable[ASGIApp | None]]
+"""Answers a request, given its path's parameter (empty if there is none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonAnswer:
+    """An answer that is JSON already."""
+
+    status: int
+    body: bytes
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send it, with the headers of FastAPI's own."""
+        length = b"%d" % len(self.body)
+        headers = [(b"content-length", length), (b"content-type", _JSON)]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def served_plainly(serve: PlainServer) -> Callable[[Endpoint], Endpoint]:
+    """Give an endpoint its short cut: `serve` is asked first. To be written below the router's
+    decorator."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _SERVED, serve)
+        return endpoint
+
+    return mark
+
+
+def canonical_id(text: str) -> uuid.UUID | None:
+    """The id that is written exactly so in our answers."""
+    try:
+        found = uuid.UUID(text)
+    except ValueError:
+        return None
+    return found if str(found) == text else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    route: Route
+    serve: PlainServer
+    scopes: tuple[access.Scope, ...]
+
+
+class PlainRoutes:
+    """Stands before the router: serves what can be served plainly, and looks for the route of
+    everything else among those of the same resource, not among all.
+
+    `routes` are of `/VERSION/RESOURCE[/PARAMETER[/…]]`.
+    """
+
+    def __init__(self, router: ASGIApp, routes: Iterable[BaseRoute], services: Services) -> None:
+        self._router = router
+        self._services = services
+        self._plain: dict[tuple[str, str], _Plain] = {}
+        self._near: dict[str, list[Route]] = {}
+        for route in routes:
+            if not isinstance(route, Route):
+                continue
+            resource, shape, _ = _read(route.path)
+            self._near.setdefault(resource, []).append(route)
+            serve = getattr(route.endpoint, _SERVED, None)
+            if serve is not None:
+                plain = _Plain(route, serve, scopes_of(unwrap(route.endpoint)))
+                self._plain.update({(method, shape): plain for method in route.methods or ()})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http" or scope.get("root_path"):
+            await self._router(scope, receive, send)
+            return
+        resource, shape, parameter = _read(scope["path"])
+        plain = self._plain.get((scope["method"], shape))
+        if plain is not None:
+            request = self._admit(scope, receive, plain)
+            if request is not None:
+                scope["route"] = plain.route
+                answer = await plain.serve(request, parameter)
+                if answer is not None:
+                    await answer(scope, request.receive, send)
+                    return
+                receive = request.receive
+        for route in self._near.get(resource, ()):
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                await route.handle(scope, receive, send)
+                return
+        # Only the whole router knows what to say: 404, 405, another path.
+        await self._router(scope, receive, send)
+
+    def _admit(self, scope: Scope, receive: Receive, plain: _Plain) -> PlainRequest | None:
+        """The request, if memory alone can tell that its caller may make it."""
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        if b"idempotency-key" in headers:
+            return None
+        key = bearer_key(headers.get(b"authorization", b"").decode("latin-1"))
+        principal = None if key is None else self._services.authenticator.recall(key)
+        if principal is None or not all(map(principal.allows, plain.scopes)):
+            return None
+        return PlainRequest(scope, receive, headers, principal, self._services)
+
+
+def _read(path: str) -> tuple[str, str, str]:
+    """Of a path: its resource, its shape (with `{}` for the parameter), the parameter."""
+    parts = path.split("/", 4)
+    resource = "/".join(parts[:3])
+    if len(parts) < 4:
+        return resource, path, ""
+    parameter, parts[3] = parts[3], "{}"
+    return resource, "/".join(parts), parameter

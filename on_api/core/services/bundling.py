@@ -1,0 +1,186 @@
+"""Small uploads that come at the same moment, stored together: their blocks in one trip to the
+node, under one pin, their records in one transaction.
+
+Nobody waits for company. An upload that comes alone is stored alone, with a pin of its own; what
+comes while others are under way is gathered and goes next. Nobody is told of success before their
+own record is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import Context
+
+from anyio import CancelScope, to_thread
+
+from on_api.core.errors import Conflict, OnApiError
+from on_api.core.ipfs.bundle import MOST_LINKS, make_bundle
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.metrics import Metrics
+from on_api.core.models import File
+from on_api.core.services.bundle_records import BundleRecords, Opened, SmallUpload
+from on_api.core.services.renewal import renewed
+
+logger = logging.getLogger(__name__)
+
+MOST_HELD = 32 * 1024 * 1024
+"""Bytes of small uploads in memory; with more the next ones stream."""
+MOST_BYTES = 8 * 1024 * 1024
+"""Of the blocks in one bundle."""
+AT_ONCE = 2
+"""Trips to the node at the same time."""
+ENOUGH = 32
+"""Uploads for which a second trip is begun beside a bundle under way."""
+
+Alone = Callable[[], Awaitable[Sequence[File]]]
+
+
+class _Waiting:
+    """An upload and what becomes of it: its files, or None when it is to go alone."""
+
+    __slots__ = ("future", "upload")
+
+    def __init__(self, upload: SmallUpload) -> None:
+        self.upload = upload
+        self.future: asyncio.Future[Sequence[File] | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+
+class Bundler:
+    """Gathers one process's small uploads. `largest`: bytes of one; 0: none is gathered."""
+
+    def __init__(
+        self, node: IpfsNode, records: BundleRecords, metrics: Metrics, largest: int
+    ) -> None:
+        self._node = node
+        self._records = records
+        self._metrics = metrics
+        self._largest = largest
+        self._held = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._alone = 0
+        self._together: set[asyncio.Task[None]] = set()
+
+    def takes(self, most: int | None) -> bool:
+        """Whether an upload of at most so many bytes may be held in memory now."""
+        return most is not None and most <= self._largest and self._held + most <= MOST_HELD
+
+    @contextmanager
+    def room(self, most: int) -> Iterator[None]:
+        """So many bytes are in memory while the block runs."""
+        self._held += most
+        try:
+            yield
+        finally:
+            self._held -= most
+
+    async def store(self, upload: SmallUpload, alone: Alone) -> Sequence[File]:
+        """Store an upload with whatever else there is, or by `alone`. Raises what that raises, or
+        what became of all that were together: a `NodeError`, `DatabaseUnavailable`,
+        `ServiceUnavailable`."""
+        if self._may_begin() and not self._waiting:
+            return await self._by_itself(alone)
+        waiting = _Waiting(upload)
+        self._waiting.append(waiting)
+        self._begin()
+        files = await waiting.future
+        return await self._by_itself(alone) if files is None else files
+
+    async def _by_itself(self, alone: Alone) -> Sequence[File]:
+        self._alone += 1
+        try:
+            return await alone()
+        finally:
+            self._alone -= 1
+            self._begin()
+
+    def _may_begin(self) -> bool:
+        under_way = self._alone + len(self._together)
+        if under_way and len(self._together) and len(self._waiting) < ENOUGH:
+            return False
+        return under_way < AT_ONCE
+
+    def _begin(self) -> None:
+        while self._waiting and self._may_begin():
+            batch = self._next()
+            if len(batch) == 1:
+                batch[0].future.set_result(None)
+                return  # it begins by itself in a moment, and then counts
+            if batch:
+                # No context of ours: the work is for several requests.
+                task = asyncio.create_task(self._store_together(batch), context=Context())
+                self._together.add(task)
+                task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._together.discard(task)
+        self._begin()
+
+    def _next(self) -> list[_Waiting]:
+        """The next that go together."""
+        batch: list[_Waiting] = []
+        files = size = 0
+        while self._waiting:
+            first = self._waiting[0]
+            if first.future.done():  # whoever asked is gone
+                self._waiting.popleft()
+                continue
+            files += len(first.upload.files)
+            size += first.upload.size
+            if batch and (files > MOST_LINKS or size > MOST_BYTES):
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _store_together(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            outcomes = await self._bundled([waiting.upload for waiting in batch])
+        except Conflict:
+            outcomes = {}  # each by itself
+        except asyncio.CancelledError:  # the process ends
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
+            return
+        for waiting in batch:
+            if not waiting.future.done():
+                waiting.future.set_result(outcomes.get(waiting.upload))
+
+    async def _bundled(
+        self, uploads: Sequence[SmallUpload]
+    ) -> dict[SmallUpload, Sequence[File] | None]:
+        records = self._records
+        opened = await to_thread.run_sync(records.open, uploads)
+        if not opened.uploads:
+            return {}
+        try:
+            async with renewed(lambda: records.renew(opened), records.life):
+                blocks = opened.fresh_blocks()
+                bundle = make_bundle(blocks, opened.job.bytes) if blocks else None
+                if bundle is not None:
+                    await self._node.store_bundle(bundle, pin_name=opened.pin_name)
+                files = await to_thread.run_sync(records.record, opened, bundle)
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._abandon(opened)
+            raise
+        if bundle is not None:
+            self._metrics.bundles.inc()
+            self._metrics.bundled_files.inc(len(blocks))
+        return dict(zip(opened.uploads, files, strict=True))
+
+    async def _abandon(self, opened: Opened) -> None:
+        try:
+            await to_thread.run_sync(self._records.abandon, opened)
+        except OnApiError:
+            # They die by themselves; the reason of the failure is on its way to the clients.
+            logger.warning("could not give back the leases of bundle %s", opened.job)

@@ -1,0 +1,192 @@
+"""Large bodies, which are received past the parser: whole, and the connection goes on as if nothing
+had been."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from on_api.cli.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, BlockSize
+from on_api.core.setting_groups import FilesSettings
+from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
+from on_api.tests.deadline import until
+
+IDLE_SECONDS = 2
+BODY = os.urandom(3 * MOST_BYTES + 12_345)
+
+
+@pytest.fixture(scope="module")
+def server(
+    sqlite_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server that soon takes a client for gone."""
+    settings = make_settings(
+        tmp_path_factory.mktemp("home"),
+        sqlite_database(),
+        ipfs=kubo.ipfs,
+        files=FilesSettings(idle_timeout=IDLE_SECONDS),
+    )
+    with Server(settings) as running:
+        yield running
+
+
+class Connection:
+    """HTTP by hand, over one connection."""
+
+    def __init__(self, server: Server, key: str) -> None:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=30)
+        self.common = f"Host: x\r\nAuthorization: Bearer {key}\r\n"
+        self._said = b""
+
+    def head(self, request: str, length: int, *more: str) -> bytes:
+        """A request without its body."""
+        lines = "".join(f"{line}\r\n" for line in more)
+        return (
+            f"{request} HTTP/1.1\r\n{self.common}Content-Length: {length}\r\n{lines}\r\n".encode()
+        )
+
+    def send(self, *pieces: bytes) -> None:
+        """Say it."""
+        for piece in pieces:
+            self.socket.sendall(piece)
+
+    def answer(self) -> tuple[int, dict[str, object]]:
+        """The next status, and its JSON."""
+        head = self.until_said(b"\r\n\r\n").decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+        while len(self._said) < length:
+            self._hear()
+        body, self._said = self._said[:length], self._said[length:]
+        return int(head.split()[1]), json.loads(body)
+
+    def until_said(self, end: bytes) -> bytes:
+        """What is said until then."""
+        while end not in self._said:
+            self._hear()
+        said, _, self._said = self._said.partition(end)
+        return said
+
+    def _hear(self) -> None:
+        data = self.socket.recv(65536)
+        assert data, "the connection has ended"
+        self._said += data
+
+
+@pytest.fixture
+def connection(server: Server, alice: Account) -> Iterator[Connection]:
+    """A connection of Alice's."""
+    opened = Connection(server, alice.key)
+    with closing(opened.socket):
+        yield opened
+
+
+def is_body(file: dict[str, object], body: bytes = BODY) -> bool:
+    """Whether all of it came, in order."""
+    return (file["size"], file["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    """Parts of a form; a name goes on to the end of its line."""
+    lines = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}\r\n\r\n'.encode() + data + b"\r\n"
+        for name, data in parts
+    ]
+    return b"".join(lines) + b"--x--\r\n"
+
+
+FORM = 'Content-Type: multipart/form-data; boundary="x"'
+FILE = 'file"; filename="f"'
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_one_after_the_other_over_one_connection(connection: Connection, pieces: int) -> None:
+    """Bodies in one piece with their heads or in several, each followed at once by the next."""
+    put = connection.head("PUT /v1/files?name=a", len(BODY)) + BODY
+    data = form(('name"', b"b"), (FILE, BODY))
+    post = connection.head("POST /v1/files", len(data), FORM) + data
+    get = connection.head("GET /v1/files", 0)
+    stream = put + post + get + put
+    step = -(-len(stream) // pieces)
+    connection.send(*(stream[start : start + step] for start in range(0, len(stream), step)))
+    answers = [connection.answer() for _ in range(4)]
+    assert [status for status, _ in answers] == [201, 201, 200, 201]
+    assert all(is_body(answers[index][1]) for index in (0, 1, 3))
+    assert answers[2][1]["count"] == 2
+
+
+def test_the_client_is_told_to_go_on(connection: Connection) -> None:
+    """`Expect: 100-continue`, as curl sends it."""
+    connection.send(connection.head("PUT /v1/files?name=a", len(BODY), "Expect: 100-continue"))
+    assert connection.until_said(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+    connection.send(BODY)
+    status, file = connection.answer()
+    assert (status, is_body(file)) == (201, True)
+
+
+def test_refused_in_the_middle(connection: Connection) -> None:
+    """The answer comes while the client still sends; the rest is passed over, and then the next
+    request is heard."""
+    wrong = form((FILE, BODY), ('unknown"', b"x"), (FILE, BODY))
+    connection.send(connection.head("POST /v1/files", len(wrong), FORM))
+    end = len(wrong) - len(BODY) // 2
+    connection.send(wrong[:end])
+    status, refusal = connection.answer()
+    assert status == 400, refusal
+    connection.send(wrong[end:], connection.head("PUT /v1/files?name=a", len(BODY)), BODY)
+    status, file = connection.answer()
+    assert (status, is_body(file)) == (201, True)
+
+
+def test_slow_is_not_idle(connection: Connection) -> None:
+    """Who sends a little within the limit again and again is waited for, for longer than it."""
+    body = BODY[: LARGE_BYTES + 100]
+    connection.send(connection.head("PUT /v1/files?name=a", len(body)))
+    began = time.monotonic()
+    sent = 0
+    while time.monotonic() - began < 1.5 * IDLE_SECONDS:
+        connection.send(body[sent : sent + 100])
+        sent += 100
+        time.sleep(PATIENCE_SECONDS)  # the pace is the thing under test
+    connection.send(body[sent:])
+    status, file = connection.answer()
+    assert (status, is_body(file, body)) == (201, True)
+
+
+def test_who_stops_is_not_waited_for(connection: Connection, alice: Account) -> None:
+    """Told so, and nothing is left."""
+    connection.send(connection.head("PUT /v1/files?name=a", len(BODY)), BODY[:-1])
+    status, error = connection.answer()
+    assert (status, error["error"]["reason"]) == (408, "REQUEST_TIMEOUT")  # type: ignore[index]
+    assert alice.client.get("/v1/users/me/usage").json()["storage"]["bytes"] == 0
+
+
+def test_who_leaves_leaves_nothing(server: Server, connection: Connection, alice: Account) -> None:
+    """In the middle of a block: the upload ends at once, not when it would be idle."""
+    gone = server.services.metrics.uploads.labels("CLIENT_GONE")._value
+    before = gone.get()
+    connection.send(connection.head("PUT /v1/files?name=a", len(BODY)), BODY[: MOST_BYTES + 1])
+    connection.socket.close()
+    until(lambda: gone.get() > before, "the upload has ended", IDLE_SECONDS - 0.5)
+    assert alice.client.get("/v1/files").json()["count"] == 0
+
+
+def test_many_have_smaller_blocks() -> None:
+    """So that a thousand hold no more memory than thirty-two."""
+    size = BlockSize()
+    streams = [size.streaming() for _ in range(1000)]
+    for index, stream in enumerate(streams, 1):
+        stream.__enter__()
+        assert LEAST_BYTES <= size() <= MOST_BYTES
+        assert size() == LEAST_BYTES or size() * index <= 32 * MOST_BYTES
+    for stream in streams:
+        stream.__exit__(None, None, None)
+    assert size() == MOST_BYTES

@@ -1,0 +1,223 @@
+"""The short cuts past the framework answer as it does, to the byte, whatever is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from on_api.core.plain import served_plainly
+from on_api.core.routing import MAX_BODY_BYTES, ApiRoute
+from on_api.tests.conftest import Account, Server
+from on_api.tests.deadline import until
+
+CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
+_NEW_EACH_TIME = re.compile(
+    rb'[0-9a-f]{8}-[0-9a-f-]{27}|urn:on-api:request:\w+|"20\d\d-[^"]*Z"|"cid":"[^"]*"'
+)
+
+
+class Framework:
+    """Counts the requests that FastAPI has served."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        handle = ApiRoute.handle
+
+        async def counted(route: ApiRoute, scope: Scope, receive: Receive, send: Send) -> None:
+            self.times += 1
+            await handle(route, scope, receive, send)
+
+        patch.setattr(ApiRoute, "handle", counted)
+
+
+@pytest.fixture
+def framework(monkeypatch: pytest.MonkeyPatch) -> Framework:
+    """From here on."""
+    return Framework(monkeypatch)
+
+
+def seen(answer: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
+    """All of an answer but what differs between any two."""
+    length = len(answer.content)
+    headers = [
+        (name, value.replace(str(length), "LENGTH"))
+        for name, value in answer.headers.multi_items()
+        if name not in {"x-request-id", "date"}
+    ]
+    return answer.status_code, headers, _NEW_EACH_TIME.sub(b"NEW", answer.content)
+
+
+def both_ways(
+    client: httpx.Client, method: str, url: str, headers: dict[str, str], **body: Any
+) -> httpx.Response:
+    """Ask twice, the second time so that the framework has to answer; both must be alike."""
+    plain = client.request(method, url, headers=headers, **body)
+    again = {**headers, "Idempotency-Key": str(uuid.uuid4())}
+    framed = client.request(method, url, headers=again, **body)
+    assert seen(plain) == seen(framed), f"{method} {url} {headers} {body}"
+    return plain
+
+
+def test_what_is_usual_is_answered_without_the_framework(
+    framework: Framework, alice: Account
+) -> None:
+    """Else all the rest here would compare the framework with itself."""
+    file_id = alice.upload(os.urandom(10))["id"]
+
+    def is_plain(method: str, url: str, **more: Any) -> bool:
+        """Whether it went past the framework. A key is known only from its second use on, and on
+        SQLite until somebody writes."""
+        before = framework.times
+        alice.client.request(method, url, **more).raise_for_status()
+        return framework.times == before
+
+    for version in ("v1", "v2"):
+        usual: list[tuple[str, str, dict[str, Any]]] = [
+            ("GET", f"/{version}/files/{file_id}", {}),
+            ("PUT", f"/{version}/files?name=x", {"content": b"x"}),
+            ("POST", f"/{version}/pins", {"json": {"cid": CID, "name": "x"}}),
+        ]
+        for method, url, more in usual:
+            until(lambda m=method, u=url, o=more: is_plain(m, u, **o), f"{method} {url} is plain")  # type: ignore[misc]
+    assert not is_plain("GET", f"/v1/files/{file_id}", headers={"Idempotency-Key": "x"})
+
+
+def callers(alice: Account) -> Iterator[dict[str, str]]:
+    """Who may, who may not, and ways to say who."""
+    narrow, counted = alice.make_key("keys:write"), alice.make_key("files:read", max_uses=2)
+    ways = [
+        f"Bearer {alice.key}", f"bearer {alice.key}", f"BEARER   {alice.key}", alice.key,
+        f"Bearer\t{alice.key}", "Bearer", f"Basic {alice.key}", f"Bearer {alice.key}x",
+        f"Bearer {narrow}", f"Bearer {counted}", f"Bearer {counted}", "",
+    ]  # fmt: skip
+    yield from ({"Authorization": way} for way in ways)
+
+
+def test_metadata_is_the_same_both_ways(
+    server: Server, framework: Framework, alice: Account, bob: Account
+) -> None:
+    """Own files and others', ids as they may be written, callers of every kind, both versions."""
+    meta = json.dumps({"ä": [1.0, 1e300, None, "\u2028<&>", {"x": -0.0}], "n": 2**53 + 1})
+    mine = alice.upload(b"hello world", name="地図 'a\"\\.pdf", meta=meta)
+    private = alice.upload(b"hello world", visibility="private")
+    theirs = bob.upload(b"hello world")
+    ids = [mine["id"], private["id"], theirs["id"], uuid.uuid4(), "0", "x" * 3000, "%00", "{}", ""]
+    ids += [str(mine["id"]).upper(), str(mine["id"]).replace("-", ""), f"{{{mine['id']}}}"]
+    ids += [f"{mine['id']}?limit=1&x", f"{mine['id']}/", f"urn:uuid:{mine['id']}"]
+    assert bob.client.get(f"/v1/files/{theirs['id']}").status_code == 200  # it is in memory
+    for version in ("v1", "v2"):
+        for file_id in ids:
+            both_ways(alice.client, "GET", f"/{version}/files/{file_id}", {})
+        assert alice.client.get(f"/{version}/files/{theirs['id']}").status_code == 404
+        with server.client() as anonymous:
+            statuses = {
+                both_ways(anonymous, "GET", f"/{version}/files/{mine['id']}", who).status_code
+                for who in callers(alice)
+            }
+        assert statuses == {200, 401, 403}
+    assert framework.times
+
+
+JSON_TYPE = {"Content-Type": "application/json"}
+PINS: list[Any] = [
+    {"cid": CID},
+    {"cid": CID, "name": "", "origins": [], "meta": {}},
+    {"cid": CID, "name": None, "origins": None, "meta": None, "unknown": 1},
+    {"cid": CID, "name": "n" * 255, "meta": {"a": "b"}, "origins": ["/ip4/203.0.113.1/tcp/1", 7]},
+    {"cid": CID, "name": "n" * 256},
+    {"cid": CID, "name": "\x00"},
+    {"cid": CID, "name": 7, "meta": {"a": 1}, "origins": "x"},
+    {"cid": CID, "meta": {"a": "x" * 17_000}},
+    {"cid": "no cid"},
+    {"cid": None},
+    {"cid": "x" * 5000},
+    {"name": "without"},
+    [],
+    None,
+    "text",
+]
+RAW_PINS = [
+    b"", b"{", b"\xff\xfe", b"{}{}", b'{"cid": NaN}', b'{"cid": "\\ud800"}', b"[" * 100_000,
+    b'{"cid": "a", "cid": "%s"}' % CID.encode(), b" " * MAX_BODY_BYTES + b"{}", b"\xef\xbb\xbf{}",
+    json.dumps({"cid": CID}).encode("utf-16"),
+]  # fmt: skip
+TYPES = [
+    "application/json; charset=utf-8", "application/vnd.x+json", "text/plain", "APPLICATION/JSON",
+    "", "application/json, text/plain", "x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_pins_are_taken_alike_both_ways(server: Server, alice: Account, version: str) -> None:
+    """Bodies that can be read and that can't, content types, callers."""
+    url = f"/{version}/pins"
+    statuses = {
+        both_ways(alice.client, "POST", url, JSON_TYPE, content=body).status_code
+        for body in [*(json.dumps(pin).encode() for pin in PINS), *RAW_PINS]
+    }
+    assert statuses == {202, 400, 413}
+    good = json.dumps({"cid": CID}).encode()
+    for content_type in TYPES:
+        both_ways(alice.client, "POST", url, {"Content-Type": content_type}, content=good)
+    pieces = (good[start : start + 5] for start in range(0, len(good), 5))
+    assert alice.client.post(f"{url}?x=1", headers=JSON_TYPE, content=pieces).status_code == 202
+    with server.client() as anonymous:
+        for who in callers(alice):
+            both_ways(anonymous, "POST", url, {**JSON_TYPE, **who}, content=good)
+
+
+UPLOADS = [
+    "?name=a", "?name=a&name=b", "?name=", "?", "?name=%00", "?name=%ff", "?name=a%20b+c%2Bd",
+    "?name=" + "x" * 256, "?name=a&visibility=public", "?name=a&visibility=private",
+    "?name=a&visibility=secret", "?name=a&visibility=", "?name=a&meta={}", "?name=a&meta={",
+    "?name=a&meta=[]", '?name=a&meta={"a":1}', "?name=a&meta=" + "[" * 10_000,
+    "?name=a&passphrase=x", "?name=a&recipients=x", "?name=a&owner_access=false", "?name=a&x=1",
+    "?NAME=a", "?name=a;visibility=private", "?name=a&visibility=private&owner_access=true",
+]  # fmt: skip
+UPLOAD_HEADERS: list[dict[str, str]] = [
+    {"Content-Type": "text/plain"},
+    {"Content-Type": "nonsense"},
+    {"Content-Type": "application/x-www-form-urlencoded"},
+    {"Content-Range": "bytes 0-1/2"},
+    {"On-Api-Passphrase": "long enough"},
+    {"On-Api-Passphrase": "x"},
+]
+
+
+def test_uploads_are_taken_alike_both_ways(server: Server, alice: Account) -> None:
+    """Every option that a query may have, well and badly given; headers; callers."""
+    statuses = {
+        both_ways(alice.client, "PUT", f"/v1/files{query}", {}, content=b"x").status_code
+        for query in UPLOADS
+    }
+    assert statuses == {201, 400}
+    for headers in UPLOAD_HEADERS:
+        for query in ("?name=a", "?name=a&visibility=private"):
+            both_ways(alice.client, "PUT", f"/v2/files{query}", headers, content=b"x")
+    with server.client() as anonymous:
+        for who in callers(alice):
+            both_ways(anonymous, "PUT", "/v1/files?name=a", who, content=b"x")
+
+
+def test_a_short_cut_needs_a_principal() -> None:
+    """An endpoint that asks for nobody can't be given one by mistake: the application refuses to
+    be built."""
+    from on_api.core.dependencies import scopes_of
+
+    async def serve(*_: object) -> None:
+        """Nothing."""
+
+    @served_plainly(serve)
+    def endpoint() -> None:
+        """Open to everyone."""
+
+    with pytest.raises(TypeError, match="open to everyone"):
+        scopes_of(endpoint)
