@@ -193,7 +193,7 @@ _ROWS: dict[str, str] = {
         (subject_kind, subject_id, month, bytes, warned_percent)
     SELECT CASE WHEN owner_id IS NULL THEN 'instance' ELSE 'owner' END,
         coalesce(owner_id, '00000000-0000-0000-0000-000000000000'),
-        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM'), sum(bytes_out), 0
+        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM'), coalesce(sum(bytes_out), 0), 0
     FROM traffic WHERE period >= date_trunc('month', now(), 'UTC')
     GROUP BY GROUPING SETS ((owner_id), ())
     ON CONFLICT (subject_kind, subject_id, month) DO UPDATE SET bytes = excluded.bytes""",
