@@ -3,12 +3,14 @@ LISTENER LINE`, the latter two being descriptors that it inherits."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from on_api.cli import collector
 from on_api.cli.context import end_politely_when_told, load_settings
@@ -16,12 +18,16 @@ from on_api.cli.crew import NODE_RESTARTED, UP
 from on_api.cli.serving import build_server, keep_freed_memory, run_server
 from on_api.core.errors import OnApiError
 from on_api.core.logging import configure_logging
-from on_api.core.services.siblings import Sibling
-from on_api.main import Application, create_app
+
+if TYPE_CHECKING:
+    from on_api.main import Application
 
 
 def main(number: int, listener: socket.socket, line: socket.socket) -> None:
     """Serve until told to end, or until nobody is left who could tell it."""
+    from on_api.core.services.siblings import Sibling
+    from on_api.main import create_app
+
     for inherited in (listener, line):
         inherited.set_inheritable(False)
     settings = load_settings()
@@ -48,6 +54,8 @@ def _hear(line: socket.socket, app: Application) -> None:
 
 
 if __name__ == "__main__":
+    # Until everything is built, as cli/main.py has it.
+    gc.disable()
     end_politely_when_told()
     place, listening, leading = map(int, sys.argv[1:])
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import httpx
 
 from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings
-from on_api.tests.conftest import free_port
+from on_api.tests.conftest import Kubo, free_port
 from on_api.tests.deadline import until
 from on_api.tests.plain_http import NO_TLS
 
@@ -33,6 +34,8 @@ class Home:
     port: int = field(default_factory=free_port)
     rpc_port: int = field(default_factory=free_port)
     gateway_port: int = field(default_factory=free_port)
+    template: Path | None = None
+    """A home that `init` has made before, with no settings of its own."""
 
     @property
     def url(self) -> str:
@@ -67,9 +70,12 @@ class Home:
         )
 
     def init(self) -> str:
-        """`on-api init`; returns the administrator's key."""
-        done = self.run("init")
-        assert done.returncode == 0, done.stderr
+        """`on-api init`, or a copy of what it has made; returns the administrator's key."""
+        if self.template is not None:
+            shutil.copytree(self.template, self.path, dirs_exist_ok=True)
+        else:
+            done = self.run("init")
+            assert done.returncode == 0, done.stderr
         return (self.path / "admin.key").read_text().strip()
 
     def client(self, key: str) -> httpx.Client:
@@ -152,6 +158,16 @@ def _read(path: Path) -> bytes:
 def _environment(process: Path) -> dict[str, str]:
     pairs = _read(process / "environ").decode(errors="replace").split("\0")
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def beside(kubo: Kubo) -> dict[str, str]:
+    """The settings of a server that uses the tests' node instead of one of its own."""
+    secret = kubo.ipfs.rpc_auth
+    return {
+        "ON_API_IPFS__RPC_URL": str(kubo.ipfs.rpc_url),
+        "ON_API_IPFS__GATEWAY_URL": str(kubo.ipfs.gateway_url),
+        "ON_API_IPFS__RPC_AUTH": secret.get_secret_value() if secret else "",
+    }
 
 
 def peak_memory(pid: int) -> int:

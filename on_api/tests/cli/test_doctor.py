@@ -30,10 +30,9 @@ def findings(home: Home, **environment: str) -> tuple[int, dict[str, dict[str, s
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path, initialised: Path) -> Home:
     """An initialised home, nothing running."""
-    (tmp_path / "home").mkdir(mode=0o700)
-    made = Home(tmp_path / "home")
+    made = Home(tmp_path / "home", template=initialised)
     made.init()
     return made
 

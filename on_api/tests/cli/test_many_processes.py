@@ -17,6 +17,7 @@ from on_api.core.services.siblings import joined
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.deadline import until
+from on_api.tests.plain_http import NO_TLS
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds processes by /proc, which only Linux has"
@@ -54,7 +55,7 @@ def is_there(pid: int) -> bool:
 
 def answered(home: Home) -> dict[str, float]:
     """How many requests for its health each process has answered, as any of them tells."""
-    text = httpx.get(f"{home.url}/metrics", trust_env=False).text
+    text = httpx.get(f"{home.url}/metrics", verify=NO_TLS, trust_env=False).text
     found = re.findall(r'on_api_requests_total\{process="(\d)".*"/healthz".*\} (.*)', text)
     return {process: float(count) for process, count in found}
 
@@ -72,7 +73,9 @@ def test_two_that_serve(home: Home) -> None:
 
         os.kill(before[0], signal.SIGKILL)  # which does the worker's work, too
         for _ in range(10):
-            got = httpx.get(f"{home.url}/ipfs/{file['cid']}", trust_env=False, timeout=60)
+            got = httpx.get(
+                f"{home.url}/ipfs/{file['cid']}", verify=NO_TLS, trust_env=False, timeout=60
+            )
             assert got.content == b"x" * 5000
         until(lambda: len(serving_pids(process.pid)) == 2, "another one is there", 60)
         after = serving_pids(process.pid)

@@ -4,23 +4,16 @@ be read is said."""
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
-import pytest
-
-from on_api.tests.cli.processes import Home
+from on_api.tests.cli.processes import Home, beside
+from on_api.tests.conftest import Kubo
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    """A home of its own."""
-    return Home(tmp_path / "home")
-
-
-def test_a_rotation_beside_a_running_server(home: Home) -> None:
+def test_a_rotation_beside_a_running_server(home: Home, kubo: Kubo) -> None:
     """Keys go on working in the process that was running and in the next one; the old secret goes
     when nothing needs it any more."""
     key = home.init()
+    home.extra = beside(kubo)
     previous = home.path / "secret.key.previous"
     first = (home.path / "secret.key").read_text()
     with home.serving(), home.client(key) as client:
@@ -46,10 +39,11 @@ def test_a_rotation_beside_a_running_server(home: Home) -> None:
         assert client.get("/v1/users/me").status_code == 200
 
 
-def test_without_its_master_secret_it_says_so(home: Home) -> None:
+def test_without_its_master_secret_it_says_so(home: Home, kubo: Kubo) -> None:
     """It starts all the same: what is public needs no secret. Nobody makes another one in its
     place."""
     key = home.init()
+    home.extra = beside(kubo)
     with home.serving(), home.client(key) as client:
         file = client.put("/v1/files?name=x", content=b"public").json()
     secret = home.path / "secret.key"
@@ -61,7 +55,7 @@ def test_without_its_master_secret_it_says_so(home: Home) -> None:
         readiness = client.get("/readyz")
         assert readiness.status_code == 503
         assert "master secret" in readiness.text
-        gateway = f"http://127.0.0.1:{home.gateway_port}/ipfs/{file['cid']}"
+        gateway = f"{home.url}/ipfs/{file['cid']}"
         assert client.get(gateway, headers={"Authorization": ""}).content == b"public"
     assert "There is no master secret" in home.log()
     secret.write_text("another secret, long enough to be taken for one\n")

@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from on_api.tests.cli.processes import Home
+from on_api.tests.cli.processes import Home, beside
+from on_api.tests.conftest import Kubo
 from on_api.tests.deadline import until
 from on_api.tests.plain_http import NO_TLS
 
@@ -27,13 +28,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    """A home that nothing was done in yet."""
-    (tmp_path / "home").mkdir(mode=0o700)
-    return Home(tmp_path / "home")
 
 
 def slow_body(started: threading.Event, go_on: threading.Event) -> Iterator[bytes]:
@@ -67,6 +61,7 @@ def upload_slowly(
 
 def test_from_nothing_to_the_first_file_and_a_clean_end(home: Home) -> None:
     """init, serve, upload, the same bytes on both gateways; Ctrl-C ends the node too."""
+    home.template = None
     key = home.init()
     assert stat.S_IMODE((home.path / "admin.key").stat().st_mode) == 0o600
     assert stat.S_IMODE((home.path / "secret.key").stat().st_mode) == 0o600
@@ -299,9 +294,10 @@ def test_wrong_settings_are_named_without_their_values(home: Home) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_commands_for_users_and_keys(home: Home) -> None:
+def test_commands_for_users_and_keys(home: Home, kubo: Kubo) -> None:
     """What the README shows; a revoked key stops in a server that knows it."""
     home.init()
+    home.extra = beside(kubo)
     made = home.run("users", "create", "ada", stdin="correct horse\ncorrect horse\n")
     assert made.returncode == 0, made.stderr
     key = home.run("keys", "create", "--user", "ada", "--scope", "files:read").stdout.strip()

@@ -19,7 +19,7 @@ from on_api.core.services import deny_list
 from on_api.core.services.audit import COMMAND_LINE
 from on_api.core.setting_groups import GatewaySettings, TrafficSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
+from on_api.tests.cli.processes import Home, beside
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
 from on_api.tests.deadline import until
 from on_api.tests.pins import add_pin, forms_of
@@ -390,9 +390,9 @@ def test_local_serves_all_but_private_files(
                     assert anonymous.get(f"/ipfs/{root}{query}").status_code == 404
 
 
-def test_the_deny_list_by_command_beside_a_running_server(tmp_path: Path) -> None:
+def test_the_deny_list_by_command_beside_a_running_server(tmp_path: Path, kubo: Kubo) -> None:
     """`on-api gateway deny`, `list`, `undeny`: heard by a server that has the content in memory."""
-    home = Home(tmp_path)
+    home = Home(tmp_path, beside(kubo))
     key = home.init()
     with home.serving(), home.client(key) as client:
         file = client.put("/v1/files?name=x", content=some_bytes()).json()

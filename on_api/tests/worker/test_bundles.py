@@ -24,6 +24,7 @@ from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
+from on_api.tests.plain_http import NO_TLS
 from on_api.tests.worker.bundles import (
     beside,
     bundle,
@@ -120,7 +121,7 @@ def test_thirty_two_at_once(calm: Server) -> None:
 
         async def send() -> list[httpx.Response]:
             async with httpx.AsyncClient(
-                base_url=calm.url, timeout=60, trust_env=False, limits=httpx.Limits()
+                base_url=calm.url, timeout=60, verify=NO_TLS, trust_env=False, limits=httpx.Limits()
             ) as client:
                 return await asyncio.gather(
                     *(
