@@ -7,20 +7,23 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
+import libipld
 import pytest
 from pydantic import SecretStr
 
 from on_api.core.errors import BlocksMissing, NodeError
+from on_api.core.ipfs.bundle import make_bundle
 from on_api.core.ipfs.car import CarError, CarReader
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import DagStat, IpfsNode, PinStatus
+from on_api.core.ipfs.dag import DAG_CBOR, links_of
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.memory import MemoryNode
 from on_api.core.ipfs.multiaddr import Multiaddr
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo, free_port
-from on_api.tests.dags import follow, tree
+from on_api.tests.dags import block_of, follow, tree
 
 pytestmark = pytest.mark.anyio
 
@@ -296,3 +299,30 @@ async def test_garbage_is_what_no_pin_covers(node: IpfsNode) -> None:
         await node.dag_stat(dead)
     assert await read(node, added.cid, 0, len(kept)) == kept
     assert (await node.dag_stat(added.cid)).blocks == 3
+
+
+async def test_a_bundle_is_stored_and_pinned_as_one(node: IpfsNode) -> None:
+    """Every file is read by its own CID; the one pin covers all of them."""
+    blocks = [block_of(os.urandom(size)) for size in (1, 100, 65_536)]
+    bundle = make_bundle(blocks, os.urandom(16))
+    await node.store_bundle(bundle, pin_name="on-api/test/bundle")
+    root = str(bundle.cid)
+    assert await node.pin_status(root) == PinStatus(root, "on-api/test/bundle")
+    assert await node.dag_stat(root) == DagStat(bundle.dag_size, 4)
+    await node.collect_garbage()
+    for cid, data in blocks:
+        assert await node.pin_status(str(cid)) is None
+        assert await read(node, str(cid), 0, len(data)) == data
+
+
+@pytest.mark.parametrize("count", [1, 23, 24, 255, 256])
+def test_a_bundle_is_dag_cbor(count: int) -> None:
+    """As another reader has it, at every width of the list's length; no two are alike."""
+    blocks = [block_of(os.urandom(10)) for _ in range(count)]
+    bundle = make_bundle(blocks, b"the job's number")
+    decoded = libipld.decode_dag_cbor(bundle.node)
+    assert decoded["job"] == b"the job's number"
+    assert [Cid.from_bytes(raw) for raw in decoded["files"]] == [cid for cid, _ in blocks]
+    assert libipld.encode_dag_cbor(decoded)[:20] == bundle.node[:20]
+    assert links_of(DAG_CBOR, bundle.node) == [cid for cid, _ in blocks]
+    assert make_bundle(blocks, b"another job, 16.").cid != bundle.cid

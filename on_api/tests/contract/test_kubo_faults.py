@@ -19,6 +19,7 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
+from on_api.core.ipfs.bundle import make_bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.kubo import KuboNode, authorization, multiaddr_of
 from on_api.core.ipfs.unixfs import build_file
@@ -156,6 +157,39 @@ async def test_wrong_answers_to_blocks(answer: Exchange, error: type[Exception] 
                 return
             with pytest.raises(error):
                 await node.import_blocks(arriving())
+
+
+BUNDLE = make_bundle(list(BLOCKS.items()), bytes(16))
+BUNDLED = says(line(Stats={"BlockCount": 4}))
+PINNED_IT = says(line(Pins=[str(BUNDLE.cid)]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "pinned", "error"),
+    [
+        (BUNDLED, PINNED_IT, None),
+        (says(line(Stats={"BlockCount": 3})), PINNED_IT, NodeTruncated),
+        (BUNDLED, says(b""), NodeTruncated),
+        (BUNDLED, says(line(Pins=[SMALL_CID])), NodeTruncated),
+        (BUNDLED, says(line(Message="x", Type="error"), status="500 X"), NodeError),
+        (BUNDLED, says_with_trailer(b"", "unexpected EOF"), NodeTruncated),
+        (BUNDLED, hangs_up, NodeTruncated),
+    ],
+)
+async def test_wrong_answers_to_a_bundle(
+    stored: Exchange, pinned: Exchange, error: type[Exception] | None
+) -> None:
+    """Stored and not pinned is not stored; the first answer is right."""
+    async with (
+        faulty_node({IMPORT: stored, "/api/v0/pin/add": pinned}) as settings,
+        KuboNode(settings) as node,
+        asyncio.timeout(10),
+    ):
+        if error is None:
+            await node.store_bundle(BUNDLE, pin_name="on-api/x/y")
+            return
+        with pytest.raises(error):
+            await node.store_bundle(BUNDLE, pin_name="on-api/x/y")
 
 
 async def test_a_node_that_stops_taking_bytes() -> None:
