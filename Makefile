@@ -25,10 +25,10 @@ endif
 # Compiled modules are what makes a start take two seconds instead of five.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test check soak bench migrate openapi clean
+.PHONY: help install run test check soak bench bench-compare migrate openapi clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
 
 run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (PORT=, RPC_PORT=, GATEWAY_PORT=)
 	@$(BIN)/on-api init
@@ -53,6 +53,10 @@ soak: $(INSTALLED) ## The long runs under load and faults (minutes)
 bench: $(INSTALLED) ## Measure beside the same Kubo, asked directly (BENCH_ARGS="--quick", a scenario's name …)
 	@$(BIN)/on-api node install
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-compare: $(INSTALLED) ## Show what changed since benchmarks/baseline.json (RUN=bench.json, else measured anew)
+	@test -n "$(RUN)" || $(MAKE) --no-print-directory bench
+	@$(BIN)/python -m benchmarks.compare $(or $(RUN),bench.json)
 
 migrate: $(INSTALLED) ## Bring the configured database to the newest revision
 	$(BIN)/alembic upgrade head

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from sqlalchemy import create_engine, text
 
-from benchmarks.figures import Figure, table, write_json
-from benchmarks.scenarios import SCENARIOS
-from benchmarks.stage import POSTGRESQL, QUICK, SQLITE, Sizes, Stage
+from benchmarks import machine
+from benchmarks.figures import table
+from benchmarks.results import Run
+from benchmarks.scenarios import SCENARIOS, Variant
+from benchmarks.stage import POSTGRESQL, QUICK, Sizes, Stage
 from on_api.tests.postgres import running_postgres
 
 
@@ -22,8 +26,10 @@ def main(
         list[str] | None, typer.Argument(help=f"Of {', '.join(SCENARIOS)}; all by default.")
     ] = None,
     database: Annotated[
-        str | None,
-        typer.Option(help="`sqlite` or `postgresql` for all; by default both where it matters."),
+        str | None, typer.Option(help="`sqlite` or `postgresql`; by default what says something.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That serve; likewise. Several need PostgreSQL.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes: only to see that all works.")] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="Measurements of each.")] = None,
@@ -34,7 +40,10 @@ def main(
         "bench.json"
     ),
 ) -> None:
-    """Measure on-api beside its own Kubo, asked directly."""
+    """Measure on-api beside its own Kubo, asked directly. Fails, naming the scenario, on any wrong
+    answer: what is fast because it failed is no figure."""
+    if unknown := set(names or ()) - SCENARIOS.keys():
+        raise typer.BadParameter(f"no such scenario: {', '.join(sorted(unknown))}")
     given = {
         "pairs": pairs,
         "large": large and large * 2**20,
@@ -42,21 +51,60 @@ def main(
         "files": files,
     }
     sizes = replace(QUICK if quick else Sizes(), **{k: v for k, v in given.items() if v})
-    figures: list[Figure] = []
+    run = Run(machine.describe(), machine.versions(None), quick, machine.load())
     with ExitStack() as stack:
         postgres: str | None = None
         for name in names or SCENARIOS:
-            run, defaults = SCENARIOS[name]
-            for kind in (database,) if database else defaults:
-                if kind == POSTGRESQL and postgres is None:
+            for variant in _variants(name, database, processes):
+                if variant.database == POSTGRESQL and postgres is None:
                     postgres = stack.enter_context(_postgres())
-                typer.echo(f"{name} on {kind} ...", err=True)
-                stage = Stage(sizes, kind, None if kind == SQLITE else postgres)
-                came = [replace(figure, database=kind) for figure in run(stage)]
-                typer.echo(table(came), err=True)
-                figures += came
-                write_json(figures, json)
-    typer.echo(table(figures))
+                    run.versions = machine.versions(_version_of(postgres))
+                url = postgres if variant.database == POSTGRESQL else None
+                stage = Stage(sizes, variant.database, url, variant.processes)
+                _play(run, name, stage)
+                run.load_after = machine.load()
+                run.write(json)
+    typer.echo(table(run.figures))
+    for name, reason in run.failures.items():
+        typer.echo(f"FAILED {name}: {reason}", err=True)
+    if run.failures:
+        raise typer.Exit(1)
+
+
+def _variants(name: str, database: str | None, processes: int | None) -> Sequence[Variant]:
+    variants = [
+        variant
+        for variant in SCENARIOS[name][1]
+        if database in {None, variant.database} and processes in {None, variant.processes}
+    ]
+    if not variants and (database or processes):
+        # Asked for by name, though it isn't what says most.
+        variants = [Variant(database or POSTGRESQL, processes or 1)]
+    return variants
+
+
+def _play(run: Run, name: str, stage: Stage) -> None:
+    on = f"{name} on {stage.database}, {stage.processes}"
+    typer.echo(f"{on} ...", err=True)
+    try:
+        came = [
+            replace(figure, database=stage.database, processes=stage.processes)
+            for figure in SCENARIOS[name][0](stage)
+        ]
+    except Exception as error:
+        # Whatever it was: the others are still worth their time, and the run fails in the end.
+        run.failures[on] = f"{type(error).__name__}: {error}"
+        typer.echo(traceback.format_exc(), err=True)
+        return
+    if came:
+        typer.echo(table(came), err=True)
+    run.figures += came
+
+
+def _version_of(url: str) -> str:
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg2://"))
+    with engine.connect() as connection:
+        return str(connection.scalar(text("SHOW server_version")))
 
 
 @contextmanager

@@ -4,13 +4,14 @@ key, a database or a middleware. What on-api's answers for metadata are compared
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 
 from fastapi import FastAPI
 
-from on_api.core.models.database import utc_now
 from on_api.core.schemas.files import File
 
 CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
+MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 app = FastAPI(openapi_url=None)
 
@@ -28,6 +29,6 @@ async def get_one_file(file_id: uuid.UUID) -> File:
         sha256="00" * 32,
         visibility="public",
         meta={},
-        created_at=utc_now(),
+        created_at=MADE_AT,
         gateway_url=f"http://localhost:8080/ipfs/{CID}",
     )

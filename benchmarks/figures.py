@@ -1,15 +1,44 @@
-"""Figures: what was measured, how it is judged, how it is shown. Measures nothing itself."""
+"""Figures: what was measured, how it is judged, how it is shown. Measures processor time, and
+nothing else, by itself."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+
+Pids = Callable[[], Mapping[str, Sequence[int]]]
+"""Processes by what they are called in a table: those whose processor time is of interest."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement, of so many operations."""
+
+    value: float
+    operations: int = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two that are compared: how it is measured, and which processes do its work."""
+
+    read: Callable[[], Reading]
+    pids: Pids
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What came of measuring in turn. Milliseconds of processor time are for each operation, by
+    process."""
+
+    ours: list[float]
+    theirs: list[float]
+    ours_ms: dict[str, list[float]] = field(default_factory=dict)
+    theirs_ms: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,6 +57,26 @@ class Figure:
     at_least: float | None = None
     at_most: float | None = None
     database: str = ""
+    processes: int = 1
+    ours_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    theirs_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        work: str,
+        unit: str,
+        pairs: Pairs,
+        against: str,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> Figure:
+        """A figure of pairs."""
+        return cls(
+            work, unit, pairs.ours, pairs.theirs, against, at_least, at_most,
+            ours_ms=pairs.ours_ms, theirs_ms=pairs.theirs_ms,
+        )  # fmt: skip
 
     @property
     def judged(self) -> list[float]:
@@ -44,31 +93,58 @@ class Figure:
         return None if self.at_most is None else median(self.judged) <= self.at_most
 
 
-def in_pairs(
-    ours: Callable[[], float], theirs: Callable[[], float], count: int
-) -> tuple[list[float], list[float]]:
+def in_pairs(ours: Side, theirs: Side, count: int) -> Pairs:
     """Measure both in turn, `count` times each, after one pair that is not counted: pools and
     caches are filled by it."""
-    pairs = [(ours(), theirs()) for _ in range(count + 1)][1:]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    pairs = Pairs([], [])
+    for turn in range(count + 1):
+        for side, values, costs in (
+            (ours, pairs.ours, pairs.ours_ms),
+            (theirs, pairs.theirs, pairs.theirs_ms),
+        ):
+            value, spent = _read(side)
+            if turn == 0:
+                continue
+            values.append(value)
+            for name, each in spent.items():
+                costs.setdefault(name, []).append(each)
+    return pairs
+
+
+def alone(side: Side, count: int) -> tuple[list[float], dict[str, list[float]]]:
+    """Measure what has no counterpart, `count` times: the values, and milliseconds by process."""
+    values: list[float] = []
+    costs: dict[str, list[float]] = {}
+    for _ in range(count):
+        value, spent = _read(side)
+        values.append(value)
+        for name, each in spent.items():
+            costs.setdefault(name, []).append(each)
+    return values, costs
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """For people: medians, with min and max in brackets."""
-    rows = [("work", "database", "on-api", "against", "judged", "goal", "")]
+    """For people: medians, with min and max in brackets; processor time for each operation."""
+    rows = [("work", "database", "on-api", "against", "judged", "goal", "", "processor time")]
     for figure in figures:
         at_least = "" if figure.at_least is None else f"≥ {figure.at_least:g}"
         rows.append(
             (
                 figure.work,
-                figure.database,
-                f"{_spread(figure.ours)} {figure.unit}",
-                f"{figure.against} {_spread(figure.theirs)}" if figure.theirs else "-",
-                _spread(figure.judged),
+                where(figure.database, figure.processes),
+                f"{spread(figure.ours)} {figure.unit}",
+                f"{figure.against} {spread(figure.theirs)}" if figure.theirs else "-",
+                spread(figure.judged),
                 at_least or ("" if figure.at_most is None else f"≤ {figure.at_most:g}"),
                 {True: "reached", False: "MISSED", None: ""}[figure.reached],
+                _processor(figure),
             )
         )
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, each column as wide as its widest."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -76,25 +152,42 @@ def table(figures: Sequence[Figure]) -> str:
     )
 
 
-def write_json(figures: Sequence[Figure], path: Path) -> None:
-    """For machines: every single measurement, and on what it was taken."""
-    document = {
-        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
-        "figures": [
-            asdict(figure)
-            | {"judged": figure.judged, "median": median(figure.judged), "reached": figure.reached}
-            for figure in figures
-        ],
-    }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+def where(database: str, processes: int) -> str:
+    """On what a figure was taken."""
+    return database if processes == 1 else f"{database}, {processes} processes"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Median, and in brackets min and max."""
     if len(values) == 1:
         return _number(values[0])
     return f"{_number(median(values))} [{_number(min(values))}-{_number(max(values))}]"
 
 
+def processor_ms(pids: Sequence[int]) -> float:
+    """Milliseconds of processes that live, in user mode and in the kernel, since they began."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total * 1000 / _TICKS
+
+
+def _read(side: Side) -> tuple[float, dict[str, float]]:
+    before = {name: processor_ms(pids) for name, pids in side.pids().items()}
+    reading = side.read()
+    after = {name: processor_ms(pids) for name, pids in side.pids().items()}
+    spent = {name: (after[name] - before[name]) / reading.operations for name in before}
+    return reading.value, spent
+
+
+def _processor(figure: Figure) -> str:
+    def of(costs: Mapping[str, Sequence[float]]) -> str:
+        return " + ".join(f"{name} {_number(median(each))}" for name, each in costs.items())
+
+    sides = [text for text in (of(figure.ours_ms), of(figure.theirs_ms)) if text]
+    return " | ".join(sides) + (" ms" if sides else "")
+
+
 def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -9,7 +9,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlencode
@@ -18,7 +18,9 @@ import httpx
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from benchmarks.load import Job
+from benchmarks.bodies import Body
+from benchmarks.figures import Pids
+from benchmarks.load import Job, WrongAnswerError, get_rate, new_seed
 from on_api.core.ipfs.cid import ADD_OPTIONS
 from on_api.core.ipfs.kubo import authorization
 from on_api.core.ipfs.repo import rpc_auth_of
@@ -31,6 +33,9 @@ from on_api.tests.nginx import ACCEL_LOG, nginx
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql"
 QUOTA = 10**15
+SMALL = 8 * 1024
+MIB = 2**20
+CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,15 @@ class Sizes:
     """Bytes of the file whose memory is watched."""
     uploads: int = 1000
     """Small files in one round."""
+    seconds: int = 5
+    """Of each measurement by wrk."""
     gets: int = 10_000
+    """In its place, where there is no wrk."""
     pages: int = 200
     files: int = 1_000_000
     users: int = 1000
+    at_once: int = 500
+    """Uploads of 1 MiB at the same time."""
 
 
 QUICK = Sizes(
@@ -55,11 +65,22 @@ QUICK = Sizes(
     large=2**26,
     huge=2**28,
     uploads=200,
+    seconds=1,
     gets=500,
     pages=20,
     files=20_000,
     users=100,
+    at_once=100,
 )
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A file, and the bytes that it must have."""
+
+    id: str
+    cid: str
+    body: Body
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,15 @@ class OnApi:
     pid: int
     key: str
     rpc_headers: dict[str, str]
+
+    def pids(self) -> dict[str, list[int]]:
+        """Its processes that serve, and the node."""
+        node = self.home.kubo_pid()
+        return {"on-api": [pid for pid in _family(self.pid) if pid != node], "node": [node]}
+
+    def node_pids(self) -> dict[str, list[int]]:
+        """The node alone, which does all that it is asked directly."""
+        return {"node": [self.home.kubo_pid()]}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -84,41 +114,66 @@ class OnApi:
     def put(self, size: int, visibility: str = "public") -> Job:
         """Upload fresh bytes as a raw body."""
         url = f"{self.home.url}/v1/files?name=file&visibility={visibility}"
-        return Job(url, "PUT", self.headers, body_bytes=size, expected=201)
+        job = Job(url, "PUT", self.headers, body_bytes=size, status=201)
+        return replace(job, contains='"cid"')
 
     def post(self, size: int) -> Job:
         """Upload fresh bytes as a form."""
         url = f"{self.home.url}/v1/files"
-        return Job(url, "POST", self.headers, body_bytes=size, form=True, expected=201)
+        job = Job(url, "POST", self.headers, body_bytes=size, form=True)
+        return replace(job, status=201, contains='"cid"')
 
     def raw_add(self, size: int) -> Job:
         """The same by Kubo alone: the same options, pinned under a name as ours are."""
         options = {**ADD_OPTIONS, "pin": "true", "pin-name": "benchmark", "progress": "false"}
         url = f"http://127.0.0.1:{self.home.rpc_port}/api/v0/add?{urlencode(options)}"
-        return Job(url, "POST", self.rpc_headers, body_bytes=size, form=True)
+        job = Job(url, "POST", self.rpc_headers, body_bytes=size, form=True)
+        return replace(job, contains='"Hash"')
 
     def pin(self, cid: str) -> Job:
         """Ask for a pin."""
         headers = {**self.headers, "Content-Type": "application/json"}
         text = json.dumps({"cid": cid, "name": "benchmark"})
-        return Job(
-            f"{self.home.url}/v1/pins", "POST", headers, body_bytes=0, text=text, expected=202
-        )
+        job = Job(f"{self.home.url}/v1/pins", "POST", headers, body_bytes=0, text=text, status=202)
+        return replace(job, contains='"requestid"')
 
-    def content(self, visibility: str, **headers: str) -> Job:
-        """Download the newest file of one visibility."""
-        with self.home.client(self.key) as client:
-            found = client.get("/v1/files", params={"visibility": visibility}).raise_for_status()
-        url = f"{self.home.url}/v1/files/{found.json()['items'][0]['id']}/content"
-        status = 206 if headers else 200
-        return Job(url, headers={**self.headers, **headers}, expected=status)
+    def content(self, file: Uploaded) -> Job:
+        """Download a file from on-api."""
+        url = f"{self.home.url}/v1/files/{file.id}/content"
+        size = file.body.size
+        return Job(url, headers=self.headers, answer=file.body, answer_bytes=size)
 
-    def upload(self, body: bytes) -> dict[str, str]:
-        """One file, for what needs one; returns its metadata."""
+    def part(self, file: Uploaded, start: int, length: int) -> Job:
+        """Download a range of it."""
+        headers = {**self.headers, "Range": f"bytes={start}-{start + length - 1}"}
+        job = replace(self.content(file), headers=headers, status=206)
+        return replace(job, answer_start=start, answer_bytes=length)
+
+    def upload(self, size: int, visibility: str = "public") -> Uploaded:
+        """One file, for what needs one."""
+        body = Body(new_seed(), 0, size)
         with self.home.client(self.key) as client:
-            answer = client.put("/v1/files", params={"name": "file"}, content=body, timeout=600)
-        answer.raise_for_status()
-        return dict(answer.json())
+            answer = client.put(
+                "/v1/files",
+                params={"name": "file", "visibility": visibility},
+                content=body.pieces(),
+                headers={"Content-Length": str(size)},
+                timeout=600,
+            )
+        file = answer.raise_for_status().json()
+        return Uploaded(file["id"], file["cid"], body)
+
+    def by_gateway(self, origin: str, file: Uploaded) -> Job:
+        """Download a file by `/ipfs`, from on-api, the node or what is before them."""
+        size = file.body.size
+        return Job(f"{origin}/ipfs/{file.cid}", answer=file.body, answer_bytes=size)
+
+    def require_recorded(self, files: int) -> None:
+        """Raise `WrongAnswerError` unless the user has just so many files."""
+        with self.home.client(self.key) as client:
+            count = client.get("/v1/files?limit=1").raise_for_status().json()["count"]
+        if count != files:
+            raise WrongAnswerError(f"{files} files were uploaded, {count} are recorded")
 
 
 @dataclass(frozen=True)
@@ -129,6 +184,8 @@ class Stage:
     database: str
     postgres: str | None
     """URL of a PostgreSQL in which databases may be made."""
+    processes: int = 1
+    """Of on-api, that serve."""
 
     @contextmanager
     def home(self) -> Iterator[Home]:
@@ -138,6 +195,8 @@ class Stage:
             path.mkdir(mode=0o700)
             url = self._new_database()
             home = Home(path, {} if url is None else {"ON_API_DATABASE_URL": url})
+            if self.processes > 1:
+                home.extra["ON_API_PROCESSES"] = str(self.processes)
             home.init()
             yield home
 
@@ -163,6 +222,12 @@ class Stage:
         engine.dispose()
         return url.set(database=name).render_as_string(hide_password=False)
 
+    def gets(self, url: str, headers: dict[str, str], expected: bytes) -> tuple[float, int]:
+        """GETs per second, and how many there were. Raises `WrongAnswerError`."""
+        count, seconds = self.sizes.gets, self.sizes.seconds
+        options = {"count": count, "connections": CONNECTIONS, "seconds": seconds}
+        return get_rate(url, headers, expected, **options)
+
 
 @contextmanager
 def behind(on_api: OnApi) -> Iterator[str]:
@@ -187,18 +252,26 @@ def accelerated(on_api: OnApi) -> int:
 
 
 @contextmanager
-def bare_fastapi() -> Iterator[str]:
-    """`bare.py` in one process of uvicorn, as on-api is in one. Yields its origin."""
+def bare_fastapi(processes: int) -> Iterator[tuple[str, Pids]]:
+    """`bare.py` in so many processes of uvicorn as on-api has. Yields its origin, and who they
+    are."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     options = ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    options += ["--workers", str(processes)] if processes > 1 else []
     command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", "--port", str(port)]
     process = subprocess.Popen([*command, *options])
     try:
         until(lambda: _status(url) == 404, "the bare application is up")
-        yield url
+        yield url, lambda: {"bare": _family(process.pid)}
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
 
 
 def _nginx_folder(on_api: OnApi) -> Path:

@@ -1,5 +1,6 @@
 """The server's HTTP protocol: with a bound on what comes before (and after) a request's body, a way
-to take a large body without copies, and one to write an answer that was put together before.
+to take a large body without copies, and two to give an answer that was put together before: at
+once, or when the application says so.
 
 uvicorn and its parser gather request line, headers and trailers of any size in memory, before the
 application is asked; and it looks at every header of every answer anew, which takes longer than all
@@ -20,6 +21,11 @@ from on_api.public.gateway_answers import WRITE_WHOLE
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request line with its headers; of trailers."""
+
+JOINED_BYTES = 64 * 1024
+"""A body that is not over this goes out in one piece with its head."""
+_UNUSUAL = frozenset({b"content-length", b"expect", b"transfer-encoding"})
+"""What tells of a body that is to come."""
 
 _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -43,6 +49,10 @@ class BoundedHttp(HttpToolsProtocol):
     """Bytes of which the present head can be at most."""
     _moved = False
     _too_large = False
+    _quick = False
+    """The present request was answered at once."""
+    _may_be_quick = False
+    """At most one answer for what came together: whoever asks for many has to take them in."""
     _length = 0
     """Of a body, where its head tells."""
     _received = 0
@@ -59,6 +69,7 @@ class BoundedHttp(HttpToolsProtocol):
             if not (data := data[unwanted:]):
                 return
         self._moved = False
+        self._may_be_quick = True
         self._arrived = self._before + self._gathered + len(data)
         super().data_received(data)
         if self._moved:
@@ -68,6 +79,13 @@ class BoundedHttp(HttpToolsProtocol):
         if self._gathered > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
 
+    def on_message_begin(self) -> None:
+        """A request begins. Its scope is made when it is known that one is needed."""
+        self._quick = False
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
     def on_headers_complete(self) -> None:
         """A head is whole; one that came in a single piece was not counted yet."""
         self._moved = True
@@ -76,6 +94,12 @@ class BoundedHttp(HttpToolsProtocol):
             if size > MAX_HEAD_BYTES:
                 self._too_large = True
                 raise HeadTooLarge
+        if self._may_be_quick and self._answer_at_once():
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
         before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
         extended = cast("dict[str, object]", self.scope)
@@ -89,6 +113,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
+        if self._quick:
+            return  # none was announced
         self._received += len(body)
         super().on_body(body)
 
@@ -117,6 +143,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is whole."""
         self._moved = True
+        if self._quick:
+            return
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -125,6 +153,40 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse()
         else:
             super().send_400_response(msg)
+
+    def _answer_at_once(self) -> bool:
+        """Answer without a task, if the application knows the answer already and nothing is
+        unusual about the request or its connection."""
+        self._may_be_quick = False
+        parser = self.parser
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if (
+            (cycle is not None and not cycle.response_complete)
+            or parser.get_method() != b"GET"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+            or parser.should_upgrade()
+            or self.flow.write_paused
+            or self.transport.is_closing()
+            or self.root_path
+        ):
+            return False
+        for name, _ in self.headers:
+            if name in _UNUSUAL:
+                return False
+        ask = getattr(self.app, "quick_answer", None)
+        answer = None if ask is None else ask(self.url, self.headers)
+        if answer is None:
+            return False
+        head, body = answer
+        self._quick = True
+        common = _common_lines(self.server_state.default_headers)
+        if len(body) <= JOINED_BYTES:
+            self.transport.write(b"".join((head, common, b"\r\n", body)))
+        else:
+            self.transport.writelines((head, common, b"\r\n", body))
+        self.on_response_complete()
+        return True
 
     def _left(self) -> int:
         return self._length - self._received
@@ -151,9 +213,22 @@ def _write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
     cycle.response_started = cycle.response_complete = True
     cycle.message_event.set()
     last = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-    common = [part for n, v in cycle.default_headers for part in (n, b": ", v, b"\r\n")]
-    cycle.transport.write(b"".join([head, *common, last, body]))
+    cycle.transport.write(b"".join([head, _common_lines(cycle.default_headers), last, body]))
     if not cycle.keep_alive:
         cycle.transport.close()
     cycle.on_response()
     return True
+
+
+class _Lines:
+    """Headers as they go over the wire: the same list for a second, and thousands of answers."""
+
+    headers: list[tuple[bytes, bytes]] | None = None
+    text = b""
+
+
+def _common_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    if _Lines.headers is not headers:
+        text = b"".join(b"%s: %s\r\n" % header for header in headers)
+        _Lines.headers, _Lines.text = headers, text
+    return _Lines.text

@@ -44,6 +44,7 @@ clients match on.
     │   └── SourceUnavailable 503 SOURCE_UNAVAILABLE       it doesn't answer, or is too busy
     ├── ServiceUnavailable    503 SERVICE_UNAVAILABLE      try again soon
     │   ├── DatabaseUnavailable 503 DATABASE_UNAVAILABLE
+    │   │   └── QueryTooSlow  503 QUERY_TOO_SLOW           ended by the database's time limit
     │   └── SecretUnavailable 503 MASTER_SECRET_UNAVAILABLE  what it protects can't be read
     ├── InsufficientStorage   507 INSUFFICIENT_STORAGE     the node's disk or its StorageMax is full
     └── StartupError          (the command line only)      on-api can't start; the message says the
@@ -376,6 +377,16 @@ class DatabaseUnavailable(ServiceUnavailable):
     """The database can't be reached, or is too busy."""
 
     reason, summary = "DATABASE_UNAVAILABLE", "The database can't be reached at the moment."
+
+
+class QueryTooSlow(DatabaseUnavailable):
+    """A statement was ended by the database's own time limit."""
+
+    reason, summary = (
+        "QUERY_TOO_SLOW",
+        "The database took too long over this and was stopped. Ask for less: a shorter period, "
+        "an exact name instead of a part of it.",
+    )
 
 
 class SecretUnavailable(ServiceUnavailable):

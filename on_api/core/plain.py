@@ -17,6 +17,7 @@ from inspect import unwrap
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
+from anyio import to_thread
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -162,7 +163,7 @@ class PlainRoutes:
         resource, shape, parameter = _read(scope["path"])
         plain = self._plain.get((scope["method"], shape))
         if plain is not None:
-            request = self._admit(scope, receive, plain)
+            request = await self._admit(scope, receive, plain)
             if request is not None:
                 scope["route"] = plain.route
                 answer = await plain.serve(request, parameter)
@@ -179,13 +180,16 @@ class PlainRoutes:
         # Only the whole router knows what to say: 404, 405, another path.
         await self._router(scope, receive, send)
 
-    def _admit(self, scope: Scope, receive: Receive, plain: _Plain) -> PlainRequest | None:
-        """The request, if memory alone can tell that its caller may make it."""
+    async def _admit(self, scope: Scope, receive: Receive, plain: _Plain) -> PlainRequest | None:
+        """The request, if its caller may make it and nothing has to be counted for that."""
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        if b"idempotency-key" in headers:
-            return None
         key = bearer_key(headers.get(b"authorization", b"").decode("latin-1"))
-        principal = None if key is None else self._services.authenticator.recall(key)
+        if key is None or b"idempotency-key" in headers:
+            return None
+        authenticator = self._services.authenticator
+        principal = authenticator.recall(key)
+        if principal is None:
+            principal = await to_thread.run_sync(authenticator.learn, key)
         if principal is None or not all(map(principal.allows, plain.scopes)):
             return None
         return PlainRequest(scope, receive, headers, principal, self._services)

@@ -54,7 +54,9 @@ class IpfsSettings(Group):
     rpc_auth: SecretStr | None = Field(
         None, description="Its RPC secret: `bearer:TOKEN` or `basic:USER:PASSWORD`."
     )
-    connect_timeout: Seconds = Field(3, description="Seconds to reach the node.")
+    # Not for the network's sake: a process that has many uploads at once may look only seconds
+    # later whether it is connected.
+    connect_timeout: Seconds = Field(10, description="Seconds to reach the node.")
     control_timeout: Seconds = Field(10, description="Seconds for a short question to the node.")
     stall_timeout: Seconds = Field(
         30, description="Seconds without progress after which a transfer is given up."

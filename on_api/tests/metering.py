@@ -20,6 +20,7 @@ from on_api.core.models import (
     Event,
     MeteringProcess,
     Traffic,
+    TrafficTotal,
     User,
     UserUsage,
 )
@@ -27,6 +28,7 @@ from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.traffic import INSTANCE, OWNER
 from on_api.core.services.egress import EgressLedger
 from on_api.core.services.metering import Meter, Ticket
+from on_api.core.services.traffic import COUNTS
 from on_api.core.setting_groups import TrafficSettings
 from on_api.tests.deadline import until
 
@@ -88,6 +90,13 @@ class Stage:
         with self.database.session_scope(write=False) as session:
             return list(session.scalars(select(Traffic).order_by(Traffic.period)))
 
+    def totals(self, table: type[Traffic] | type[TrafficTotal]) -> list[tuple[object, ...]]:
+        """What either table says of each kind: whatever was done, it is the same."""
+        sums = [func.sum(getattr(table, name)) for name in COUNTS]
+        with self.database.session_scope(write=False) as session:
+            rows = session.execute(select(table.kind, *sums).group_by(table.kind))
+            return sorted((kind, *map(int, counts)) for kind, *counts in rows)
+
     def events(self) -> list[Event]:
         """Who was told what."""
         with self.database.session_scope(write=False) as session:
@@ -100,10 +109,20 @@ def staged(database: Database) -> Iterator[Stage]:
     news = Invalidations(database)
     news.start()
     until(lambda: news.trusted, "news are heard")
-    yield Stage(database, news)
+    stage = Stage(database, news)
+    yield stage
     news.stop()
+    assert stage.totals(TrafficTotal) == stage.totals(Traffic)
     with database.session_scope() as session:
-        for table in (Traffic, EgressCounter, EgressCredit, MeteringProcess, AccelCharge, Event):
+        for table in (
+            Traffic,
+            TrafficTotal,
+            EgressCounter,
+            EgressCredit,
+            MeteringProcess,
+            AccelCharge,
+            Event,
+        ):
             session.query(table).delete()
 
 

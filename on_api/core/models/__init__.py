@@ -17,6 +17,7 @@ from on_api.core.models.traffic import (
     EgressCredit,
     MeteringProcess,
     Traffic,
+    TrafficTotal,
 )
 from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
 
@@ -45,6 +46,7 @@ __all__ = [
     "Pin",
     "Share",
     "Traffic",
+    "TrafficTotal",
     "User",
     "UserUsage",
     "VisibilityChange",

@@ -56,6 +56,12 @@ class Content(Base):
             sqlite_where=text("unreferenced_at IS NOT NULL"),
         ),
         Index(
+            "ix_contents_unpinning",
+            "lease_until",
+            postgresql_where=text("state = 'unpinning'"),
+            sqlite_where=text("state = 'unpinning'"),
+        ),
+        Index(
             "ix_contents_thinned_at",
             "thinned_at",
             postgresql_where=text("thinned_at IS NOT NULL"),

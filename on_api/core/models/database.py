@@ -36,7 +36,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.types import TypeDecorator
 
-from on_api.core.errors import Conflict, DatabaseUnavailable
+from on_api.core.errors import Conflict, DatabaseUnavailable, QueryTooSlow
 from on_api.core.models.json_contains import json_contains
 from on_api.core.models.watchdog import Watchdog
 from on_api.core.models.writers_queue import WritersQueue
@@ -50,6 +50,7 @@ ANSWER_MARGIN = 5.0
 _SQLITE_BEGIN = "on_api_sqlite_begin"
 _SQLITE_WRITES = "BEGIN IMMEDIATE"
 _HAS_TURN = "on_api_has_the_writers_turn"
+_TIMED_OUT = psycopg2.errorcodes.QUERY_CANCELED
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -136,7 +137,8 @@ class Database:
 
         `write=False` reads one snapshot without taking SQLite's single writer's place (PostgreSQL
         refuses writes in it). Raises `Conflict` for a lost race, `DatabaseUnavailable` when the
-        database can't be reached or is too busy.
+        database can't be reached or is too busy, `QueryTooSlow` when it ended a statement after
+        `statement_timeout`.
         """
         try:
             with (self._writer if write else self._reader).begin() as session:
@@ -147,6 +149,8 @@ class Database:
             raise Conflict("Somebody else changed this at the same moment; try again.") from error
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             logger.warning("the database failed: %s", _cause(error))
+            if getattr(getattr(error, "orig", None), "pgcode", None) == _TIMED_OUT:
+                raise QueryTooSlow from error
             raise DatabaseUnavailable from error
         except UnicodeDecodeError as error:
             # How psycopg2 fails on an error message that is noise; nothing of ours decodes in here.

@@ -56,7 +56,8 @@ class File(Base):
     __table_args__ = (
         CheckConstraint("visibility IN ('public', 'private')", name="visibility"),
         Index("ix_files_user_id_created_at", "user_id", "created_at", "id"),
-        Index("ix_files_user_id_name", "user_id", "name"),
+        Index("ix_files_user_id_name_created_at", "user_id", "name", "created_at", "id"),
+        Index("ix_files_user_id_cid_created_at", "user_id", "cid", "created_at", "id"),
         Index("ix_files_cid_created_at", "cid", "created_at"),
         Index("ix_files_identity_id", "identity_id"),
     )

@@ -153,5 +153,5 @@ class ImportItem(Base):
         ),
         UniqueConstraint("import_id", "position"),
         Index("ix_import_items_import_id_created_at", "import_id", "created_at", "id"),
-        Index("ix_import_items_import_id_status_created_at", "import_id", "status", "created_at"),
+        Index("ix_import_items_of_status", "import_id", "status", "created_at", "id"),
     )

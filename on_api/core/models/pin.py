@@ -28,6 +28,7 @@ PINNED_STATUS = "pinned"
 FAILED = "failed"
 
 _UNDER_WAY = text("status IN ('queued', 'pinning')")
+_LEASED = text("lease_until IS NOT NULL")
 
 
 class Pin(Base):
@@ -74,7 +75,8 @@ class Pin(Base):
         CheckConstraint("status IN ('queued', 'pinning', 'pinned', 'failed')", name="status"),
         UniqueConstraint("user_id", "created_at"),
         Index("ix_pins_user_id_status_created_at", "user_id", "status", "created_at"),
-        Index("ix_pins_user_id_name", "user_id", "name"),
+        Index("ix_pins_user_id_name_created_at", "user_id", "name", "created_at", "id"),
+        Index("ix_pins_user_id_cid_created_at", "user_id", "cid", "created_at", "id"),
         Index("ix_pins_cid_created_at", "cid", "created_at"),
         Index(
             "ix_pins_queue",
@@ -83,6 +85,14 @@ class Pin(Base):
             "due_at",
             postgresql_where=_UNDER_WAY,
             sqlite_where=_UNDER_WAY,
+        ),
+        # As many rows as are worked on: who asks whether one is need not look through the queue.
+        Index(
+            "ix_pins_leased",
+            "cid",
+            "lease_until",
+            postgresql_where=_LEASED,
+            sqlite_where=_LEASED,
         ),
         Index(
             "ix_pins_kept_for",

@@ -69,6 +69,22 @@ class Traffic(Base):
     )
 
 
+class TrafficTotal(Base):
+    """Sums of one hour and kind over everybody, written with the rows of `Traffic` that they sum:
+    what is asked of the whole instance costs no more than its hours. Never merged."""
+
+    __tablename__ = "traffic_totals"
+
+    period: Mapped[datetime] = mapped_column(primary_key=True)
+    """The hour's beginning, in UTC."""
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    unchanged: Mapped[int] = mapped_column(BigInteger)
+    failed: Mapped[int] = mapped_column(BigInteger)
+    bytes_out: Mapped[int] = mapped_column(BigInteger)
+    bytes_in: Mapped[int] = mapped_column(BigInteger)
+
+
 class EgressCounter(Base):
     """Bytes that an account has spent in a month, what processes have open included: never less
     than what was delivered."""

@@ -50,6 +50,12 @@ class User(Base):
             postgresql_where=text("deleted_at IS NOT NULL"),
             sqlite_where=text("deleted_at IS NOT NULL"),
         ),
+        Index(
+            "ix_users_admins",
+            "id",
+            postgresql_where=text("is_admin"),
+            sqlite_where=text("is_admin"),
+        ),
     )
 
 
@@ -119,7 +125,8 @@ class AuditEvent(Base):
 
     __table_args__ = (
         Index("ix_audit_events_created_at", "created_at", "id"),
-        Index("ix_audit_events_actor_id", "actor_id", "created_at"),
+        Index("ix_audit_events_actor_id", "actor_id", "created_at", "id"),
+        Index("ix_audit_events_action", "action", "created_at", "id"),
     )
 
 

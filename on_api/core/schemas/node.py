@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from on_api.core.schemas.common import Answer, Moment
+from on_api.core.services.audit import MOST_COUNTED
 
 
 class Maintenance(Answer):
@@ -66,7 +67,7 @@ class AuditEvent(Answer):
 class AuditList(Answer):
     """A page of the audit log, newest first."""
 
-    count: int = Field(description="How many lines match.")
+    count: int = Field(description=f"How many lines match, up to {MOST_COUNTED:,}.")
     items: list[AuditEvent] = Field(description="The newest of them.")
 
 

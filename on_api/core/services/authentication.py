@@ -79,6 +79,21 @@ class Authenticator:
             last = self._used_at.get(principal.key_id)
         return principal if last is not None and now - last < LAST_USED_PRECISION else None
 
+    def learn(self, key: str) -> Principal | None:
+        """The principal of a valid key, from the database if need be; None where only
+        `authenticate` may say more: who is nobody, or whose uses are counted. Counts nothing."""
+        if not tokens.is_well_formed(key):
+            return None
+        now = utc_now()
+        try:
+            principal = self._recall(self._digest(key)) or self._find(key, now, may_count=False)
+        except Unauthorized:
+            return None
+        if principal.expires_at is not None and principal.expires_at <= now:
+            return None
+        self._touch(principal.key_id, now)
+        return principal
+
     def _recall(self, digest: bytes) -> Principal | None:
         if not self._invalidations.trusted:
             return None
@@ -88,15 +103,16 @@ class Authenticator:
     def _digest(self, key: str, version: int | None = None) -> bytes:
         return tokens.digest(key, self._keyring.subkey(Purpose.API_KEYS, version))
 
-    def _find(self, key: str, now: datetime) -> Principal:
+    def _find(self, key: str, now: datetime, *, may_count: bool = True) -> Principal:
         """Look under the present master secret, then under those before it."""
         for version in self._keyring.versions:
-            if (principal := self._look_up(self._digest(key, version), now)) is not None:
+            digest = self._digest(key, version)
+            if (principal := self._look_up(digest, now, may_count=may_count)) is not None:
                 if version != self._keyring.version:
                     self._digest_anew(principal.key_id, key)
                 return principal
         if self._keyring.refresh():  # another process has rotated the secret
-            return self._find(key, now)
+            return self._find(key, now, may_count=may_count)
         raise Unauthorized
 
     def _digest_anew(self, key_id: uuid.UUID, key: str) -> None:
@@ -109,7 +125,7 @@ class Authenticator:
                 .values(digest=self._digest(key, version), secret_version=version)
             )
 
-    def _look_up(self, digest: bytes, now: datetime) -> Principal | None:
+    def _look_up(self, digest: bytes, now: datetime, *, may_count: bool) -> Principal | None:
         generation = self._generation
         with self._database.session_scope(write=False) as session:
             key = session.scalar(
@@ -124,6 +140,8 @@ class Authenticator:
             principal = _principal(key)
             counted = key.max_uses is not None
         if counted:
+            if not may_count:
+                raise Unauthorized
             # Not kept in memory: each use asks the database, the only place where the count is
             # exact.
             self._count_use(principal.key_id)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy import ColumnElement, and_, exists, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
@@ -232,16 +232,20 @@ def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
     """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone; but
     for what `let_go` ends."""
     now = utc_now()
+    # Two questions, each to an index of its own: one for both would go through all that is in its
+    # time of grace.
     unreferenced = (
-        (Content.state == PINNED) & (Content.unreferenced_at <= now - grace) & ~bundles.is_member()
-    )
-    left = (Content.state == UNPINNING) & (Content.lease_until < now)
-    statement = (
         select(Content.cid)
-        .where(Content.unreferenced_at.is_not(None), or_(unreferenced, left))
+        .where(
+            Content.state == PINNED,
+            Content.unreferenced_at <= now - grace,
+            ~bundles.is_member(),
+        )
         .order_by(Content.unreferenced_at)
     )
-    return session.scalars(statement.limit(limit)).all()
+    left = select(Content.cid).where(Content.state == UNPINNING, Content.lease_until < now)
+    found = session.scalars(left.limit(limit)).all()
+    return [*found, *session.scalars(unreferenced.limit(limit - len(found)))]
 
 
 def begin_removal(

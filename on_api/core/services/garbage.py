@@ -126,7 +126,6 @@ class GarbageCollector:
             uploads = exists().where(Lease.lease_until > now)
             fetches = exists().where(Pin.status.in_(UNDER_WAY), Pin.lease_until > now)
             removals = exists().where(
-                Content.unreferenced_at.is_not(None),
                 Content.state == UNPINNING,
                 Content.lease_until > now,
             )

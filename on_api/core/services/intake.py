@@ -24,6 +24,8 @@ from on_api.core.services.pipeline import DONE_HERE, transformed
 LOOK_EVERY = 64 * 1024 * 1024
 """Bytes between two looks at the node's room."""
 SNIFFED_BYTES = 4096
+SEALED_AT_ONCE = 2
+"""Blocks of one file that are encrypted at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ class Intake:
         encryptor = passage.encryptor
         if encryptor is None:
             return plain
-        return transformed(plain, encryptor.update, encryptor.finish, self._threads)
+        return transformed(
+            plain, encryptor.begin, encryptor.finish, self._threads, at_once=SEALED_AT_ONCE
+        )
 
     async def _plain(
         self, body: AsyncIterator[Bytes], passage: FilePassage

@@ -120,15 +120,6 @@ class Ticket:
             row.unchanged += 1
         elif self._cut or not 200 <= status < 400:
             row.failed += 1
-        self._release(row)
-
-    def withdraw(self) -> None:
-        """Nothing was answered with it after all: no request is counted."""
-        row, self._row = self._row, None
-        if row is not None:
-            self._release(row)
-
-    def _release(self, row: _Row) -> None:
         row.tickets -= 1
         for account in self._accounts:
             account.tickets -= 1
@@ -174,6 +165,9 @@ class Meter:
         self._month = ""
         self._hour = datetime.fromtimestamp(0, UTC)
         self.hour_ends = 0.0
+        self.binding = 0
+        """Another one whenever rows and accounts that were found before may not be those to count
+        on any more."""
         metrics.watch(
             "on_api_egress_open_credit_bytes",
             "Bytes taken from budgets and not yet written as sent.",
@@ -312,6 +306,7 @@ class Meter:
                 raise self.exceeded(account)
 
     def _take_counted(self) -> list[Sums]:
+        self.binding += 1  # accounts are forgotten right after it
         counted = []
         for key, row in list(self._rows.items()):
             if row.is_counted:
@@ -338,6 +333,7 @@ class Meter:
         return sums
 
     def _turn_page(self, now: float) -> None:
+        self.binding += 1
         hour = int(now) // 3600
         self._hour = datetime.fromtimestamp(hour * 3600, UTC)
         self.hour_ends = (hour + 1) * 3600.0

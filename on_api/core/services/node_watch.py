@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -27,6 +28,8 @@ from on_api.core.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 60.0
+COUNT_SECONDS = 600.0
+"""Between two counts of all contents: each reads every one."""
 FIRST_LOOK_SECONDS = 1.0
 """While the addresses were never known."""
 FIRST_LOOK_TIMEOUT = 10.0
@@ -43,6 +46,7 @@ class NodeWatch:
         self._fixed = settings.pins.delegates
         self._delegates: Sequence[str] = self._fixed
         self._has_looked = asyncio.Event()
+        self._counted_at = float("-inf")
         self.pinned: int | None = None
         """How many pins the node keeps for us; None until it was counted."""
 
@@ -73,7 +77,9 @@ class NodeWatch:
         """Look once. Raises a `NodeError` or `DatabaseUnavailable`."""
         if not self._delegates:
             self._delegates = await to_thread.run_sync(self._recall)
-        self.pinned = await to_thread.run_sync(self._count)
+        if time.monotonic() - self._counted_at >= COUNT_SECONDS:
+            self.pinned = await to_thread.run_sync(self._count)
+            self._counted_at = time.monotonic()
         if not self._fixed:
             found = best_addresses(await self._node.addresses())
             if found and found != self._delegates:

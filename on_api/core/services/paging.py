@@ -27,6 +27,8 @@ class Listing(Generic[Entity]):
     id: InstrumentedAttribute[uuid.UUID]
     known_count: int | None = None
     """How many rows there are, where a counter knows."""
+    most_counted: int | None = None
+    """Where there may be any number: count so many and no more."""
 
     def by_time(self, session: Session, page: TimePage) -> tuple[int, Sequence[Entity]]:
         """How many rows match (`before` and `after` included), and the newest `limit` of them.
@@ -41,7 +43,8 @@ class Listing(Generic[Entity]):
             statement = statement.where(self.created_at > page.after)
         count = self.known_count
         if count is None or not page.whole:
-            count = session.scalar(select(func.count()).select_from(statement.subquery())) or 0
+            counted = statement.limit(self.most_counted)
+            count = session.scalar(select(func.count()).select_from(counted.subquery())) or 0
         return count, self._newest(session, statement, page.limit)
 
     def by_cursor(

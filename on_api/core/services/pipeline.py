@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 
@@ -14,33 +15,43 @@ DONE_HERE = 64 * 1024
 
 async def transformed(
     blocks: AsyncIterator[Bytes],
-    update: Callable[[Bytes], Bytes],
+    begin: Callable[[Bytes], Callable[[], Bytes]],
     finish: Callable[[], Bytes],
     threads: Executor,
+    *,
+    at_once: int = 1,
 ) -> AsyncIterator[Bytes]:
-    """What `update` and `finish` make of the blocks, never empty pieces.
+    """What comes of the blocks, in their order, and `finish` at last; never empty pieces. `begin`
+    takes a block and says what is to be done with it.
 
-    A block is worked on in a thread while the next one is being received. Memory: a few blocks.
+    That is done in threads, for `at_once` blocks at the same time, while the next one is being
+    received. Memory: a few blocks.
     """
     loop = asyncio.get_running_loop()
-    working: asyncio.Future[Bytes] | None = None
+    working: deque[asyncio.Future[Bytes]] = deque()
     try:
         async for block in blocks:
-            before, working = None if working is None else await working, None
+            work = begin(block)
+            ready: list[Bytes] = []
             if len(block) > DONE_HERE:
-                working = loop.run_in_executor(threads, update, block)
-            if before:
-                yield before
-            if working is None and (done := update(block)):
+                while len(working) >= at_once:
+                    ready.append(await working.popleft())
+                working.append(loop.run_in_executor(threads, work))
+            else:
+                while working:
+                    ready.append(await working.popleft())
+                ready.append(work())
+            for done in ready:
+                if done:
+                    yield done
+        while working:
+            if done := await working.popleft():
                 yield done
-        last, working = None if working is None else await working, None
-        if last:
-            yield last
         if done := finish():
             yield done
     finally:
-        if working is not None:
-            working.cancel()
+        for future in working:
+            future.cancel()
 
 
 async def gathered(chunks: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import AgeError, Layout, RangeDecryptor, Unlocked
@@ -107,7 +108,12 @@ class FileReader:
             cid, offset=span.chunks.start, length=span.chunks.size
         ) as chunks:
             plain = self._checked(
-                transformed(gathered(chunks), decryptor.update, decryptor.finish, self._threads)
+                transformed(
+                    gathered(chunks),
+                    lambda sealed: partial(decryptor.update, sealed),
+                    decryptor.finish,
+                    self._threads,
+                )
             )
             # The first piece before the answer begins: damage there is still told as an error.
             yield _behind(await anext(plain, b""), plain)

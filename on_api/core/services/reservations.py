@@ -112,9 +112,10 @@ def quota_of(session: Session, user_id: uuid.UUID) -> int | None:
 def _add(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
     lease.reserved_bytes += size
     usage.reserved_bytes += size
-    session.execute(
-        update(ApiKey)
-        .where(ApiKey.id == lease.key_id, ApiKey.max_bytes.is_not(None))
-        .values(bytes_used=ApiKey.bytes_used + size)
-    )
+    if lease.key_id is not None:
+        session.execute(
+            update(ApiKey)
+            .where(ApiKey.id == lease.key_id, ApiKey.max_bytes.is_not(None))
+            .values(bytes_used=ApiKey.bytes_used + size)
+        )
     session.flush()

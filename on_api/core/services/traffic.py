@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,7 +15,7 @@ from sqlalchemy import update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from on_api.core.models import Traffic
+from on_api.core.models import Traffic, TrafficTotal
 from on_api.core.models.traffic import HOUR
 
 COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
@@ -61,23 +61,21 @@ class Sums:
 
 
 def add_traffic(session: Session, counted: Iterable[Sums], granularity: str = HOUR) -> None:
-    """Add to the sums of periods. Rows are locked in the order of their ids: two who write at once
-    never wait for each other in a circle."""
+    """Add to the sums of periods; of hours, to everybody's totals as well. Rows are locked in the
+    order of their ids, then totals in theirs: two who write at once never wait for each other in a
+    circle."""
     rows: dict[bytes, dict[str, Any]] = {}
+    totals: dict[tuple[datetime, str], dict[str, Any]] = {}
     for one in counted:
+        if granularity == HOUR:
+            _add_total(totals, one)
         row = _row(one, granularity)
         if (same := rows.setdefault(row["id"], row)) is not row:
             for name in COUNTS:
                 same[name] += row[name]
-    if not rows:
-        return
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    new = (postgresql.insert if is_postgresql else sqlite.insert)(Traffic)
-    together = new.on_conflict_do_update(
-        index_elements=["id"],
-        set_={name: getattr(Traffic, name) + new.excluded[name] for name in COUNTS},
-    )
-    session.execute(together, [rows[row_id] for row_id in sorted(rows)])
+    _upsert(session, Traffic, ["id"], [rows[row_id] for row_id in sorted(rows)])
+    places = ["period", "kind"]
+    _upsert(session, TrafficTotal, places, [totals[place] for place in sorted(totals)])
 
 
 def take_back(
@@ -86,13 +84,49 @@ def take_back(
     """Lower what went out in hours by so many bytes (raise it, for sizes below 0). Returns for
     which that was done: where less was counted nothing is."""
     done = []
+    totals: dict[tuple[datetime, str], int] = {}
     by_id = {_row(Sums(*place), HOUR)["id"]: place for place in sizes}
     for row_id, place in sorted(by_id.items()):
         enough = (Traffic.id == row_id) & (Traffic.bytes_out >= sizes[place])
         lowered = update(Traffic).where(enough).values(bytes_out=Traffic.bytes_out - sizes[place])
         if session.execute(lowered.returning(Traffic.id)).first() is not None:
             done.append(place)
+            period, charge = place
+            total = (period, charge.kind.value)
+            totals[total] = totals.get(total, 0) + sizes[place]
+    for (period, kind), size in sorted(totals.items()):
+        session.execute(
+            update(TrafficTotal)
+            .where(TrafficTotal.period == period, TrafficTotal.kind == kind)
+            .values(bytes_out=TrafficTotal.bytes_out - size)
+        )
     return done
+
+
+def _add_total(totals: dict[tuple[datetime, str], dict[str, Any]], one: Sums) -> None:
+    kind = one.charge.kind.value
+    counts = {name: getattr(one, name) for name in COUNTS}
+    new = {"period": one.period, "kind": kind, **counts}
+    if (same := totals.setdefault((one.period, kind), new)) is not new:
+        for name in COUNTS:
+            same[name] += counts[name]
+
+
+def _upsert(
+    session: Session,
+    table: type[Traffic] | type[TrafficTotal],
+    unique: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    if not rows:
+        return
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    new = (postgresql.insert if is_postgresql else sqlite.insert)(table)
+    together = new.on_conflict_do_update(
+        index_elements=list(unique),
+        set_={name: getattr(table, name) + new.excluded[name] for name in COUNTS},
+    )
+    session.execute(together, list(rows))
 
 
 def _row(one: Sums, granularity: str) -> dict[str, Any]:

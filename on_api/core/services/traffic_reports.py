@@ -2,6 +2,9 @@
 
 A process that was killed can't say any more for what it had credit open: until that is buried
 (`traffic_upkeep.py`) it is read from the credits themselves, as kind `unattributed`.
+
+What is asked of everybody together is read from everybody's totals, unless it tells apart whom or
+what it was for.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from on_api.core.models import EgressCredit, MeteringProcess, Traffic
+from on_api.core.models import EgressCredit, MeteringProcess, Traffic, TrafficTotal
 from on_api.core.models.database import UTCDateTime, utc_now
 from on_api.core.models.traffic import INSTANCE, OWNER
 from on_api.core.services.metering import month_end
@@ -41,6 +44,7 @@ LEAST_SILENCE = timedelta(seconds=10)
 """A process that has said nothing for so long, and for three flushes, is taken for dead."""
 
 _COLUMNS = ("period", "kind", "owner_id", "key_id", "share_id", "file_id", "cid", *COUNTS)
+_TOTAL_COLUMNS = ("period", "kind", *COUNTS)
 _SQLITE_FORMATS = {
     "hour": "%Y-%m-%d %H:00:00.000000",
     "day": "%Y-%m-%d 00:00:00.000000",
@@ -132,18 +136,12 @@ def make_report(session: Session, request: ReportRequest, settings: TrafficSetti
     begin = _floor(
         max(request.begin or end - _REACH[request.interval], _EARLIEST), request.interval
     )
-    source = _source(session, request.owner_id, utc_now() - silence(settings))
-    wanted = [source.c.period >= begin, source.c.period < end]
-    if request.owner_id is not None:
-        wanted.append(source.c.owner_id == request.owner_id)
-    period = _truncated(session, source.c.period, request.interval)
-    columns: list[ColumnElement[Any]] = [period.label("period")]
+    dead = _dead(session, utc_now() - silence(settings))
+    seen, period = _seen(session, request, dead, begin, end, request.group_by)
+    groups: list[ColumnElement[Any]] = [period]
     if request.group_by is not None:
-        columns.append(source.c[_GROUP_COLUMNS[request.group_by]].label("grouped"))
-    # In a query of its own: databases don't all see that two truncations are the same.
-    seen = select(*columns, *[source.c[name] for name in COUNTS]).where(*wanted).subquery()
-    sums = [cast(func.coalesce(func.sum(seen.c[name]), 0), BigInteger) for name in COUNTS]
-    groups = [seen.c[column.name] for column in columns]
+        groups.append(seen.c[_GROUP_COLUMNS[request.group_by]])
+    sums = _sums(seen)
 
     most = sums[COUNTS.index("bytes_out")].desc()
     default = SortBy.PERIOD if request.group_by is None else SortBy.BYTES_OUT
@@ -158,7 +156,8 @@ def make_report(session: Session, request: ReportRequest, settings: TrafficSetti
         ReportLine(row[0], row[1] if len(groups) > 1 else None, _counts(row[len(groups) :]))
         for row in rows[: request.limit]
     ]
-    total = _counts(session.execute(select(*sums)).one())
+    everything, _ = _seen(session, request, dead, begin, end, None)
+    total = _counts(session.execute(select(*_sums(everything))).one())
     return Report(lines, total, truncated=len(rows) > request.limit)
 
 
@@ -175,36 +174,81 @@ def last_moment(seen_at: datetime, month: str) -> datetime:
     return _floor(latest, Interval.HOUR)
 
 
-def _source(
-    session: Session, owner_id: uuid.UUID | None, silent_since: datetime
-) -> Subquery | FromClause:
-    """What was written, and what the dead have left open."""
+@dataclass(frozen=True, slots=True)
+class _Dead:
+    """Credit that a dead process has left open in a month; `beyond` what is its owners'."""
+
+    process_id: uuid.UUID
+    period: datetime
+    month: str
+    beyond: int
+
+
+def _dead(session: Session, silent_since: datetime) -> Sequence[_Dead]:
     month, subject_kind = EgressCredit.month, EgressCredit.subject_kind
     of_owners = func.sum(case((subject_kind == OWNER, EgressCredit.bytes), else_=0))
     of_all = func.sum(case((subject_kind == INSTANCE, EgressCredit.bytes), else_=0))
-    dead = session.execute(
+    found = session.execute(
         select(MeteringProcess.id, MeteringProcess.seen_at, month, of_all - of_owners)
         .join(EgressCredit, EgressCredit.process_id == MeteringProcess.id)
         .where(MeteringProcess.seen_at < silent_since)
         .group_by(MeteringProcess.id, MeteringProcess.seen_at, month)
-    ).all()
-    parts: list[Select[Any]] = [select(*[Traffic.__table__.c[name] for name in _COLUMNS])]
-    for process_id, seen_at, of_month, beyond in dead:
-        period = last_moment(seen_at, of_month)
+    )
+    return [
+        _Dead(process_id, last_moment(seen_at, of_month), of_month, int(beyond))
+        for process_id, seen_at, of_month, beyond in found
+    ]
+
+
+def _seen(
+    session: Session,
+    request: ReportRequest,
+    dead: Sequence[_Dead],
+    begin: datetime,
+    end: datetime,
+    group_by: GroupBy | None,
+) -> tuple[Subquery, ColumnElement[datetime]]:
+    """The rows that are wanted, in a query of its own; and its column of truncated periods:
+    databases don't all see that two truncations are the same."""
+    is_total = request.owner_id is None and group_by in {None, GroupBy.KIND}
+    source = _source(dead, request.owner_id, is_total=is_total)
+    wanted = [source.c.period >= begin, source.c.period < end]
+    if request.owner_id is not None:
+        wanted.append(source.c.owner_id == request.owner_id)
+    period = _truncated(session, source.c.period, request.interval).label("truncated")
+    seen = select(period, *source.c).where(*wanted).subquery()
+    return seen, seen.c.truncated
+
+
+def _sums(seen: Subquery) -> list[ColumnElement[int]]:
+    return [cast(func.coalesce(func.sum(seen.c[name]), 0), BigInteger) for name in COUNTS]
+
+
+def _source(
+    dead: Sequence[_Dead], owner_id: uuid.UUID | None, *, is_total: bool
+) -> Subquery | FromClause:
+    """What was written, and what the dead have left open."""
+    table = TrafficTotal.__table__ if is_total else Traffic.__table__
+    names = _TOTAL_COLUMNS if is_total else _COLUMNS
+    parts: list[Select[Any]] = [select(*[table.c[name] for name in names])]
+    for each in dead:
         parts.append(
-            _unattributed(period, EgressCredit.subject_id, EgressCredit.bytes).where(
-                EgressCredit.process_id == process_id,
-                month == of_month,
-                subject_kind == OWNER,
+            _unattributed(names, each.period, EgressCredit.subject_id, EgressCredit.bytes).where(
+                EgressCredit.process_id == each.process_id,
+                EgressCredit.month == each.month,
+                EgressCredit.subject_kind == OWNER,
             )
         )
-        if owner_id is None and beyond > 0:
-            parts.append(_unattributed(period, null(), literal(int(beyond))))
-    return union_all(*parts).subquery() if len(parts) > 1 else Traffic.__table__
+        if owner_id is None and each.beyond > 0:
+            parts.append(_unattributed(names, each.period, null(), literal(each.beyond)))
+    return union_all(*parts).subquery() if len(parts) > 1 else table
 
 
 def _unattributed(
-    period: datetime, owner: ColumnElement[Any] | Any, size: ColumnElement[int] | Any
+    names: Sequence[str],
+    period: datetime,
+    owner: ColumnElement[Any] | Any,
+    size: ColumnElement[int] | Any,
 ) -> Select[Any]:
     values: dict[str, Any] = {
         "period": literal(period, UTCDateTime()),
@@ -214,7 +258,7 @@ def _unattributed(
     }
     types = Traffic.__table__.c
     columns = []
-    for name in _COLUMNS:
+    for name in names:
         value = values.get(name, literal(0) if name in COUNTS else null())
         columns.append(cast(value, types[name].type) if value is null() else value)
     return select(*columns)

@@ -53,7 +53,7 @@ def merge_some(database: Database, fine: str, coarse: str, until: datetime) -> b
         rows = session.scalars(
             select(Traffic)
             .where(Traffic.granularity == fine, Traffic.period < until)
-            .order_by(Traffic.period, Traffic.id)
+            .order_by(Traffic.period)
             .limit(BATCH)
             # What another one moves right now is not there.
             .with_for_update(skip_locked=True)

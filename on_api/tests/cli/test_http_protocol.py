@@ -71,6 +71,9 @@ def test_what_is_allowed(connection: socket.socket) -> None:
     large = GET + b"X-Large: " + b"y" * (MAX_HEAD_BYTES - 200) + b"\r\n"
     for _ in range(3):
         connection.sendall(large + b"\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        said = b""
+        while not said.endswith(b"}"):  # head and body may come apart
+            said += connection.recv(65536)
+        assert said.startswith(b"HTTP/1.1 200 ")
     connection.sendall(large + b"Connection: close\r\n\r\n")
     assert answer(connection).startswith(b"HTTP/1.1 200 ")

@@ -58,9 +58,9 @@ ADD, PIN_LS, STAT, GATEWAY = "/api/v0/add", "/api/v0/pin/ls", "/api/v0/files/sta
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
-    """The bytes in pieces."""
-    for start in range(0, len(data), 65536):
-        yield data[start : start + 65536]
+    """The bytes in pieces as an upload has them: large ones go to the socket as they are."""
+    for start in range(0, len(data), MIB):
+        yield data[start : start + MIB]
 
 
 async def add(paths: dict[str, Exchange], data: bytes = SMALL) -> None:
@@ -196,6 +196,12 @@ async def test_a_node_that_stops_taking_bytes() -> None:
     """The stall time-out ends it, though more is to be sent."""
     with pytest.raises(NodeTimeout):
         await add({ADD: reads_nothing}, os.urandom(32 * MIB))
+
+
+async def test_a_node_that_leaves_a_large_upload() -> None:
+    """In the middle, with more to be sent."""
+    with pytest.raises(NodeTruncated):
+        await add({ADD: hangs_up}, os.urandom(32 * MIB))
 
 
 async def test_a_slow_client_is_not_the_nodes_fault() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from on_api.core.setting_groups import DatabaseSettings
@@ -127,3 +128,26 @@ def test_a_slow_database_is_only_slow(proxy_and_server: tuple[TcpProxy, Server])
         assert client.put("/v1/files?name=x", content=b"x").status_code == 201
         assert client.get("/v1/files").json()["count"] == 1
         proxy.mood = Mood.GOOD
+
+
+def test_a_question_that_takes_too_long(
+    postgres_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> None:
+    """It is ended, and its user is told so, and what to ask instead; everything else goes on."""
+    with Server(settings_for(postgres_database(), database=QUICK)) as server:
+        account = server.new_user()
+        with account.client as client:
+            account.upload(b"anything", "a name")
+            with server.services.database.session_scope() as session:
+                # As if there were so many files.
+                session.execute(text("ALTER TABLE files RENAME TO few_files"))
+                slow = "SELECT few_files.* FROM few_files, (SELECT pg_sleep(20)) AS long"
+                session.execute(text(f"CREATE VIEW files AS {slow}"))
+            for version, reason in (("v1", "error"), ("v2", None)):
+                answer = client.get(f"/{version}/files", params={"name_contains": "nam"})
+                assert answer.status_code == 503
+                told = answer.json()[reason]["reason"] if reason else answer.json()["code"]
+                assert told == "QUERY_TOO_SLOW"
+                assert int(answer.headers["retry-after"]) > 0
+            assert client.get("/v1/pins").status_code == 200
+            until(lambda: server.services.database.connections_in_use() == 0, "the pool is whole")

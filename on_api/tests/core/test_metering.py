@@ -58,19 +58,6 @@ async def test_memory_alone_lets_an_answer_begin_once_there_is_credit(stage: Sta
 
 
 @pytest.mark.anyio
-async def test_what_was_withdrawn_is_no_request(stage: Stage) -> None:
-    """The hot path gave way to the slow one, which counts by a ticket of its own."""
-    owner, meter = stage.new_user(), stage.meter()
-    ticket = await meter.open(Charge(Kind.GATEWAY, owner), 8192)
-    ticket.withdraw()
-    ticket.close(200)
-    await meter.flush()
-    await meter.flush()
-    assert stage.rows() == []
-    assert stage.counter(owner) == 0
-
-
-@pytest.mark.anyio
 async def test_a_budget_is_never_passed(stage: Stage) -> None:
     """What is known to be too long isn't begun; what turns out so is cut; two processes together
     count no byte over it."""

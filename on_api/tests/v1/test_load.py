@@ -28,7 +28,8 @@ async def trickle(until: asyncio.Event) -> AsyncIterator[bytes]:
 
 
 async def test_many_uploads_beside_slow_clients(server: Server, alice: Account) -> None:
-    """200 of 1 MiB, while one trickles in and one is read at 10 kB/s."""
+    """200 of 1 MiB, as bodies, forms and private files, while one trickles in and one is read at
+    10 kB/s."""
     database = server.services.database
     large = alice.upload(os.urandom(20 * MIB), "large")
     idle = database.connections_in_use()
@@ -62,7 +63,12 @@ async def test_many_uploads_beside_slow_clients(server: Server, alice: Account) 
 
         async def upload(number: int) -> int:
             body = os.urandom(MIB)
-            return (await client.put(f"/v1/files?name={number}", content=body)).status_code
+            if number % 3 == 0:
+                answer = await client.post("/v1/files", files={"file": (str(number), body)})
+            else:
+                query = {"name": str(number), "visibility": ("public", "private")[number % 3 - 1]}
+                answer = await client.put("/v1/files", params=query, content=body)
+            return answer.status_code
 
         answers = await asyncio.gather(*(upload(number) for number in range(UPLOADS)))
         assert answers == [201] * UPLOADS

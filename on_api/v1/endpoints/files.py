@@ -275,8 +275,21 @@ def delete_one_file(file_id: uuid.UUID, principal: FilesWrite, session: SessionD
     delete_file(session, principal.user_id, file_id)
 
 
+async def _get_content_plainly(request: PlainRequest, file_id: str) -> Response | None:
+    """`get_content` of a file that needs no passphrase, or is refused without one."""
+    wanted, given = canonical_id(file_id), request.query(("download",))
+    if wanted is None or given is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
+        return None
+    if given.get("download", "1") != "1":
+        return None
+    whole, services = Request(request.scope, request.receive), request.services
+    download = "download" in given
+    return await get_content(wanted, whole, request.principal, services, None, download)
+
+
 @router.head("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
 @router.get("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
+@served_plainly(_get_content_plainly)
 async def get_content(
     file_id: uuid.UUID,
     request: Request,

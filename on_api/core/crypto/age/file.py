@@ -7,8 +7,9 @@ is bounded by the pieces, one chunk, and scrypt's for a passphrase.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import header as headers
@@ -56,17 +57,25 @@ class Encryptor:
 
     def update(self, data: Bytes) -> bytearray:
         """More of the file, for more of the plaintext."""
-        return self._behind_start(self._sealer.update(data))
+        return self.begin(data)()
+
+    def begin(self, data: Bytes) -> Callable[[], bytearray]:
+        """The same, to be made later: what the calls return may be called in several threads, at
+        the same time. The file is what they give in the order of the calls of `begin`."""
+        start, self._unsent = self._unsent, b""
+        seal = self._sealer.begin(data)
+        return partial(_behind, start, seal) if start else seal
 
     def finish(self) -> bytearray:
         """The rest of the file. Without it the file is no file."""
-        return self._behind_start(self._sealer.finish())
+        start, self._unsent = self._unsent, b""
+        return _behind(start, self._sealer.finish)
 
-    def _behind_start(self, chunks: bytearray) -> bytearray:
-        if self._unsent:
-            chunks[:0] = self._unsent
-            self._unsent = b""
-        return chunks
+
+def _behind(start: bytes, seal: Callable[[], bytearray]) -> bytearray:
+    chunks = seal()
+    chunks[:0] = start
+    return chunks
 
 
 @dataclass(frozen=True, slots=True)

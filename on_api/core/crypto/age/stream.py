@@ -5,6 +5,9 @@ Source: https://age-encryption.org/v1, "Payload". Knows nothing of headers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from on_api.core.blocks import Bytes
 from on_api.core.crypto import aead
 from on_api.core.crypto.aead import TAG_BYTES
@@ -26,44 +29,41 @@ class ChunkSealer:
     """
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = aead.chosen()(key)
+        self._key = key
         self._held = bytearray()
         self._index = 0
         self._finished = False
 
     def update(self, data: Bytes) -> bytearray:
         """The chunks that are complete by now."""
+        return self.begin(data)()
+
+    def begin(self, data: Bytes) -> Callable[[], bytearray]:
+        """Take more of the plaintext, but seal nothing yet: what is returned does, and gives the
+        chunks. Chunks are independent, so those of several calls may be sealed at the same time, in
+        several threads."""
         if self._finished:
             raise ValueError("the file is finished")
         plain = memoryview(data)
         count = (len(self._held) + len(plain) - 1) // CHUNK_BYTES if len(plain) else 0
-        out = bytearray(count * SEALED_CHUNK_BYTES)
-        target = memoryview(out)
+        chunks: list[Bytes] = []
         if count and self._held:
             missing = CHUNK_BYTES - len(self._held)
-            self._held += plain[:missing]
-            plain = plain[missing:]
-            self._seal(self._held, target[:SEALED_CHUNK_BYTES])
-            target = target[SEALED_CHUNK_BYTES:]
+            chunks.append(self._held + plain[:missing])
             self._held.clear()
-        while len(target):
-            self._seal(plain[:CHUNK_BYTES], target[:SEALED_CHUNK_BYTES])
-            plain, target = plain[CHUNK_BYTES:], target[SEALED_CHUNK_BYTES:]
-        self._held += plain
-        return out
+            plain = plain[missing:]
+        whole = (count - len(chunks)) * CHUNK_BYTES
+        chunks += [plain[at : at + CHUNK_BYTES] for at in range(0, whole, CHUNK_BYTES)]
+        self._held += plain[whole:]
+        first, self._index = self._index, self._index + count
+        return partial(_sealed, self._key, first, chunks)
 
     def finish(self) -> bytearray:
         """The last chunk."""
         if self._finished:
             raise ValueError("the file is finished")
         self._finished = True
-        out = bytearray(len(self._held) + TAG_BYTES)
-        self._seal(self._held, memoryview(out), final=True)
-        return out
-
-    def _seal(self, plain: Bytes, out: memoryview, *, final: bool = False) -> None:
-        self._cipher.seal(_nonce(self._index, final), plain, out)
-        self._index += 1
+        return _sealed(self._key, self._index, [self._held], final=True)
 
 
 class ChunkOpener:
@@ -151,6 +151,18 @@ class ChunkOpener:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+def _sealed(key: bytes, first: int, chunks: Sequence[Bytes], *, final: bool = False) -> bytearray:
+    """The chunks from number `first` on; all are full, or it is the last one alone."""
+    cipher = aead.chosen()(key)
+    out = bytearray(sum(map(len, chunks)) + len(chunks) * TAG_BYTES)
+    target = memoryview(out)
+    for index, plain in enumerate(chunks, first):
+        size = len(plain) + TAG_BYTES
+        cipher.seal(_nonce(index, final), plain, target[:size])
+        target = target[size:]
+    return out
 
 
 def _nonce(index: int, final: bool) -> bytes:

@@ -1,0 +1,63 @@
+"""Bodies that nobody has ever seen, and that are known again: made of a seed, so that what was sent
+by one process can be compared byte by byte by another one, at the cost of a `memcmp`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+PIECE_BYTES = 1024 * 1024
+STAMP_BYTES = 16
+_NUMBERS = 2**32
+
+
+@dataclass(frozen=True)
+class Body:
+    """`size` random bytes. Two of one seed and different numbers have no block in common: each
+    piece begins with a stamp of its own."""
+
+    seed: str
+    number: int
+    size: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, in pieces of 1 MiB."""
+        common = _common(self.seed)
+        for place, start in enumerate(range(0, self.size, PIECE_BYTES)):
+            length = min(PIECE_BYTES, self.size - start)
+            yield (self._stamp(place) + common[STAMP_BYTES:length])[:length]
+
+    def holds(self, data: bytes, position: int) -> bool:
+        """Whether `data` is what stands from `position` on."""
+        if position + len(data) > self.size:
+            return False
+        common, done = _common(self.seed), 0
+        while done < len(data):
+            place, offset = divmod(position + done, PIECE_BYTES)
+            if offset < STAMP_BYTES:
+                expected = self._stamp(place)[offset : offset + len(data) - done]
+                if not data.startswith(expected, done):
+                    return False
+                done += len(expected)
+                continue
+            length = min(PIECE_BYTES - offset, len(data) - done)
+            # Without a copy where all of it lies in one piece, as nearly always.
+            part = data if length == len(data) else data[done : done + length]
+            if not common.startswith(part, offset):
+                return False
+            done += length
+        return True
+
+    def whole(self) -> bytes:
+        """All of it at once, for what is small."""
+        return b"".join(self.pieces())
+
+    def _stamp(self, place: int) -> bytes:
+        return (self.number * _NUMBERS + place).to_bytes(STAMP_BYTES, "big")
+
+
+@cache
+def _common(seed: str) -> bytes:
+    return random.Random(seed).randbytes(PIECE_BYTES)  # noqa: S311 (bodies, no secrets)

@@ -1,0 +1,71 @@
+"""On what figures were taken: the machine, how busy it was, and which versions of everything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from on_api.core.ipfs.version import KUBO_VERSION
+from on_api.core.models.revisions import PROJECT
+
+_PACKAGES = (
+    "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "pydantic", "sqlalchemy", "psycopg2",
+    "aiohttp", "pycryptodome", "cryptography",
+)  # fmt: skip
+
+
+def describe() -> dict[str, Any]:
+    """The machine."""
+    memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "processor": model[1] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_mib": int(memory[1]) // 1024 if memory else None,
+        "kernel": platform.release(),
+        "system": platform.system(),
+    }
+
+
+def versions(postgres: str | None) -> Mapping[str, str | None]:
+    """What was measured. `postgres`: as the server says it, where one was started."""
+    return {
+        "on-api": _commit(),
+        "python": platform.python_version(),
+        "kubo": KUBO_VERSION,
+        "postgresql": postgres,
+        "wrk": shutil.which("wrk") and "installed",
+        **{name: _version(name) for name in _PACKAGES},
+    }
+
+
+def load() -> list[float]:
+    """How many processes wanted to run, over 1, 5 and 15 minutes."""
+    return [round(each, 2) for each in os.getloadavg()]
+
+
+def _version(package: str) -> str | None:
+    for name in (package, f"{package}-binary"):
+        try:
+            return version(name)
+        except ModuleNotFoundError:
+            continue
+    return None
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607 (wherever git is)
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or version("on-api")

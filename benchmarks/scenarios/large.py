@@ -1,0 +1,127 @@
+"""Large files: up and down, in public and in private."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import typer
+
+from benchmarks.figures import Figure, in_pairs
+from benchmarks.scenarios.registry import (
+    Variant,
+    download_rate,
+    median_time,
+    scenario,
+    upload_rate,
+)
+from benchmarks.stage import MIB, SQLITE, OnApi, Stage, accelerated, behind
+from on_api.core.crypto import aead
+from on_api.tests.nginx import ACCEL_SECRET, NGINX
+
+
+@scenario(Variant(SQLITE))
+def upload(stage: Stage) -> list[Figure]:
+    """A large file, as the raw body and as a form."""
+    figures = []
+    for name, make in (("PUT", OnApi.put), ("multipart", OnApi.post)):
+        with stage.on_api() as on_api:
+            pairs = in_pairs(
+                upload_rate(make(on_api, stage.sizes.large), on_api.pids),
+                upload_rate(on_api.raw_add(stage.sizes.large), on_api.node_pids),
+                stage.sizes.pairs,
+            )
+            on_api.require_recorded(stage.sizes.pairs + 1)
+        work = f"upload {_size(stage)}, {name}"
+        figures.append(Figure.of(work, "MiB/s", pairs, "Kubo add", at_least=0.90))
+    return figures
+
+
+@scenario(Variant(SQLITE))
+def download(stage: Stage) -> list[Figure]:
+    """A large file, back from on-api and from Kubo's gateway."""
+    with stage.on_api() as on_api:
+        file = on_api.upload(stage.sizes.large)
+        pairs = in_pairs(
+            download_rate(on_api.content(file), on_api.pids),
+            download_rate(on_api.by_gateway(on_api.gateway, file), on_api.node_pids),
+            stage.sizes.pairs,
+        )
+    work = f"download {_size(stage)}"
+    return [Figure.of(work, "MiB/s", pairs, "Kubo gateway", at_least=0.70)]
+
+
+@scenario(Variant(SQLITE))
+def gateway_large(stage: Stage) -> list[Figure]:
+    """The same by `/ipfs`."""
+    with stage.on_api() as on_api:
+        file = on_api.upload(stage.sizes.large)
+        pairs = in_pairs(
+            download_rate(on_api.by_gateway(on_api.home.url, file), on_api.pids),
+            download_rate(on_api.by_gateway(on_api.gateway, file), on_api.node_pids),
+            stage.sizes.pairs,
+        )
+    work = f"download {_size(stage)} by /ipfs"
+    return [Figure.of(work, "MiB/s", pairs, "Kubo gateway", at_least=0.70)]
+
+
+@scenario(Variant(SQLITE))
+def behind_nginx(stage: Stage) -> list[Figure]:
+    """A large file by `/ipfs` through nginx, which fetches it from the node by itself: charged,
+    and not through Python."""
+    if NGINX is None:
+        typer.echo("behind_nginx: skipped, needs nginx (apt-get install nginx)", err=True)
+        return []
+    with stage.on_api(ON_API_GATEWAY__ACCEL_SECRET=ACCEL_SECRET) as on_api:
+        file = on_api.upload(stage.sizes.large)
+        with behind(on_api) as front:
+            pairs = in_pairs(
+                download_rate(on_api.by_gateway(front, file), on_api.pids),
+                download_rate(on_api.by_gateway(on_api.gateway, file), on_api.node_pids),
+                stage.sizes.pairs,
+            )
+            if accelerated(on_api) != stage.sizes.pairs + 1:
+                raise AssertionError("nginx has not fetched each of them by itself")
+    work = f"download {_size(stage)} by /ipfs, behind nginx"
+    return [Figure.of(work, "MiB/s", pairs, "Kubo gateway", at_least=0.90)]
+
+
+@scenario(Variant(SQLITE))
+def private(stage: Stage) -> list[Figure]:
+    """A large private file beside a public one, up and down; and a range from its middle, which
+    costs what it is itself: as much as the same of a small file."""
+    large, pairs = stage.sizes.large, stage.sizes.pairs
+    with stage.on_api() as on_api:
+        pids = on_api.pids
+        up = in_pairs(
+            upload_rate(on_api.put(large, "private"), pids),
+            upload_rate(on_api.put(large), pids),
+            pairs,
+        )
+        sealed, plain = on_api.upload(large, "private"), on_api.upload(large)
+        down = in_pairs(
+            download_rate(on_api.content(sealed), pids),
+            download_rate(on_api.content(plain), pids),
+            pairs,
+        )
+        short = on_api.upload(4 * MIB, "private")
+        parts = [
+            replace(on_api.part(file, file.body.size // 2 + 99, MIB), count=stage.sizes.pages)
+            for file in (sealed, short, plain)
+        ]
+        own = in_pairs(median_time(parts[0], pids), median_time(parts[1], pids), pairs)
+        public = in_pairs(median_time(parts[0], pids), median_time(parts[2], pids), pairs)
+    library = aead.describe().split()[0]
+    goal = 0.60 if library == "cryptography" else 0.30
+    size, middle = _size(stage), f"1 MiB of the middle of {_size(stage)}, private"
+    up_work, down_work = f"upload {size}, private", f"download {size}, private"
+    return [
+        Figure.of(f"{up_work} ({library})", "MiB/s", up, "public", at_least=0.70),
+        Figure.of(f"{down_work} ({library})", "MiB/s", down, "public", at_least=goal),
+        Figure.of(middle, "ms", own, "of 4 MiB", at_most=1.5),
+        Figure.of(f"{middle}, beside public", "ms", public, "public"),
+    ]
+
+
+def _size(stage: Stage) -> str:
+    large = stage.sizes.large
+    return f"{large // 2**30} GiB" if large % 2**30 == 0 else f"{large // MIB} MiB"

@@ -1,0 +1,23 @@
+"""`python -m benchmarks.seed URL`: fill a migrated PostgreSQL with a large instance."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from on_api.tests.scale.seeding import Scale, seed
+
+
+def main(
+    url: Annotated[str, typer.Argument(help="`postgresql://…`: migrated, with one user.")],
+    files: Annotated[int, typer.Option(min=1000)] = Scale.files,
+    users: Annotated[int, typer.Option(min=10)] = Scale.users,
+    traffic: Annotated[int, typer.Option(min=0, help="Rows of traffic.")] = Scale.traffic,
+) -> None:
+    """Make files, users, pins and all that belongs to them, as `seeding.py` says."""
+    seed(url, Scale(files, users, traffic), report=typer.echo)
+
+
+if __name__ == "__main__":
+    typer.run(main)
