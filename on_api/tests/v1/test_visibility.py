@@ -21,7 +21,7 @@ from on_api.core.models import Event, Lease, VisibilityChange
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
-from on_api.core.setting_groups import WorkerSettings
+from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
@@ -33,8 +33,14 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def own(new_database: DatabaseMaker, settings_for: Callable[..., Settings]) -> Iterator[Server]:
-    """A server without a worker: the test decides when one comes."""
-    with Server(settings_for(new_database(), worker=WorkerSettings(embedded=False))) as running:
+    """A server without a worker: the test decides when one comes. It remembers no answers: of what
+    that worker, another process to it, changes it would hear a moment later."""
+    settings = settings_for(
+        new_database(),
+        worker=WorkerSettings(embedded=False),
+        files=FilesSettings(answers_bytes=0),
+    )
+    with Server(settings) as running:
         yield running
 
 
