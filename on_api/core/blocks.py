@@ -12,8 +12,8 @@ of bytes, contiguous."""
 
 MOST_BYTES = 1024 * 1024
 """Of the blocks that are worth a thread's visit."""
-LEAST_BYTES = 64 * 1024
-TOGETHER_BYTES = 32 * 1024 * 1024
+LEAST_BYTES = 16 * 1024
+TOGETHER_BYTES = 8 * 1024 * 1024
 """Of all that stream at once, one block each, until that would make blocks of `LEAST_BYTES`. Each
 stream holds up to four: one being received, one ready, one hashed, one on its way out."""
 

@@ -13,22 +13,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, select, update
+from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
 from on_api.core.ipfs.bundle import Block, Bundle
-from on_api.core.models import Content, Database, Event, File, Lease, User, UserUsage
-from on_api.core.models.content import ABSENT, PINNED
+from on_api.core.models import Database, Event, File, Lease, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
-from on_api.core.services import bundles, contents, maintenance, reservations
+from on_api.core.services import contents, maintenance, reservations
+from on_api.core.services.bundle_contents import hold, lock_contents, stamp
 from on_api.core.services.bundle_statements import (
-    counting,
-    dialect_of,
     inserting,
-    locking,
     settling,
-    table_of,
 )
 from on_api.core.services.idempotency import Answered, Claim, IdempotencyService
 from on_api.core.services.leases import GIVEN_UP, UPLOAD
@@ -188,12 +184,14 @@ class BundleRecords:
                 if _has_room(accounts.get(upload.user_id))
                 and (upload.claim is None or upload.claim.id in held)
             ]
-            there = _lock_contents(session, fit, bundle)
+            sizes = {file.cid: file.dag_size for upload in fit for file in upload.files}
+            there = lock_contents(session, sizes, bundle)
             fit = [u for u in fit if all(file.cid in there.sizes for file in u.files)]
-            charged = _hold(session, fit, there)
+            references = Counter((u.user_id, file.cid) for u in fit for file in u.files)
+            charged = hold(session, references, there)
             recorded = self._insert(session, accounts, fit)
             _settle(session, opened, accounts, recorded, charged)
-            _stamp(session, bundle, there, {cid for _, cid in charged})
+            stamp(session, bundle, there, {cid for _, cid in charged})
             return [recorded.get(upload) for upload in opened.uploads]
 
     def _insert(
@@ -258,100 +256,6 @@ def _end_leases(session: Session, opened: Opened) -> None:
         raise ServiceUnavailable(GIVEN_UP)
 
 
-@dataclass(slots=True)
-class _Contents:
-    """What may be referred to, locked: bytes by CID. `members`: those that the new bundle covers.
-    `stamped`: those that nobody held."""
-
-    sizes: dict[str, int]
-    members: set[str]
-    stamped: set[str]
-
-
-def _lock_contents(
-    session: Session, uploads: Sequence[SmallUpload], bundle: Bundle | None
-) -> _Contents:
-    """Make the rows that are missing and lock all, in order of CID."""
-    now = utc_now()
-    root = "" if bundle is None else str(bundle.cid)
-    covered = set() if bundle is None else {str(cid) for cid, _ in bundle.blocks}
-    sizes = {file.cid: file.dag_size for upload in uploads for file in upload.files}
-    if bundle is not None:
-        sizes[root] = bundle.dag_size
-    rows = [
-        {
-            "cid": cid,
-            "state": PINNED,
-            "generation": 1,
-            "pinned_too": False,
-            "pin_root_id": root if cid in covered else cid,
-            "dag_size": sizes[cid],
-            "created_at": now,
-        }
-        for cid in sorted(sizes)
-    ]
-    if not rows:
-        return _Contents({}, set(), set())
-    found = {row.cid: row for row in session.execute(locking(dialect_of(session)), rows)}
-    if bundle is not None and found.pop(root).state != PINNED:
-        raise ServiceUnavailable(GIVEN_UP)  # taken for what a crash had left
-    # What was removed before lives in the bundle now, whatever became of its own pin.
-    back = {cid for cid, row in found.items() if row.state == ABSENT and cid in covered}
-    if back:
-        _revive(session, root, {cid: sizes[cid] for cid in back})
-    usable = {
-        cid: sizes[cid] if cid in back else row.dag_size
-        for cid, row in found.items()
-        if row.state == PINNED or cid in back
-    }
-    members = {cid for cid in usable if cid in back or found[cid].pin_root_id == root}
-    stamped = {cid for cid in usable if found[cid].unreferenced_at is not None}
-    return _Contents(usable, members, stamped)
-
-
-def _revive(session: Session, root: str, sizes: dict[str, int]) -> None:
-    table = table_of(Content)
-    session.connection().execute(
-        update(table)
-        .where(table.c.cid == bindparam("member"))
-        .values(
-            state=PINNED,
-            pin_root_id=root,
-            pinned_too=False,
-            dag_size=bindparam("size"),
-            unreferenced_at=None,
-        ),
-        [{"member": cid, "size": size} for cid, size in sorted(sizes.items())],
-    )
-
-
-def _hold(
-    session: Session, uploads: Sequence[SmallUpload], there: _Contents
-) -> dict[tuple[uuid.UUID, str], int]:
-    """Count the references. Returns what each holding, new or old, adds to its user's charge."""
-    references = Counter((upload.user_id, file.cid) for upload in uploads for file in upload.files)
-    if not references:
-        return {}
-    held = session.execute(
-        counting(dialect_of(session)),
-        [
-            {
-                "user_id": user_id,
-                "cid": cid,
-                "reference_count": count,
-                "charged_bytes": there.sizes[cid],
-            }
-            for (user_id, cid), count in references.items()
-        ],
-    )
-    return {
-        (row.user_id, row.cid): row.charged_bytes
-        if row.reference_count == references[row.user_id, row.cid]
-        else 0
-        for row in held
-    }
-
-
 def _settle(
     session: Session,
     opened: Opened,
@@ -386,32 +290,6 @@ def _settle(
 
 def _last_moment(files: Sequence[File], account: _Account) -> datetime | None:
     return files[-1].created_at if files else account.last_created_at
-
-
-def _stamp(
-    session: Session, bundle: Bundle | None, there: _Contents, held: Collection[str]
-) -> None:
-    """`unreferenced_at` stands just where nobody holds it."""
-    if again := there.stamped & set(held):
-        _set_stamp(session, again, None)
-    if bundle is None:
-        return
-    # What some of it was for could not go with the others.
-    if idle := there.members - set(held):
-        _set_stamp(session, idle, utc_now())
-    if len(there.members) < len(bundle.blocks):
-        row = contents.lock(session, str(bundle.cid))
-        if row is not None:
-            bundles.look_through(session, row, utc_now())
-
-
-def _set_stamp(session: Session, cids: Collection[str], value: datetime | None) -> None:
-    session.execute(
-        update(Content)
-        .where(Content.cid.in_(cids))
-        .values(unreferenced_at=value)
-        .execution_options(synchronize_session=False)
-    )
 
 
 def _created(file: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""What the files of a bundle refer to: rows of contents, locked, and who holds them.
+
+By the hundred, so plain statements. Knows nothing of uploads.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import bindparam, update
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import ServiceUnavailable
+from on_api.core.ipfs.bundle import Bundle
+from on_api.core.models import Content
+from on_api.core.models.content import ABSENT, PINNED
+from on_api.core.models.database import utc_now
+from on_api.core.services import bundles, contents
+from on_api.core.services.bundle_statements import counting, dialect_of, locking, table_of
+from on_api.core.services.leases import GIVEN_UP
+
+
+@dataclass(slots=True)
+class Members:
+    """What may be referred to, locked: bytes by CID. `members`: those that the new bundle covers.
+    `stamped`: those that nobody held."""
+
+    sizes: dict[str, int]
+    members: set[str]
+    stamped: set[str]
+
+
+def lock_contents(session: Session, wanted: Mapping[str, int], bundle: Bundle | None) -> Members:
+    """Make the rows that are missing and lock all, in order of CID. `wanted`: bytes of each DAG by
+    its CID. Raises `ServiceUnavailable` when the bundle was taken for what a crash had left."""
+    now = utc_now()
+    root = "" if bundle is None else str(bundle.cid)
+    covered = set() if bundle is None else {str(cid) for cid, _ in bundle.blocks}
+    sizes = dict(wanted)
+    if bundle is not None:
+        sizes[root] = bundle.dag_size
+    rows = [
+        {
+            "cid": cid,
+            "state": PINNED,
+            "generation": 1,
+            "pinned_too": False,
+            "pin_root_id": root if cid in covered else cid,
+            "dag_size": sizes[cid],
+            "created_at": now,
+        }
+        for cid in sorted(sizes)
+    ]
+    if not rows:
+        return Members({}, set(), set())
+    found = {row.cid: row for row in session.execute(locking(dialect_of(session)), rows)}
+    if bundle is not None and found.pop(root).state != PINNED:
+        raise ServiceUnavailable(GIVEN_UP)  # taken for what a crash had left
+    # What was removed before lives in the bundle now, whatever became of its own pin.
+    back = {cid for cid, row in found.items() if row.state == ABSENT and cid in covered}
+    if back:
+        _revive(session, root, {cid: sizes[cid] for cid in back})
+    usable = {
+        cid: sizes[cid] if cid in back else row.dag_size
+        for cid, row in found.items()
+        if row.state == PINNED or cid in back
+    }
+    members = {cid for cid in usable if cid in back or found[cid].pin_root_id == root}
+    stamped = {cid for cid in usable if found[cid].unreferenced_at is not None}
+    return Members(usable, members, stamped)
+
+
+def _revive(session: Session, root: str, sizes: dict[str, int]) -> None:
+    table = table_of(Content)
+    session.connection().execute(
+        update(table)
+        .where(table.c.cid == bindparam("member"))
+        .values(
+            state=PINNED,
+            pin_root_id=root,
+            pinned_too=False,
+            dag_size=bindparam("size"),
+            unreferenced_at=None,
+        ),
+        [{"member": cid, "size": size} for cid, size in sorted(sizes.items())],
+    )
+
+
+def hold(
+    session: Session, references: Mapping[tuple[uuid.UUID, str], int], there: Members
+) -> dict[tuple[uuid.UUID, str], int]:
+    """Count references, so many by user and CID. Returns what each holding, new or old, adds to its
+    user's charge."""
+    if not references:
+        return {}
+    held = session.execute(
+        counting(dialect_of(session)),
+        [
+            {
+                "user_id": user_id,
+                "cid": cid,
+                "reference_count": count,
+                "charged_bytes": there.sizes[cid],
+            }
+            for (user_id, cid), count in references.items()
+        ],
+    )
+    return {
+        (row.user_id, row.cid): row.charged_bytes
+        if row.reference_count == references[row.user_id, row.cid]
+        else 0
+        for row in held
+    }
+
+
+def stamp(session: Session, bundle: Bundle | None, there: Members, held: Collection[str]) -> None:
+    """`unreferenced_at` stands just where nobody holds it."""
+    if again := there.stamped & set(held):
+        _set_stamp(session, again, None)
+    if bundle is None:
+        return
+    # What some of it was for could not go with the others.
+    if idle := there.members - set(held):
+        _set_stamp(session, idle, utc_now())
+    if len(there.members) < len(bundle.blocks):
+        row = contents.lock(session, str(bundle.cid))
+        if row is not None:
+            bundles.look_through(session, row, utc_now())
+
+
+def _set_stamp(session: Session, cids: Collection[str], value: datetime | None) -> None:
+    session.execute(
+        update(Content)
+        .where(Content.cid.in_(cids))
+        .values(unreferenced_at=value)
+        .execution_options(synchronize_session=False)
+    )
