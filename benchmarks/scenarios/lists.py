@@ -25,7 +25,8 @@ from on_api.tests.scale.tour import LONG_AGO
 def list_pages(stage: Stage) -> list[Figure]:
     """The last page of a long list beside its first; fifty rows each."""
     sizes = stage.sizes
-    with stage.on_api() as on_api:
+    # Without a worker: thousands of the pins that are made up here wait, for what nobody has.
+    with stage.on_api(ON_API_WORKER__EMBEDDED="false") as on_api:
         url = on_api.home.extra["ON_API_DATABASE_URL"]
         seed(url, Scale(sizes.files, sizes.users, traffic=0))
         first = Job(f"{on_api.home.url}/v2/files", headers=on_api.headers, count=sizes.pages)
