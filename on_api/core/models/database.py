@@ -185,14 +185,28 @@ class Database:
         self._watchdog.stop()
 
 
+def dialect_of(session: Session) -> str:
+    """By which statements differ: `postgresql` or `sqlite`."""
+    return session.get_bind().dialect.name
+
+
+def table_of(model: type[Base]) -> Table:
+    """A model's table."""
+    table = model.__table__
+    if not isinstance(table, Table):
+        raise TypeError(f"{model.__name__} is no plain table")
+    return table
+
+
+def insert_into(dialect: str, target: Table | type[Base]) -> postgresql.Insert | sqlite.Insert:
+    """`INSERT` as the dialect has it, with `ON CONFLICT`."""
+    return (postgresql.insert if dialect == "postgresql" else sqlite.insert)(target)
+
+
 def insert_unless_there(session: Session, table: type[Base], **values: object) -> None:
     """`INSERT … ON CONFLICT DO NOTHING`: of two who insert the same row at once, both go on."""
-    target = table.__table__
-    if not isinstance(target, Table):
-        raise TypeError(f"{table.__name__} is no plain table")
-    dialect = session.get_bind().dialect.name
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    session.execute(insert(target).values(**values).on_conflict_do_nothing())
+    insert = insert_into(dialect_of(session), table_of(table))
+    session.execute(insert.values(**values).on_conflict_do_nothing())
 
 
 def insert_or_lock(
@@ -202,9 +216,7 @@ def insert_or_lock(
 
     One statement: a look after `insert_unless_there` can find nothing where rows are also deleted.
     """
-    dialect = session.get_bind().dialect.name
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    statement = insert(table).values(**values)
+    statement = insert_into(dialect_of(session), table).values(**values)
     # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
     same = {unique[-1]: statement.excluded[unique[-1]]}
     return session.scalars(

@@ -17,9 +17,9 @@ from on_api.core.errors import ServiceUnavailable
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.models import Content
 from on_api.core.models.content import ABSENT, PINNED
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import dialect_of, table_of, utc_now
 from on_api.core.services import bundles, contents
-from on_api.core.services.bundle_statements import counting, dialect_of, locking, table_of
+from on_api.core.services.bundle_statements import counting, locking
 from on_api.core.services.leases import GIVEN_UP
 
 

@@ -6,12 +6,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Insert, Table, bindparam, insert, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy import Insert, bindparam, insert, update
 
 from on_api.core.models import Content, Holding, UserUsage
-from on_api.core.models.database import Base
+from on_api.core.models.database import Base, insert_into, table_of
 
 
 @cache
@@ -20,7 +18,7 @@ def locking(dialect: str) -> Any:
     table = table_of(Content)
     # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
     return (
-        _insert(dialect, table)
+        insert_into(dialect, table)
         .on_conflict_do_update(index_elements=["cid"], set_={"dag_size": table.c.dag_size})
         .returning(
             table.c.cid,
@@ -36,7 +34,7 @@ def locking(dialect: str) -> Any:
 def counting(dialect: str) -> Any:
     """Makes holdings or adds to them."""
     table = table_of(Holding)
-    statement = _insert(dialect, table)
+    statement = insert_into(dialect, table)
     return statement.on_conflict_do_update(
         index_elements=["user_id", "cid"],
         set_={"reference_count": table.c.reference_count + statement.excluded.reference_count},
@@ -63,20 +61,3 @@ def settling() -> Any:
 def inserting(model: type[Base]) -> Insert:
     """Makes rows, every column given."""
     return insert(table_of(model))
-
-
-def dialect_of(session: Session) -> str:
-    """By which statements differ."""
-    return session.get_bind().dialect.name
-
-
-def table_of(model: type[Base]) -> Table:
-    """A model's table."""
-    table = model.__table__
-    if not isinstance(table, Table):
-        raise TypeError(f"{model.__name__} is no plain table")
-    return table
-
-
-def _insert(dialect: str, table: Table) -> Any:
-    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)

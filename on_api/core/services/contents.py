@@ -164,6 +164,13 @@ def moments_after(last: datetime | None, *, step: timedelta) -> Iterator[datetim
         ticks += 1
 
 
+def root_of(session: Session, cid: str) -> str | None:
+    """What the node must have pinned for `cid`; None unless that is `pinned`."""
+    return session.scalar(
+        select(Content.pin_root_id).where(Content.cid == cid, Content.state == PINNED)
+    )
+
+
 def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
     """Bytes of those contents that on-api keeps."""
     statement = select(Content.cid, Content.dag_size)

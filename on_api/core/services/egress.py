@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, delete, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import EgressBudgetExceeded
@@ -30,7 +29,7 @@ from on_api.core.models import (
     MeteringProcess,
     User,
 )
-from on_api.core.models.database import insert_or_lock, utc_now
+from on_api.core.models.database import dialect_of, insert_into, insert_or_lock, utc_now
 from on_api.core.models.traffic import EVERYBODY, INSTANCE, KEY, OWNER
 from on_api.core.services import events
 from on_api.core.services.traffic import Sums, add_traffic
@@ -323,9 +322,7 @@ def _tell(session: Session, notice: Notice) -> None:
 
 def _lock_counters(session: Session, subjects: Sequence[Subject]) -> dict[Subject, EgressCounter]:
     """The counters of accounts, made where they weren't, locked in the order given."""
-    dialect = session.get_bind().dialect.name
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    new = insert(EgressCounter).values(
+    new = insert_into(dialect_of(session), EgressCounter).values(
         [{**_key_of(subject), "bytes": 0, "warned_percent": 0} for subject in subjects]
     )
     rows = session.scalars(

@@ -17,7 +17,7 @@ from anyio import to_thread
 from on_api.core.errors import BlocksMissing, ServiceUnavailable
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Content, Database
-from on_api.core.models.content import ABSENT, PINNED, UNPINNING
+from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services import bundles, contents
 from on_api.core.services.contents import Removal
@@ -130,10 +130,8 @@ class Keeper:
             return (ABSENT, 0) if content is None else (content.state, content.generation)
 
     def _root(self, cid: str) -> str | None:
-        """What the node must have pinned for `cid`; None unless it is somebody's."""
         with self._database.session_scope(write=False) as session:
-            content = session.get(Content, cid)
-            return content.pin_root_id if content is not None and content.state == PINNED else None
+            return contents.root_of(session, cid)
 
     def _begin_dissolving(self, bundle: str) -> dict[str, int]:
         """CIDs and generations of what lives in it; from now on each may have a pin as well."""

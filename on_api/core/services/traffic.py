@@ -12,10 +12,10 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from on_api.core.models import Traffic, TrafficTotal
+from on_api.core.models.database import dialect_of, insert_into
 from on_api.core.models.traffic import HOUR
 
 COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
@@ -120,8 +120,7 @@ def _upsert(
 ) -> None:
     if not rows:
         return
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    new = (postgresql.insert if is_postgresql else sqlite.insert)(table)
+    new = insert_into(dialect_of(session), table)
     together = new.on_conflict_do_update(
         index_elements=list(unique),
         set_={name: getattr(table, name) + new.excluded[name] for name in COUNTS},

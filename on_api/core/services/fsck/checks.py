@@ -289,10 +289,8 @@ class NodeChecks:
             return bundles.members(session, bundle)
 
     def _root(self, cid: str) -> str | None:
-        """What must be pinned for it; None unless it is pinned."""
         with self._database.session_scope(write=False) as session:
-            content = session.get(Content, cid)
-            return content.pin_root_id if content is not None and content.state == PINNED else None
+            return contents.root_of(session, cid)
 
     def _state(self, cid: str) -> str | None:
         with self._database.session_scope(write=False) as session:
