@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 
@@ -174,7 +174,21 @@ class Credit:
         """Whether its budget is known as it is now."""
         return account.generation == self._generation and self._invalidations.trusted
 
-    def fetch_ahead(self, account: Account) -> None:
+    def spend(self, accounts: Sequence[Account], n: int) -> bool:
+        """Count `n` bytes on each account. False: on one of them credit is short, and nothing was
+        counted."""
+        for account in accounts:
+            if account.credit < n:
+                return False
+        for account in accounts:
+            account.credit -= n
+            account.used += n
+            account.idle = False
+            if account.credit < account.low:
+                self._fetch_ahead(account)
+        return True
+
+    def _fetch_ahead(self, account: Account) -> None:
         """Have the next slice before the present one is used up."""
         if account.exempt or account in self._asked:
             return

@@ -76,16 +76,8 @@ class Ticket:
         await `more`."""
         if self._meter.now() >= self._until:
             self._bind_anew()
-        accounts = self._accounts
-        for account in accounts:
-            if account.credit < n:
-                return False
-        for account in accounts:
-            account.credit -= n
-            account.used += n
-            account.idle = False
-            if account.credit < account.low:
-                self._meter.credit.fetch_ahead(account)
+        if not self._meter.credit.spend(self._accounts, n):
+            return False
         if self._row is not None:
             self._row.bytes_out += n
         return True

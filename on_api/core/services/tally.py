@@ -31,8 +31,6 @@ class Tally:
             self._binding = meter.binding
         credit = meter.credit
         for account in self._accounts:
-            if account.credit < size:
-                return False
             if account.exempt:
                 continue
             if not credit.is_fresh(account):
@@ -40,12 +38,8 @@ class Tally:
             left = account.credit + min(account.room, 0)
             if left < size and credit.limits(account):
                 return False
-        for account in self._accounts:
-            account.credit -= size
-            account.used += size
-            account.idle = False
-            if account.credit < account.low:
-                credit.fetch_ahead(account)
+        if not credit.spend(self._accounts, size):
+            return False
         self._row.bytes_out += size
         self._row.requests += 1
         return True

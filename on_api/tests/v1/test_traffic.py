@@ -265,8 +265,12 @@ def test_reports_agree_with_each_other(metered: Server, ada: Account, root: Acco
     top = report(ada, group_by="file", limit=1)
     assert (len(top["items"]), top["truncated"], top["total"]) == (1, True, total)
     assert report(root, group_by="user", user_id=ada.id)["items"][0]["bytes_out"] == received
+    other = metered.new_user()
+    with other.client:
+        other.upload(b"of somebody else")
+        until(lambda: report(other)["total"]["requests"] == 1, "it is counted")
     everybody = report(root, group_by="user", limit=1000)["items"]
-    assert {item["user"] for item in everybody} > {ada.id}
+    assert {item["user"] for item in everybody} >= {ada.id, other.id}
 
 
 def test_a_report_is_nobody_elses(ada: Account, root: Account, metered: Server) -> None:
