@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.ipfs.node_connection import Connection, NodeAnswer, Stale
+from on_api.core.ipfs.node_connection import Connection, NodeAnswer, Stale, Told
 from on_api.core.setting_groups import IpfsSettings
 
 MAX_IDLE = 64
@@ -62,6 +62,19 @@ class NodeHttp:
                 pass  # it had ended before the node could see the request: once more
         connection = await self._connect()
         return await connection.exchange(request, is_head)
+
+    def ask_at_once(self, target: str, headers: Sequence[tuple[str, str]], told: Told) -> bool:
+        """GET a target over a connection that is at hand. `told` is called once, later; with
+        `Stale` where it has to be asked once more. False: there is no connection, `ask`.
+
+        Raises `NodeError` for what can't be asked.
+        """
+        request = self._written("GET", target, headers)
+        connection = self._kept()
+        if connection is None:
+            return False
+        connection.begin(request, False, told)
+        return True
 
     async def close(self) -> None:
         """Close every connection."""
