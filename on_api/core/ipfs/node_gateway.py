@@ -12,6 +12,7 @@ from on_api.core.errors import NodeError
 from on_api.core.ipfs.node_connection import NodeAnswer, Stale, Told
 from on_api.core.ipfs.node_heads import Headers
 from on_api.core.ipfs.node_http import NodeHttp
+from on_api.core.ipfs.repo import own_gateway_socket
 from on_api.core.settings import Settings
 
 # Of one connection only (RFC 9110, 7.6.1), or said by the server that answers.
@@ -25,7 +26,7 @@ class NodeGateway:
     """Bound to the event loop of its first call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._http = NodeHttp(settings.gateway_url, settings.ipfs)
+        self._http = NodeHttp(settings.gateway_url, settings.ipfs, own_gateway_socket(settings))
 
     async def ask(
         self, method: str, path: str, query: str, headers: Sequence[tuple[str, str]]
