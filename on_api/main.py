@@ -32,6 +32,7 @@ from on_api.core.services.siblings import Sibling
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
 from on_api.public.gateway import Gateway
+from on_api.public.gateway_relay import Client
 from on_api.public.gateway_request import is_gateway_path
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
@@ -43,7 +44,9 @@ logger = logging.getLogger(__name__)
 VERSIONS = (V1, V2)
 
 QuickAnswer = Callable[[bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bytes] | None]
-"""See `Gateway.quick_answer`."""
+"""See `Memory.quick_answer`."""
+QuickRelay = Callable[[bytes, Sequence[tuple[bytes, bytes]], Client], bool]
+"""See `Relay.begin`."""
 
 
 class Application(FastAPI):
@@ -53,6 +56,8 @@ class Application(FastAPI):
     gateway: ASGIApp
     quick_answer: QuickAnswer
     """For on-api's own server: what it asks before it asks the usual way."""
+    quick_relay: QuickRelay
+    """The same; what it asks next."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -88,7 +93,8 @@ def create_app(
     app.state.sibling = sibling
     app.state.is_up = lambda: None
     gateway = Gateway(services)
-    app.gateway, app.quick_answer = gateway, gateway.quick_answer
+    app.gateway = gateway
+    app.quick_answer, app.quick_relay = gateway.quick_answer, gateway.quick_relay
 
     handlers = ErrorHandlers(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}

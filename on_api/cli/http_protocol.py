@@ -10,7 +10,7 @@ that the gateway does for an answer from memory. Knows nothing of what is asked.
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -18,6 +18,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
 from on_api.core.request_bodies import TAKE_BODY
 from on_api.public.gateway_answers import WRITE_WHOLE
+from on_api.public.gateway_request import ASKED, Said
+
+if TYPE_CHECKING:
+    from on_api.main import Application
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request line with its headers; of trailers."""
@@ -61,6 +65,14 @@ class BoundedHttp(HttpToolsProtocol):
     """Of a body that was given up, what is still to come."""
     _body: LargeBody | None = None
     """Receives in our place now."""
+    _piece = b""
+    """What is being received."""
+    _waits = False
+    """The present request waits for an answer of which there is neither scope nor task."""
+    _held = b""
+    """What came meanwhile."""
+    _is_last = False
+    """That answer is the connection's last one."""
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless all that it does is gather."""
@@ -68,10 +80,16 @@ class BoundedHttp(HttpToolsProtocol):
             unwanted, self._unwanted = self._unwanted, max(0, self._unwanted - len(data))
             if not (data := data[unwanted:]):
                 return
+        if self._waits:
+            self._held += data
+            self.flow.pause_reading()
+            return
+        self._piece = data
         self._moved = False
         self._may_be_quick = True
         self._arrived = self._before + self._gathered + len(data)
         super().data_received(data)
+        self._piece = b""
         if self._moved:
             self._gathered, self._before = 0, len(data)
         else:
@@ -81,6 +99,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins. Its scope is made when it is known that one is needed."""
+        if self._waits:
+            raise ValueError("another request, though there was nothing behind the present one")
         self._quick = False
         self.url = b""
         self.headers = []
@@ -96,6 +116,10 @@ class BoundedHttp(HttpToolsProtocol):
                 raise HeadTooLarge
         if self._may_be_quick and self._answer_at_once():
             return
+        self._begin_usually()
+
+    def _begin_usually(self) -> None:
+        """Make scope, cycle and task for the present request."""
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
@@ -175,18 +199,73 @@ class BoundedHttp(HttpToolsProtocol):
             if name in _UNUSUAL:
                 return False
         ask = getattr(self.app, "quick_answer", None)
-        answer = None if ask is None else ask(self.url, self.headers)
-        if answer is None:
+        if ask is None:
             return False
-        head, body = answer
-        self._quick = True
+        answer = ask(self.url, self.headers)
+        if answer is not None:
+            head, body = answer
+            self._quick = True
+            self._write(head, body, b"\r\n")
+            self.on_response_complete()
+            return True
+        # An answer that comes later needs this one request to be all there is to parse.
+        if self._piece.find(b"\r\n\r\n") != len(self._piece) - 4:
+            return False
+        self._quick = self._waits = cast("Application", self.app).quick_relay(
+            self.url, self.headers, self
+        )
+        return self._quick
+
+    # For an answer that comes later, see `Client`.
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has gone, or was sent away."""
+        return self.transport.is_closing()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the client takes in what it is sent."""
+        return not self.flow.write_paused
+
+    def give(self, head: bytes, body: bytes) -> None:
+        """Answer the request that waits."""
+        self._waits = False
+        self._write(head, body, b"connection: close\r\n\r\n" if self._is_last else b"\r\n")
+        if self._is_last:
+            self.transport.close()
+        self.on_response_complete()
+        self._take_held()
+
+    def go_the_usual_way(self, said: Said | None) -> None:
+        """Have the application serve the request that waits. The parser stands behind it."""
+        self._waits = self._quick = False
+        self._begin_usually()
+        cast("dict[str, object]", self.scope)[ASKED] = said
+        self.on_message_complete()
+        if self._is_last:
+            super().shutdown()
+        self._take_held()
+
+    def shutdown(self) -> None:
+        """The server ends: with the request under way, if there is one."""
+        if self._waits:
+            self._is_last = True
+        else:
+            super().shutdown()
+
+    def _take_held(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.data_received(held)
+
+    def _write(self, head: bytes, body: bytes, last: bytes) -> None:
         common = _common_lines(self.server_state.default_headers)
         if len(body) <= JOINED_BYTES:
-            self.transport.write(b"".join((head, common, b"\r\n", body)))
+            self.transport.write(b"".join((head, common, last, body)))
         else:
-            self.transport.writelines((head, common, b"\r\n", body))
-        self.on_response_complete()
-        return True
+            self.transport.writelines((head, common, last, body))
 
     def _left(self) -> int:
         return self._length - self._received

@@ -95,6 +95,7 @@ def config() -> None:
     """
     from on_api.core.ipfs.repo import (
         config_differences,
+        gateway_socket,
         read_config,
         rpc_auth_for,
         stale_keys,
@@ -105,14 +106,15 @@ def config() -> None:
     repo = settings.home / "ipfs"
     answer: dict[str, object] = {
         "config_file": None,
-        "wanted": wanted_config(settings.node, rpc_auth="(secret)"),
+        "wanted": wanted_config(settings.node, "(secret)", gateway_socket(repo)),
         "stale": None,
         "differences": None,
     }
     if settings.manages_node and (repo / "config").exists():
         actual = read_config(repo)
         answer["config_file"] = str((repo / "config").absolute())
-        answer["stale"] = stale_keys(actual, wanted_config(settings.node, rpc_auth_for(repo)))
+        wanted = wanted_config(settings.node, rpc_auth_for(repo), gateway_socket(repo))
+        answer["stale"] = stale_keys(actual, wanted)
         answer["differences"] = config_differences(actual, settings.node)
     typer.echo(json.dumps(answer, indent=2))
 

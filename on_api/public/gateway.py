@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from anyio import to_thread
 from starlette.types import Receive, Scope, Send
@@ -24,6 +24,7 @@ from on_api.core.errors import (
     Gone,
     InternalError,
     LegallyUnavailable,
+    NodeError,
     NotFound,
     OnApiError,
     ServiceUnavailable,
@@ -31,7 +32,8 @@ from on_api.core.errors import (
     Unauthorized,
 )
 from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
-from on_api.core.ipfs.node_connection import Headers, NodeAnswer
+from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.node_heads import Headers
 from on_api.core.logging import EXTRA, request_id
 from on_api.core.services import access
 from on_api.core.services.access import Principal
@@ -49,6 +51,7 @@ from on_api.public.gateway_answers import (
     with_ours,
 )
 from on_api.public.gateway_memory import Memory
+from on_api.public.gateway_relay import Relay
 from on_api.public.gateway_request import PASSED_ON, GatewayRequest, address_of
 
 access_logger = logging.getLogger("on_api.access")
@@ -71,7 +74,8 @@ class Gateway:
         self._fallback = services.settings.gateway.fallback_url
         self._answers = HotAnswers(services.settings.gateway.cache_bytes)
         self._memory = Memory(services, self._answers)
-        self.quick_answer = self._memory.quick_answer
+        self._relay = Relay(services, self._answers, self._memory, partial(self._count, "GET"))
+        self.quick_answer, self.quick_relay = self._memory.quick_answer, self._relay.begin
         self._accelerator = Accelerator(services)
         self._limits = services.rate_limits
         self._is_limited = bool(services.settings.gateway.rate_per_ip)
@@ -129,11 +133,12 @@ class Gateway:
         started = time.perf_counter()
         delivery = Delivery(scope, receive, send, [*told, (b"x-request-id", identity.encode())])
         self._under_way += 1
+        request = GatewayRequest.of(scope)
         try:
             if refusal is not None:
                 raise refusal
             with self._limits.connection(address_of(scope)):
-                await self._answer(GatewayRequest.of(scope), delivery, scope["path"])
+                await self._answer(request, delivery, scope["path"])
         except OnApiError as error:
             await self._fail(delivery, error)
         except asyncio.CancelledError:
@@ -145,6 +150,8 @@ class Gateway:
             await self._fail(delivery, InternalError(words))
         finally:
             self._under_way -= 1
+            if isinstance(request.said, NodeAnswer):
+                request.said.close()
             self._tell(scope, delivery, time.perf_counter() - started)
             request_id.reset(token)
 
@@ -158,7 +165,7 @@ class Gateway:
             await delivery.refusal(error)
 
     async def _answer(self, request: GatewayRequest, delivery: Delivery, path: str) -> None:
-        if self._under_way > self._most:
+        if self._under_way + self._relay.under_way > self._most:
             self._services.metrics.refused.inc()
             raise ServiceUnavailable("Too many requests at once.", retry_after=1)
         if request.method not in _METHODS:
@@ -266,7 +273,9 @@ class Gateway:
         target: GatewayPath,
         charges: Sequence[Charge],
     ) -> None:
-        answer = await self._node.ask(
+        if isinstance(request.said, NodeError):
+            raise request.said
+        answer = request.said or await self._node.ask(
             request.method, target.encoded, request.query_text, request.sent_on
         )
         gathering = None
@@ -346,10 +355,7 @@ class Gateway:
 
     def _tell(self, scope: Scope, delivery: Delivery, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        count, clock = self._measures(method, delivery.status)
-        count.inc()
-        clock.observe(seconds)
-        self._sent_bytes.inc(delivery.sent)
+        self._count(method, delivery.status, delivery.sent, seconds)
         fine = 200 <= delivery.status < 400 and delivery.outcome != "cut"
         level = logging.DEBUG if fine else logging.INFO
         if access_logger.isEnabledFor(level):
@@ -361,6 +367,12 @@ class Gateway:
                 "client": scope["client"][0] if scope.get("client") else "-",
             }
             access_logger.log(level, "%s %s", scope["method"], scope["path"], extra={EXTRA: fields})
+
+    def _count(self, method: str, status: int, sent: int, seconds: float) -> None:
+        count, clock = self._measures(method, status)
+        count.inc()
+        clock.observe(seconds)
+        self._sent_bytes.inc(sent)
 
 
 def _new_id() -> str:

@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from on_api.core.errors import ContentDamaged, NodeTruncated, OnApiError
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.endings import CarEnding, TarEnding, ending_of
-from on_api.core.ipfs.node_connection import Headers, NodeAnswer
+from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.node_heads import Headers
 from on_api.core.responses import until_disconnect
 from on_api.core.services.hot_answers import HotAnswer, HotAnswers, Key, is_authentic, is_constant
 from on_api.core.services.metering import Ticket

@@ -60,12 +60,9 @@ class Memory:
     ) -> HotAnswer | None:
         """An answer to a GET (its path and query as they came) that may be given as it is; it is
         counted as sent."""
-        accept = b""
-        for name, value in headers:
-            if name in READ:
-                if name != b"accept" or accept:
-                    return None
-                accept = value
+        accept = accept_of(headers)
+        if accept is None:
+            return None
         answer = self._answers.get((path, query, accept))
         if answer is None or not answer.body:
             return None
@@ -73,16 +70,28 @@ class Memory:
         if verdict is None:
             return None
         size = len(answer.body)
-        if not self._tally(answer.root, verdict.charges[0]).take(size):
+        if not self.tally(answer.root, verdict.charges[0]).take(size):
             return None
         self._given += 1
         self._given_bytes += size
         return answer
 
-    def _tally(self, root: str, charge: Charge) -> Tally:
+    def tally(self, root: str, charge: Charge) -> Tally:
+        """What counts the answers below a root."""
         tally = self._tallies.get(root)
         if tally is None or tally.charge is not charge:
             if len(self._tallies) >= MOST_TALLIES:
                 self._tallies.clear()
             tally = self._tallies[root] = Tally(self._meter, charge)
         return tally
+
+
+def accept_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """`Accept` of a request where it alone selects the representation; None where there is more."""
+    accept = b""
+    for name, value in headers:
+        if name in READ:
+            if name != b"accept" or accept:
+                return None
+            accept = value
+    return accept

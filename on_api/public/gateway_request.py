@@ -11,7 +11,13 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
+from on_api.core.errors import NodeError
+from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.services.hot_answers import Key
+
+ASKED = "on_api.asked"
+"""Where in the scope it stands what the node has said to that request already (`Said`)."""
+Said = NodeAnswer | NodeError
 
 PREFIXES = ("/ipfs", "/ipns")
 
@@ -46,6 +52,8 @@ class GatewayRequest:
     """Whether any of them came repeatedly."""
     accel: bytes
     """The header `ACCEL`; empty without one."""
+    said: Said | None
+    """What the node has said to it already."""
 
     @classmethod
     def of(cls, scope: Scope) -> GatewayRequest:
@@ -59,7 +67,8 @@ class GatewayRequest:
             elif name == ACCEL:
                 accel = value
         query = scope["query_string"]
-        return cls(scope["method"], scope["raw_path"], query, headers, is_joined, accel)
+        said: Said | None = scope.get(ASKED)
+        return cls(scope["method"], scope["raw_path"], query, headers, is_joined, accel, said)
 
     @property
     def key(self) -> Key:

@@ -24,7 +24,7 @@ from typing import Self
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
-from on_api.core.ipfs.repo import kubo_environment, peer_id_of, prepare_repo
+from on_api.core.ipfs.repo import gateway_socket, kubo_environment, peer_id_of, prepare_repo
 from on_api.core.setting_groups import MIB, NodeSettings
 
 logger = logging.getLogger(__name__)
@@ -210,6 +210,9 @@ class ManagedNode:
             raise
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
+        left = gateway_socket(self.repo)
+        if left is not None:
+            left.unlink(missing_ok=True)  # by a Kubo that was killed; the next one refuses it
         command = [str(binary), "daemon", "--migrate=true"]
         if sys.platform == "linux" and sys.executable:
             isolated = [sys.executable, "-I", "-S", "-c", _TIED_TO_US]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol, cast
 
 import httptools
 
 from on_api.core.errors import NodeError, NodeTruncated
-
-Headers = list[tuple[bytes, bytes]]
+from on_api.core.ipfs.node_heads import Headers, read_usual_head
 
 JOINED_BYTES = 64 * 1024
 """An answer whose body is announced to be no longer is given out when all of it has come."""
@@ -118,6 +117,10 @@ class Stale(Exception):
     """A connection that was kept has ended without a word about the request."""
 
 
+Told = Callable[["NodeAnswer | NodeError | Stale"], None]
+"""Is told what came of a request: its answer, whole if that is little, or why there is none."""
+
+
 class Connection(asyncio.Protocol):
     """One connection: one exchange after the other."""
 
@@ -132,7 +135,9 @@ class Connection(asyncio.Protocol):
         """An exchange came before the present one."""
         self._heard = False
         self._parser: httptools.HttpResponseParser | None = None
-        self._promise: asyncio.Future[NodeAnswer] | None = None
+        """None before the first byte of an answer, and where its end needs none."""
+        self._told: Told | None = None
+        """Whoever waits for an answer."""
         self._answer: NodeAnswer | None = None
         self._headers: Headers = []
         self._is_head = False
@@ -156,28 +161,40 @@ class Connection(asyncio.Protocol):
         """Whether the node is waited for, for too long."""
         if now < self._deadline:
             return False
-        return self._promise is not None or (
-            self._answer is not None and self._answer.is_waited_for
-        )
+        return self._told is not None or (self._answer is not None and self._answer.is_waited_for)
 
     async def exchange(self, request: bytes, is_head: bool) -> NodeAnswer:
         """Send a request and wait for its answer: for the head, or all of it if that is little."""
-        if self._transport is None or self._transport.is_closing():
-            raise NodeTruncated
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers = []
-        self._is_head = is_head
-        self._heard = self._by_close = self._complete = self._reusable = False
-        self._left = self._silent = 0
-        self._deadline = self._loop.time() + self._stall
         promise: asyncio.Future[NodeAnswer] = self._loop.create_future()
-        self._promise = promise
-        self._transport.write(request)
+
+        def told(said: NodeAnswer | NodeError | Stale) -> None:
+            if promise.done():
+                return
+            if isinstance(said, NodeAnswer):
+                promise.set_result(said)
+            else:
+                promise.set_exception(said)
+
+        self.begin(request, is_head, told)
         try:
             return await promise
         except asyncio.CancelledError:
             self.fail(NodeTruncated())
             raise
+
+    def begin(self, request: bytes, is_head: bool, told: Told) -> None:
+        """The same, for whom being woken is too much. `told` is called once, maybe at once."""
+        if self._transport is None or self._transport.is_closing():
+            told(NodeTruncated())
+            return
+        self._parser = None
+        self._headers = []
+        self._is_head = is_head
+        self._heard = self._by_close = self._complete = self._reusable = False
+        self._left = self._silent = 0
+        self._deadline = self._loop.time() + self._stall
+        self._told = told
+        self._transport.write(request)
 
     def begin_to_wait(self) -> asyncio.Future[None]:
         """What the reader of the present answer waits for. The clock runs from now on."""
@@ -209,9 +226,11 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         if self._left and answer is not None:
             self._take_plain(answer, data)
-        elif self._parser is None:
+        elif self._told is None and answer is None:
             self.fail(NodeError())  # nobody has asked
-        else:
+        elif self._heard or self._is_head or not self._take_usual(data):
+            if self._parser is None:
+                self._parser = httptools.HttpResponseParser(self)
             self._parse(self._parser, data)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -220,11 +239,8 @@ class Connection(asyncio.Protocol):
         self._keeper.forget(self)
         if self._answer is not None and self._by_close and error is None:
             self._finish(self._answer)
-        elif self._promise is not None and self._is_used and not self._heard:
-            promise, self._promise = self._promise, None
-            self._parser = None
-            if not promise.done():
-                promise.set_exception(Stale())
+        elif self._told is not None and self._is_used and not self._heard:
+            self._tell(Stale())
         else:
             self._stop(NodeTruncated())
 
@@ -290,12 +306,30 @@ class Connection(asyncio.Protocol):
 
     # The way of an answer.
 
+    def _take_usual(self, data: bytes) -> bool:
+        """Take an answer as the node usually begins it, without the parser: that calls us for each
+        of some twenty headers."""
+        read = read_usual_head(data)
+        if read is None:
+            return False
+        status, headers, length, start = read
+        self._heard = self._reusable = True
+        self._answer = answer = NodeAnswer(self, status, headers)
+        answer.length = self._left = length
+        body = data[start:]
+        if body or not length:
+            self._take_plain(answer, body)
+        if self._left and length > JOINED_BYTES:
+            self._tell(answer)
+        return True
+
     def _take_plain(self, answer: NodeAnswer, data: bytes) -> None:
         if len(data) > self._left:
             data = data[: self._left]
             self._reusable = False
         self._left -= len(data)
-        self._give(answer, data)
+        if data:
+            self._give(answer, data)
         if not self._left:
             self._finish(answer)
 
@@ -321,7 +355,7 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return
         if answer.length is None or answer.length > JOINED_BYTES:
-            self._keep_promise(answer)
+            self._tell(answer)
 
     def _give(self, answer: NodeAnswer, chunk: bytes) -> None:
         self._deadline = self._loop.time() + self._stall
@@ -344,22 +378,20 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
         if said:
             self._stop(NodeTruncated())
-        self._keep_promise(answer)
+        self._tell(answer)
 
-    def _keep_promise(self, answer: NodeAnswer) -> None:
-        promise, self._promise = self._promise, None
-        if promise is not None and not promise.done():
-            promise.set_result(answer)
+    def _tell(self, said: NodeAnswer | NodeError | Stale) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            told(said)
 
     def _stop(self, error: NodeError) -> None:
         answer, self._answer = self._answer, None
-        promise, self._promise = self._promise, None
         self._parser = None
         self._left = 0
         if answer is not None:
             answer.end(error)
-        if promise is not None and not promise.done():
-            promise.set_exception(error)
+        self._tell(error)
 
 
 def _size(headers: Headers) -> int:

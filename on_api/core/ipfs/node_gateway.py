@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from on_api.core.ipfs.node_connection import Headers, NodeAnswer
+from on_api.core.errors import NodeError
+from on_api.core.ipfs.node_connection import NodeAnswer, Stale, Told
+from on_api.core.ipfs.node_heads import Headers
 from on_api.core.ipfs.node_http import NodeHttp
+from on_api.core.ipfs.repo import own_gateway_socket
 from on_api.core.settings import Settings
 
 # Of one connection only (RFC 9110, 7.6.1), or said by the server that answers.
@@ -23,7 +26,7 @@ class NodeGateway:
     """Bound to the event loop of its first call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._http = NodeHttp(settings.gateway_url, settings.ipfs)
+        self._http = NodeHttp(settings.gateway_url, settings.ipfs, own_gateway_socket(settings))
 
     async def ask(
         self, method: str, path: str, query: str, headers: Sequence[tuple[str, str]]
@@ -37,14 +40,31 @@ class NodeGateway:
         answer.headers = _passed_on(answer.headers)
         return answer
 
+    def get_at_once(
+        self, path: str, query: str, headers: Sequence[tuple[str, str]], told: Told
+    ) -> bool:
+        """The same by GET, where that takes no connection to be made first: see
+        `NodeHttp.ask_at_once`."""
+
+        def told_by_node(said: NodeAnswer | NodeError | Stale) -> None:
+            if isinstance(said, NodeAnswer):
+                said.headers = _passed_on(said.headers)
+            told(said)
+
+        target = f"{path}?{query}" if query else path
+        return self._http.ask_at_once(target, headers, told_by_node)
+
     async def close(self) -> None:
         """Close every connection."""
         await self._http.close()
 
 
 def _passed_on(raw: Headers) -> Headers:
-    kept: dict[bytes, bytes] = {}
-    for name, value in raw:
-        if name not in _NOT_PASSED_ON:
+    kept = dict(raw)
+    if len(kept) < len(raw):
+        kept = {}
+        for name, value in raw:
             kept[name] = kept[name] + b", " + value if name in kept else value
+    for name in _NOT_PASSED_ON & kept.keys():
+        del kept[name]
     return list(kept.items())

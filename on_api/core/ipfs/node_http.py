@@ -11,11 +11,12 @@ import asyncio
 import re
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.ipfs.node_connection import Connection, NodeAnswer, Stale
+from on_api.core.ipfs.node_connection import Connection, NodeAnswer, Stale, Told
 from on_api.core.setting_groups import IpfsSettings
 
 MAX_IDLE = 64
@@ -31,7 +32,8 @@ _BREAKS = re.compile(rb"[\r\n\x00]")
 class NodeHttp:
     """Connections to one origin. Bound to the event loop of its first call."""
 
-    def __init__(self, origin: str, limits: IpfsSettings) -> None:
+    def __init__(self, origin: str, limits: IpfsSettings, socket: Path | None = None) -> None:
+        """`socket`: where the origin may listen, too; while it doesn't, its port is asked."""
         parts = urlsplit(origin)
         self._prefix = parts.path
         self._host = parts.hostname or ""
@@ -39,6 +41,7 @@ class NodeHttp:
         self._port = parts.port or (443 if self._tls else 80)
         self._lines = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode()
         self._limits = limits
+        self._socket = socket
         self._look = min(LOOK_SECONDS, limits.stall_timeout / 8)
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
@@ -62,6 +65,19 @@ class NodeHttp:
                 pass  # it had ended before the node could see the request: once more
         connection = await self._connect()
         return await connection.exchange(request, is_head)
+
+    def ask_at_once(self, target: str, headers: Sequence[tuple[str, str]], told: Told) -> bool:
+        """GET a target over a connection that is at hand. `told` is called once, later; with
+        `Stale` where it has to be asked once more. False: there is no connection, `ask`.
+
+        Raises `NodeError` for what can't be asked.
+        """
+        request = self._written("GET", target, headers)
+        connection = self._kept()
+        if connection is None:
+            return False
+        connection.begin(request, False, told)
+        return True
 
     async def close(self) -> None:
         """Close every connection."""
@@ -94,15 +110,18 @@ class NodeHttp:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+
+        def make() -> Connection:
+            return Connection(self, loop, self._limits.stall_timeout)
+
         context = ssl.create_default_context() if self._tls else None
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, loop, self._limits.stall_timeout),
-                    self._host,
-                    self._port,
-                    ssl=context,
-                )
+                connection = await self._connect_by_socket(make)
+                if connection is None:
+                    _, connection = await loop.create_connection(
+                        make, self._host, self._port, ssl=context
+                    )
         except TimeoutError as error:
             raise NodeTimeout from error
         except OSError as error:
@@ -110,6 +129,16 @@ class NodeHttp:
         self._busy.add(connection)
         if self._clock is None:
             self._clock = loop.call_later(self._look, self._look_at_the_clock, loop)
+        return connection
+
+    async def _connect_by_socket(self, make: Callable[[], Connection]) -> Connection | None:
+        if self._socket is None:
+            return None
+        try:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_unix_connection(make, str(self._socket))
+        except OSError:
+            return None  # a node that was started without it, or is not there at all
         return connection
 
     # For connections.

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.binary import inherited_environment
 from on_api.core.setting_groups import NodeSettings
+from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,9 @@ RPC_PATHS = (
 
 INIT_TIMEOUT = 60.0
 """Seconds that `ipfs init` may take; it needs a fraction of one."""
+
+MAX_SOCKET_PATH = 100
+"""Bytes. No system takes more than 103 of a socket's path, some no more than that."""
 
 _OUR_AUTHORIZATION = "API.Authorizations.on-api"
 
@@ -79,16 +84,40 @@ _GATEWAY: dict[str, object] = {
 }
 
 
-def wanted_config(settings: NodeSettings, rpc_auth: str) -> dict[str, object]:
+def gateway_socket(repo: Path) -> Path | None:
+    """Where the node's gateway listens beside its port: half of a small answer's way through the
+    kernel is TCP's. None where a path is too long for that, or the system has no such sockets.
+
+    Nobody learns more by it than by the port, which is everybody's on this machine.
+    """
+    path = repo.absolute() / "gateway.sock"
+    try:
+        length = len(str(path).encode())
+    except UnicodeEncodeError:  # Kubo's config is UTF-8
+        return None
+    return path if hasattr(socket, "AF_UNIX") and length <= MAX_SOCKET_PATH else None
+
+
+def own_gateway_socket(settings: Settings) -> Path | None:
+    """That of the node that on-api runs itself; None where it runs none."""
+    return gateway_socket(settings.home / "ipfs") if settings.manages_node else None
+
+
+def wanted_config(
+    settings: NodeSettings, rpc_auth: str, socket_path: Path | None = None
+) -> dict[str, object]:
     """What on-api wants in the node's config file, as dotted key → value.
 
     Both networks give the same keys, so that switching from one to the other leaves nothing of it
     behind. Keys not named here stay the operator's. The datastore's layout is not among them: it is
     fixed when the repo is made.
     """
+    gateway = [f"/ip4/127.0.0.1/tcp/{settings.gateway_port}"]
+    if socket_path is not None:
+        gateway.append(f"/unix/{socket_path}")  # the path begins with a slash of its own
     return {
         "Addresses.API": f"/ip4/127.0.0.1/tcp/{settings.rpc_port}",
-        "Addresses.Gateway": f"/ip4/127.0.0.1/tcp/{settings.gateway_port}",
+        "Addresses.Gateway": gateway,
         _OUR_AUTHORIZATION: {"AuthSecret": rpc_auth, "AllowedPaths": list(RPC_PATHS)},
         "Datastore.StorageMax": settings.storage_max,
         "Discovery.MDNS.Enabled": False,
@@ -143,7 +172,8 @@ def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str
     and so does each version of its config file. `binary` is Kubo's program, `rpc_auth` the RPC
     secret like `bearer:TOKEN`. Raises `StartupError` when the repo is damaged or can't be written.
     """
-    wanted = wanted_config(settings, rpc_auth)
+    socket_path = gateway_socket(repo) if _takes_sockets(repo.parent) else None
+    wanted = wanted_config(settings, rpc_auth, socket_path)
     try:
         if repo.is_symlink():  # renaming onto the link would replace it
             repo = repo.resolve(strict=True)
@@ -299,6 +329,19 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
         raise StartupError(msg) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Whether a socket can be made in it: not on every file system, and Kubo wouldn't start."""
+    path = folder.absolute() / ".socket"
+    try:
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as tried:
+            tried.bind(str(path))
+        path.unlink()
+    except (OSError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def _init_prefix(repo: Path) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
-from on_api.core.ipfs.node_connection import Headers
+from on_api.core.ipfs.node_heads import Headers
 
 MAX_ANSWER_BYTES = 1024 * 1024
 FILLING_SHARE = 4

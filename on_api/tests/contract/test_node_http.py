@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,7 @@ class Node:
     """What it heard, and what it says to each request in turn: bytes, and None to hang up."""
 
     http: NodeHttp
+    url: str
     heard: list[bytes] = field(default_factory=list)
     connections: int = 0
     answers: list[list[bytes | Speech | None]] = field(default_factory=list)
@@ -87,7 +89,7 @@ async def listening() -> AsyncIterator[Node]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     limits = IpfsSettings(rpc_url=url, gateway_url=url, connect_timeout=0.5, stall_timeout=0.5)
-    node = Node(NodeHttp(url, limits))
+    node = Node(NodeHttp(url, limits), url)
     try:
         yield node
     finally:
@@ -277,6 +279,33 @@ async def test_a_node_that_stands_still(node: Node, parts: list[bytes | Speech])
     node.says(*parts)
     with pytest.raises(NodeTimeout):
         await node.get()
+
+
+async def test_a_socket_beside_the_port(node: Node, tmp_path: Path) -> None:
+    """Is what is asked, as long as somebody listens there."""
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(HELLO)
+        writer.close()
+
+    path = tmp_path / "s"
+    node.http = NodeHttp(node.url, IpfsSettings(connect_timeout=0.5), path)
+    node.says(HELLO, None)
+    assert await node.get() == b"hello"
+    assert len(node.heard) == 1
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        for _ in range(2):
+            assert await node.get() == b"hello"
+    finally:
+        server.close()
+    assert len(heard) == 2
+    assert b"Host: " + node.url.removeprefix("http://").encode() in heard[0]
+    node.says(HELLO)
+    assert await node.get() == b"hello"  # what is left of it answers nobody
+    assert len(node.heard) == 2
 
 
 async def test_nobody_listens() -> None:

@@ -23,7 +23,13 @@ from on_api.core.errors import StartupError
 from on_api.core.ipfs import node as node_module
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.node import ManagedNode, check_home, check_ports
-from on_api.core.ipfs.repo import config_differences, kubo_environment, peer_id_of, prepare_repo
+from on_api.core.ipfs.repo import (
+    config_differences,
+    gateway_socket,
+    kubo_environment,
+    peer_id_of,
+    prepare_repo,
+)
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until
@@ -236,6 +242,22 @@ def test_ports_that_can_not_work() -> None:
         check_ports(settings)
         with pytest.raises(StartupError, match="ON_API_NODE__SWARM_PORT"):
             check_ports(settings.model_copy(update={"network": "public"}))
+
+
+def test_the_gateways_socket(node: ManagedNode, talk: Talk) -> None:
+    """Answers as the port does, no other user, and again after a Kubo that left it behind."""
+    node.start()
+    path = gateway_socket(node.repo)
+    assert path is not None
+    for killed in (False, True):
+        if killed:
+            assert node.pid is not None
+            os.kill(node.pid, signal.SIGKILL)
+            until(lambda: node.restarts == 1 and talk.is_up(), "it is up again", 30)
+        assert not path.stat().st_mode & 0o022
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), trust_env=False) as client:
+            answer = client.get(f"http://127.0.0.1:{talk.settings.gateway_port}/ipfs/bafkqaaa")
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_kubo_dies_and_comes_back(

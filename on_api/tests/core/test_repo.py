@@ -19,6 +19,7 @@ from on_api.core.errors import StartupError
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.repo import (
     config_differences,
+    gateway_socket,
     kubo_environment,
     peer_id_of,
     prepare_repo,
@@ -74,7 +75,7 @@ def test_a_new_repo(repo: Path) -> None:
     assert stat.S_IMODE((repo / "config").stat().st_mode) == 0o600
     assert stat.S_IMODE(repo.stat().st_mode) == 0o700
     config = config_of(repo)
-    assert stale_keys(config, wanted_config(PRIVATE, SECRET)) == []
+    assert stale_keys(config, wanted_config(PRIVATE, SECRET, gateway_socket(repo))) == []
     assert config_differences(config, PRIVATE) == []
     [blocks] = [m for m in config["Datastore"]["Spec"]["mounts"] if m["mountpoint"] == "/blocks"]
     assert (blocks["type"], blocks["sync"]) == ("flatfs", True)
@@ -112,7 +113,7 @@ def test_settings_are_written_and_the_operators_own_stay(repo: Path, binary: Pat
     moved = NodeSettings(rpc_port=50021, gateway_port=50022, storage_max="5GB")
     prepare_repo(binary, repo, moved, "bearer:new")
     config = config_of(repo)
-    assert stale_keys(config, wanted_config(moved, "bearer:new")) == []
+    assert stale_keys(config, wanted_config(moved, "bearer:new", gateway_socket(repo))) == []
     assert config["Addresses"]["API"] == "/ip4/127.0.0.1/tcp/50021"
     assert config["Datastore"]["StorageMax"] == "5GB"
     assert config["API"]["Authorizations"]["operator"] == own
@@ -135,6 +136,17 @@ def test_from_one_network_to_the_other_and_back(repo: Path, binary: Path) -> Non
     assert public["Addresses"]["API"] == "/ip4/127.0.0.1/tcp/50011"
     prepare_repo(binary, repo, PRIVATE, SECRET)
     assert config_of(repo) == before
+
+
+def test_a_path_that_is_too_long_for_a_socket(repo: Path) -> None:
+    """Leaves the gateway its port alone."""
+    assert config_of(repo)["Addresses"]["Gateway"] == [
+        "/ip4/127.0.0.1/tcp/50012", f"/unix/{repo}/gateway.sock"
+    ]  # fmt: skip
+    far = repo / ("x" * 100)
+    assert gateway_socket(far) is None
+    wanted = wanted_config(PRIVATE, SECRET, gateway_socket(far))
+    assert wanted["Addresses.Gateway"] == ["/ip4/127.0.0.1/tcp/50012"]
 
 
 def test_a_private_node_is_told_of_nobody() -> None:
@@ -352,7 +364,8 @@ def test_killed_while_the_repo_is_made(binary: Path, tmp_path: Path, step: int) 
     code = [sys.executable, "-c", KILLED, str(binary), str(repo), str(step)]
     assert subprocess.run(code, check=False).returncode == -signal.SIGKILL
     if repo.exists():
-        assert stale_keys(config_of(repo), wanted_config(PRIVATE, SECRET)) == []
+        wanted = wanted_config(PRIVATE, SECRET, gateway_socket(repo))
+        assert stale_keys(config_of(repo), wanted) == []
     prepare_repo(binary, repo, PRIVATE, SECRET)
     assert config_differences(config_of(repo), PRIVATE) == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -1,0 +1,169 @@
+"""Small answers of the node passed on without a scope and a task: what memory hasn't got, but knows
+that it may be served.
+
+Everything that is unusual, about the request or in what the node says, is left to `gateway.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from on_api.core.errors import NodeError, OnApiError
+from on_api.core.ipfs.endings import ending_of
+from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
+from on_api.core.ipfs.node_connection import JOINED_BYTES, NodeAnswer, Stale
+from on_api.core.services.container import Services
+from on_api.core.services.hot_answers import HotAnswers, Key
+from on_api.core.services.metering import Charge
+from on_api.public.gateway_answers import Gathering, head_of, with_ours
+from on_api.public.gateway_memory import Memory, accept_of
+from on_api.public.gateway_request import ACCEL, Said
+
+access_logger = logging.getLogger("on_api.access")
+
+_START = b"/ipfs/"
+_random = random.Random()  # noqa: S311 (names for the log, no secrets)
+
+
+class Client(Protocol):
+    """Whoever waits for an answer: a connection of on-api's own server."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there is nobody any more."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes in what it is given."""
+
+    def give(self, head: bytes, body: bytes) -> None:
+        """Answer: with status line and headers, but for the line that ends them, and a body."""
+
+    def go_the_usual_way(self, said: Said | None) -> None:
+        """Have the application serve the request, with what the node has said to it so far."""
+
+
+class Relay:
+    """Asks the node for whoever has neither scope nor task. On the event loop only."""
+
+    def __init__(
+        self,
+        services: Services,
+        answers: HotAnswers,
+        memory: Memory,
+        tell: Callable[[int, int, float], None],
+    ) -> None:
+        """`tell`: counts an answer, by its status, the bytes of its body and its seconds."""
+        settings = services.settings.gateway
+        self.under_way = 0
+        """Requests that wait for the node."""
+        self._answers = answers
+        self._memory = memory
+        self._tell = tell
+        self._policy = services.gateway
+        self._node = services.node_gateway
+        self._is_remembering = settings.cache_bytes > 0
+        self._most = services.settings.max_requests
+        self._is_plain = (
+            settings.policy != "closed"
+            and not settings.rate_per_ip
+            and not settings.connections_per_ip
+        )
+        self._never_accelerated = settings.accel_min_bytes > JOINED_BYTES
+
+    def begin(self, url: bytes, headers: Sequence[tuple[bytes, bytes]], client: Client) -> bool:
+        """Ask the node for what a GET without a body wants. The client gets an answer later, or
+        goes the usual way. False: it goes that at once."""
+        if not self._is_plain or not url.startswith(_START) or b"#" in url:
+            return False
+        if self.under_way >= self._most or access_logger.isEnabledFor(logging.DEBUG):
+            return False
+        accept = accept_of(headers)
+        if accept is None or not (self._never_accelerated or ACCEL not in dict(headers)):
+            return False
+        path, _, query = url.partition(b"?")
+        if not (query.isascii() and accept.isascii()):
+            return False
+        try:
+            if tidied(path) is not None:
+                return False
+            target = read_path(path)
+            verdict = self._policy.recall(target.normalised)
+            if verdict is None or target.root is None:
+                return False
+            asking = _Asking(self, client, (path, query, accept), target, verdict.charges[0])
+            sent_on = [("accept", accept.decode())] if accept else []
+            if not self._node.get_at_once(target.encoded, query.decode(), sent_on, asking.told):
+                return False
+        except OnApiError:
+            return False
+        self.under_way += 1
+        return True
+
+    def pass_on(self, answer: NodeAnswer, asking: _Asking) -> bool:
+        """Give the client what the node answers, if that is usual and there is credit for it."""
+        body, client = answer.whole, asking.client
+        if answer.status != 200 or not body or answer.length is None or not client.is_ready:
+            return False
+        if ending_of(dict(answer.headers).get(b"content-type", b"")) is not None:
+            return False
+        if self._is_remembering:
+            self._remember(answer, asking, body)
+        if not self._memory.tally(asking.target.normalised, asking.charge).take(len(body)):
+            return False
+        head = head_of(200, with_ours(answer.headers))
+        client.give(b"%sx-request-id: %016x\r\n" % (head, _random.getrandbits(64)), body)
+        self._tell(200, len(body), time.perf_counter() - asking.started)
+        return True
+
+    def gone(self, asking: _Asking) -> None:
+        """The client didn't wait."""
+        self._tell(0, 0, time.perf_counter() - asking.started)
+
+    def _remember(self, answer: NodeAnswer, asking: _Asking, body: bytes) -> None:
+        """Keep it in memory, if it is for that. Raises `ContentDamaged`."""
+        root = asking.target.root
+        if root is None:
+            return
+        gathering = Gathering.of(self._answers, asking.key, root, "GET", answer)
+        if gathering is not None:
+            try:
+                gathering.take(body)
+                gathering.keep()
+            finally:
+                gathering.end(len(body))
+
+
+class _Asking:
+    """One request that waits for the node."""
+
+    __slots__ = ("_relay", "charge", "client", "key", "started", "target")
+
+    def __init__(
+        self, relay: Relay, client: Client, key: Key, target: GatewayPath, charge: Charge
+    ) -> None:
+        self._relay = relay
+        self.client = client
+        self.key = key
+        self.target = target
+        self.charge = charge
+        self.started = time.perf_counter()
+
+    def told(self, said: NodeAnswer | NodeError | Stale) -> None:
+        """What came of it."""
+        self._relay.under_way -= 1
+        if self.client.is_gone:
+            self._relay.gone(self)
+            if isinstance(said, NodeAnswer):
+                said.close()
+            return
+        try:
+            if isinstance(said, NodeAnswer) and self._relay.pass_on(said, self):
+                return
+        except OnApiError:
+            pass  # it happens once more on the usual way, which has words for it
+        self.client.go_the_usual_way(None if isinstance(said, Stale) else said)
