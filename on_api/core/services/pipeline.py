@@ -41,9 +41,11 @@ async def transformed(
                 while working:
                     ready.append(await working.popleft())
                 ready.append(work())
-            for done in ready:
-                if done:
+            del block, work  # who waits for the next one holds none
+            while ready:
+                if done := ready.pop(0):
                     yield done
+                del done
         while working:
             if done := await working.popleft():
                 yield done

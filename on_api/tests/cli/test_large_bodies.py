@@ -14,7 +14,7 @@ from contextlib import closing
 import pytest
 
 from on_api.cli.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, BlockSize
+from on_api.core.blocks import MOST_BYTES
 from on_api.core.setting_groups import FilesSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
@@ -177,16 +177,3 @@ def test_who_leaves_leaves_nothing(server: Server, connection: Connection, alice
     connection.socket.close()
     until(lambda: gone.get() > before, "the upload has ended", IDLE_SECONDS - 0.5)
     assert alice.client.get("/v1/files").json()["count"] == 0
-
-
-def test_many_have_smaller_blocks() -> None:
-    """So that very many hold little more memory than eight."""
-    size = BlockSize()
-    streams = [size.streaming() for _ in range(1000)]
-    for index, stream in enumerate(streams, 1):
-        stream.__enter__()
-        assert LEAST_BYTES <= size() <= MOST_BYTES
-        assert size() == LEAST_BYTES or size() * index <= TOGETHER_BYTES
-    for stream in streams:
-        stream.__exit__(None, None, None)
-    assert size() == MOST_BYTES
