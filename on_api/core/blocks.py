@@ -18,7 +18,7 @@ LEAST_BYTES = 16 * 1024
 """Of a block that nobody has to wait for, whatever there is in memory."""
 WHOLE_BYTES = 256 * 1024
 """Of a block that many must wait for: with smaller ones each byte costs more."""
-TOGETHER_BYTES = 16 * 1024 * 1024
+TOGETHER_BYTES = 8 * 1024 * 1024
 """Of all blocks in memory, the least ones and what becomes of them left out."""
 
 
@@ -57,7 +57,7 @@ class Room:
 
     def __init__(self, together: int = TOGETHER_BYTES) -> None:
         self._together = together
-        self._streams = 0
+        self.streams = 0
         self._used = 0
         self._waiting: deque[Asked] = deque()
         self._freed: deque[int] = deque()
@@ -67,16 +67,24 @@ class Room:
     @contextmanager
     def streaming(self) -> Iterator[None]:
         """One more stream."""
-        self._streams += 1
+        self.streams += 1
         try:
             yield
         finally:
-            self._streams -= 1
+            self.streams -= 1
 
     def share(self) -> int:
         """Bytes that one stream should gather at most: two such of each have room."""
-        share = self._together // (2 * max(1, self._streams))
+        share = self._together // (2 * max(1, self.streams))
         return max(LEAST_BYTES, min(MOST_BYTES, share))
+
+    def held(self) -> int:
+        """Bytes of all blocks that somebody refers to."""
+        return self._used - sum(self._freed.copy())
+
+    def is_crowded(self) -> bool:
+        """Whether so many stream that what one has ready is to go on before it gets more."""
+        return self.share() < MOST_BYTES
 
     def ask(self, most: int, take: Callable[[bytearray], None]) -> Asked:
         """Have `take` called with a block of up to `most` bytes: at once, or as soon as there is
@@ -102,9 +110,11 @@ class Room:
             size = min(first.most, max(WHOLE_BYTES, self.share()))
             if self._used and self._used + size > self._together:
                 return
-            self._waiting.popleft()
+            block = Block(size, self)
             self._used += size
-            first.take(Block(size, self))
+            self._waiting.popleft()
+            first.take(block)
+            del block
 
     def _give_back(self, size: int) -> None:
         self._freed.append(size)

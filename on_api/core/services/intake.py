@@ -88,8 +88,13 @@ class Intake:
         encryptor = passage.encryptor
         if encryptor is None:
             return plain
+        room = self._limits.room
         return transformed(
-            plain, encryptor.begin, encryptor.finish, self._threads, at_once=SEALED_AT_ONCE
+            plain,
+            encryptor.begin,
+            encryptor.finish,
+            self._threads,
+            at_once=lambda: 0 if room.is_crowded() else SEALED_AT_ONCE,
         )
 
     async def _plain(

@@ -3,6 +3,7 @@ had been."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,8 +14,9 @@ from contextlib import closing
 
 import pytest
 
+from on_api.cli import large_bodies
 from on_api.cli.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
-from on_api.core.blocks import MOST_BYTES
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES
 from on_api.core.setting_groups import FilesSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
@@ -177,3 +179,49 @@ def test_who_leaves_leaves_nothing(server: Server, connection: Connection, alice
     connection.socket.close()
     until(lambda: gone.get() > before, "the upload has ended", IDLE_SECONDS - 0.5)
     assert alice.client.get("/v1/files").json()["count"] == 0
+
+
+def test_the_slow_hold_no_room(server: Server, alice: Account) -> None:
+    """More of them than there is room for, each with a body under way of which hardly anything
+    comes: who comes after them is not kept waiting by them, and they are served as well."""
+    room, many = server.services.room, 2 * TOGETHER_BYTES // MOST_BYTES
+    slow = [Connection(server, alice.key) for _ in range(many)]
+    try:
+        for opened in slow:
+            opened.send(opened.head("PUT /v1/files?name=slow", len(BODY)), BODY[:1])
+            opened.send(BODY[1 : 2 * LEAST_BYTES])
+        until(lambda: room.streams == many, "all of them stream", IDLE_SECONDS)
+        until(lambda: room.held() == 0, "they have lost their blocks", IDLE_SECONDS)
+        for opened in slow:
+            opened.send(BODY[2 * LEAST_BYTES : -1])
+        until(lambda: room.held() == 0, "they have lost them again", IDLE_SECONDS)
+        answer = alice.client.put("/v1/files?name=fast", content=BODY)
+        assert (answer.status_code, is_body(answer.json())) == (201, True)
+        assert room.streams == many
+        for opened in slow:
+            opened.send(BODY[-1:])
+        assert all(is_body(opened.answer()[1]) for opened in slow)
+    finally:
+        for opened in slow:
+            opened.socket.close()
+
+
+def test_who_waits_for_room_is_not_left_standing(
+    server: Server, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others have all of it: they go on in small steps, for as long as that takes."""
+    monkeypatch.setattr(large_bodies, "LONGEST_WAIT_SECONDS", 0.0)
+    room, body = server.services.room, BODY[: LARGE_BYTES + 100]
+    held: list[bytearray] = []
+
+    async def take_all() -> None:
+        for _ in range(TOGETHER_BYTES // MOST_BYTES):
+            room.ask(MOST_BYTES, held.append)
+
+    asyncio.run(take_all())
+    connection.send(connection.head("PUT /v1/files?name=a", len(body)), body)
+    status, file = connection.answer()
+    assert (status, is_body(file, body)) == (201, True)
+    assert room.held() == TOGETHER_BYTES
+    held.clear()
+    assert room.held() == 0
