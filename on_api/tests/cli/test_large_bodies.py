@@ -9,14 +9,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
 from on_api.cli import large_bodies
 from on_api.cli.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Asked, Room
 from on_api.core.setting_groups import FilesSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
@@ -204,6 +204,37 @@ def test_the_slow_hold_no_room(server: Server, alice: Account) -> None:
     finally:
         for opened in slow:
             opened.socket.close()
+
+
+@pytest.mark.parametrize("way", ["put", "form", "private"])
+def test_who_waits_for_more_holds_no_block(
+    server: Server, connection: Connection, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block has gone to the node, and the next one doesn't come: nothing of all that streams
+    refers to it any more, or many who wait so would leave no room for anybody."""
+    room = server.services.room
+    dealt: list[int] = []
+
+    def ask(most: int, take: Callable[[bytearray], None]) -> Asked:
+        dealt.append(most)
+        return Room.ask(room, most, take)
+
+    monkeypatch.setattr(room, "ask", ask)
+    if way == "form":
+        body = form((FILE, BODY))
+        head = connection.head("POST /v1/files", len(body), FORM)
+    else:
+        body = BODY
+        query = "&visibility=private" if way == "private" else ""
+        head = connection.head(f"PUT /v1/files?name=a{query}", len(body), "Expect: 100-continue")
+    connection.send(head)
+    if way != "form":
+        assert connection.until_said(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+    connection.send(body[:MOST_BYTES])
+    until(lambda: len(dealt) > 1 and room.held() == 0, "it is with the node", IDLE_SECONDS)
+    connection.send(body[MOST_BYTES:])
+    status, file = connection.answer()
+    assert (status, is_body(file)) == (201, True)
 
 
 def test_who_waits_for_room_is_not_left_standing(
