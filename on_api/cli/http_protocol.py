@@ -9,6 +9,7 @@ that the gateway does for an answer from memory. Knows nothing of what is asked.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request line with its headers; of trailers."""
 
+FIRST_BYTES = 16 * 1024
+"""Received at once when a request begins: of a large body hardly more than that comes before it is
+known where it goes."""
+NEXT_BYTES = 256 * 1024
+"""Received at once of a body that goes through the parser."""
+
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece with its head."""
 _UNUSUAL = frozenset({b"content-length", b"expect", b"transfer-encoding"})
@@ -40,6 +47,30 @@ _REFUSAL = (
 
 class HeadTooLarge(Exception):
     """Ends the parsing of a request."""
+
+
+class _Receiver(asyncio.BufferedProtocol):
+    """Receives for a `BoundedHttp`, which is no `BufferedProtocol` since uvicorn's isn't: into one
+    buffer that all of them share, as each piece is parsed before the next one comes."""
+
+    _first = memoryview(bytearray(FIRST_BYTES))
+    _next = memoryview(bytearray(NEXT_BYTES))
+
+    def __init__(self, http: BoundedHttp) -> None:
+        self._http = http
+        self._buffer = self._first
+        self.connection_lost = http.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = http.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = http.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        self._buffer = self._next if self._http.is_under_way() else self._first
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """They are there."""
+        self._http.data_received(self._buffer[:nbytes])
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -65,7 +96,7 @@ class BoundedHttp(HttpToolsProtocol):
     """Of a body that was given up, what is still to come."""
     _body: LargeBody | None = None
     """Receives in our place now."""
-    _piece = b""
+    _piece: bytes | memoryview = b""
     """What is being received."""
     _waits = False
     """The present request waits for an answer of which there is neither scope nor task."""
@@ -74,8 +105,19 @@ class BoundedHttp(HttpToolsProtocol):
     _is_last = False
     """That answer is the connection's last one."""
 
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser, unless all that it does is gather."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        self._receiver = _Receiver(self)
+        transport.set_protocol(self._receiver)
+
+    def is_under_way(self) -> bool:
+        """Whether a request has come that is not answered: what comes now is likely its body."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is not None and not cycle.response_complete
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Feed the parser, unless all that it does is gather. Keeps nothing of `data`."""
         if self._unwanted:
             unwanted, self._unwanted = self._unwanted, max(0, self._unwanted - len(data))
             if not (data := data[unwanted:]):
@@ -88,7 +130,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._moved = False
         self._may_be_quick = True
         self._arrived = self._before + self._gathered + len(data)
-        super().data_received(data)
+        super().data_received(cast(bytes, data))  # any buffer does as well
         self._piece = b""
         if self._moved:
             self._gathered, self._before = 0, len(data)
@@ -133,6 +175,7 @@ class BoundedHttp(HttpToolsProtocol):
         is_next = self.cycle is not before and (before is None or before.response_complete)
         if self._length > LARGE_BYTES and is_next:
             extended[TAKE_BODY] = partial(LargeBody, self, self.cycle, self._left)
+            self.flow.pause_reading()  # until somebody wants it
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
@@ -155,7 +198,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's is
         if not unread:
             self.on_message_complete()
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(self._receiver)
         self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
@@ -209,7 +252,8 @@ class BoundedHttp(HttpToolsProtocol):
             self.on_response_complete()
             return True
         # An answer that comes later needs this one request to be all there is to parse.
-        if self._piece.find(b"\r\n\r\n") != len(self._piece) - 4:
+        piece = bytes(self._piece)
+        if piece.find(b"\r\n\r\n") != len(piece) - 4:
             return False
         self._quick = self._waits = cast("Application", self.app).quick_relay(
             self.url, self.headers, self

@@ -17,12 +17,14 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from on_api.core.blocks import Bytes
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, Asked, Bytes, Room
 
 LARGE_BYTES = 128 * 1024
 """Of a body for which this is worth its while."""
 PATIENCE_SECONDS = 0.25
 """What has come is passed on then, though the block isn't full: slow is not idle."""
+LONGEST_WAIT_SECONDS = 2.0
+"""For room. Then the client goes on in a small block: many give up what doesn't move for five."""
 
 
 class TakesBack(Protocol):
@@ -49,29 +51,31 @@ class TakesBack(Protocol):
 
 
 class LargeBody(asyncio.BufferedProtocol):
-    """The body of one request, an iterator over its blocks, `size()` bytes each. Takes the
-    connection over at the first step, and gives it back with the last byte.
+    """The body of one request, an iterator over its blocks. Takes the connection over at the first
+    step, and gives it back with the last byte.
 
-    Holds one block that is ready and one that is being received; then the client has to wait.
+    Holds one block that is ready and one that is being received; then the client has to wait. So
+    it does while there is no `room` for a block. Who doesn't fill one in `PATIENCE_SECONDS` has it
+    taken away, and gets smaller ones that nobody waits for: the slow hold no place of others.
     Raises `ClientDisconnect`.
     """
 
     def __init__(
-        self,
-        http: TakesBack,
-        cycle: RequestResponseCycle,
-        left: Callable[[], int],
-        size: Callable[[], int],
+        self, http: TakesBack, cycle: RequestResponseCycle, left: Callable[[], int], room: Room
     ) -> None:
         """`left` tells how many bytes of the body uvicorn hasn't received."""
         self._http = http
         self._cycle = cycle
         self._unreceived = left
-        self._size = size
+        self._room = room
         self._begun = False
         self._receiving = False
         self._left = 0
         self._ready: deque[Bytes] = deque()
+        self._pace = MOST_BYTES
+        """Bytes of the largest block that this client has filled in time, twice over."""
+        self._asked: Asked | None = None
+        self._asked_at = 0.0
         self._block: bytearray | None = None
         self._free = memoryview(b"")
         """Of it, what isn't filled."""
@@ -91,23 +95,24 @@ class LargeBody(asyncio.BufferedProtocol):
                 raise StopAsyncIteration
             await self._more()
         block = self._ready.popleft()
-        if self._left:
-            self._http.transport.resume_reading()
-        else:
+        if not self._left:
             self.give_back()
+        elif self._block is None and self._asked is None:
+            self._ask()
         return block
 
     def give_back(self) -> None:
         """Nobody wants any more of it."""
         if self._receiving:
             self._receiving = False
+            self._forget()
             self._http.transport.pause_reading()
             self._http.body_ends(self._left)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: never more than the body has."""
         if self._block is None:
-            self._block = bytearray(min(self._size(), self._left))
+            self._block = bytearray(min(LEAST_BYTES, self._left))
             self._free = memoryview(self._block)
         return self._free
 
@@ -116,11 +121,13 @@ class LargeBody(asyncio.BufferedProtocol):
         self._free = self._free[nbytes:]
         self._left -= nbytes
         if self._block is not None and not self._free:
+            self._pace = min(MOST_BYTES, max(self._pace, 2 * len(self._block)))
             self._pass_on(self._block)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or was sent away."""
         self._lost, self._receiving = True, False
+        self._forget()
         self._wake()
         self._http.connection_lost(exc)
 
@@ -140,23 +147,27 @@ class LargeBody(asyncio.BufferedProtocol):
             self._http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
         received, cycle.body = cycle.body, bytearray()
+        if received:
+            self._ready.append(received)
         self._left = self._unreceived()
         if not self._left or cycle.disconnected:
-            if received:
-                self._ready.append(received)
             return
-        # It begins a block, so that those that follow are whole ones.
-        room = min(self._left, max(0, self._size() - len(received)))
-        received.extend(bytes(room))
-        self._block = received
-        self._free = memoryview(received)[len(received) - room :]
         self._http.flow.pause_reading()
         self._receiving = True
         self._http.body_begins(self)
         self._http.transport.set_protocol(self)
-        if not room:
-            self._pass_on(self._block)
-        else:
+        if not received:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._asked_at = self._http.loop.time()
+        asked = self._room.ask(min(self._pace, self._left), self._receive_into)
+        self._asked = asked if self._block is None else None
+
+    def _receive_into(self, block: bytearray) -> None:
+        self._asked = None
+        if self._receiving:
+            self._block, self._free = block, memoryview(block)
             self._http.transport.resume_reading()
 
     async def _more(self) -> None:
@@ -169,17 +180,31 @@ class LargeBody(asyncio.BufferedProtocol):
             self._waiter = None
 
     def _lose_patience(self) -> None:
-        filled = 0 if self._block is None else len(self._block) - len(self._free)
-        if self._block is not None and filled:
-            self._pass_on(bytes(memoryview(self._block)[:filled]))
-        else:
-            self._wake()
+        """With the client, or with those that have all the room."""
+        if self._asked is not None:
+            if self._http.loop.time() - self._asked_at >= LONGEST_WAIT_SECONDS:
+                self._forget()
+                self._http.transport.resume_reading()
+        elif self._block is not None:
+            filled = len(self._block) - len(self._free)
+            self._pace = max(LEAST_BYTES, filled)
+            if filled:
+                self._pass_on(bytes(memoryview(self._block)[:filled]))
+            else:
+                self._block, self._free = None, memoryview(b"")
+        self._wake()
 
     def _pass_on(self, block: Bytes) -> None:
         self._ready.append(block)
         self._block, self._free = None, memoryview(b"")
         self._http.transport.pause_reading()
         self._wake()
+
+    def _forget(self) -> None:
+        """Give back what was asked for, and what is not filled."""
+        if self._asked is not None:
+            self._asked.withdraw()
+        self._asked, self._block, self._free = None, None, memoryview(b"")
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

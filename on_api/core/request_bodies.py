@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable
 
 from starlette.requests import Request
 
-from on_api.core.blocks import Bytes
+from on_api.core.blocks import Bytes, Room
 
 TAKE_BODY = "on_api.take_body"
-"""Where in the scope the function is that makes an iterator over the body's blocks; it is given a
-function that tells how many bytes the next one should have."""
+"""Where in the scope the function is that makes an iterator over the body's blocks; it is given the
+room where they go."""
 
 
-def body_of(request: Request, size: Callable[[], int]) -> AsyncIterator[Bytes]:
-    """The body, in blocks of `size()` bytes or in smaller pieces. Raises `ClientDisconnect`."""
-    take: Callable[[Callable[[], int]], AsyncIterator[Bytes]] | None = request.scope.get(TAKE_BODY)
-    return request.stream() if take is None else take(size)
+def body_of(request: Request, room: Room) -> AsyncIterator[Bytes]:
+    """The body, in blocks out of `room` or in smaller pieces. Raises `ClientDisconnect`."""
+    take: Callable[[Room], AsyncIterator[Bytes]] | None = request.scope.get(TAKE_BODY)
+    return request.stream() if take is None else take(room)

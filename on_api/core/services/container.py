@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
-from on_api.core.blocks import BlockSize
+from on_api.core.blocks import Room
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose
@@ -96,7 +96,7 @@ class Services:
     idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
-    block_size: BlockSize
+    room: Room
     """Of uploads under way."""
     pins_doubtful: threading.Event
     """Set while the node's pins have to be looked through."""
@@ -130,8 +130,8 @@ class Services:
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
-        block_size = BlockSize()
-        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size, block_size)
+        room = Room()
+        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size, room)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(
@@ -201,7 +201,7 @@ class Services:
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
-            block_size=block_size,
+            room=room,
             pins_doubtful=doubtful,
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from anyio import to_thread
 
-from on_api.core.blocks import BlockSize, Bytes
+from on_api.core.blocks import WHOLE_BYTES, Bytes, Room
 from on_api.core.crypto.age import Encryptor
 from on_api.core.errors import PayloadTooLarge, RequestTimeout
 from on_api.core.services.capacity import Capacity
@@ -30,11 +30,12 @@ SEALED_AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """What one upload must keep to: seconds between two chunks, bytes of one file, of one block."""
+    """What one upload must keep to: seconds between two chunks, bytes of one file; and the
+    memory that all share."""
 
     idle_timeout: float
     max_file_size: int
-    block_size: BlockSize = field(default_factory=BlockSize)
+    room: Room = field(default_factory=Room)
 
 
 class FilePassage:
@@ -87,8 +88,13 @@ class Intake:
         encryptor = passage.encryptor
         if encryptor is None:
             return plain
+        room = self._limits.room
         return transformed(
-            plain, encryptor.begin, encryptor.finish, self._threads, at_once=SEALED_AT_ONCE
+            plain,
+            encryptor.begin,
+            encryptor.finish,
+            self._threads,
+            at_once=lambda: 0 if room.is_crowded() else SEALED_AT_ONCE,
         )
 
     async def _plain(
@@ -97,7 +103,7 @@ class Intake:
         loop = asyncio.get_running_loop()
         hashing: asyncio.Future[None] | None = None
         await self._allow(passage)
-        with self._limits.block_size.streaming():
+        with self._limits.room.streaming():
             async for block in blocks(body, self._limits):
                 passage.size += len(block)
                 if passage.size > self._limits.max_file_size:
@@ -113,6 +119,7 @@ class Intake:
                 else:
                     hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
                 yield block
+                del block  # who waits for the next one holds none
             if hashing is not None:
                 await hashing
 
@@ -139,11 +146,20 @@ async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncItera
                 chunk = await anext(chunks, None)
         except TimeoutError:
             raise RequestTimeout from None
-        if chunk is not None:
+        enough = limits.room.share() // 2
+        whole = chunk if chunk is not None and len(chunk) >= min(enough, WHOLE_BYTES) else None
+        if chunk is not None and whole is None:
             gathered.append(chunk)
             size += len(chunk)
-        if 2 * size >= limits.block_size() or (chunk is None and size):
-            yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+        # What came before a whole block is not joined to it, which would copy that.
+        if size and (size >= enough or whole is not None or chunk is None):
+            joined = gathered[0] if len(gathered) == 1 else b"".join(gathered)
             gathered, size = [], 0
+            yield joined
+            del joined
         if chunk is None:
             return
+        del chunk
+        if whole is not None:
+            yield whole
+        del whole

@@ -19,13 +19,14 @@ async def transformed(
     finish: Callable[[], Bytes],
     threads: Executor,
     *,
-    at_once: int = 1,
+    at_once: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[Bytes]:
     """What comes of the blocks, in their order, and `finish` at last; never empty pieces. `begin`
     takes a block and says what is to be done with it.
 
-    That is done in threads, for `at_once` blocks at the same time, while the next one is being
-    received. Memory: a few blocks.
+    That is done in threads, for `at_once()` blocks at the same time, while the next one is being
+    received; where that is 0, nothing is held while the next one is waited for. Memory: a few
+    blocks.
     """
     loop = asyncio.get_running_loop()
     working: deque[asyncio.Future[Bytes]] = deque()
@@ -34,16 +35,21 @@ async def transformed(
             work = begin(block)
             ready: list[Bytes] = []
             if len(block) > DONE_HERE:
-                while len(working) >= at_once:
+                most = at_once()
+                while working and len(working) >= most:
                     ready.append(await working.popleft())
                 working.append(loop.run_in_executor(threads, work))
+                if not most:
+                    ready.append(await working.popleft())
             else:
                 while working:
                     ready.append(await working.popleft())
                 ready.append(work())
-            for done in ready:
-                if done:
+            del block, work  # who waits for the next one holds none
+            while ready:
+                if done := ready.pop(0):
                     yield done
+                del done
         while working:
             if done := await working.popleft():
                 yield done

@@ -3,18 +3,20 @@ had been."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
+from on_api.cli import large_bodies
 from on_api.cli.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, BlockSize
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Asked, Room
 from on_api.core.setting_groups import FilesSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
@@ -179,14 +181,78 @@ def test_who_leaves_leaves_nothing(server: Server, connection: Connection, alice
     assert alice.client.get("/v1/files").json()["count"] == 0
 
 
-def test_many_have_smaller_blocks() -> None:
-    """So that very many hold little more memory than eight."""
-    size = BlockSize()
-    streams = [size.streaming() for _ in range(1000)]
-    for index, stream in enumerate(streams, 1):
-        stream.__enter__()
-        assert LEAST_BYTES <= size() <= MOST_BYTES
-        assert size() == LEAST_BYTES or size() * index <= TOGETHER_BYTES
-    for stream in streams:
-        stream.__exit__(None, None, None)
-    assert size() == MOST_BYTES
+def test_the_slow_hold_no_room(server: Server, alice: Account) -> None:
+    """More of them than there is room for, each with a body under way of which hardly anything
+    comes: who comes after them is not kept waiting by them, and they are served as well."""
+    room, many = server.services.room, 2 * TOGETHER_BYTES // MOST_BYTES
+    slow = [Connection(server, alice.key) for _ in range(many)]
+    try:
+        for opened in slow:
+            opened.send(opened.head("PUT /v1/files?name=slow", len(BODY)), BODY[:1])
+            opened.send(BODY[1 : 2 * LEAST_BYTES])
+        until(lambda: room.streams == many, "all of them stream", IDLE_SECONDS)
+        until(lambda: room.held() == 0, "they have lost their blocks", IDLE_SECONDS)
+        for opened in slow:
+            opened.send(BODY[2 * LEAST_BYTES : -1])
+        until(lambda: room.held() == 0, "they have lost them again", IDLE_SECONDS)
+        answer = alice.client.put("/v1/files?name=fast", content=BODY)
+        assert (answer.status_code, is_body(answer.json())) == (201, True)
+        assert room.streams == many
+        for opened in slow:
+            opened.send(BODY[-1:])
+        assert all(is_body(opened.answer()[1]) for opened in slow)
+    finally:
+        for opened in slow:
+            opened.socket.close()
+
+
+@pytest.mark.parametrize("way", ["put", "form", "private"])
+def test_who_waits_for_more_holds_no_block(
+    server: Server, connection: Connection, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block has gone to the node, and the next one doesn't come: nothing of all that streams
+    refers to it any more, or many who wait so would leave no room for anybody."""
+    room = server.services.room
+    dealt: list[int] = []
+
+    def ask(most: int, take: Callable[[bytearray], None]) -> Asked:
+        dealt.append(most)
+        return Room.ask(room, most, take)
+
+    monkeypatch.setattr(room, "ask", ask)
+    if way == "form":
+        body = form((FILE, BODY))
+        head = connection.head("POST /v1/files", len(body), FORM)
+    else:
+        body = BODY
+        query = "&visibility=private" if way == "private" else ""
+        head = connection.head(f"PUT /v1/files?name=a{query}", len(body), "Expect: 100-continue")
+    connection.send(head)
+    if way != "form":
+        assert connection.until_said(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+    connection.send(body[:MOST_BYTES])
+    until(lambda: len(dealt) > 1 and room.held() == 0, "it is with the node", IDLE_SECONDS)
+    connection.send(body[MOST_BYTES:])
+    status, file = connection.answer()
+    assert (status, is_body(file)) == (201, True)
+
+
+def test_who_waits_for_room_is_not_left_standing(
+    server: Server, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others have all of it: they go on in small steps, for as long as that takes."""
+    monkeypatch.setattr(large_bodies, "LONGEST_WAIT_SECONDS", 0.0)
+    room, body = server.services.room, BODY[: LARGE_BYTES + 100]
+    held: list[bytearray] = []
+
+    async def take_all() -> None:
+        for _ in range(TOGETHER_BYTES // MOST_BYTES):
+            room.ask(MOST_BYTES, held.append)
+
+    asyncio.run(take_all())
+    connection.send(connection.head("PUT /v1/files?name=a", len(body)), body)
+    status, file = connection.answer()
+    assert (status, is_body(file, body)) == (201, True)
+    assert room.held() == TOGETHER_BYTES
+    held.clear()
+    assert room.held() == 0

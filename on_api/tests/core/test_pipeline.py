@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 LARGE, SMALL = DONE_HERE + 1, 3
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("at_once", [0, 1, 2, 3])
 async def test_in_their_order(at_once: int) -> None:
     """Large blocks, small ones, and some of which nothing comes, however long each takes: each
     waits for its successor to be begun where as many may be worked on."""
@@ -46,7 +46,7 @@ async def test_in_their_order(at_once: int) -> None:
             begin,  # type: ignore[arg-type]  # of bytes only
             lambda: b"end",
             threads,
-            at_once=at_once,
+            at_once=lambda: at_once,
         )
         assert [bytes(piece) async for piece in stream] == [*filter(None, blocks), b"end"]
 
@@ -67,7 +67,7 @@ async def test_what_fails_in_a_thread_ends_the_stream() -> None:
             yield bytes([number]) * LARGE
 
     with ThreadPoolExecutor(3) as threads:
-        stream = transformed(coming(), begin, lambda: b"", threads, at_once=2)
+        stream = transformed(coming(), begin, lambda: b"", threads, at_once=lambda: 2)
         came = [(await anext(stream))[0] for _ in range(2)]
         with pytest.raises(ValueError, match="the third"):
             await anext(stream)

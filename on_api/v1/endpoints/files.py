@@ -133,7 +133,7 @@ async def upload_files(
     """
     reader = MultipartReader(
         request.headers.get("content-type", ""),
-        body_of(request, services.block_size),
+        body_of(request, services.room),
         max_parts=services.settings.files.max_parts,
     )
     announced = announced_by_form(request.headers)
@@ -169,7 +169,7 @@ async def upload_file(
     if "content-range" in request.headers:
         # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
         raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
-    body = body_of(request, services.block_size)
+    body = body_of(request, services.room)
     file = options.describe_file(body, None, request.headers.get("content-type"))
 
     async def only_this() -> AsyncIterator[IncomingFile]:

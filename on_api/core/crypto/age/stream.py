@@ -63,7 +63,8 @@ class ChunkSealer:
         if self._finished:
             raise ValueError("the file is finished")
         self._finished = True
-        return _sealed(self._key, self._index, [self._held], final=True)
+        last, self._held = self._held, bytearray()  # who has sealed a file may be kept for long
+        return _sealed(self._key, self._index, [last], final=True)
 
 
 class ChunkOpener:
