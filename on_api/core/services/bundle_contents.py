@@ -56,7 +56,8 @@ def lock_contents(session: Session, wanted: Mapping[str, int], bundle: Bundle | 
     ]
     if not rows:
         return Members({}, set(), set())
-    found = {row.cid: row for row in session.execute(locking(dialect_of(session)), rows)}
+    locked = session.connection().execute(locking(dialect_of(session)), rows)
+    found = {row.cid: row for row in locked}
     if bundle is not None and found.pop(root).state != PINNED:
         raise ServiceUnavailable(GIVEN_UP)  # taken for what a crash had left
     # What was removed before lives in the bundle now, whatever became of its own pin.
@@ -96,7 +97,7 @@ def hold(
     user's charge."""
     if not references:
         return {}
-    held = session.execute(
+    held = session.connection().execute(
         counting(dialect_of(session)),
         [
             {

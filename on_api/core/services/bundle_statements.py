@@ -6,10 +6,57 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Insert, bindparam, insert, update
+from sqlalchemy import Insert, bindparam, insert, select, update
 
-from on_api.core.models import Content, Holding, UserUsage
+from on_api.core.models import Content, Holding, Lease, Maintenance, User, UserUsage
+from on_api.core.models.content import PINNED
 from on_api.core.models.database import Base, insert_into, table_of
+from on_api.core.services.maintenance import GARBAGE
+
+
+@cache
+def accounts_of(*, lock: bool) -> Any:
+    """Counters and quota of those of `users` that are there, in order; maybe locked."""
+    usage, user = table_of(UserUsage), table_of(User)
+    statement = (
+        select(
+            usage.c.user_id,
+            usage.c.storage_bytes,
+            usage.c.reserved_bytes,
+            usage.c.last_created_at,
+            user.c.storage_quota,
+        )
+        .join(user, user.c.id == usage.c.user_id)
+        .where(
+            usage.c.user_id.in_(bindparam("users", expanding=True)),
+            user.c.deleted_at.is_(None),
+        )
+        .order_by(usage.c.user_id)
+    )
+    return statement.with_for_update(of=usage) if lock else statement
+
+
+@cache
+def keeping() -> Any:
+    """Which of `cids` on-api keeps already."""
+    table = table_of(Content)
+    return select(table.c.cid).where(
+        table.c.cid.in_(bindparam("cids", expanding=True)), table.c.state == PINNED
+    )
+
+
+@cache
+def holding_on() -> Any:
+    """That a lease (`id`, `token`) is there, which it then is to the transaction's end, and until
+    when garbage is collected."""
+    lease, maintenance = table_of(Lease), table_of(Maintenance)
+    until = select(maintenance.c.lease_until).where(maintenance.c.kind == GARBAGE)
+    return (
+        select(until.scalar_subquery().label("until"))
+        .select_from(lease)
+        .where(lease.c.id == bindparam("id"), lease.c.token == bindparam("token"))
+        .with_for_update(of=lease, read=True, key_share=True)
+    )
 
 
 @cache
@@ -51,7 +98,6 @@ def settling() -> Any:
         .values(
             file_count=table.c.file_count + bindparam("added"),
             storage_bytes=table.c.storage_bytes + bindparam("stored"),
-            reserved_bytes=table.c.reserved_bytes - bindparam("given_back"),
             last_created_at=bindparam("last"),
         )
     )

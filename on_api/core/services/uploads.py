@@ -32,6 +32,7 @@ from on_api.core.services.access import Principal
 from on_api.core.services.bundle_records import SmallUpload
 from on_api.core.services.bundling import Bundler
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.files import FileFacts
 from on_api.core.services.idempotency import (
     AlreadyAnswered,
     Answered,
@@ -45,7 +46,7 @@ from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.metering import Charge, Kind, Meter
 from on_api.core.services.private_files import PrivateFiles, Sealing
 from on_api.core.services.reservations import Announced
-from on_api.core.services.stored_files import MICROSECOND, IncomingFile, StoredFile
+from on_api.core.services.stored_files import MICROSECOND, IncomingFile, StoredFile, facts_in
 from on_api.core.services.together import Together
 
 __all__ = ["IncomingFile", "Recording", "UploadService"]
@@ -60,7 +61,7 @@ class Recording:
     """Under which claim to record which answer."""
 
     claim: Claim
-    render: Callable[[Sequence[File]], bytes]
+    render: Callable[[Sequence[FileFacts]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +154,8 @@ class UploadService:
         incoming: AsyncIterator[IncomingFile],
         announced: Announced,
         attempt: Claim | Answered,
-        render: Callable[[Sequence[File]], bytes],
-    ) -> Sequence[File]:
+        render: Callable[[Sequence[FileFacts]], bytes],
+    ) -> Sequence[FileFacts]:
         """Like `store`, under an Idempotency-Key: what is stored and its answer are one
         transaction.
 
@@ -182,7 +183,7 @@ class UploadService:
         incoming: AsyncIterator[IncomingFile],
         announced: Announced,
         recording: Recording | None = None,
-    ) -> Sequence[File]:
+    ) -> Sequence[FileFacts]:
         """Store every incoming file, or none: they are recorded in one transaction at the end.
 
         What is announced is refused before a byte is read where it can't be had. Raises
@@ -211,15 +212,18 @@ class UploadService:
             raise
         self._metrics.uploads.labels("stored").inc()
         key_id = principal.metered_key
-        for row in files:
-            self._metrics.uploaded_bytes.inc(row.sealed_size or row.size)
-            charge = Charge(Kind.UPLOAD, row.user_id, key_id, file_id=row.id, cid=row.cid)
-            self._meter.received(charge, row.size)
+        for file in files:
+            charge = Charge(Kind.UPLOAD, principal.user_id, key_id, file_id=file.id, cid=file.cid)
+            self._meter.received(charge, file.size)
         return files
+
+    async def close(self) -> None:
+        """Give up what is under way here."""
+        await self._bundler.close()
 
     async def _store_by_itself(
         self, principal: Principal, announced: Announced, send: _Send, recording: Recording | None
-    ) -> Sequence[File]:
+    ) -> Sequence[FileFacts]:
         """Store what `send` sends, under a lease of its own."""
         lease = await self._leases.open_together(UPLOAD, principal, announced)
         intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
@@ -230,9 +234,10 @@ class UploadService:
                     stored.append(file)
                 if not stored:
                     raise BadRequest(NO_FILE)
-                return await self._record_secured(
-                    _Ended(principal.user_id, lease, stored, recording)
-                )
+                upload = _Ended(principal.user_id, lease, stored, recording)
+                files = await self._record_secured(upload)
+                self._metrics.uploaded_bytes.inc(sum(file.stored_size for file in stored))
+                return files
         except BaseException:
             with CancelScope(shield=True):
                 await self._abandon(lease, pinned=intake.began)
@@ -244,7 +249,7 @@ class UploadService:
         incoming: AsyncIterator[IncomingFile],
         most: int,
         recording: Recording | None,
-    ) -> Sequence[File]:
+    ) -> Sequence[FileFacts]:
         """Take up to `most` bytes into memory, and store them with whatever else there is."""
         taken = [await self._take(principal, file, most) async for file in incoming]
         if not taken:
@@ -258,7 +263,7 @@ class UploadService:
                 added = await self._add(_once(block), lease, intake)
                 yield replace(file, cid=added.cid, dag_size=added.dag_size)
 
-        def alone() -> Awaitable[Sequence[File]]:
+        def alone() -> Awaitable[Sequence[FileFacts]]:
             size = sum(len(block) for _, block in sent)
             return self._store_by_itself(principal, Announced(size, size), send, recording)
 
@@ -310,7 +315,7 @@ class UploadService:
             await self._keeper.secure(error.added.cid, lease.id)
             return error.added
 
-    async def _record_secured(self, upload: _Ended) -> Sequence[File]:
+    async def _record_secured(self, upload: _Ended) -> Sequence[FileFacts]:
         """Record it, after making sure of whatever was being unpinned while it was sent."""
         while True:
             try:
@@ -319,7 +324,7 @@ class UploadService:
                 generation = await self._keeper.secure(error.cid, upload.lease.id)
                 upload.secured[error.cid] = generation
 
-    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[File]]:
+    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[FileFacts]]:
         """Record uploads of one user, all or none."""
         user_id = uploads[0].user_id
         with self._database.session_scope() as session:
@@ -332,15 +337,16 @@ class UploadService:
                 contents.add_reference(session, usage, one.cid, one.dag_size, secured)
             return [self._record(session, usage, upload) for upload in uploads]
 
-    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[File]:
-        files = [
-            File(**file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND)))
+    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[FileFacts]:
+        columns = [
+            file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND))
             for file in upload.stored
         ]
-        usage.file_count += len(files)
-        session.add_all(files)
+        usage.file_count += len(columns)
+        session.add_all([File(**each) for each in columns])
+        files = [facts_in(each) for each in columns]
         for file in files:
-            events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
+            events.record(session, usage.user_id, "file.created", file.id, cid=file.cid)
         stored_size = sum(file.stored_size for file in upload.stored)
         with session.no_autoflush:  # what changes in `usage` is one statement, at the end
             self._leases.close(session, upload.lease, usage, stored_size)
@@ -351,7 +357,7 @@ class UploadService:
         return files
 
     def _answer(
-        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[File]
+        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[FileFacts]
     ) -> Answered:
         sent = [(file.incoming, file.sha256) for file in stored]
         return Answered(self._fingerprints(sent)[0], 201, recording.render(files))

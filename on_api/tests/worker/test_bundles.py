@@ -16,10 +16,11 @@ from sqlalchemy import delete, select, update
 from on_api.core.errors import NodeError, QuotaExceeded, Unauthorized
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.dag import DAG_CBOR
-from on_api.core.models import Content, File, Lease, User
+from on_api.core.models import Content, Lease, User
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
+from on_api.core.services.files import FileFacts
 from on_api.core.services.fsck.findings import Kind, Report
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
@@ -186,7 +187,7 @@ def test_a_quota_is_kept_to_the_byte(calm: Server, user: Account, other: Account
         owner.storage_quota = 3500
     members = bundle(calm, [*some(user, 5), *some(other, 3)])
     mine = [member.file for member in members[:5]]
-    assert sum(isinstance(file, File) for file in mine) == 3
+    assert sum(isinstance(file, FileFacts) for file in mine) == 3
     assert sum(isinstance(file, QuotaExceeded) for file in mine) == 2
     assert [member.read() for member in members[5:]] == [member.data for member in members[5:]]
     assert user.client.get("/v1/users/me/usage").json()["storage"]["bytes"] == 3000
@@ -415,7 +416,7 @@ def test_the_lease_is_lost_before_the_record(
             assert not troubles(fsck(calm, repair=True))
         gate.open()
         members = sending.result()
-    assert not any(isinstance(member.file, File) for member in members)
+    assert not any(isinstance(member.file, FileFacts) for member in members)
     assert user.client.get("/v1/files").json()["count"] == 0
 
 

@@ -344,7 +344,7 @@ async def _store(
 ) -> File | FileItems:
     """Store an upload, once per Idempotency-Key where one was sent."""
 
-    def show(rows: Sequence[FileRow]) -> File | FileItems:
+    def show(rows: Sequence[FileFacts]) -> File | FileItems:
         items = [File.of(row, services.settings.base_url) for row in rows]
         return items[0] if len(items) == 1 else FileItems(items=items)
 
