@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Row
@@ -19,14 +20,16 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
 from on_api.core.ipfs.bundle import Block, Bundle
-from on_api.core.models import Database, Event, File
+from on_api.core.models import Database
 from on_api.core.models.database import utc_now
 from on_api.core.services import contents
 from on_api.core.services.bundle_contents import hold, lock_contents, stamp
 from on_api.core.services.bundle_statements import (
+    FILE_COLUMNS,
+    NEW_EVENTS,
+    NEW_FILES,
     accounts_of,
     holding_on,
-    inserting,
     keeping,
     settling,
 )
@@ -39,6 +42,7 @@ from on_api.core.services.stored_files import MICROSECOND, StoredFile, facts_in
 _Account = Row[uuid.UUID, int, int, datetime | None, int | None]
 _Accounts = dict[uuid.UUID, _Account]
 """Of users: their counters and quota."""
+_in_order = itemgetter(*FILE_COLUMNS)
 Files = Sequence[FileFacts]
 """Of one upload, as they were recorded."""
 
@@ -64,20 +68,11 @@ class SmallUpload:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Uploads that may go together. `kept`: CIDs that on-api keeps already."""
+    """Uploads that may go together. `fresh`: what the node has to be given, each block once, by its
+    CID; whatever else they are on-api keeps already."""
 
     uploads: Sequence[SmallUpload]
-    kept: Collection[str]
-
-    def fresh_blocks(self) -> list[Block]:
-        """What the node has to be given: each block once."""
-        fresh = {
-            file.cid: block
-            for upload in self.uploads
-            for file, block in zip(upload.files, upload.blocks, strict=True)
-            if file.cid not in self.kept
-        }
-        return list(fresh.values())
+    fresh: Mapping[str, Block]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +97,17 @@ class BundleRecords:
         with self._database.session_scope(write=False) as session:
             accounts = _accounts(session, uploads, lock=False)
             admitted = _that_fit(accounts, uploads)
-            cids = {file.cid for upload in admitted for file in upload.files}
-            kept = session.connection().execute(keeping(), {"cids": list(cids)})
-            return Admitted(admitted, set(kept.scalars()))
+            fresh = {
+                file.cid: block
+                for upload in admitted
+                for file, block in zip(upload.files, upload.blocks, strict=True)
+            }
+            for cid in session.connection().execute(keeping(), {"cids": list(fresh)}).scalars():
+                del fresh[cid]
+            return Admitted(admitted, fresh)
 
     def record(self, lease: HeldLease, admitted: Admitted, bundle: Bundle | None) -> Recorded:
-        """Record uploads whose blocks the node has, in a bundle that is pinned or as `kept`.
+        """Record uploads whose blocks the node has, in a bundle that is pinned, or has had.
 
         Raises `ServiceUnavailable` when the lease is not ours any more, `Conflict` for a lost race.
         """
@@ -119,7 +119,7 @@ class BundleRecords:
             fit = [upload for upload in uploads if upload.claim is None or upload.claim.id in held]
             fit = _that_fit(accounts, fit)
             sizes = {file.cid: file.dag_size for upload in fit for file in upload.files}
-            there = lock_contents(session, sizes, bundle)
+            there = lock_contents(session, sizes, bundle, admitted.fresh)
             fit = [u for u in fit if all(file.cid in there.sizes for file in u.files)]
             references = Counter((u.user_id, file.cid) for u in fit for file in u.files)
             charged = hold(session, references, there)
@@ -137,17 +137,24 @@ class BundleRecords:
             user_id: contents.moments_after(account.last_created_at, step=MICROSECOND)
             for user_id, account in accounts.items()
         }
-        columns: list[dict[str, Any]] = []
+        rows: list[Sequence[Any]] = []
+        happened: list[Sequence[Any]] = []
         recorded: dict[SmallUpload, Files] = {}
         for upload in uploads:
-            moment = moments[upload.user_id]
-            own = [file.columns(upload.user_id, next(moment)) for file in upload.files]
-            columns += own
-            recorded[upload] = [facts_in(each) for each in own]
-        if columns:
+            user_id, moment = upload.user_id, moments[upload.user_id]
+            own = []
+            for file in upload.files:
+                columns = file.columns(user_id, next(moment))
+                shown = facts_in(columns)
+                own.append(shown)
+                rows.append(_in_order(columns))
+                data = {"cid": file.cid}
+                happened.append((user_id, "file.created", shown.id, data, shown.created_at))
+            recorded[upload] = own
+        if rows:
             connection = session.connection()
-            connection.execute(inserting(File), columns)
-            connection.execute(inserting(Event), [_created(each) for each in columns])
+            NEW_FILES.execute(connection, rows)
+            NEW_EVENTS.execute(connection, happened)
         for upload, files in recorded.items():
             if upload.claim is not None and upload.answer is not None:
                 self._idempotency.finish(session, upload.claim, upload.answer(files))
@@ -210,13 +217,3 @@ def _settle(
     ]
     if changes:
         session.connection().execute(settling(), changes)
-
-
-def _created(file: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "user_id": file["user_id"],
-        "kind": "file.created",
-        "subject_id": file["id"],
-        "data": {"cid": file["cid"]},
-        "created_at": file["created_at"],
-    }

@@ -196,10 +196,9 @@ class Bundler:
         self._storing += 1
         try:
             admitted = await to_thread.run_sync(self._records.admit, uploads)
-            blocks = admitted.fresh_blocks()
-            if not blocks:
+            if not admitted.fresh:
                 return admitted, None
-            bundle = make_bundle(blocks, new_id().bytes)
+            bundle = make_bundle(list(admitted.fresh.values()), new_id().bytes)
             await self._node.store_bundle(bundle, pin_name=lease.pin_name)
             return admitted, bundle
         finally:
