@@ -49,6 +49,11 @@ class Authenticator:
         self._generation = 0
         invalidations.subscribe(self._forget)
 
+    @property
+    def generation(self) -> int:
+        """Rises with all news: what was found out before it may be wrong."""
+        return self._generation
+
     def authenticate(self, key: str) -> Principal:
         """The principal of a valid key; counts the use of a limited one.
 

@@ -7,6 +7,7 @@ No database connection is held while bytes flow: one short transaction before (t
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -15,13 +16,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
+from on_api.core.ipfs.bundle import Block
 from on_api.core.ipfs.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
 from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
@@ -52,6 +54,9 @@ from on_api.core.services.together import Together
 __all__ = ["IncomingFile", "Recording", "UploadService"]
 
 logger = logging.getLogger(__name__)
+
+Done = Callable[[Sequence[FileFacts] | BaseException], None]
+"""Is told of the files that were stored, or why there are none."""
 
 NO_FILE = "No file was sent: name the part `file`."
 
@@ -146,6 +151,8 @@ class UploadService:
         self._private_files = private_files
         self._meter = meter
         self._bundler = bundler
+        self._stored = metrics.uploads.labels("stored")
+        self._alone: set[asyncio.Task[Any]] = set()
         self._recording = Together(self._record_all)
 
     async def store_once(
@@ -207,15 +214,60 @@ class UploadService:
 
                 files = await self._store_by_itself(principal, announced, send, recording)
         except BaseException as error:
-            reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
-            self._metrics.uploads.labels(reason).inc()
+            self._count_failed(error)
             raise
-        self._metrics.uploads.labels("stored").inc()
+        self._count_stored(principal, files)
+        return files
+
+    def offer(self, principal: Principal, incoming: IncomingFile, plain: bytes, done: Done) -> bool:
+        """Store a small public file with those that are being gathered, without a task; `done` is
+        called with what becomes of it. False: it has to be stored the usual way."""
+        if (
+            principal.max_bytes is not None
+            or not 0 < len(plain) <= min(CHUNK_BYTES, self._limits.max_file_size)
+            or not self._bundler.is_gathering
+            or not self._capacity.allows(len(plain))
+        ):
+            return False
+        whole = _Whole.of(incoming, plain, plain, None)
+        files, sent = [whole.as_stored()], [(whole.cid, whole.block)]
+        future = self._bundler.gather(SmallUpload(principal.user_id, files, sent))
+        if future is None:
+            return False
+
+        async def by_itself() -> Sequence[FileFacts]:
+            return await self._bundler.by_itself(
+                lambda: self._store_alone(principal, files, sent, None)
+            )
+
+        def ended(outcome: asyncio.Future[Any]) -> None:
+            if not outcome.cancelled() and not outcome.exception() and outcome.result() is None:
+                task = asyncio.create_task(by_itself())
+                self._alone.add(task)
+                task.add_done_callback(self._alone.discard)
+                task.add_done_callback(ended)
+                return
+            error = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+            if error is not None:
+                self._count_failed(error)
+                done(error)
+            else:
+                self._count_stored(principal, outcome.result())
+                done(outcome.result())
+
+        future.add_done_callback(ended)
+        return True
+
+    def _count_failed(self, error: BaseException) -> None:
+        reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
+        self._metrics.uploads.labels(reason).inc()
+
+    def _count_stored(self, principal: Principal, files: Sequence[FileFacts]) -> None:
+        self._stored.inc()
         key_id = principal.metered_key
         for file in files:
             charge = Charge(Kind.UPLOAD, principal.user_id, key_id, file_id=file.id, cid=file.cid)
             self._meter.received(charge, file.size)
-        return files
 
     async def close(self) -> None:
         """Give up what is under way here."""
@@ -258,14 +310,8 @@ class UploadService:
         files = [whole.as_stored() for whole in taken]
         sent = [(whole.cid, whole.block) for whole in taken]
 
-        async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
-            for file, (_, block) in zip(files, sent, strict=True):
-                added = await self._add(_once(block), lease, intake)
-                yield replace(file, cid=added.cid, dag_size=added.dag_size)
-
         def alone() -> Awaitable[Sequence[FileFacts]]:
-            size = sum(len(block) for _, block in sent)
-            return self._store_by_itself(principal, Announced(size, size), send, recording)
+            return self._store_alone(principal, files, sent, recording)
 
         if not all(0 < len(block) <= CHUNK_BYTES for _, block in sent):
             return await alone()
@@ -274,6 +320,23 @@ class UploadService:
             answer = partial(self._answer, files, recording)
             upload = replace(upload, claim=recording.claim, answer=answer)
         return await self._bundler.store(upload, alone)
+
+    async def _store_alone(
+        self,
+        principal: Principal,
+        files: Sequence[StoredFile],
+        sent: Sequence[Block],
+        recording: Recording | None,
+    ) -> Sequence[FileFacts]:
+        """Store what is in memory by itself."""
+
+        async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+            for file, (_, block) in zip(files, sent, strict=True):
+                added = await self._add(_once(block), lease, intake)
+                yield replace(file, cid=added.cid, dag_size=added.dag_size)
+
+        size = sum(len(block) for _, block in sent)
+        return await self._store_by_itself(principal, Announced(size, size), send, recording)
 
     async def _take(self, principal: Principal, file: IncomingFile, most: int) -> _Whole:
         plain = bytearray()
