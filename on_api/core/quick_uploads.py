@@ -7,6 +7,7 @@ the usual way, which words it. Knows nothing of connections.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -100,14 +101,20 @@ class QuickUploads:
         self._places.give()
         token = request_id.set(upload.identity)
         try:
+            if isinstance(outcome, asyncio.CancelledError):  # the process ends
+                self._tell(upload, 0, "client gone", 0)
+                return
             status, headers, body = self._answer_to(upload.path, outcome)
             told = [*headers, (REQUEST_ID, upload.identity.encode()), NOSNIFF]
             upload.answer(status, told, body)
-            seconds = time.perf_counter() - upload.began
-            path, client, size = upload.path, upload.client, len(body)
-            self._record.tell("PUT", path, path, client, status, "done", size, seconds)
+            self._tell(upload, status, "done", len(body))
         finally:
             request_id.reset(token)
+
+    def _tell(self, upload: _Upload, status: int, outcome: str, sent: int) -> None:
+        seconds = time.perf_counter() - upload.began
+        path, client = upload.path, upload.client
+        self._record.tell("PUT", path, path, client, status, outcome, sent, seconds)
 
     def _answer_to(
         self, path: str, outcome: Sequence[FileFacts] | BaseException

@@ -119,7 +119,9 @@ class Bundler:
         self._held -= size
 
     async def close(self) -> None:
-        """Give up what is under way, and the lease."""
+        """Give up what waits and what is under way, and the lease."""
+        while self._waiting:
+            self._waiting.popleft().future.cancel()
         for task in self._together:
             task.cancel()
         await asyncio.gather(*self._together, return_exceptions=True)

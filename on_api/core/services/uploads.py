@@ -271,6 +271,9 @@ class UploadService:
 
     async def close(self) -> None:
         """Give up what is under way here."""
+        for task in self._alone:
+            task.cancel()
+        await asyncio.gather(*self._alone, return_exceptions=True)
         await self._bundler.close()
 
     async def _store_by_itself(
