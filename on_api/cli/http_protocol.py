@@ -10,11 +10,16 @@ that the gateway does for an answer from memory. Knows nothing of what is asked.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
 from on_api.core.request_bodies import TAKE_BODY
@@ -104,6 +109,8 @@ class BoundedHttp(HttpToolsProtocol):
     """What came meanwhile."""
     _is_last = False
     """That answer is the connection's last one."""
+    _small: list[bytes] | None = None
+    """Of an upload that may be taken without a task, what has come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
@@ -132,6 +139,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._arrived = self._before + self._gathered + len(data)
         super().data_received(cast(bytes, data))  # any buffer does as well
         self._piece = b""
+        if self._small is not None and not self.transport.is_closing():
+            self._begin_usually()  # the rest comes later, or slowly
         if self._moved:
             self._gathered, self._before = 0, len(data)
         else:
@@ -156,12 +165,16 @@ class BoundedHttp(HttpToolsProtocol):
             if size > MAX_HEAD_BYTES:
                 self._too_large = True
                 raise HeadTooLarge
-        if self._may_be_quick and self._answer_at_once():
-            return
+        if self._may_be_quick:
+            self._may_be_quick = False
+            if self._is_usual() and (self._answer_at_once() or self._may_take_upload()):
+                return
         self._begin_usually()
 
     def _begin_usually(self) -> None:
-        """Make scope, cycle and task for the present request."""
+        """Make scope, cycle and task for the request whose head is whole, and give it what came of
+        its body."""
+        received, self._small = self._small, None
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
@@ -176,12 +189,17 @@ class BoundedHttp(HttpToolsProtocol):
         if self._length > LARGE_BYTES and is_next:
             extended[TAKE_BODY] = partial(LargeBody, self, self.cycle, self._left)
             self.flow.pause_reading()  # until somebody wants it
+        if received:
+            self.on_body(b"".join(received))
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
         if self._quick:
             return  # none was announced
+        if self._small is not None:
+            self._small.append(body)
+            return
         self._received += len(body)
         super().on_body(body)
 
@@ -210,7 +228,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is whole."""
         self._moved = True
-        if self._quick:
+        if self._quick or (self._small is not None and self._take_upload(self._small)):
             return
         super().on_message_complete()
 
@@ -221,22 +239,47 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             super().send_400_response(msg)
 
-    def _answer_at_once(self) -> bool:
-        """Answer without a task, if the application knows the answer already and nothing is
-        unusual about the request or its connection."""
-        self._may_be_quick = False
+    def _is_usual(self) -> bool:
+        """Whether nothing is unusual about the connection and how the request came."""
         parser = self.parser
         cycle = cast("RequestResponseCycle | None", self.cycle)
-        if (
+        return not (
             (cycle is not None and not cycle.response_complete)
-            or parser.get_method() != b"GET"
             or parser.get_http_version() != "1.1"
             or not parser.should_keep_alive()
             or parser.should_upgrade()
             or self.flow.write_paused
             or self.transport.is_closing()
             or self.root_path
-        ):
+        )
+
+    def _may_take_upload(self) -> bool:
+        """Wait for the body, if it is the rest of what has come now and worth a look."""
+        if self.parser.get_method() != b"PUT" or not hasattr(self.app, "quick_upload"):
+            return False
+        for name, _ in self.headers:
+            if name == b"expect" or name == b"transfer-encoding":
+                return False
+        if not 0 < _content_length(self.headers) < self._arrived:
+            return False
+        self._small = []
+        return True
+
+    def _take_upload(self, pieces: list[bytes]) -> bool:
+        """Have the application take an upload that came as a whole; or begin as usual."""
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        client = self.client[0] if self.client else "-"
+        cycle = TaskLess(self)
+        if not self.app.quick_upload(self.url, self.headers, body, client, cycle.answer):
+            self._begin_usually()
+            return False
+        self._small = None
+        self.cycle = cycle  # type: ignore[assignment]  # all that uvicorn asks of one
+        return True
+
+    def _answer_at_once(self) -> bool:
+        """Answer without a task, if the application knows the answer already."""
+        if self.parser.get_method() != b"GET":
             return False
         for name, _ in self.headers:
             if name in _UNUSUAL:
@@ -318,6 +361,35 @@ class BoundedHttp(HttpToolsProtocol):
         self.logger.warning("refused a request whose headers are too large")
         self.transport.write(_REFUSAL)
         self.transport.close()
+
+
+class TaskLess:
+    """Stands for the cycle of a request that is answered by a call, in no task: for uvicorn, which
+    keeps requests behind it waiting and ends in order."""
+
+    def __init__(self, http: BoundedHttp) -> None:
+        self._http = http
+        self.keep_alive = True
+        self.disconnected = False
+        self.response_complete = False
+        self.message_event = _NOBODY_WAITS
+
+    def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send the answer; nothing when the client is gone."""
+        self.response_complete = True
+        http = self._http
+        if self.disconnected or http.transport.is_closing():
+            return
+        lines = b"".join([b"%s: %s\r\n" % header for header in headers])
+        common = _common_lines(http.server_state.default_headers)
+        last = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        http.transport.write(b"".join((STATUS_LINE[status], common, lines, last, body)))
+        if not self.keep_alive:
+            http.transport.close()
+        http.on_response_complete()
+
+
+_NOBODY_WAITS = asyncio.Event()
 
 
 def _content_length(headers: list[tuple[bytes, bytes]]) -> int:

@@ -94,6 +94,12 @@ class ErrorHandlers:
         """The 503 for a request over the number that may be under way at once."""
         return self.render(path, ServiceUnavailable("Too many requests at once.", retry_after=1))
 
+    def answer(self, path: str, error: OnApiError) -> Response:
+        """The response for what was raised on a path; the log tells why it was our side's."""
+        if error.status >= 500:
+            logger.warning("answered %s %s", error.status, error.reason, exc_info=error.__cause__)
+        return self.render(path, error)
+
     def render(self, path: str, error: OnApiError) -> Response:
         """The response for an error on a path."""
         for prefix, wording in self._formats.items():
@@ -104,9 +110,7 @@ class ErrorHandlers:
     async def _on_api_error(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, OnApiError):
             raise error
-        if error.status >= 500:
-            logger.warning("answered %s %s", error.status, error.reason, exc_info=error.__cause__)
-        return self.render(request.url.path, error)
+        return self.answer(request.url.path, error)
 
     async def _validation_error(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):

@@ -22,8 +22,8 @@ from on_api.core.services.metering import Ticket
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
 
-_REQUEST_ID = b"x-request-id"
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
+REQUEST_ID = b"x-request-id"
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 TICKET = "on_api.ticket"
 """Where in the scope the `Ticket` is that counts an answer."""
@@ -41,6 +41,58 @@ class _Series(NamedTuple):
     sent: Counter
 
 
+def new_request_id() -> str:
+    """One for the log and the answer's header."""
+    return secrets.token_hex(8)
+
+
+class RequestRecord:
+    """What is told of a request that is over: its line in the access log, its numbers."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._series: dict[tuple[str, str, int], _Series] = {}
+
+    def tell(
+        self,
+        method: str,
+        path: str,
+        route: str,
+        client: str,
+        status: int,
+        outcome: str,
+        sent: int,
+        seconds: float,
+    ) -> None:
+        """Tell it. `route` is the pattern of the path: the number of series must not grow with what
+        is stored. `sent`: bytes of the body. The request's id is set."""
+        series = self._series.get((method, route, status))
+        if series is None:
+            # Kept, since looking one up by its labels takes longer than counting.
+            series = self._series[method, route, status] = _Series(
+                self._metrics.requests.labels(method, route, status),
+                self._metrics.request_seconds.labels(method, route),
+                self._metrics.sent_bytes.labels(route),
+            )
+        series.requests.inc()
+        series.seconds.observe(seconds)
+        series.sent.inc(sent)
+        access_logger.info(
+            "%s %s",
+            method,
+            _loggable(path),
+            extra={
+                EXTRA: {
+                    "status": status or "-",
+                    "outcome": outcome,
+                    "bytes_out": sent,
+                    "ms": round(seconds * 1000, 1),
+                    "client": client,
+                }
+            },
+        )
+
+
 class RequestContext:
     """Gives each request an id, logs it when it is over, and turns what nobody caught into a 500
     with that id.
@@ -54,15 +106,14 @@ class RequestContext:
     ) -> None:
         self._app = app
         self._internal_error = internal_error
-        self._metrics = metrics
-        self._series: dict[tuple[str, str, int], _Series] = {}
+        self._record = RequestRecord(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = secrets.token_hex(8)
+        identity = new_request_id()
         token = request_id.set(identity)
         started = time.perf_counter()
         status = 0
@@ -72,10 +123,10 @@ class RequestContext:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = [header for header in message["headers"] if header[0] != _REQUEST_ID]
-                told.append((_REQUEST_ID, identity.encode()))
-                if not any(header[0] == _NOSNIFF[0] for header in told):
-                    told.append(_NOSNIFF)
+                told = [header for header in message["headers"] if header[0] != REQUEST_ID]
+                told.append((REQUEST_ID, identity.encode()))
+                if not any(header[0] == NOSNIFF[0] for header in told):
+                    told.append(NOSNIFF)
                 message["headers"] = told
             elif message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
@@ -97,37 +148,17 @@ class RequestContext:
                 await self._internal_error(scope["path"])(scope, receive, send_marked)
         finally:
             outcome = scope.get(CUT, outcome)
-            seconds = time.perf_counter() - started
-            self._count(scope, status, sent, seconds)
-            access_logger.info(
-                "%s %s",
+            self._record.tell(
                 scope["method"],
-                _loggable(scope["path"]),
-                extra={
-                    EXTRA: {
-                        "status": status or "-",
-                        "outcome": outcome,
-                        "bytes_out": sent,
-                        "ms": round(seconds * 1000, 1),
-                        "client": scope["client"][0] if scope.get("client") else "-",
-                    }
-                },
+                scope["path"],
+                _pattern(scope),
+                scope["client"][0] if scope.get("client") else "-",
+                status,
+                outcome,
+                sent,
+                time.perf_counter() - started,
             )
             request_id.reset(token)
-
-    def _count(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
-        method, route = scope["method"], _pattern(scope)
-        series = self._series.get((method, route, status))
-        if series is None:
-            # Kept, since looking one up by its labels takes longer than counting.
-            series = self._series[method, route, status] = _Series(
-                self._metrics.requests.labels(method, route, status),
-                self._metrics.request_seconds.labels(method, route),
-                self._metrics.sent_bytes.labels(route),
-            )
-        series.requests.inc()
-        series.seconds.observe(seconds)
-        series.sent.inc(sent)
 
 
 class Metering:
@@ -177,38 +208,56 @@ class Metering:
                 ticket.close(status)
 
 
+class Places:
+    """How many requests may be under way at once."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self._limit = limit
+        self._metrics = metrics
+        self._taken = 0
+
+    def take(self) -> bool:
+        """Take one, if there is any left."""
+        if self._taken >= self._limit:
+            return False
+        self._taken += 1
+        self._metrics.in_flight.set(self._taken)
+        return True
+
+    def give(self) -> None:
+        """Give it back."""
+        self._taken -= 1
+        self._metrics.in_flight.set(self._taken)
+
+
 class InFlightLimit:
-    """Refuses requests over a number at once, so that those under way can end. Health and metrics
-    always pass.
+    """Refuses requests for which there is no place, so that those under way can end. Health and
+    metrics always pass.
 
     `refuse` makes the 503 for a path.
     """
 
     def __init__(
-        self, app: ASGIApp, limit: int, refuse: Callable[[str], ASGIApp], metrics: Metrics
+        self, app: ASGIApp, places: Places, refuse: Callable[[str], ASGIApp], metrics: Metrics
     ) -> None:
         self._app = app
-        self._limit = limit
+        self._places = places
         self._refuse = refuse
         self._metrics = metrics
-        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ANSWERED:
             await self._app(scope, receive, send)
             return
-        if self._under_way >= self._limit:
+        if not self._places.take():
             self._metrics.refused.inc()
             await self._refuse(scope["path"])(scope, receive, send)
             return
-        self._under_way += 1
-        self._metrics.in_flight.set(self._under_way)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._under_way -= 1
-            self._metrics.in_flight.set(self._under_way)
+            self._places.give()
 
 
 def _loggable(path: str) -> str:

@@ -9,9 +9,11 @@ to the one place that words them. What it raises is rendered as everywhere.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextvars import Context
 from dataclasses import dataclass
 from inspect import unwrap
 from typing import TypeVar
@@ -62,10 +64,7 @@ class PlainRequest:
 
     def query(self, known: Collection[str]) -> dict[str, str] | None:
         """The query's parameters, where none but those known are there, each once."""
-        text = self.scope["query_string"].decode("latin-1")
-        given = parse_qsl(text, keep_blank_values=True)
-        query = dict(given)
-        return query if len(query) == len(given) and query.keys() <= set(known) else None
+        return read_query(self.scope["query_string"], known)
 
     async def json(self, model: type[Model]) -> Model | None:
         """The body, where it is JSON that the model takes; None where FastAPI has to say what is
@@ -117,6 +116,13 @@ def served_plainly(serve: PlainServer) -> Callable[[Endpoint], Endpoint]:
     return mark
 
 
+def read_query(text: bytes, known: Collection[str]) -> dict[str, str] | None:
+    """A query's parameters, where none but those known are there, each once."""
+    given = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
+    query = dict(given)
+    return query if len(query) == len(given) and query.keys() <= set(known) else None
+
+
 def canonical_id(text: str) -> uuid.UUID | None:
     """The id that is written exactly so in our answers."""
     try:
@@ -145,6 +151,7 @@ class PlainRoutes:
         self._services = services
         self._plain: dict[tuple[str, str], _Plain] = {}
         self._near: dict[str, list[Route]] = {}
+        self._learning: dict[tuple[int, str], asyncio.Task[Principal | None]] = {}
         for route in routes:
             if not isinstance(route, Route):
                 continue
@@ -186,13 +193,22 @@ class PlainRoutes:
         key = bearer_key(headers.get(b"authorization", b"").decode("latin-1"))
         if key is None or b"idempotency-key" in headers:
             return None
-        authenticator = self._services.authenticator
-        principal = authenticator.recall(key)
-        if principal is None:
-            principal = await to_thread.run_sync(authenticator.learn, key)
+        principal = self._services.authenticator.recall(key) or await self._learn(key)
         if principal is None or not all(map(principal.allows, plain.scopes)):
             return None
         return PlainRequest(scope, receive, headers, principal, self._services)
+
+    async def _learn(self, key: str) -> Principal | None:
+        """The same from the database: once for all who come with a key while it is asked."""
+        authenticator = self._services.authenticator
+        # Not what was asked for before the last news.
+        asked = authenticator.generation, key
+        learning = self._learning.get(asked)
+        if learning is None:
+            work = to_thread.run_sync(authenticator.learn, key)
+            learning = self._learning[asked] = asyncio.create_task(work, context=Context())
+            learning.add_done_callback(lambda _: self._learning.pop(asked))
+        return await asyncio.shield(learning)
 
 
 def _read(path: str) -> tuple[str, str, str]:

@@ -5,9 +5,9 @@ Pure: talks to nobody.
 
 from __future__ import annotations
 
-import base64
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import libipld
@@ -116,8 +116,7 @@ class Cid:
     @property
     def raw(self) -> bytes:
         """The binary CIDv1."""
-        head = (b"\x01", varint(self.codec), varint(self.hash_code), varint(len(self.digest)))
-        return b"".join((*head, self.digest))
+        return _head(self.codec, self.hash_code, len(self.digest)) + self.digest
 
     @property
     def inline(self) -> bytes | None:
@@ -125,7 +124,7 @@ class Cid:
         return self.digest if self.hash_code == IDENTITY else None
 
     def __str__(self) -> str:
-        return "b" + base64.b32encode(self.raw).decode().rstrip("=").lower()
+        return libipld.encode_multibase("b", self.raw)
 
     def _checked(self) -> Self:
         if len(self.digest) not in _DIGEST_BYTES.get(self.hash_code, range(0)):
@@ -146,6 +145,11 @@ def encode(codec: int, hash_code: int, digest: bytes) -> str:
 def raw_leaf_cid(sha256_digest: bytes) -> str:
     """The CID of a file of at most `CHUNK_BYTES` under the profile: one raw block."""
     return encode(RAW, SHA2_256, sha256_digest)
+
+
+@lru_cache(256)
+def _head(codec: int, hash_code: int, length: int) -> bytes:
+    return b"\x01" + varint(codec) + varint(hash_code) + varint(length)
 
 
 def varint(number: int) -> bytes:

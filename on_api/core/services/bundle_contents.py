@@ -17,9 +17,9 @@ from on_api.core.errors import ServiceUnavailable
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.models import Content
 from on_api.core.models.content import ABSENT, PINNED
-from on_api.core.models.database import dialect_of, table_of, utc_now
+from on_api.core.models.database import table_of, utc_now
 from on_api.core.services import bundles, contents
-from on_api.core.services.bundle_statements import counting, locking
+from on_api.core.services.bundle_statements import COUNTED_HOLDINGS, LOCKED_CONTENTS
 from on_api.core.services.leases import GIVEN_UP
 
 
@@ -33,30 +33,25 @@ class Members:
     stamped: set[str]
 
 
-def lock_contents(session: Session, wanted: Mapping[str, int], bundle: Bundle | None) -> Members:
+def lock_contents(
+    session: Session, wanted: Mapping[str, int], bundle: Bundle | None, covered: Collection[str]
+) -> Members:
     """Make the rows that are missing and lock all, in order of CID. `wanted`: bytes of each DAG by
-    its CID. Raises `ServiceUnavailable` when the bundle was taken for what a crash had left."""
+    its CID; `covered`: what the bundle links. Raises `ServiceUnavailable` when the bundle was taken
+    for what a crash had left."""
     now = utc_now()
     root = "" if bundle is None else str(bundle.cid)
-    covered = set() if bundle is None else {str(cid) for cid, _ in bundle.blocks}
     sizes = dict(wanted)
     if bundle is not None:
         sizes[root] = bundle.dag_size
     rows = [
-        {
-            "cid": cid,
-            "state": PINNED,
-            "generation": 1,
-            "pinned_too": False,
-            "pin_root_id": root if cid in covered else cid,
-            "dag_size": sizes[cid],
-            "created_at": now,
-        }
+        (cid, PINNED, 1, False, root if cid in covered else cid, sizes[cid], now)
         for cid in sorted(sizes)
     ]
     if not rows:
         return Members({}, set(), set())
-    found = {row.cid: row for row in session.execute(locking(dialect_of(session)), rows)}
+    locked = LOCKED_CONTENTS.execute(session.connection(), rows)
+    found = {row.cid: row for row in locked}
     if bundle is not None and found.pop(root).state != PINNED:
         raise ServiceUnavailable(GIVEN_UP)  # taken for what a crash had left
     # What was removed before lives in the bundle now, whatever became of its own pin.
@@ -96,24 +91,13 @@ def hold(
     user's charge."""
     if not references:
         return {}
-    held = session.execute(
-        counting(dialect_of(session)),
-        [
-            {
-                "user_id": user_id,
-                "cid": cid,
-                "reference_count": count,
-                "charged_bytes": there.sizes[cid],
-            }
-            for (user_id, cid), count in references.items()
-        ],
-    )
-    return {
-        (row.user_id, row.cid): row.charged_bytes
-        if row.reference_count == references[row.user_id, row.cid]
-        else 0
-        for row in held
-    }
+    rows = [(user_id, cid, count, there.sizes[cid]) for (user_id, cid), count in references.items()]
+    added = {}
+    for row in COUNTED_HOLDINGS.execute(session.connection(), rows):
+        holding = uuid.UUID(str(row.user_id)), row.cid
+        is_new = row.reference_count == references[holding]
+        added[holding] = row.charged_bytes if is_new else 0
+    return added
 
 
 def stamp(session: Session, bundle: Bundle | None, there: Members, held: Collection[str]) -> None:

@@ -9,23 +9,21 @@ own record is committed.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 
-from anyio import CancelScope, to_thread
+from anyio import to_thread
 
-from on_api.core.errors import Conflict, OnApiError
-from on_api.core.ipfs.bundle import MOST_LINKS, make_bundle
+from on_api.core.errors import Conflict
+from on_api.core.ipfs.bundle import MOST_LINKS, Bundle, make_bundle
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.metrics import Metrics
-from on_api.core.models import File
-from on_api.core.services.bundle_records import BundleRecords, Opened, SmallUpload
-from on_api.core.services.renewal import renewed
-
-logger = logging.getLogger(__name__)
+from on_api.core.models.database import new_id
+from on_api.core.services.bundle_records import Admitted, BundleRecords, SmallUpload
+from on_api.core.services.files import FileFacts
+from on_api.core.services.standing_lease import HeldLease, StandingLease
 
 MOST_HELD = 32 * 1024 * 1024
 """Bytes of small uploads in memory; with more the next ones stream."""
@@ -33,10 +31,12 @@ MOST_BYTES = 8 * 1024 * 1024
 """Of the blocks in one bundle."""
 AT_ONCE = 2
 """Trips to the node at the same time."""
-ENOUGH = 32
-"""Uploads for which a second trip is begun beside a bundle under way."""
+SOME, ENOUGH = 8, 32
+"""Uploads for which a trip to the node is begun while a bundle is recorded, and beside one."""
+MOST_AT_ONCE = 3
+"""Bundles under way, those that are recorded included."""
 
-Alone = Callable[[], Awaitable[Sequence[File]]]
+Alone = Callable[[], Awaitable[Sequence[FileFacts]]]
 
 
 class _Waiting:
@@ -46,7 +46,7 @@ class _Waiting:
 
     def __init__(self, upload: SmallUpload) -> None:
         self.upload = upload
-        self.future: asyncio.Future[Sequence[File] | None] = (
+        self.future: asyncio.Future[Sequence[FileFacts] | None] = (
             asyncio.get_running_loop().create_future()
         )
 
@@ -55,16 +55,28 @@ class Bundler:
     """Gathers one process's small uploads. `largest`: bytes of one; 0: none is gathered."""
 
     def __init__(
-        self, node: IpfsNode, records: BundleRecords, metrics: Metrics, largest: int
+        self,
+        node: IpfsNode,
+        records: BundleRecords,
+        lease: StandingLease,
+        metrics: Metrics,
+        largest: int,
     ) -> None:
         self._node = node
         self._records = records
+        self._lease = lease
         self._metrics = metrics
         self._largest = largest
         self._held = 0
         self._waiting: deque[_Waiting] = deque()
         self._alone = 0
+        self._storing = 0
         self._together: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_gathering(self) -> bool:
+        """Whether who comes now doesn't go alone at once."""
+        return bool(self._waiting) or not self._may_begin()
 
     def takes(self, most: int | None) -> bool:
         """Whether an upload of at most so many bytes may be held in memory now."""
@@ -79,19 +91,44 @@ class Bundler:
         finally:
             self._held -= most
 
-    async def store(self, upload: SmallUpload, alone: Alone) -> Sequence[File]:
+    async def store(self, upload: SmallUpload, alone: Alone) -> Sequence[FileFacts]:
         """Store an upload with whatever else there is, or by `alone`. Raises what that raises, or
         what became of all that were together: a `NodeError`, `DatabaseUnavailable`,
         `ServiceUnavailable`."""
-        if self._may_begin() and not self._waiting:
-            return await self._by_itself(alone)
+        if not self.is_gathering:
+            return await self.by_itself(alone)
         waiting = _Waiting(upload)
         self._waiting.append(waiting)
         self._begin()
         files = await waiting.future
-        return await self._by_itself(alone) if files is None else files
+        return await self.by_itself(alone) if files is None else files
 
-    async def _by_itself(self, alone: Alone) -> Sequence[File]:
+    def gather(self, upload: SmallUpload) -> asyncio.Future[Sequence[FileFacts] | None] | None:
+        """Have an upload go with those that wait, without a task: its files are told, or None when
+        it has to go alone. None: it would go alone at once, or doesn't fit into memory."""
+        if not self.is_gathering or not self.takes(upload.size):
+            return None
+        waiting = _Waiting(upload)
+        self._held += upload.size
+        waiting.future.add_done_callback(lambda _: self._let_go(upload.size))
+        self._waiting.append(waiting)
+        self._begin()
+        return waiting.future
+
+    def _let_go(self, size: int) -> None:
+        self._held -= size
+
+    async def close(self) -> None:
+        """Give up what waits and what is under way, and the lease."""
+        while self._waiting:
+            self._waiting.popleft().future.cancel()
+        for task in self._together:
+            task.cancel()
+        await asyncio.gather(*self._together, return_exceptions=True)
+        await self._lease.close()
+
+    async def by_itself(self, alone: Alone) -> Sequence[FileFacts]:
+        """Store an upload by `alone`, counted as under way."""
         self._alone += 1
         try:
             return await alone()
@@ -100,10 +137,12 @@ class Bundler:
             self._begin()
 
     def _may_begin(self) -> bool:
-        under_way = self._alone + len(self._together)
-        if under_way and len(self._together) and len(self._waiting) < ENOUGH:
+        if not self._together:
+            return self._alone < AT_ONCE
+        if len(self._together) >= MOST_AT_ONCE:
             return False
-        return under_way < AT_ONCE
+        at_node = self._alone + self._storing
+        return at_node < AT_ONCE and len(self._waiting) >= (ENOUGH if at_node else SOME)
 
     def _begin(self) -> None:
         while self._waiting and self._may_begin():
@@ -157,30 +196,34 @@ class Bundler:
 
     async def _bundled(
         self, uploads: Sequence[SmallUpload]
-    ) -> dict[SmallUpload, Sequence[File] | None]:
-        records = self._records
-        opened = await to_thread.run_sync(records.open, uploads)
-        if not opened.uploads:
-            return {}
-        try:
-            async with renewed(lambda: records.renew(opened), records.life):
-                blocks = opened.fresh_blocks()
-                bundle = make_bundle(blocks, opened.job.bytes) if blocks else None
-                if bundle is not None:
-                    await self._node.store_bundle(bundle, pin_name=opened.pin_name)
-                files = await to_thread.run_sync(records.record, opened, bundle)
-        except BaseException:
-            with CancelScope(shield=True):
-                await self._abandon(opened)
-            raise
+    ) -> dict[SmallUpload, Sequence[FileFacts] | None]:
+        async with self._lease.lent() as lease:
+            admitted, bundle = await self._stored(lease, uploads)
+            if not admitted.uploads:
+                return {}
+            recorded = await to_thread.run_sync(self._records.record, lease, admitted, bundle)
+            if recorded.collecting:
+                lease.close()
         if bundle is not None:
             self._metrics.bundles.inc()
-            self._metrics.bundled_files.inc(len(blocks))
-        return dict(zip(opened.uploads, files, strict=True))
+            self._metrics.bundled_files.inc(len(bundle.blocks))
+        outcomes = dict(zip(admitted.uploads, recorded.files, strict=True))
+        stored = sum(upload.size for upload, files in outcomes.items() if files is not None)
+        self._metrics.uploaded_bytes.inc(stored)
+        return outcomes
 
-    async def _abandon(self, opened: Opened) -> None:
+    async def _stored(
+        self, lease: HeldLease, uploads: Sequence[SmallUpload]
+    ) -> tuple[Admitted, Bundle | None]:
+        """Have the node store what it doesn't have."""
+        self._storing += 1
         try:
-            await to_thread.run_sync(self._records.abandon, opened)
-        except OnApiError:
-            # They die by themselves; the reason of the failure is on its way to the clients.
-            logger.warning("could not give back the leases of bundle %s", opened.job)
+            admitted = await to_thread.run_sync(self._records.admit, uploads)
+            if not admitted.fresh:
+                return admitted, None
+            bundle = make_bundle(list(admitted.fresh.values()), new_id().bytes)
+            await self._node.store_bundle(bundle, pin_name=lease.pin_name)
+            return admitted, bundle
+        finally:
+            self._storing -= 1
+            self._begin()  # while this one is recorded

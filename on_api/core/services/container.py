@@ -38,7 +38,7 @@ from on_api.core.services.imports import ImportService
 from on_api.core.services.intake import Intake, IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
-from on_api.core.services.leases import LeaseService
+from on_api.core.services.leases import UPLOAD, LeaseService
 from on_api.core.services.metering import Meter
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
@@ -47,6 +47,7 @@ from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.rate_limits import RateLimits
 from on_api.core.services.reading import FileReader
 from on_api.core.services.shares import ShareService
+from on_api.core.services.standing_lease import StandingLease
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.services.visibility import VisibilityService
@@ -166,7 +167,8 @@ class Services:
                 meter,
                 Bundler(
                     node,
-                    BundleRecords(database, names, idempotency, lease_life),
+                    BundleRecords(database, idempotency),
+                    StandingLease(database, names, UPLOAD, lease_life),
                     metrics,
                     settings.files.bundle_below,
                 ),
@@ -213,6 +215,7 @@ class Services:
 
     async def close(self) -> None:
         """Free connections and threads."""
+        await self.uploads.close()
         await self.node.close()
         await self.node_gateway.close()
         self.hashers.shutdown()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 
 from on_api.core.errors import DatabaseUnavailable, EgressBudgetExceeded, OnApiError
 from on_api.core.metrics import Metrics
@@ -146,6 +147,13 @@ class Meter:
     ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._counters = cache(
+            lambda kind: (
+                metrics.traffic_requests.labels(kind),
+                metrics.egress_bytes.labels(kind),
+                metrics.ingress_bytes.labels(kind),
+            )
+        )
         self._clock = clock
         self.credit = Credit(
             ledger,
@@ -318,10 +326,10 @@ class Meter:
             row.bytes_in,
         )
         row.requests = row.unchanged = row.failed = row.bytes_out = row.bytes_in = 0
-        kind = row.charge.kind.value
-        self._metrics.traffic_requests.labels(kind).inc(sums.requests)
-        self._metrics.egress_bytes.labels(kind).inc(sums.bytes_out)
-        self._metrics.ingress_bytes.labels(kind).inc(sums.bytes_in)
+        requests, egress, ingress = self._counters(row.charge.kind.value)
+        requests.inc(sums.requests)
+        egress.inc(sums.bytes_out)
+        ingress.inc(sums.bytes_in)
         return sums
 
     def _turn_page(self, now: float) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import KeyLimitReached, QuotaExceeded
+from on_api.core.errors import KeyLimitReached, QuotaExceeded, Unauthorized
 from on_api.core.models import ApiKey, Lease, User, UserUsage
 
 SLICE_BYTES = 64 * 1024 * 1024
@@ -105,8 +105,12 @@ def release(session: Session, usage: UserUsage, lease: Lease) -> None:
 
 
 def quota_of(session: Session, user_id: uuid.UUID) -> int | None:
-    """A user's quota in bytes; None: no limit."""
-    return session.scalar(select(User.storage_quota).where(User.id == user_id))
+    """A user's quota in bytes; None: no limit. Raises `Unauthorized` when they are gone."""
+    found = session.execute(select(User.storage_quota).where(User.id == user_id)).one_or_none()
+    if found is None:
+        raise Unauthorized
+    quota: int | None = found.storage_quota
+    return quota
 
 
 def _add(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from on_api.core.blocks import Bytes
 from on_api.core.models.database import new_id
+from on_api.core.services.files import FileFacts
 from on_api.core.services.private_files import Audience, Sealing, columns_of
 
 MICROSECOND = timedelta(microseconds=1)
@@ -58,3 +59,20 @@ class StoredFile:
             "created_at": created_at,
             **columns_of(self.sealing, self.stored_size),
         }
+
+
+def facts_in(columns: dict[str, Any]) -> FileFacts:
+    """What is shown of a new file, in its row's columns."""
+    return FileFacts(
+        columns["id"],
+        columns["cid"],
+        None,
+        columns["name"],
+        columns["size"],
+        columns["media_type"],
+        columns["sha256"],
+        columns["visibility"],
+        columns["meta"],
+        columns["created_at"],
+        None,
+    )

@@ -7,6 +7,7 @@ No database connection is held while bytes flow: one short transaction before (t
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -15,13 +16,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
+from on_api.core.ipfs.bundle import Block
 from on_api.core.ipfs.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
 from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
@@ -32,6 +34,7 @@ from on_api.core.services.access import Principal
 from on_api.core.services.bundle_records import SmallUpload
 from on_api.core.services.bundling import Bundler
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.files import FileFacts
 from on_api.core.services.idempotency import (
     AlreadyAnswered,
     Answered,
@@ -45,12 +48,15 @@ from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.metering import Charge, Kind, Meter
 from on_api.core.services.private_files import PrivateFiles, Sealing
 from on_api.core.services.reservations import Announced
-from on_api.core.services.stored_files import MICROSECOND, IncomingFile, StoredFile
+from on_api.core.services.stored_files import MICROSECOND, IncomingFile, StoredFile, facts_in
 from on_api.core.services.together import Together
 
 __all__ = ["IncomingFile", "Recording", "UploadService"]
 
 logger = logging.getLogger(__name__)
+
+Done = Callable[[Sequence[FileFacts] | BaseException], None]
+"""Is told of the files that were stored, or why there are none."""
 
 NO_FILE = "No file was sent: name the part `file`."
 
@@ -60,7 +66,7 @@ class Recording:
     """Under which claim to record which answer."""
 
     claim: Claim
-    render: Callable[[Sequence[File]], bytes]
+    render: Callable[[Sequence[FileFacts]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,8 @@ class UploadService:
         self._private_files = private_files
         self._meter = meter
         self._bundler = bundler
+        self._stored = metrics.uploads.labels("stored")
+        self._alone: set[asyncio.Task[Any]] = set()
         self._recording = Together(self._record_all)
 
     async def store_once(
@@ -153,8 +161,8 @@ class UploadService:
         incoming: AsyncIterator[IncomingFile],
         announced: Announced,
         attempt: Claim | Answered,
-        render: Callable[[Sequence[File]], bytes],
-    ) -> Sequence[File]:
+        render: Callable[[Sequence[FileFacts]], bytes],
+    ) -> Sequence[FileFacts]:
         """Like `store`, under an Idempotency-Key: what is stored and its answer are one
         transaction.
 
@@ -182,7 +190,7 @@ class UploadService:
         incoming: AsyncIterator[IncomingFile],
         announced: Announced,
         recording: Recording | None = None,
-    ) -> Sequence[File]:
+    ) -> Sequence[FileFacts]:
         """Store every incoming file, or none: they are recorded in one transaction at the end.
 
         What is announced is refused before a byte is read where it can't be had. Raises
@@ -206,20 +214,71 @@ class UploadService:
 
                 files = await self._store_by_itself(principal, announced, send, recording)
         except BaseException as error:
-            reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
-            self._metrics.uploads.labels(reason).inc()
+            self._count_failed(error)
             raise
-        self._metrics.uploads.labels("stored").inc()
-        key_id = principal.metered_key
-        for row in files:
-            self._metrics.uploaded_bytes.inc(row.sealed_size or row.size)
-            charge = Charge(Kind.UPLOAD, row.user_id, key_id, file_id=row.id, cid=row.cid)
-            self._meter.received(charge, row.size)
+        self._count_stored(principal, files)
         return files
+
+    def offer(self, principal: Principal, incoming: IncomingFile, plain: bytes, done: Done) -> bool:
+        """Store a small public file with those that are being gathered, without a task; `done` is
+        called with what becomes of it. False: it has to be stored the usual way."""
+        if (
+            principal.max_bytes is not None
+            or not 0 < len(plain) <= min(CHUNK_BYTES, self._limits.max_file_size)
+            or not self._bundler.is_gathering
+            or not self._capacity.allows(len(plain))
+        ):
+            return False
+        whole = _Whole.of(incoming, plain, plain, None)
+        files, sent = [whole.as_stored()], [(whole.cid, whole.block)]
+        future = self._bundler.gather(SmallUpload(principal.user_id, files, sent))
+        if future is None:
+            return False
+
+        async def by_itself() -> Sequence[FileFacts]:
+            return await self._bundler.by_itself(
+                lambda: self._store_alone(principal, files, sent, None)
+            )
+
+        def ended(outcome: asyncio.Future[Any]) -> None:
+            if not outcome.cancelled() and not outcome.exception() and outcome.result() is None:
+                task = asyncio.create_task(by_itself())
+                self._alone.add(task)
+                task.add_done_callback(self._alone.discard)
+                task.add_done_callback(ended)
+                return
+            error = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+            if error is not None:
+                self._count_failed(error)
+                done(error)
+            else:
+                self._count_stored(principal, outcome.result())
+                done(outcome.result())
+
+        future.add_done_callback(ended)
+        return True
+
+    def _count_failed(self, error: BaseException) -> None:
+        reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
+        self._metrics.uploads.labels(reason).inc()
+
+    def _count_stored(self, principal: Principal, files: Sequence[FileFacts]) -> None:
+        self._stored.inc()
+        key_id = principal.metered_key
+        for file in files:
+            charge = Charge(Kind.UPLOAD, principal.user_id, key_id, file_id=file.id, cid=file.cid)
+            self._meter.received(charge, file.size)
+
+    async def close(self) -> None:
+        """Give up what is under way here."""
+        for task in self._alone:
+            task.cancel()
+        await asyncio.gather(*self._alone, return_exceptions=True)
+        await self._bundler.close()
 
     async def _store_by_itself(
         self, principal: Principal, announced: Announced, send: _Send, recording: Recording | None
-    ) -> Sequence[File]:
+    ) -> Sequence[FileFacts]:
         """Store what `send` sends, under a lease of its own."""
         lease = await self._leases.open_together(UPLOAD, principal, announced)
         intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
@@ -230,9 +289,10 @@ class UploadService:
                     stored.append(file)
                 if not stored:
                     raise BadRequest(NO_FILE)
-                return await self._record_secured(
-                    _Ended(principal.user_id, lease, stored, recording)
-                )
+                upload = _Ended(principal.user_id, lease, stored, recording)
+                files = await self._record_secured(upload)
+                self._metrics.uploaded_bytes.inc(sum(file.stored_size for file in stored))
+                return files
         except BaseException:
             with CancelScope(shield=True):
                 await self._abandon(lease, pinned=intake.began)
@@ -244,7 +304,7 @@ class UploadService:
         incoming: AsyncIterator[IncomingFile],
         most: int,
         recording: Recording | None,
-    ) -> Sequence[File]:
+    ) -> Sequence[FileFacts]:
         """Take up to `most` bytes into memory, and store them with whatever else there is."""
         taken = [await self._take(principal, file, most) async for file in incoming]
         if not taken:
@@ -253,14 +313,8 @@ class UploadService:
         files = [whole.as_stored() for whole in taken]
         sent = [(whole.cid, whole.block) for whole in taken]
 
-        async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
-            for file, (_, block) in zip(files, sent, strict=True):
-                added = await self._add(_once(block), lease, intake)
-                yield replace(file, cid=added.cid, dag_size=added.dag_size)
-
-        def alone() -> Awaitable[Sequence[File]]:
-            size = sum(len(block) for _, block in sent)
-            return self._store_by_itself(principal, Announced(size, size), send, recording)
+        def alone() -> Awaitable[Sequence[FileFacts]]:
+            return self._store_alone(principal, files, sent, recording)
 
         if not all(0 < len(block) <= CHUNK_BYTES for _, block in sent):
             return await alone()
@@ -269,6 +323,23 @@ class UploadService:
             answer = partial(self._answer, files, recording)
             upload = replace(upload, claim=recording.claim, answer=answer)
         return await self._bundler.store(upload, alone)
+
+    async def _store_alone(
+        self,
+        principal: Principal,
+        files: Sequence[StoredFile],
+        sent: Sequence[Block],
+        recording: Recording | None,
+    ) -> Sequence[FileFacts]:
+        """Store what is in memory by itself."""
+
+        async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+            for file, (_, block) in zip(files, sent, strict=True):
+                added = await self._add(_once(block), lease, intake)
+                yield replace(file, cid=added.cid, dag_size=added.dag_size)
+
+        size = sum(len(block) for _, block in sent)
+        return await self._store_by_itself(principal, Announced(size, size), send, recording)
 
     async def _take(self, principal: Principal, file: IncomingFile, most: int) -> _Whole:
         plain = bytearray()
@@ -310,7 +381,7 @@ class UploadService:
             await self._keeper.secure(error.added.cid, lease.id)
             return error.added
 
-    async def _record_secured(self, upload: _Ended) -> Sequence[File]:
+    async def _record_secured(self, upload: _Ended) -> Sequence[FileFacts]:
         """Record it, after making sure of whatever was being unpinned while it was sent."""
         while True:
             try:
@@ -319,7 +390,7 @@ class UploadService:
                 generation = await self._keeper.secure(error.cid, upload.lease.id)
                 upload.secured[error.cid] = generation
 
-    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[File]]:
+    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[FileFacts]]:
         """Record uploads of one user, all or none."""
         user_id = uploads[0].user_id
         with self._database.session_scope() as session:
@@ -332,15 +403,16 @@ class UploadService:
                 contents.add_reference(session, usage, one.cid, one.dag_size, secured)
             return [self._record(session, usage, upload) for upload in uploads]
 
-    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[File]:
-        files = [
-            File(**file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND)))
+    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[FileFacts]:
+        columns = [
+            file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND))
             for file in upload.stored
         ]
-        usage.file_count += len(files)
-        session.add_all(files)
+        usage.file_count += len(columns)
+        session.add_all([File(**each) for each in columns])
+        files = [facts_in(each) for each in columns]
         for file in files:
-            events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
+            events.record(session, usage.user_id, "file.created", file.id, cid=file.cid)
         stored_size = sum(file.stored_size for file in upload.stored)
         with session.no_autoflush:  # what changes in `usage` is one statement, at the end
             self._leases.close(session, upload.lease, usage, stored_size)
@@ -351,7 +423,7 @@ class UploadService:
         return files
 
     def _answer(
-        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[File]
+        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[FileFacts]
     ) -> Answered:
         sent = [(file.incoming, file.sha256) for file in stored]
         return Answered(self._fingerprints(sent)[0], 201, recording.render(files))

@@ -12,9 +12,10 @@ from typing import TypeVar
 from sqlalchemy import select
 
 from on_api.core.ipfs.unixfs import build_file
-from on_api.core.models import Content, File
+from on_api.core.models import Content
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
+from on_api.core.services.files import FileFacts
 from on_api.core.services.node import connect_node
 from on_api.core.services.reservations import Announced
 from on_api.core.services.uploads import IncomingFile
@@ -33,7 +34,7 @@ class Member:
 
     account: Account
     data: bytes
-    file: File | BaseException
+    file: FileFacts | BaseException
 
     @property
     def cid(self) -> str:
@@ -43,7 +44,7 @@ class Member:
     @property
     def id(self) -> str:
         """Of the file."""
-        assert isinstance(self.file, File), self.file
+        assert isinstance(self.file, FileFacts), self.file
         return str(self.file.id)
 
     def read(self) -> bytes:
@@ -70,7 +71,7 @@ def beside(settings: Settings, work: Callable[[Services], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-async def upload(services: Services, principal: Principal, data: bytes) -> File:
+async def upload(services: Services, principal: Principal, data: bytes) -> FileFacts:
     """One, as the endpoint does it."""
 
     async def body() -> AsyncIterator[bytes]:
@@ -91,7 +92,7 @@ def bundle(
     nobody = server.new_user()
     nobody.client.close()
 
-    async def run(services: Services) -> list[File | BaseException]:
+    async def run(services: Services) -> list[FileFacts | BaseException]:
         everything = [*((nobody, os.urandom(50)) for _ in range(AT_ONCE)), *sent]
         # Before the first begins: so they come in their order.
         asking = [services.authenticator.authenticate(account.key) for account, _ in everything]

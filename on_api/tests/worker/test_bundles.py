@@ -16,10 +16,12 @@ from sqlalchemy import delete, select, update
 from on_api.core.errors import NodeError, QuotaExceeded, Unauthorized
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.dag import DAG_CBOR
-from on_api.core.models import Content, File, Lease, User
+from on_api.core.models import Content, Lease, User
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
+from on_api.core.services import maintenance, standing_lease
 from on_api.core.services.container import Services
+from on_api.core.services.files import FileFacts
 from on_api.core.services.fsck.findings import Kind, Report
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
@@ -28,6 +30,7 @@ from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_set
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.plain_http import NO_TLS
 from on_api.tests.worker.bundles import (
+    AT_ONCE,
     beside,
     bundle,
     collect,
@@ -35,6 +38,7 @@ from on_api.tests.worker.bundles import (
     free,
     pins,
     root_of,
+    upload,
 )
 from on_api.tests.worker.invariants import check_invariants
 
@@ -186,7 +190,7 @@ def test_a_quota_is_kept_to_the_byte(calm: Server, user: Account, other: Account
         owner.storage_quota = 3500
     members = bundle(calm, [*some(user, 5), *some(other, 3)])
     mine = [member.file for member in members[:5]]
-    assert sum(isinstance(file, File) for file in mine) == 3
+    assert sum(isinstance(file, FileFacts) for file in mine) == 3
     assert sum(isinstance(file, QuotaExceeded) for file in mine) == 2
     assert [member.read() for member in members[5:]] == [member.data for member in members[5:]]
     assert user.client.get("/v1/users/me/usage").json()["storage"]["bytes"] == 3000
@@ -415,7 +419,7 @@ def test_the_lease_is_lost_before_the_record(
             assert not troubles(fsck(calm, repair=True))
         gate.open()
         members = sending.result()
-    assert not any(isinstance(member.file, File) for member in members)
+    assert not any(isinstance(member.file, FileFacts) for member in members)
     assert user.client.get("/v1/files").json()["count"] == 0
 
 
@@ -501,3 +505,58 @@ def test_garbage_is_not_collected_under_a_bundle(
         members = sending.result()
     assert collect(calm.settings) == "collected"
     assert [member.read() for member in members] == [member.data for member in members]
+
+
+def test_bundles_share_a_lease(calm: Server, user: Account) -> None:
+    """Kept between two of them, by which both are named; gone with the process's services."""
+
+    async def run(services: Services) -> list[FileFacts]:
+        asking = services.authenticator.authenticate(user.key)
+        sent = [[os.urandom(100) for _ in range(6)] for _ in range(2)]
+        each = [
+            await asyncio.gather(*(upload(services, asking, data) for data in some_data))
+            for some_data in sent
+        ]
+        return [file for files in each for file in files]
+
+    files = beside(calm.settings, run)
+    roots = {root_of(calm, file.cid) for file in files} - {file.cid for file in files}
+    names = pins(calm.settings)
+    assert len(roots) == 2
+    assert len({names[root] for root in roots}) == 1
+    with calm.services.database.session_scope(write=False) as session:
+        assert not session.scalars(select(Lease).where(Lease.lease_until > utc_now())).all()
+
+
+def test_a_collection_does_not_wait_for_a_lease_that_lingers(
+    calm: Server,
+    user: Account,
+    proxy: RpcProxy,
+    behind: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It begins while a bundle is stored: that is recorded, and nobody begins under its lease."""
+    monkeypatch.setattr(standing_lease, "LINGER_SECONDS", 3600)
+    gate = proxy.hold("pin/add")
+
+    async def run(services: Services) -> tuple[str, list[FileFacts]]:
+        asking = services.authenticator.authenticate(user.key)
+        storing = asyncio.gather(
+            *(upload(services, asking, os.urandom(1000)) for _ in range(AT_ONCE + 3))
+        )
+        await asyncio.to_thread(gate.wait_until_reached)
+        collecting = asyncio.create_task(services.garbage.collect(20))
+        while not await asyncio.to_thread(is_collecting):
+            await asyncio.sleep(0.02)
+        gate.open()
+        files = await storing
+        return (await collecting).outcome, files
+
+    def is_collecting() -> bool:
+        with calm.services.database.session_scope(write=False) as session:
+            return maintenance.is_under_way(session, maintenance.GARBAGE)
+
+    outcome, files = beside(behind, run)
+    assert outcome == "collected"
+    for file in files:
+        assert user.client.get(f"/v1/files/{file.id}/content").status_code == 200

@@ -72,6 +72,7 @@ from on_api.core.services.uploads import IncomingFile
 from on_api.core.services.visibility import find_change
 from on_api.core.upload_forms import (
     PASSPHRASE_HEADER,
+    PLAIN_OPTIONS,
     UploadOptions,
     announced_by_body,
     announced_by_form,
@@ -143,12 +144,12 @@ async def upload_files(
 
 async def _upload_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
     """`upload_file` of a public file, or of a private one for its owner alone."""
-    given = request.query(("name", "visibility", "meta"))
+    given = request.query(PLAIN_OPTIONS)
     if given is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
         return None
     services = request.services
     options = UploadOptions(services.settings.files.default_visibility)
-    for option in ("name", "visibility", "meta"):
+    for option in PLAIN_OPTIONS:
         if option in given:
             options.set(option, given[option])
     whole = Request(request.scope, request.receive)
@@ -344,7 +345,7 @@ async def _store(
 ) -> File | FileItems:
     """Store an upload, once per Idempotency-Key where one was sent."""
 
-    def show(rows: Sequence[FileRow]) -> File | FileItems:
+    def show(rows: Sequence[FileFacts]) -> File | FileItems:
         items = [File.of(row, services.settings.base_url) for row in rows]
         return items[0] if len(items) == 1 else FileItems(items=items)
 
