@@ -32,6 +32,9 @@ from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+Params = Mapping[str, str] | Sequence[tuple[str, str]]
+"""Of an RPC command; a name may come several times."""
+
 READ_BUFFER = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 MAX_WORDS_BYTES = 4096
@@ -84,7 +87,7 @@ class KuboHttp:
             self._session = None
 
     async def call(
-        self, command: str, params: Mapping[str, str], seconds: float | None = None
+        self, command: str, params: Params, seconds: float | None = None
     ) -> dict[str, Any]:
         """A short answer of one RPC command, within `seconds` (by default `control_timeout`).
 
@@ -101,7 +104,7 @@ class KuboHttp:
             raise NodeTimeout from error
 
     async def lines(
-        self, command: str, params: Mapping[str, str], stall: float | None = None
+        self, command: str, params: Params, stall: float | None = None
     ) -> AsyncGenerator[dict[str, Any]]:
         """The objects of a long answer as they come.
 
