@@ -11,8 +11,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -57,16 +56,23 @@ class _Lane:
     batches: set[PinBatch] = field(default_factory=set)
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_user: uuid.UUID | None = None
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    """Cleared while too few places are free for another claim."""
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something has ended since the last look, and there is room."""
 
-    def look_for_room(self) -> bool:
+    @property
+    def has_room(self) -> bool:
         """Whether another claim can be made."""
-        if self.places - len(self.work) < self.at_once:
-            self.room.clear()
-        else:
-            self.room.set()
-        return self.room.is_set()
+        return self.places - len(self.work) >= self.at_once
+
+    def end(self, works: Iterable[Work]) -> None:
+        """These are worked on no more."""
+        for work in works:
+            if (
+                self.work.get(work.claim.id) is work
+            ):  # else its lease was lost, and taken here again
+                del self.work[work.claim.id]
+        if self.has_room:
+            self.freed.set()
 
 
 class PinWorker:
@@ -115,7 +121,8 @@ class PinWorker:
         """
         lane = self._lanes[fetch]
         async with lane.claiming:
-            if self._is_stopping or not lane.look_for_room():
+            lane.freed.clear()
+            if self._is_stopping or not lane.has_room:
                 return False
             claims = await self._claim(lane, fetch=fetch)
             works = [Work(claim) for claim in claims]
@@ -131,13 +138,13 @@ class PinWorker:
 
     async def wait(self, seconds: float, *, fetch: bool) -> None:
         """Return when there may be more to begin, and after `seconds` at the latest."""
-        lane = self._lanes[fetch]
-        if lane.room.is_set():
-            await self._bell.wait(seconds)
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await lane.room.wait()
+        heard = asyncio.create_task(self._bell.wait(seconds))
+        freed = asyncio.create_task(self._lanes[fetch].freed.wait())
+        try:
+            await asyncio.wait((heard, freed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            heard.cancel()
+            freed.cancel()
 
     async def beat(self) -> None:
         """Renew every lease, show progress, and end what is not wanted any more."""
@@ -177,7 +184,7 @@ class PinWorker:
     async def _claim(self, lane: _Lane, *, fetch: bool) -> Sequence[Claim]:
         """Claim pins of the next user in turn who has not more than their share under way."""
         busy = Counter(item.claim.user_id for item in lane.work.values())
-        served = {user for user, count in busy.items() if count >= lane.share}
+        served = {user for user, count in busy.items() if count + lane.at_once > lane.share}
         free = lane.places - len(lane.work)
 
         def next_user(session: Session) -> uuid.UUID | None:
@@ -217,9 +224,7 @@ class PinWorker:
             logger.exception("%d pins are left to their leases", len(works))
         finally:
             lane.batches.discard(batch)
-            for work in works:
-                if work not in alone:
-                    self._end(lane, work)
+            lane.end(work for work in works if work not in alone)
         for work in alone:
             self._go_alone(lane, work, fetch=False)
 
@@ -230,12 +235,7 @@ class PinWorker:
 
     def _go_alone(self, lane: _Lane, work: Work, *, fetch: bool) -> None:
         work.task = asyncio.create_task(self._attempts.run(work, fetch=fetch))
-        work.task.add_done_callback(lambda _: self._end(lane, work))
-
-    def _end(self, lane: _Lane, work: Work) -> None:
-        if lane.work.get(work.claim.id) is work:  # else its lease was lost, and taken here again
-            del lane.work[work.claim.id]
-        lane.look_for_room()
+        work.task.add_done_callback(lambda _: lane.end((work,)))
 
     def _all_work(self) -> dict[uuid.UUID, Work]:
         return {key: item for lane in self._lanes.values() for key, item in lane.work.items()}

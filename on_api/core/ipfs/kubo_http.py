@@ -1,5 +1,5 @@
-"""HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway by `node_http.py`,
-and what its failures mean.
+"""HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway and what is asked
+of the RPC most often by `node_http.py`, and what its failures mean.
 
 Knows no command of Kubo's; `kubo_data.py` and `kubo_pins.py` are built on it.
 """
@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -70,6 +71,7 @@ class KuboHttp:
         self.rpc_url = settings.rpc_url
         self.headers = {} if authorization is None else {"Authorization": authorization}
         self._gateway = NodeHttp(settings.gateway_url, settings.ipfs)
+        self._questions = NodeHttp(settings.rpc_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None
 
@@ -82,6 +84,7 @@ class KuboHttp:
     async def close(self) -> None:
         """Close every connection."""
         await self._gateway.close()
+        await self._questions.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -102,6 +105,31 @@ class KuboHttp:
                 return answer
         except TimeoutError as error:
             raise NodeTimeout from error
+
+    async def ask(self, command: str, params: Params) -> dict[str, Any]:
+        """The short answer to a question that changes nothing, within `control_timeout`.
+
+        By our own client, which takes less than half of aiohttp's time; it may ask twice. Raises as
+        `call` does.
+        """
+        headers = [*self.headers.items(), ("Content-Length", "0")]
+        try:
+            async with asyncio.timeout(self._limits.control_timeout):
+                target = f"/api/v0/{command}?{urlencode(params)}"
+                answer = await self._questions.ask("POST", target, headers)
+                try:
+                    body = bytearray()
+                    async for chunk in answer.chunks():
+                        body += chunk
+                        if len(body) > MAX_LINE_BYTES:
+                            raise NodeTruncated
+                finally:
+                    answer.close()
+        except TimeoutError as error:
+            raise NodeTimeout from error
+        if answer.status != 200:
+            raise _refusal(answer.status, bytes(body))
+        return _last_object(bytes(body))
 
     async def lines(
         self, command: str, params: Params, stall: float | None = None

@@ -35,7 +35,7 @@ class KuboPins:
         takes ten times the processor's time."""
         query = {"arg": cid, "type": "recursive", "names": "true"}
         try:
-            found = (await self._http.call("pin/ls", query))["Keys"]
+            found = (await self._http.ask("pin/ls", query))["Keys"]
             pin = found.get(cid)
             return None if pin is None else PinStatus(cid, str(pin.get("Name", "")))
         except NotPinned:

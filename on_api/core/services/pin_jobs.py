@@ -28,6 +28,9 @@ UNDER_WAY = (QUEUED, PINNING)
 MOST_COUNTED = 10_000
 # Written out: only so SQLite sees that the queue's index is about them.
 _IS_UNDER_WAY = Pin.status.in_([literal_column(f"'{status}'") for status in UNDER_WAY])
+# Made once: an alias is as dear as the rest of the statement.
+_other = aliased(Pin)
+_IS_ANOTHER = and_(_other.cid == Pin.cid, _other.id != Pin.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +233,12 @@ def queue_length(session: Session) -> int:
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:
     """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
     now = utc_now()
-    other = aliased(Pin)
     return and_(
         _IS_UNDER_WAY,
         Pin.needs_fetch.is_(fetch),
         Pin.due_at <= now,
         or_(Pin.lease_until.is_(None), Pin.lease_until < now),
-        ~exists().where(other.cid == Pin.cid, other.id != Pin.id, other.lease_until > now),
+        ~exists().where(_IS_ANOTHER, _other.lease_until > now),
     )
 
 
