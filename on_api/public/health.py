@@ -16,12 +16,14 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
+@router.head("/healthz", include_in_schema=False)
 async def get_health() -> Health:
     """The process lives."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
+@router.head("/readyz", include_in_schema=False)
 async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     """Database, its structure, and node; 503 unless all are well."""
     checks = await check_readiness(services.database, services.node, services.keyring)

@@ -94,6 +94,7 @@ class TcpProxy:
             except OSError:
                 client.close()
                 continue
+            server.settimeout(None)  # its time-out was for dialling: an idle connection stays
             self._open |= {client, server}
             for source, target, spoil in (
                 (client, server, False),

@@ -33,6 +33,13 @@ def test_ready_when_all_is_well(anonymous: httpx.Client) -> None:
     assert checks == {"database": True, "migrations": True, "node": True, "secret": True}
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_watchers_that_ask_for_the_head_alone(anonymous: httpx.Client, path: str) -> None:
+    """As many uptime monitors do."""
+    answer = anonymous.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_not_ready_without_the_node(
     new_database: DatabaseMaker, settings_for: Callable[..., Settings]
 ) -> None:
@@ -57,6 +64,7 @@ def test_not_ready_without_the_node(
             assert client.get("/v1/node").status_code == 503
             assert client.get("/v1/files").json() == {"count": 0, "items": []}
             assert client.get("/healthz").status_code == 200
+            assert client.head("/readyz").status_code == 503
 
 
 def test_a_database_that_is_behind_is_not_served(
