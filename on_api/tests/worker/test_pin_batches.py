@@ -178,10 +178,11 @@ def test_a_place_for_everybody(bench: Bench) -> None:
     begun."""
     with account_of(bench.api) as ada, account_of(bench.api) as ben:
         bench.ask(ada, bench.lay_down(BATCHES * MOST + 1))
-        gate = bench.proxy.hold("pin/ls")
+        late = bench.lay_down(2)
+        # Waited for longer than anything that is asked before it.
+        gate = bench.proxy.hold("pin/add")
         with bench.working():
             until(lambda: bench.leased(ada) == (BATCHES - 1) * MOST, "one has their share")
-            late = bench.lay_down(2)
             ids = [pin(ben, cid) for cid in late]
             until(lambda: bench.leased(ben) == 2, "the other one is begun")
             gate.open()
