@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 
 from anyio import to_thread
 
@@ -63,11 +64,13 @@ class Worker:
     def start(self) -> None:
         """Begin, on the running event loop."""
         slow = min(SLOW_LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
-        bell = self._services.bell.wait
+        bell, pins = self._services.bell.wait, self._pins
         loops: list[tuple[_Step, float, _Wait]] = [
-            (lambda: self._pins.step(fetch=False), self._poll, bell),
-            (lambda: self._pins.step(fetch=True), self._poll, bell),
-            (self._pins.beat, BEAT_SECONDS, asyncio.sleep),
+            *(
+                (partial(pins.step, fetch=fetch), self._poll, partial(pins.wait, fetch=fetch))
+                for fetch in (False, True)
+            ),
+            (pins.beat, BEAT_SECONDS, asyncio.sleep),
             (self._number_events, self._poll, bell),
             (self._restore_pins, SLOW_LOOK_SECONDS, bell),
             (self._unpinner.step, slow, asyncio.sleep),

@@ -8,7 +8,7 @@ and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -133,6 +133,14 @@ class IpfsNode(Protocol):
         """
         ...
 
+    async def pin_all(self, cids: Sequence[str], *, name: str) -> None:
+        """Pin several DAGs, each recursively and all as `name`, whose blocks are all there.
+
+        One call, and so for not too many. Returns when all are pinned; on any error some may be.
+        Never call it for what is pinned already: see `pin`.
+        """
+        ...
+
     async def unpin(self, cid: str) -> None:
         """Remove the recursive pin on exactly `cid`; fine when there is none."""
         ...
@@ -142,6 +150,14 @@ class IpfsNode(Protocol):
 
         Raises `BlocksMissing` when it isn't all there; with `fetch` missing blocks are asked of the
         network for as long as the caller waits.
+        """
+        ...
+
+    async def dag_stats(self, cids: Sequence[str], *, seconds: float) -> Sequence[DagStat]:
+        """Walk several whole DAGs on the node, in one call.
+
+        Raises `BlocksMissing` when one isn't all there, whichever, and `NodeTimeout` when it takes
+        longer than `seconds`.
         """
         ...
 

@@ -1,5 +1,5 @@
-"""HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway by `node_http.py`,
-and what its failures mean.
+"""HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway and what is asked
+of the RPC most often by `node_http.py`, and what its failures mean.
 
 Knows no command of Kubo's; `kubo_data.py` and `kubo_pins.py` are built on it.
 """
@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -32,6 +33,9 @@ from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+Params = Mapping[str, str] | Sequence[tuple[str, str]]
+"""Of an RPC command; a name may come several times."""
 
 READ_BUFFER = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
@@ -68,6 +72,7 @@ class KuboHttp:
         self.rpc_url = settings.rpc_url
         self.headers = {} if authorization is None else {"Authorization": authorization}
         self._gateway = NodeHttp(settings.gateway_url, settings.ipfs, own_gateway_socket(settings))
+        self._questions = NodeHttp(settings.rpc_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None
 
@@ -80,12 +85,13 @@ class KuboHttp:
     async def close(self) -> None:
         """Close every connection."""
         await self._gateway.close()
+        await self._questions.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     async def call(
-        self, command: str, params: Mapping[str, str], seconds: float | None = None
+        self, command: str, params: Params, seconds: float | None = None
     ) -> dict[str, Any]:
         """A short answer of one RPC command, within `seconds` (by default `control_timeout`).
 
@@ -101,8 +107,33 @@ class KuboHttp:
         except TimeoutError as error:
             raise NodeTimeout from error
 
+    async def ask(self, command: str, params: Params) -> dict[str, Any]:
+        """The short answer to a question that changes nothing, within `control_timeout`.
+
+        By our own client, which takes less than half of aiohttp's time; it may ask twice. Raises as
+        `call` does.
+        """
+        headers = [*self.headers.items(), ("Content-Length", "0")]
+        try:
+            async with asyncio.timeout(self._limits.control_timeout):
+                target = f"/api/v0/{command}?{urlencode(params)}"
+                answer = await self._questions.ask("POST", target, headers)
+                try:
+                    body = bytearray()
+                    async for chunk in answer.chunks():
+                        body += chunk
+                        if len(body) > MAX_LINE_BYTES:
+                            raise NodeTruncated
+                finally:
+                    answer.close()
+        except TimeoutError as error:
+            raise NodeTimeout from error
+        if answer.status != 200:
+            raise _refusal(answer.status, bytes(body))
+        return _last_object(bytes(body))
+
     async def lines(
-        self, command: str, params: Mapping[str, str], stall: float | None = None
+        self, command: str, params: Params, stall: float | None = None
     ) -> AsyncGenerator[dict[str, Any]]:
         """The objects of a long answer as they come.
 

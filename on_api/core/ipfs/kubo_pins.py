@@ -6,7 +6,7 @@ Kubo ends its work when the connection is closed: cancelling the caller cancels 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class KuboPins:
         takes ten times the processor's time."""
         query = {"arg": cid, "type": "recursive", "names": "true"}
         try:
-            found = (await self._http.call("pin/ls", query))["Keys"]
+            found = (await self._http.ask("pin/ls", query))["Keys"]
             pin = found.get(cid)
             return None if pin is None else PinStatus(cid, str(pin.get("Name", "")))
         except NotPinned:
@@ -85,6 +85,15 @@ class KuboPins:
             raise NodeTruncated("The IPFS node did not pin this content.")
         return stat if stat.size else await self.dag_stat(cid)
 
+    async def pin_all(self, cids: Sequence[str], *, name: str) -> None:
+        """See `IpfsNode.pin_all`. Kubo goes through them one after the other, each safe on its disk
+        before the next one; what it spares is a request for each."""
+        query = [*(("arg", cid) for cid in cids), ("name", name), ("offline", "true")]
+        # Without progress it says nothing before the end, and failures by its status.
+        answer = await self._http.call("pin/add", query, self._limits.stall_timeout)
+        if answer.get("Pins") != list(cids):
+            raise NodeTruncated("The IPFS node did not pin this content.")
+
     async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
         """See `IpfsNode.dag_stat`."""
         query = {"arg": cid, "progress": "true", "offline": _flag(not fetch)}
@@ -106,6 +115,19 @@ class KuboPins:
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
         raise BlocksMissing
+
+    async def dag_stats(self, cids: Sequence[str], *, seconds: float) -> Sequence[DagStat]:
+        """See `IpfsNode.dag_stats`."""
+        query = [*(("arg", cid) for cid in cids), ("progress", "false"), ("offline", "true")]
+        answer = await self._http.call("dag/stat", query, seconds)
+        try:
+            found = answer["DagStats"]
+            if [stat["Cid"] for stat in found] != list(cids):
+                raise NodeError("The IPFS node's answer was not understood.")
+            # What is empty is left out.
+            return [DagStat(int(each.get("Size", 0)), int(each["NumBlocks"])) for each in found]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise NodeError("The IPFS node's answer was not understood.") from error
 
     @asynccontextmanager
     async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:

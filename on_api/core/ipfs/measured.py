@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from on_api.core.blocks import Bytes
@@ -62,6 +62,11 @@ class MeasuredNode:
         with self._measured("pin"):
             return await self._node.pin(cid, name=name, fetch=fetch, progress=progress)
 
+    async def pin_all(self, cids: Sequence[str], *, name: str) -> None:
+        """See `IpfsNode.pin_all`."""
+        with self._measured("pin_all"):
+            await self._node.pin_all(cids, name=name)
+
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""
         with self._measured("unpin"):
@@ -71,6 +76,11 @@ class MeasuredNode:
         """See `IpfsNode.dag_stat`."""
         with self._measured("dag_stat"):
             return await self._node.dag_stat(cid, fetch=fetch)
+
+    async def dag_stats(self, cids: Sequence[str], *, seconds: float) -> Sequence[DagStat]:
+        """See `IpfsNode.dag_stats`."""
+        with self._measured("dag_stats"):
+            return await self._node.dag_stats(cids, seconds=seconds)
 
     def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See `IpfsNode.car`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from on_api.core.blocks import Bytes
@@ -76,6 +76,11 @@ class MemoryNode:
         self._pins[cid] = name
         return stat
 
+    async def pin_all(self, cids: Sequence[str], *, name: str) -> None:
+        """See `IpfsNode.pin_all`."""
+        for cid in cids:
+            await self.pin(cid, name=name, fetch=False)
+
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""
         self._pins.pop(cid, None)
@@ -86,6 +91,10 @@ class MemoryNode:
         while walk.wanted is not None:
             walk.take(walk.wanted, self._block(walk.wanted))
         return DagStat(walk.bytes, walk.blocks)
+
+    async def dag_stats(self, cids: Sequence[str], *, seconds: float) -> Sequence[DagStat]:
+        """See `IpfsNode.dag_stats`."""
+        return [await self.dag_stat(cid) for cid in cids]
 
     @asynccontextmanager
     async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -1,8 +1,8 @@
 """HTTP/1.1 to the node's gateway: our own client, since a general one takes twice the time of all
 else that a small answer costs (ADR 0018).
 
-For GET, HEAD and their like: nothing is lost by asking once more. Connections are kept. Knows
-nothing of IPFS.
+For GET, HEAD and questions to its RPC: nothing is lost by asking once more. Connections are kept.
+Knows nothing of IPFS.
 """
 
 from __future__ import annotations

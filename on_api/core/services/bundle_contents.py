@@ -1,6 +1,7 @@
-"""What the files of a bundle refer to: rows of contents, locked, and who holds them.
+"""What the files of a bundle, or pins that are recorded together, refer to: rows of contents,
+locked, and who holds them.
 
-By the hundred, so plain statements. Knows nothing of uploads.
+By the hundred, so plain statements. Knows nothing of uploads and pins.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from on_api.core.services.leases import GIVEN_UP
 @dataclass(slots=True)
 class Members:
     """What may be referred to, locked: bytes by CID. `members`: those that the new bundle covers.
-    `stamped`: those that nobody held."""
+    `elsewhere`: those that live in another one. `stamped`: those that nobody held."""
 
     sizes: dict[str, int]
     members: set[str]
+    elsewhere: set[str]
     stamped: set[str]
 
 
@@ -49,7 +51,7 @@ def lock_contents(
         for cid in sorted(sizes)
     ]
     if not rows:
-        return Members({}, set(), set())
+        return Members({}, set(), set(), set())
     locked = LOCKED_CONTENTS.execute(session.connection(), rows)
     found = {row.cid: row for row in locked}
     if bundle is not None and found.pop(root).state != PINNED:
@@ -64,8 +66,9 @@ def lock_contents(
         if row.state == PINNED or cid in back
     }
     members = {cid for cid in usable if cid in back or found[cid].pin_root_id == root}
+    elsewhere = {cid for cid in usable if found[cid].pin_root_id != cid} - members
     stamped = {cid for cid in usable if found[cid].unreferenced_at is not None}
-    return Members(usable, members, stamped)
+    return Members(usable, members, elsewhere, stamped)
 
 
 def _revive(session: Session, root: str, sizes: dict[str, int]) -> None:

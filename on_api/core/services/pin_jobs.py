@@ -7,17 +7,20 @@ claimed, so it never turns back.
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, aliased
 
 from on_api.core.errors import InsufficientFunds, Unauthorized
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Pin, UserUsage
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import dialect_of, new_id, utc_now
 from on_api.core.models.pin import DETAILS_LENGTH, FAILED, PINNING, QUEUED
 from on_api.core.services import contents, events, pins
 
@@ -25,6 +28,9 @@ UNDER_WAY = (QUEUED, PINNING)
 MOST_COUNTED = 10_000
 # Written out: only so SQLite sees that the queue's index is about them.
 _IS_UNDER_WAY = Pin.status.in_([literal_column(f"'{status}'") for status in UNDER_WAY])
+# Made once: an alias is as dear as the rest of the statement.
+_other = aliased(Pin)
+_IS_ANOTHER = and_(_other.cid == Pin.cid, _other.id != Pin.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,41 +76,55 @@ def claim(
     `fetch`: those whose blocks are known not to be all here, else the others. No two claims are
     on one CID at the same time.
     """
-    found = session.scalars(
-        select(Pin)
+    found = session.execute(
+        select(
+            Pin.id,
+            Pin.cid,
+            Pin.origins,
+            Pin.attempts,
+            Pin.deadline_at,
+            Pin.removed_at,
+            Pin.details,
+        )
         .where(Pin.user_id == user_id, _is_due(fetch=fetch))
         .order_by(Pin.due_at, Pin.created_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    now = utc_now()
+    rows = {row.cid: row for row in reversed(found)}  # the first of each CID
+    for cid in _worked_on(session, rows):
+        del rows[cid]
+    taken = [row for row in found if rows.get(row.cid) is row]
+    if not taken:
+        return []
+    token, freed = new_id(), _freed_by(session, user_id, [row.id for row in taken])
+    changes: dict[str, Any] = {"lease_token": token, "lease_until": utc_now() + life}
+    session.execute(
+        update(Pin)
+        .where(Pin.id.in_([row.id for row in taken]))
+        .values(**changes, attempts=Pin.attempts + 1, **({"status": PINNING} if fetch else {}))
+        .execution_options(synchronize_session=False)
+    )
     # Not locked: how much room there really is shows at the end.
     usage = session.get(UserUsage, user_id)
     room = None if usage is None else contents.room_of(session, usage)
-    known = contents.kept_sizes(session, {pin.cid for pin in found})
-    claims: dict[str, Claim] = {}
-    for pin in found:
-        if pin.cid in claims or _is_worked_on(session, pin):
-            continue
-        pin.lease_token, pin.lease_until = new_id(), now + life
-        pin.attempts += 1
-        if fetch:
-            pin.status = PINNING
-        claims[pin.cid] = Claim(
-            id=pin.id,
-            token=pin.lease_token,
+    known = contents.kept_sizes(session, rows)
+    return [
+        Claim(
+            id=row.id,
+            token=token,
             user_id=user_id,
-            cid=pin.cid,
-            origins=tuple(pin.origins),
-            attempts=pin.attempts,
-            deadline_at=pin.deadline_at,
-            removed=pin.removed_at is not None,
-            room=None if room is None else max(room, 0) + _freed_by(session, pin),
-            details=pin.details,
-            known=known.get(pin.cid),
+            cid=row.cid,
+            origins=tuple(row.origins),
+            attempts=row.attempts + 1,
+            deadline_at=row.deadline_at,
+            removed=row.removed_at is not None,
+            room=None if room is None else max(room, 0) + freed.get(row.id, 0),
+            details=row.details,
+            known=known.get(row.cid),
         )
-    session.flush()
-    return list(claims.values())
+        for row in taken
+    ]
 
 
 def renew(
@@ -112,19 +132,29 @@ def renew(
 ) -> set[uuid.UUID]:
     """Renew leases (pin → token) and show how much is there. Returns the pins that are not to be
     worked on any more: removed, or claimed by somebody else."""
-    until = utc_now() + life
-    going_on = set()
-    for pin_id, (token, stat) in work.items():
-        seen = {} if stat is None else {"dag_size": stat.size, "blocks": stat.blocks}
-        kept = session.execute(
-            update(Pin)
-            .where(Pin.id == pin_id, Pin.lease_token == token)
-            .values(lease_until=until, **seen)
-            .returning(Pin.removed_at)
-        ).one_or_none()
-        if kept is not None and kept.removed_at is None:
-            going_on.add(pin_id)
-    return set(work) - going_on
+    # In the order that all keep who lock several.
+    found = session.execute(
+        select(Pin.id, Pin.lease_token, Pin.removed_at)
+        .where(Pin.id.in_(work))
+        .order_by(Pin.id)
+        .with_for_update()
+    )
+    ours = [row for row in found if row.lease_token == work[row.id][0]]
+    session.execute(
+        update(Pin)
+        .where(Pin.id.in_([row.id for row in ours]))
+        .values(lease_until=utc_now() + life)
+        .execution_options(synchronize_session=False)
+    )
+    for row in ours:
+        if (stat := work[row.id][1]) is not None:
+            session.execute(
+                update(Pin)
+                .where(Pin.id == row.id)
+                .values(dag_size=stat.size, blocks=stat.blocks)
+                .execution_options(synchronize_session=False)
+            )
+    return set(work) - {row.id for row in ours if row.removed_at is None}
 
 
 def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, int]) -> bool:
@@ -203,33 +233,40 @@ def queue_length(session: Session) -> int:
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:
     """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
     now = utc_now()
-    other = aliased(Pin)
     return and_(
         _IS_UNDER_WAY,
         Pin.needs_fetch.is_(fetch),
         Pin.due_at <= now,
         or_(Pin.lease_until.is_(None), Pin.lease_until < now),
-        ~exists().where(other.cid == Pin.cid, other.id != Pin.id, other.lease_until > now),
+        ~exists().where(_IS_ANOTHER, _other.lease_until > now),
     )
 
 
-def _is_worked_on(session: Session, pin: Pin) -> bool:
-    """Whether somebody has claimed another pin of the same CID since it was found to be due.
+def _worked_on(session: Session, cids: Collection[str]) -> Sequence[str]:
+    """Those of which somebody has claimed another pin since theirs were found to be due.
 
     On PostgreSQL two claims at the same moment don't see each other: the second finds the lock
     that the first holds until it has committed. On SQLite there is one writer.
     """
-    if session.get_bind().dialect.name != "postgresql":
-        return False
-    key = func.hashtextextended(pin.cid, 0)
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(key))):
-        return True
-    other = exists().where(Pin.cid == pin.cid, Pin.id != pin.id, Pin.lease_until > utc_now())
-    return bool(session.scalar(select(other)))
+    if dialect_of(session) != "postgresql" or not cids:
+        return ()
+    each = func.unnest(postgresql.array(cids)).column_valued("each")
+    lock = func.pg_try_advisory_xact_lock(func.hashtextextended(each, 0))
+    got = dict(session.execute(select(each, lock)).all())
+    leased = session.scalars(select(Pin.cid).where(Pin.cid.in_(cids), Pin.lease_until > utc_now()))
+    return list({cid for cid in cids if not got[cid]}.union(leased))
 
 
-def _freed_by(session: Session, pin: Pin) -> int:
-    return contents.freed_by(session, pin.user_id, pins.kept_cids(session, pin.id))
+def _freed_by(
+    session: Session, user_id: uuid.UUID, pin_ids: Collection[uuid.UUID]
+) -> Mapping[uuid.UUID, int]:
+    """By pin: what its user would be charged less once it replaces what is kept for it."""
+    kept: defaultdict[uuid.UUID, list[str]] = defaultdict(list)
+    waiting = select(Pin.kept_for, Pin.cid).where(Pin.kept_for.in_(pin_ids))
+    for pin_id, cid in session.execute(waiting):
+        if pin_id is not None:  # never, but by the column's type
+            kept[pin_id].append(cid)
+    return {pin_id: contents.freed_by(session, user_id, cids) for pin_id, cids in kept.items()}
 
 
 def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:

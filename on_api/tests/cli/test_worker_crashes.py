@@ -20,6 +20,7 @@ from sqlalchemy import select, text
 
 from on_api.core.models import Database, UserUsage
 from on_api.core.services import pin_jobs
+from on_api.core.services.pins import PinRequest
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home, working
@@ -88,17 +89,23 @@ def check(server: Server, peer: Peer) -> None:
     check_invariants(server.services.database, peer.pins().keys())
 
 
-def test_kill_9_around_the_nodes_answer(api: Server, peer: Peer, proxy: RpcProxy) -> None:
+@pytest.mark.parametrize("count", [1, 3], ids=["alone", "together"])
+def test_kill_9_around_the_nodes_answer(
+    api: Server, peer: Peer, proxy: RpcProxy, count: int
+) -> None:
     """Before the node has heard of it; when it has done it and nobody knows; when the worker knows
     and is about to commit. The next worker brings each pin to its one end."""
     with account_of(api) as ada, ExitStack() as workers:
         victim = workers.enter_context(worker(api, proxy))
         for moment in ("before", "during", "after"):
             gate = proxy.hold("pin/add", answer=moment != "before")
-            cid = new_content(peer)
-            pin_id = pin(ada, cid)
+            cids = {new_content(peer) for _ in range(count)}
+            with api.services.database.session_scope() as session:
+                requests = [PinRequest(cid) for cid in cids]
+                made = api.services.pins.add_many(session, uuid.UUID(ada.id), requests)
+                ids = [str(each.id) for each in made]
             gate.wait_until_reached()
-            assert (cid in peer.pins()) is (moment != "before")
+            assert peer.pins().keys() & cids == (set() if moment == "before" else cids)
             if moment == "after":
                 with locked_usage(api, ada) as is_waited_for:
                     gate.open()
@@ -107,9 +114,9 @@ def test_kill_9_around_the_nodes_answer(api: Server, peer: Peer, proxy: RpcProxy
             else:
                 kill(victim)
                 gate.open()
-            assert look(ada, pin_id)["status"] == "queued"
+            assert {look(ada, pin_id)["status"] for pin_id in ids} == {"queued"}
             victim = workers.enter_context(worker(api, proxy))
-            assert ended(ada, pin_id)["status"] == "pinned"
+            assert {ended(ada, pin_id)["status"] for pin_id in ids} == {"pinned"}
             check(api, peer)
 
 

@@ -36,7 +36,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Call:
-    """One call that came: `pin/add` and its argument."""
+    """One call that came: `pin/add` and its argument; there is one for each if it had several."""
 
     command: str
     argument: str
@@ -99,14 +99,12 @@ class RpcProxy:
                 head += data
             line, _, rest = head.partition(b"\r\n")
             target = urlsplit(line.split(b" ")[1].decode())
-            call = Call(
-                target.path.removeprefix("/api/v0/"),
-                parse_qs(target.query).get("arg", [""])[0],
-            )
-            self.calls.append(call)
-            if self._cut.get(call.command) is False:
+            command = target.path.removeprefix("/api/v0/")
+            arguments = parse_qs(target.query).get("arg", [""])
+            self.calls += [Call(command, argument) for argument in arguments]
+            if self._cut.get(command) is False:
                 return
-            gates = [gate for gate in self._gates if gate.command == call.command]
+            gates = [gate for gate in self._gates if gate.command == command]
             for gate in gates:
                 if not gate.holds_answer:
                     gate.pass_through()
@@ -115,7 +113,7 @@ class RpcProxy:
                 up = threading.Thread(target=_pass_on, args=(client, node), daemon=True)
                 up.start()
                 holding = [gate for gate in gates if gate.holds_answer]
-                if self._cut.get(call.command):
+                if self._cut.get(command):
                     _all_of(node)
                     client.shutdown(socket.SHUT_RDWR)  # the other thread reads from it still
                 elif holding:

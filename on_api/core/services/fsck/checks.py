@@ -211,7 +211,7 @@ class NodeChecks:
             details = f"named {pin.name!r}" if pin.name else "without a name"
             self._report.add(Finding(Kind.FOREIGN_PIN, pin.cid, details))
             return
-        if await to_thread.run_sync(self._is_in_flight, job):
+        if await to_thread.run_sync(self._is_in_flight, job, pin.cid):
             return
         if await to_thread.run_sync(self._state, pin.cid) in {PINNED, UNPINNING}:
             return
@@ -277,12 +277,15 @@ class NodeChecks:
             )
         return [pin for pin in pins if pin.cid not in known]
 
-    def _is_in_flight(self, job: uuid.UUID) -> bool:
+    def _is_in_flight(self, job: uuid.UUID, cid: str) -> bool:
+        """Whether the work goes on that made a pin on `cid`, or such work as may take it over:
+        pins that go together are all named after the first."""
         now = utc_now()
         with self._database.session_scope(write=False) as session:
             upload = exists().where(Lease.id == job, Lease.lease_until > now)
             pin = exists().where(Pin.id == job, Pin.status.in_(UNDER_WAY))
-            return bool(session.scalar(select(upload | pin)))
+            kin = exists().where(Pin.cid == cid, Pin.status.in_(UNDER_WAY))
+            return bool(session.scalar(select(upload | pin | kin)))
 
     def _members(self, bundle: str) -> Collection[str]:
         with self._database.session_scope(write=False) as session:

@@ -1,0 +1,324 @@
+"""One attempt at one pin: finds its blocks on the node or fetches them, pins, records.
+
+Which pins are tried, and when, is `pinning.py`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from on_api.core.errors import (
+    BlocksMissing,
+    InsufficientFunds,
+    InsufficientStorage,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+    NodeUnavailable,
+    OnApiError,
+)
+from on_api.core.ipfs.client import DagStat, IpfsNode
+from on_api.core.ipfs.multiaddr import Resolver, dialable
+from on_api.core.metrics import Metrics
+from on_api.core.models.database import utc_now
+from on_api.core.services import contents, pin_jobs
+from on_api.core.services.capacity import Capacity
+from on_api.core.services.keeper import Keeper
+from on_api.core.services.pin_jobs import Claim
+from on_api.core.services.pin_names import PinNames
+from on_api.core.settings import Settings
+from on_api.worker.transactions import Transactions
+from on_api.worker.unpinning import Unpinner
+
+logger = logging.getLogger(__name__)
+
+LOCAL_AT_ONCE = 32
+"""Pins that are looked for one by one on the node itself."""
+LOOK_SECONDS = 1.0
+"""Between two looks at a fetch."""
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
+"""Seconds until a fetch is tried again: the first, doubled at each next one, and the most."""
+NODE_PAUSE = 2.0
+LAST_ATTEMPT = 1.0
+"""Seconds before a pin's deadline in which no further attempt is begun."""
+REFUSALS_ALLOWED = 3
+"""Attempts after which a pin is given up when the node refuses it without a way out."""
+
+
+NO_PEERS = (
+    "The IPFS node is private and has no peers, so nobody can provide this content. The operator "
+    "can set ON_API_NODE__NETWORK=public to fetch from the IPFS network; or name a reachable node "
+    "in `origins` (private addresses are dialled with ON_API_PINS__DIAL_PRIVATE=true only)."
+)
+
+
+class _Stop(Exception):
+    """Ends an attempt; the pin goes back to the queue."""
+
+    def __init__(self, details: str, *, pause: float, counted: bool = True) -> None:
+        super().__init__(details)
+        self.details, self.pause, self.counted = details, pause, counted
+
+
+class _GiveUp(Exception):
+    """Ends a pin as failed, for a reason that a person understands."""
+
+
+@dataclass(eq=False)
+class Work:
+    """A claim being worked on. `task`: its own one, if it is not worked on with others."""
+
+    claim: Claim
+    task: asyncio.Task[None] | None = None
+    stat: DagStat | None = None
+    moved_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    """When a block came last."""
+    ended_by_us: bool = False
+    """Not wanted any more, or making way: its cancellation is an answer, no accident."""
+    is_over: bool = False
+    """The attempt has ended; what is left is to write it down, and is not to be interrupted."""
+
+    def see(self, stat: DagStat) -> None:
+        """How much is there."""
+        if self.stat is None or stat.blocks > self.stat.blocks:
+            self.moved_at = asyncio.get_running_loop().time()
+        self.stat = stat
+
+    def interrupt(self) -> None:
+        """End the attempt; the pin goes back to the queue."""
+        if not self.is_over and self.task is not None:
+            self.ended_by_us = self.is_over = True
+            self.task.cancel()
+
+
+class PinAttempts:
+    """Tries pins one by one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        transactions: Transactions,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        unpinner: Unpinner,
+        capacity: Capacity,
+        metrics: Metrics,
+        resolver: Resolver,
+    ) -> None:
+        self._settings = settings
+        self._transactions = transactions
+        self._node = node
+        self._keeper = keeper
+        self._names = names
+        self._unpinner = unpinner
+        self._capacity = capacity
+        self._metrics = metrics
+        self._resolver = resolver
+        self._local_places = asyncio.Semaphore(LOCAL_AT_ONCE)
+
+    async def run(self, work: Work, *, fetch: bool) -> None:
+        """One attempt, whatever comes of it."""
+        claim = work.claim
+        try:
+            try:
+                async with nullcontext() if fetch else self._local_places:
+                    await self._attempt(work, fetch=fetch)
+            except asyncio.CancelledError:
+                if not work.ended_by_us:
+                    raise
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
+                await self.give_back(claim)
+            except BlocksMissing:
+                work.is_over = True
+                await self._transactions.run(
+                    lambda session: pin_jobs.put_back(
+                        session, claim, needs_fetch=True, counted=False
+                    )
+                )
+            except _Stop as stop:
+                work.is_over = True
+                await self._put_back(claim, stop)
+            except _GiveUp as reason:
+                work.is_over = True
+                await self._fail(claim, str(reason))
+        except OnApiError as error:
+            # The database, most likely: the lease ends and another attempt begins.
+            logger.warning("pin %s is left to its lease: %s", claim.id, error.details)
+        except Exception:
+            logger.exception("pin %s is left to its lease", claim.id)
+
+    async def give_back(self, claim: Claim) -> None:
+        """Put a pin back that was interrupted, as if it had not been tried."""
+        details = "It was interrupted, and begins again soon."
+        await self._put_back(claim, _Stop(details, pause=0, counted=False))
+
+    async def _attempt(self, work: Work, *, fetch: bool) -> None:
+        claim = work.claim
+        if claim.removed:
+            raise _GiveUp("It was removed.")
+        try:
+            stat = await self._pin(work, fetch=fetch)
+            work.is_over = True
+            await self._record(claim, stat)
+        except InsufficientFunds:
+            raise _GiveUp("The storage quota does not allow it.") from None
+        except InsufficientStorage:
+            raise self._again(claim, "The IPFS node has no room for it.", NODE_PAUSE * 10) from None
+        except (NodeUnavailable, NodeTimeout) as error:
+            raise self._again(claim, error.details, NODE_PAUSE) from None
+        except BlocksMissing as error:
+            if not fetch:
+                raise
+            raise self._again(claim, error.details, self._pause(claim)) from None
+        except NodeTruncated as error:
+            # It was restarted, most likely.
+            raise self._again(claim, error.details, self._pause(claim)) from None
+        except NodeError as error:
+            # The same answer as last time is the node's last word.
+            if claim.attempts >= REFUSALS_ALLOWED and claim.details == error.details:
+                raise _GiveUp(
+                    "The IPFS node can't pin this: its blocks are damaged, or of a kind that it "
+                    "does not know."
+                ) from error
+            raise self._again(claim, error.details, NODE_PAUSE) from None
+
+    async def _pin(self, work: Work, *, fetch: bool) -> DagStat:
+        """Have the node pin it, if it hasn't yet. Returns what the whole DAG is."""
+        claim = work.claim
+        name = await self._transactions.in_thread(self._names.of, claim.id)
+        if claim.known is not None:
+            # An earlier attempt may have ended between dropping the node's pin and renewing it.
+            if claim.attempts > 1:
+                await self._keeper.heal(claim.cid, claim.id)
+            return DagStat(claim.known, 0)
+        if await self._node.pin_status(claim.cid) is None:
+            if not fetch:
+                return await self._node.pin(claim.cid, name=name, fetch=False)
+            await self._capacity.require(0)
+            await self._meet(claim)
+            return await self._fetch(
+                work,
+                self._node.pin(claim.cid, name=name, fetch=True, progress=work.see),
+            )
+        # Somebody pinned it beside us. What is missing of it is fetched without touching that pin.
+        if not fetch:
+            return await self._node.dag_stat(claim.cid)
+        await self._meet(claim)
+        return await self._fetch(work, self._node.dag_stat(claim.cid, fetch=True))
+
+    async def _meet(self, claim: Claim) -> None:
+        """Connect to whoever may have it. Raises `_GiveUp` when nobody can be asked at all."""
+        allowed = await dialable(
+            claim.origins, self._resolver, allow_private=self._settings.pins.dial_private
+        )
+        await asyncio.gather(
+            *(self._node.connect(address) for address in allowed), return_exceptions=True
+        )
+        if self._settings.node.network == "private" and await self._node.peer_count() == 0:
+            raise _GiveUp(NO_PEERS)
+
+    async def _fetch(self, work: Work, getting: Coroutine[None, None, DagStat]) -> DagStat:
+        """Wait for the node while blocks come. Raises `_Stop` at a standstill, `_GiveUp` when the
+        quota or the time is used up."""
+        claim, patience = work.claim, self._settings.pins.patience
+        loop = asyncio.get_running_loop()
+        # Whoever waited long for a place still gets one honest attempt.
+        grace = timedelta(seconds=min(patience, self._settings.pins.deadline))
+        ends_at = max(claim.deadline_at, utc_now() + grace)
+        work.moved_at = loop.time()
+        task = asyncio.ensure_future(getting)
+        try:
+            while True:
+                left = (ends_at - utc_now()).total_seconds()
+                still = loop.time() - work.moved_at
+                wait = min(patience - still, left, LOOK_SECONDS)
+                done, _ = await asyncio.wait([task], timeout=max(wait, 0.01))
+                if done:
+                    return task.result()
+                if work.stat and claim.room is not None and work.stat.size > claim.room:
+                    raise InsufficientFunds
+                if utc_now() >= ends_at or loop.time() - work.moved_at >= patience:
+                    raise self._again(claim, _standstill(work.stat), self._pause(claim))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _again(self, claim: Claim, details: str, pause: float) -> _Stop | _GiveUp:
+        """Another attempt later, or the end when its time is over."""
+        left = (claim.deadline_at - utc_now()).total_seconds()
+        if left < LAST_ATTEMPT:
+            tried = _duration(self._settings.pins.deadline)
+            return _GiveUp(f"{details} It was tried for {tried}.")
+        return _Stop(details, pause=min(pause, left / 2))
+
+    def _pause(self, claim: Claim) -> float:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(claim.attempts - 1, 10))
+        # Jitter: those that came together don't come again together.
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+
+    async def _record(self, claim: Claim, stat: DagStat) -> None:
+        secured: dict[str, int] = {}
+        while True:
+            try:
+                pinned = await self._transactions.run(
+                    lambda session: pin_jobs.finish(session, claim, stat, secured)
+                )
+            except contents.NotSecuredError as error:
+                secured[error.cid] = await self._keeper.secure(error.cid, claim.id)
+            else:
+                break
+        if pinned:
+            self._metrics.pins_ended.labels("pinned").inc()
+        else:
+            logger.info("pin %s was ended by somebody else", claim.id)
+            await self._look_after(claim)
+
+    async def _put_back(self, claim: Claim, stop: _Stop) -> None:
+        await self._transactions.run(
+            lambda session: pin_jobs.put_back(
+                session,
+                claim,
+                due_in=timedelta(seconds=stop.pause),
+                details=stop.details,
+                counted=stop.counted,
+            )
+        )
+        await self._look_after(claim)
+
+    async def _fail(self, claim: Claim, reason: str) -> None:
+        if await self._transactions.run(lambda session: pin_jobs.fail(session, claim, reason)):
+            self._metrics.pins_ended.labels("failed").inc()
+        await self._look_after(claim)
+
+    async def _look_after(self, claim: Claim) -> None:
+        """An attempt ended early may have left a pin for nobody, or dropped one of somebody's."""
+        try:
+            await self._keeper.heal(claim.cid, claim.id)
+            left = await self._node.pin_status(claim.cid)
+            # A pin of another name was there before us: it is for whoever made it to remove.
+            if left is not None and self._names.job_of(left.name) is not None:
+                await self._unpinner.unpin(claim.cid)
+        except NodeError:
+            logger.info("could not look after %s: fsck will", claim.cid)
+
+
+def _standstill(stat: DagStat | None) -> str:
+    if stat is None or stat.blocks == 0:
+        return "Nobody who has this content could be found."
+    return f"Only {stat.blocks} blocks ({stat.size} bytes) of this content could be found."
+
+
+def _duration(seconds: int) -> str:
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds} seconds"

@@ -1,0 +1,135 @@
+"""Pins whose blocks lie on the node, many of one user at a time: one walk, one call that pins, one
+transaction that records. A bundle's kin, but each has a pin of its own.
+
+What can't go with the others, and everything as soon as anything goes wrong, is left to go alone:
+`pin_attempts.py` finds out what is to become of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+
+from on_api.core.errors import InsufficientFunds, InsufficientStorage, NodeError, NodeTimeout
+from on_api.core.ipfs.client import DagStat, IpfsNode
+from on_api.core.metrics import Metrics
+from on_api.core.services import pin_records
+from on_api.core.services.pin_jobs import Claim
+from on_api.core.services.pin_names import PinNames
+from on_api.worker.transactions import Transactions
+
+logger = logging.getLogger(__name__)
+
+MOST = 64
+"""Pins that go together."""
+WALK_SECONDS = 2.0
+"""For the DAGs of all: what takes longer would hold the others up."""
+
+
+class PinBatch:
+    """Claims of one user, each of another CID, on their way. `task` is whose it is."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self.claims = claims
+        self.task: asyncio.Task[None] | None = None
+        self.ended_by_us = False
+        self.is_over = False
+        """The node has done all; what is left is to write it down."""
+
+    def interrupt(self) -> None:
+        """End it; the pins go back to the queue."""
+        if not self.is_over and self.task is not None:
+            self.ended_by_us = self.is_over = True
+            self.task.cancel()
+
+
+class PinBatches:
+    """Has the node pin what it has itself, and records it."""
+
+    def __init__(
+        self, transactions: Transactions, node: IpfsNode, names: PinNames, metrics: Metrics
+    ) -> None:
+        self._transactions = transactions
+        self._node = node
+        self._names = names
+        self._metrics = metrics
+
+    async def run(self, batch: PinBatch) -> set[uuid.UUID]:
+        """Pin as many as go together. Returns those that are pinned; the others are as they were,
+        but that the node may have pinned some of them already."""
+        try:
+            stats = await self._pin(batch)
+        except (NodeError, InsufficientStorage) as error:
+            logger.info("%d pins go one by one: %s", len(batch.claims), error.details)
+            return set()
+        batch.is_over = True
+        together = [claim for claim in batch.claims if claim.id in stats]
+        if not together:
+            return set()
+        try:
+            pinned = await self._transactions.run(
+                lambda session: pin_records.finish_all(session, together, stats)
+            )
+        except InsufficientFunds:
+            return set()
+        self._metrics.pins_ended.labels("pinned").inc(len(pinned))
+        return pinned
+
+    async def _pin(self, batch: PinBatch) -> Mapping[uuid.UUID, DagStat]:
+        """What the DAGs are that the node has pinned, by pin."""
+        # Nothing is to be done for what on-api keeps, unless an earlier attempt has touched its
+        # pin.
+        stats = {
+            claim.id: DagStat(claim.known, 0)
+            for claim in batch.claims
+            if claim.known is not None and claim.attempts == 1 and not claim.removed
+        }
+        fresh = [claim for claim in batch.claims if claim.known is None and not claim.removed]
+        if len(fresh) < 2:  # that one is asked about as quickly alone
+            return stats
+        found = await asyncio.gather(*(self._node.pin_status(claim.cid) for claim in fresh))
+        # What is pinned already is not ours to pin: its pin would be dropped, and another's name.
+        fresh = [claim for claim, pin in zip(fresh, found, strict=True) if pin is None]
+        walked = await self._walk(fresh)
+        if fitting := dict(_within_room(fresh, walked)):
+            going = [claim for claim in fresh if claim.id in fitting]
+            name = await self._transactions.in_thread(self._names.of, going[0].id)
+            await self._node.pin_all([claim.cid for claim in going], name=name)
+        return {**stats, **fitting}
+
+    async def _walk(self, claims: Sequence[Claim]) -> Mapping[uuid.UUID, DagStat]:
+        """Those whose blocks are all there."""
+        if not claims:
+            return {}
+        try:
+            cids = [claim.cid for claim in claims]
+            found = await self._node.dag_stats(cids, seconds=WALK_SECONDS)
+            return dict(zip((claim.id for claim in claims), found, strict=True))
+        except NodeTimeout:
+            raise
+        except NodeError:
+            # One of them, whichever: the others need not suffer.
+            each = await asyncio.gather(
+                *(self._node.dag_stat(claim.cid) for claim in claims), return_exceptions=True
+            )
+        whole: dict[uuid.UUID, DagStat] = {}
+        for claim, stat in zip(claims, each, strict=True):
+            if isinstance(stat, DagStat):
+                whole[claim.id] = stat
+            elif not isinstance(stat, NodeError):
+                raise stat
+        return whole
+
+
+def _within_room(
+    claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
+) -> Iterator[tuple[uuid.UUID, DagStat]]:
+    """As many as the user's quota leaves room for, as far as is known before the end."""
+    taken = 0
+    for claim in claims:
+        stat = stats.get(claim.id)
+        if stat is not None and (claim.room is None or taken + stat.size <= claim.room):
+            taken += stat.size
+            yield claim.id, stat
