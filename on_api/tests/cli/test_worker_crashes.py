@@ -132,8 +132,8 @@ def test_a_worker_that_was_frozen(api: Server, peer: Peer, proxy: RpcProxy) -> N
         with held_rpc(str(peer.ipfs.rpc_url)) as free_way, worker(api, free_way):
             assert [ended(ada, pin_id)["status"] for pin_id in ids] == ["pinned", "pinned"]
             assert ada.client.delete(f"/v1/pins/{ids[1]}").status_code == 202
+            before = len(proxy.calls)  # before it wakes: it may act at once
             frozen.send_signal(signal.SIGCONT)
-            before = len(proxy.calls)
             gate.open()
             # It looks what it may have left on the node, and finds that it is somebody's.
             until(lambda: proxy.calls[before:].count(Call("pin/ls", kept)) > 1, "it has woken")
