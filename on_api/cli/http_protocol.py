@@ -3,25 +3,21 @@ to take a large body without copies, and two to give an answer that was put toge
 once, or when the application says so.
 
 uvicorn and its parser gather request line, headers and trailers of any size in memory, before the
-application is asked; and it looks at every header of every answer anew, which takes longer than all
-that the gateway does for an answer from memory. Knows nothing of what is asked.
+application is asked. Knows nothing of what is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
+from on_api.cli.receiver import Receiver
+from on_api.cli.wire_answers import TaskLess, common_lines, write_whole
 from on_api.core.request_bodies import TAKE_BODY
 from on_api.public.gateway_answers import WRITE_WHOLE
 from on_api.public.gateway_request import ASKED, Said
@@ -31,12 +27,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request line with its headers; of trailers."""
-
-FIRST_BYTES = 16 * 1024
-"""Received at once when a request begins: of a large body hardly more than that comes before it is
-known where it goes."""
-NEXT_BYTES = 256 * 1024
-"""Received at once of a body that goes through the parser."""
 
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece with its head."""
@@ -52,30 +42,6 @@ _REFUSAL = (
 
 class HeadTooLarge(Exception):
     """Ends the parsing of a request."""
-
-
-class _Receiver(asyncio.BufferedProtocol):
-    """Receives for a `BoundedHttp`, which is no `BufferedProtocol` since uvicorn's isn't: into one
-    buffer that all of them share, as each piece is parsed before the next one comes."""
-
-    _first = memoryview(bytearray(FIRST_BYTES))
-    _next = memoryview(bytearray(NEXT_BYTES))
-
-    def __init__(self, http: BoundedHttp) -> None:
-        self._http = http
-        self._buffer = self._first
-        self.connection_lost = http.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = http.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = http.resume_writing  # type: ignore[method-assign]
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
-        self._buffer = self._next if self._http.is_under_way() else self._first
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """They are there."""
-        self._http.data_received(self._buffer[:nbytes])
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -115,7 +81,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
         super().connection_made(transport)
-        self._receiver = _Receiver(self)
+        self._receiver = Receiver(self)
         transport.set_protocol(self._receiver)
 
     def is_under_way(self) -> bool:
@@ -182,7 +148,7 @@ class BoundedHttp(HttpToolsProtocol):
         before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
         extended = cast("dict[str, object]", self.scope)
-        extended[WRITE_WHOLE] = partial(_write_whole, self.cycle)
+        extended[WRITE_WHOLE] = partial(write_whole, self.cycle)
         self._length, self._received = _content_length(self.headers), 0
         # Not of a request that waits for the answer to another one, nor of what is no request.
         is_next = self.cycle is not before and (before is None or before.response_complete)
@@ -348,7 +314,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.data_received(held)
 
     def _write(self, head: bytes, body: bytes, last: bytes) -> None:
-        common = _common_lines(self.server_state.default_headers)
+        common = common_lines(self.server_state.default_headers)
         if len(body) <= JOINED_BYTES:
             self.transport.write(b"".join((head, common, last, body)))
         else:
@@ -363,67 +329,9 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
 
-class TaskLess:
-    """Stands for the cycle of a request that is answered by a call, in no task: for uvicorn, which
-    keeps requests behind it waiting and ends in order."""
-
-    def __init__(self, http: BoundedHttp) -> None:
-        self._http = http
-        self.keep_alive = True
-        self.disconnected = False
-        self.response_complete = False
-        self.message_event = _NOBODY_WAITS
-
-    def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        """Send the answer; nothing when the client is gone."""
-        self.response_complete = True
-        http = self._http
-        if self.disconnected or http.transport.is_closing():
-            return
-        lines = b"".join([b"%s: %s\r\n" % header for header in headers])
-        common = _common_lines(http.server_state.default_headers)
-        last = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        http.transport.write(b"".join((STATUS_LINE[status], common, lines, last, body)))
-        if not self.keep_alive:
-            http.transport.close()
-        http.on_response_complete()
-
-
-_NOBODY_WAITS = asyncio.Event()
-
-
 def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
     """0 where it isn't told. The parser has refused what tells it twice, or otherwise too."""
     for name, value in headers:
         if name == b"content-length" and value.isdigit():
             return int(value)
     return 0
-
-
-def _write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
-    """Answer with a status line and headers as they go over the wire, and with the body whose
-    length they tell. False when it has to go the usual way: the client is slow, or gone."""
-    if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
-        return False
-    cycle.response_started = cycle.response_complete = True
-    cycle.message_event.set()
-    last = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-    cycle.transport.write(b"".join([head, _common_lines(cycle.default_headers), last, body]))
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
-
-
-class _Lines:
-    """Headers as they go over the wire: the same list for a second, and thousands of answers."""
-
-    headers: list[tuple[bytes, bytes]] | None = None
-    text = b""
-
-
-def _common_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
-    if _Lines.headers is not headers:
-        text = b"".join(b"%s: %s\r\n" % header for header in headers)
-        _Lines.headers, _Lines.text = headers, text
-    return _Lines.text
