@@ -18,7 +18,7 @@ LEAST_BYTES = 16 * 1024
 """Of a block that nobody has to wait for, whatever there is in memory."""
 WHOLE_BYTES = 256 * 1024
 """Of a block that many must wait for: with smaller ones each byte costs more."""
-TOGETHER_BYTES = 8 * 1024 * 1024
+TOGETHER_BYTES = 3 * 1024 * 1024
 """Of all blocks in memory, the least ones and what becomes of them left out."""
 
 

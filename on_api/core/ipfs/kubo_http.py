@@ -28,7 +28,6 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.ipfs.node_http import NodeHttp
-from on_api.core.ipfs.repo import own_gateway_socket
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 
@@ -71,7 +70,7 @@ class KuboHttp:
     def __init__(self, settings: Settings, authorization: str | None) -> None:
         self.rpc_url = settings.rpc_url
         self.headers = {} if authorization is None else {"Authorization": authorization}
-        self._gateway = NodeHttp(settings.gateway_url, settings.ipfs, own_gateway_socket(settings))
+        self._gateway = NodeHttp(settings.gateway_url, settings.ipfs)
         self._questions = NodeHttp(settings.rpc_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None

@@ -12,6 +12,7 @@ import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,6 +47,7 @@ class NodeHttp:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._clock: asyncio.TimerHandle | None = None
+        self._preparing: asyncio.Task[None] | None = None
 
     async def ask(
         self, method: str, target: str, headers: Sequence[tuple[str, str]] = ()
@@ -79,8 +81,27 @@ class NodeHttp:
         connection.begin(request, False, told)
         return True
 
+    def prepare(self) -> None:
+        """Make a connection for the next `ask_at_once`, in the background, one at a time."""
+        if self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(), context=Context())
+
+    async def _prepare(self) -> None:
+        try:
+            connection = await self._connect()
+            connection.free_since = asyncio.get_running_loop().time()
+            if not self.keep(connection):
+                connection.fail(NodeTruncated())
+        except NodeError:
+            pass  # whoever asks finds out
+        finally:
+            self._preparing = None
+
     async def close(self) -> None:
         """Close every connection."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None

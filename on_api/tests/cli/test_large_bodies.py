@@ -21,7 +21,7 @@ from on_api.core.setting_groups import FilesSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
 
-IDLE_SECONDS = 2
+IDLE_SECONDS = 4
 BODY = os.urandom(3 * MOST_BYTES + 12_345)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.ipfs.node_connection import MAX_HEAD_BYTES, MOST_WAITING, NodeAnswer
+from on_api.core.ipfs.node_connection import MAX_HEAD_BYTES, MOST_WAITING, NodeAnswer, Stale
+from on_api.core.ipfs.node_gateway import MOST_BY_SOCKET, NodeGateway
 from on_api.core.ipfs.node_http import NodeHttp
-from on_api.core.setting_groups import IpfsSettings
+from on_api.core.setting_groups import IpfsSettings, NodeSettings
+from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
 
 pytestmark = pytest.mark.anyio
@@ -306,6 +309,46 @@ async def test_a_socket_beside_the_port(node: Node, tmp_path: Path) -> None:
     node.says(HELLO)
     assert await node.get() == b"hello"  # what is left of it answers nobody
     assert len(node.heard) == 2
+
+
+async def test_small_by_the_socket_large_by_the_port(tmp_path: Path) -> None:
+    """Who can't wait is answered by the node's own socket once there is a connection; what turns
+    out to be large is to be asked for once more."""
+    bodies = {b"/small": b"small", b"/large": bytes(MOST_BY_SOCKET + 1)}
+    serving: list[asyncio.Task[None] | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(sized(bodies[head.split(b" ")[1]]))
+                await writer.drain()
+        writer.close()
+
+    node = NodeSettings(gateway_port=free_port())
+    gateway = NodeGateway(Settings(home=tmp_path, node=node, ipfs=IpfsSettings()))
+    said: asyncio.Queue[NodeAnswer | NodeError | Stale] = asyncio.Queue()
+    (tmp_path / "ipfs").mkdir()
+    # No port: what is answered comes by the socket.
+    server = await asyncio.start_unix_server(serve, tmp_path / "ipfs" / "gateway.sock")
+    try:
+        async with asyncio.timeout(10):
+            for path in ("/small", "/large", "/small"):
+                while not gateway.get_at_once(path, "", [], said.put_nowait):
+                    await asyncio.sleep(0.001)
+                answer = await said.get()
+                if path == "/large":
+                    assert isinstance(answer, Stale)
+                else:
+                    assert isinstance(answer, NodeAnswer)
+                    assert answer.whole == b"small"
+        with pytest.raises(NodeUnavailable):
+            await gateway.ask("GET", "/large", "", [])
+    finally:
+        await gateway.close()
+        await asyncio.gather(*filter(None, serving))
+        server.close()
 
 
 async def test_nobody_listens() -> None:
