@@ -44,8 +44,7 @@ BEAT_SECONDS = 1.0
 
 @dataclass
 class _Lane:
-    """Places for one kind of attempt. New claims are made when `at_once` of them are free, and of
-    so many at most."""
+    """Places for one kind of attempt. New claims are made when `at_once` of them are free."""
 
     places: int
     share: int
@@ -110,7 +109,8 @@ class PinWorker:
         fetches = settings.pins.concurrency
         self._lanes = {
             True: _Lane(fetches, max(1, fetches - fetches // 4), 1),
-            False: _Lane(BATCHES * MOST, (BATCHES - 1) * MOST, MOST),
+            # Some are worth a claim: one of another user's may have come alone just before.
+            False: _Lane(BATCHES * MOST, (BATCHES - 1) * MOST, MOST // 4),
         }
         self._is_stopping = False
 

@@ -183,7 +183,9 @@ def test_a_place_for_everybody(bench: Bench) -> None:
         gate = bench.proxy.hold("pin/add")
         with bench.working():
             until(lambda: bench.leased(ada) == (BATCHES - 1) * MOST, "one has their share")
-            ids = [pin(ben, cid) for cid in late]
-            until(lambda: bench.leased(ben) == 2, "the other one is begun")
+            ids = [pin(ben, late[0])]
+            until(lambda: bench.leased(ben) == 1, "the other one is begun")
+            ids.append(pin(ben, late[1]))
+            until(lambda: bench.leased(ben) == 2, "and goes on beside the first")
             gate.open()
             assert [ended(ben, each)["status"] for each in ids] == ["pinned"] * 2
