@@ -33,6 +33,7 @@ from on_api.core.services.keeper import Keeper
 from on_api.core.services.pin_jobs import Claim
 from on_api.core.services.pin_names import PinNames
 from on_api.core.settings import Settings
+from on_api.worker.interruptible import Interruptible
 from on_api.worker.transactions import Transactions
 from on_api.worker.unpinning import Unpinner
 
@@ -72,30 +73,19 @@ class _GiveUp(Exception):
 
 
 @dataclass(eq=False)
-class Work:
-    """A claim being worked on. `task`: its own one, if it is not worked on with others."""
+class Work(Interruptible):
+    """A claim being worked on; with others it has no task of its own."""
 
     claim: Claim
-    task: asyncio.Task[None] | None = None
     stat: DagStat | None = None
     moved_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     """When a block came last."""
-    ended_by_us: bool = False
-    """Not wanted any more, or making way: its cancellation is an answer, no accident."""
-    is_over: bool = False
-    """The attempt has ended; what is left is to write it down, and is not to be interrupted."""
 
     def see(self, stat: DagStat) -> None:
         """How much is there."""
         if self.stat is None or stat.blocks > self.stat.blocks:
             self.moved_at = asyncio.get_running_loop().time()
         self.stat = stat
-
-    def interrupt(self) -> None:
-        """End the attempt; the pin goes back to the queue."""
-        if not self.is_over and self.task is not None:
-            self.ended_by_us = self.is_over = True
-            self.task.cancel()
 
 
 class PinAttempts:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from on_api.core.errors import InsufficientFunds, InsufficientStorage, NodeError, NodeTimeout
 from on_api.core.ipfs.client import DagStat, IpfsNode
@@ -18,6 +19,7 @@ from on_api.core.metrics import Metrics
 from on_api.core.services import pin_records
 from on_api.core.services.pin_jobs import Claim
 from on_api.core.services.pin_names import PinNames
+from on_api.worker.interruptible import Interruptible
 from on_api.worker.transactions import Transactions
 
 logger = logging.getLogger(__name__)
@@ -28,21 +30,11 @@ WALK_SECONDS = 2.0
 """For the DAGs of all: what takes longer would hold the others up."""
 
 
-class PinBatch:
-    """Claims of one user, each of another CID, on their way. `task` is whose it is."""
+@dataclass(eq=False)
+class PinBatch(Interruptible):
+    """Claims of one user, each of another CID, on their way."""
 
-    def __init__(self, claims: Sequence[Claim]) -> None:
-        self.claims = claims
-        self.task: asyncio.Task[None] | None = None
-        self.ended_by_us = False
-        self.is_over = False
-        """The node has done all; what is left is to write it down."""
-
-    def interrupt(self) -> None:
-        """End it; the pins go back to the queue."""
-        if not self.is_over and self.task is not None:
-            self.ended_by_us = self.is_over = True
-            self.task.cancel()
+    claims: Sequence[Claim]
 
 
 class PinBatches:
