@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, Asked, Bytes, Room
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, Asked, Block, Bytes, Room
 
 LARGE_BYTES = 128 * 1024
 """Of a body for which this is worth its while."""
@@ -54,10 +54,11 @@ class LargeBody(asyncio.BufferedProtocol):
     """The body of one request, an iterator over its blocks. Takes the connection over at the first
     step, and gives it back with the last byte.
 
-    Holds one block that is ready and one that is being received; then the client has to wait. So
-    it does while there is no `room` for a block. Who doesn't fill one in `PATIENCE_SECONDS` has it
-    taken away, and gets smaller ones that nobody waits for: the slow hold no place of others.
-    Raises `ClientDisconnect`.
+    Holds the block that is being read, one that is ready and one that is being received; then the
+    client has to wait. So it does while there is no `room` for a block. Asking for the next block
+    gives back the one before; `release` gives back all. A client that doesn't fill a block in
+    `PATIENCE_SECONDS` has it taken away, and gets smaller ones that nobody waits for: the slow hold
+    no place of others. Raises `ClientDisconnect`.
     """
 
     def __init__(
@@ -71,14 +72,18 @@ class LargeBody(asyncio.BufferedProtocol):
         self._begun = False
         self._receiving = False
         self._left = 0
-        self._ready: deque[Bytes] = deque()
+        self._read: Block | None = None
+        """The block that whoever iterates has now."""
+        self._ready: deque[tuple[Bytes, Block | None]] = deque()
+        """Bytes to be read, and the block that they lie in, if they lie in one."""
         self._pace = MOST_BYTES
         """Bytes of the largest block that this client has filled in time, twice over."""
         self._asked: Asked | None = None
         self._asked_at = 0.0
-        self._block: bytearray | None = None
+        self._block: Block | None = None
+        """The block that is being received."""
         self._free = memoryview(b"")
-        """Of it, what isn't filled."""
+        """The part of it that isn't filled."""
         self._lost = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -86,6 +91,9 @@ class LargeBody(asyncio.BufferedProtocol):
         return self
 
     async def __anext__(self) -> Bytes:
+        if self._read is not None:
+            self._read.release()
+            self._read = None
         if not self._begun:
             self._begin()
         while not self._ready:
@@ -94,15 +102,29 @@ class LargeBody(asyncio.BufferedProtocol):
             if not self._left:
                 raise StopAsyncIteration
             await self._more()
-        block = self._ready.popleft()
+        data, self._read = self._ready.popleft()
         if not self._left:
             self.give_back()
         elif self._block is None and self._asked is None:
             self._ask()
-        return block
+        return data
+
+    def release(self) -> None:
+        """Give back every block; nobody reads the body any more. What is still to come of it waits
+        until the answer is there."""
+        if self._receiving:
+            self._http.transport.pause_reading()
+        self._forget()
+        if self._read is not None:
+            self._ready.append((b"", self._read))
+            self._read = None
+        while self._ready:
+            _, block = self._ready.popleft()
+            if block is not None:
+                block.release()
 
     def give_back(self) -> None:
-        """Nobody wants any more of it."""
+        """Let the connection go on without it: nobody wants any more of it."""
         if self._receiving:
             self._receiving = False
             self._forget()
@@ -112,8 +134,8 @@ class LargeBody(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: never more than the body has."""
         if self._block is None:
-            self._block = bytearray(min(LEAST_BYTES, self._left))
-            self._free = memoryview(self._block)
+            self._block = Block(min(LEAST_BYTES, self._left), None)
+            self._free = memoryview(self._block.memory)
         return self._free
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -121,8 +143,8 @@ class LargeBody(asyncio.BufferedProtocol):
         self._free = self._free[nbytes:]
         self._left -= nbytes
         if self._block is not None and not self._free:
-            self._pace = min(MOST_BYTES, max(self._pace, 2 * len(self._block)))
-            self._pass_on(self._block)
+            self._pace = min(MOST_BYTES, max(self._pace, 2 * len(self._block.memory)))
+            self._pass_on(self._block.memory, self._block)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or was sent away."""
@@ -148,7 +170,7 @@ class LargeBody(asyncio.BufferedProtocol):
             cycle.waiting_for_100_continue = False
         received, cycle.body = cycle.body, bytearray()
         if received:
-            self._ready.append(received)
+            self._ready.append((received, None))
         self._left = self._unreceived()
         if not self._left or cycle.disconnected:
             return
@@ -164,11 +186,13 @@ class LargeBody(asyncio.BufferedProtocol):
         asked = self._room.ask(min(self._pace, self._left), self._receive_into)
         self._asked = asked if self._block is None else None
 
-    def _receive_into(self, block: bytearray) -> None:
+    def _receive_into(self, block: Block) -> None:
         self._asked = None
         if self._receiving:
-            self._block, self._free = block, memoryview(block)
+            self._block, self._free = block, memoryview(block.memory)
             self._http.transport.resume_reading()
+        else:
+            block.release()
 
     async def _more(self) -> None:
         self._waiter = self._http.loop.create_future()
@@ -186,16 +210,17 @@ class LargeBody(asyncio.BufferedProtocol):
                 self._forget()
                 self._http.transport.resume_reading()
         elif self._block is not None:
-            filled = len(self._block) - len(self._free)
+            block, filled = self._block, len(self._block.memory) - len(self._free)
             self._pace = max(LEAST_BYTES, filled)
             if filled:
-                self._pass_on(bytes(memoryview(self._block)[:filled]))
+                self._pass_on(bytes(memoryview(block.memory)[:filled]), None)
             else:
                 self._block, self._free = None, memoryview(b"")
+            block.release()
         self._wake()
 
-    def _pass_on(self, block: Bytes) -> None:
-        self._ready.append(block)
+    def _pass_on(self, data: Bytes, block: Block | None) -> None:
+        self._ready.append((data, block))
         self._block, self._free = None, memoryview(b"")
         self._http.transport.pause_reading()
         self._wake()
@@ -204,6 +229,8 @@ class LargeBody(asyncio.BufferedProtocol):
         """Give back what was asked for, and what is not filled."""
         if self._asked is not None:
             self._asked.withdraw()
+        if self._block is not None:
+            self._block.release()
         self._asked, self._block, self._free = None, None, memoryview(b"")
 
     def _wake(self) -> None:

@@ -6,34 +6,38 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 Bytes = bytes | bytearray | memoryview
 """What is read without being copied, and never written to again. Of a `memoryview`: one dimension,
 of bytes, contiguous."""
 
 MOST_BYTES = 1024 * 1024
-"""Of the blocks that are worth a thread's visit."""
+"""Size of the blocks that are worth a thread's visit."""
 LEAST_BYTES = 16 * 1024
-"""Of a block that nobody has to wait for, whatever there is in memory."""
+"""Blocks up to this size bypass the room: nobody waits for one, and none is counted."""
 WHOLE_BYTES = 256 * 1024
-"""Of a block that many must wait for: with smaller ones each byte costs more."""
+"""Least size of a block that is waited for: with smaller ones each byte costs more."""
 TOGETHER_BYTES = 3 * 1024 * 1024
-"""Of all blocks in memory, the least ones and what becomes of them left out."""
+"""Size of all counted blocks together."""
 
 
-class Block(bytearray):
-    """Memory out of a `Room`, which has it back when nobody refers to it any more: a socket or a
-    thread may do so for longer than who has received it."""
+class Block:
+    """Memory out of a `Room`. Whoever received it calls `release` once nothing reads it any more;
+    the count never depends on when Python collects the memory itself, which is not used again."""
 
-    __slots__ = ("_room",)
+    __slots__ = ("_room", "memory")
 
-    def __init__(self, size: int, room: Room) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, room: Room | None) -> None:
+        """`room`: where it is counted, if it is."""
+        self.memory = bytearray(size)
         self._room = room
 
-    def __del__(self) -> None:
-        self._room._give_back(len(self))
+    def release(self) -> None:
+        """Let others have as much. Does nothing the second time."""
+        room, self._room = self._room, None
+        if room is not None:
+            room.give_back(len(self.memory))
 
 
 class Asked:
@@ -41,9 +45,9 @@ class Asked:
 
     __slots__ = ("most", "take")
 
-    def __init__(self, most: int, take: Callable[[bytearray], None]) -> None:
+    def __init__(self, most: int, take: Callable[[Block], None]) -> None:
         self.most = most
-        self.take: Callable[[bytearray], None] | None = take
+        self.take: Callable[[Block], None] | None = take
 
     def withdraw(self) -> None:
         """It isn't wanted any more."""
@@ -58,11 +62,9 @@ class Room:
     def __init__(self, together: int = TOGETHER_BYTES) -> None:
         self._together = together
         self.streams = 0
-        self._used = 0
+        self.held = 0
+        """Bytes of all counted blocks that were not released yet."""
         self._waiting: deque[Asked] = deque()
-        self._freed: deque[int] = deque()
-        """Bytes that came back, in whichever thread."""
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
@@ -78,46 +80,38 @@ class Room:
         share = self._together // (2 * max(1, self.streams))
         return max(LEAST_BYTES, min(MOST_BYTES, share))
 
-    def held(self) -> int:
-        """Bytes of all blocks that somebody refers to."""
-        return self._used - sum(self._freed.copy())
-
     def is_crowded(self) -> bool:
         """Whether so many stream that what one has ready is to go on before it gets more."""
         return self.share() < MOST_BYTES
 
-    def ask(self, most: int, take: Callable[[bytearray], None]) -> Asked:
+    def ask(self, most: int, take: Callable[[Block], None]) -> Asked:
         """Have `take` called with a block of up to `most` bytes: at once, or as soon as there is
         room for it and whoever asked before has theirs. Nobody waits for one of up to
         `LEAST_BYTES`."""
         asked = Asked(most, take)
         if most <= LEAST_BYTES:
-            take(bytearray(most))
+            take(Block(most, None))
             return asked
-        self._loop = asyncio.get_running_loop()
         self._waiting.append(asked)
         self._deal()
         return asked
 
+    def give_back(self, size: int) -> None:
+        """Count a released block out, and give those that wait what has become free: soon, not in
+        the midst of whoever releases it."""
+        self.held -= size
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._deal)
+
     def _deal(self) -> None:
-        while self._freed:
-            self._used -= self._freed.popleft()
         while self._waiting:
             first = self._waiting[0]
             if first.take is None:
                 self._waiting.popleft()
                 continue
             size = min(first.most, max(WHOLE_BYTES, self.share()))
-            if self._used and self._used + size > self._together:
+            if self.held and self.held + size > self._together:
                 return
-            block = Block(size, self)
-            self._used += size
             self._waiting.popleft()
-            first.take(block)
-            del block
-
-    def _give_back(self, size: int) -> None:
-        self._freed.append(size)
-        if self._waiting and self._loop is not None:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._deal)
+            self.held += size
+            first.take(Block(size, self))

@@ -50,7 +50,6 @@ class Part:
         """The part's body as it comes."""
         while isinstance(item := await self._reader._next(), Bytes):
             yield item
-            del item  # who waits for the next one holds none
 
     async def text(self) -> str:
         """The whole body of a form field. Raises `BadRequest` when it is too long or no UTF-8."""
@@ -103,7 +102,6 @@ class MultipartReader:
                 raise BadRequest(
                     "The multipart body is malformed, or a part has too many or too long headers."
                 ) from None
-            del chunk
         return self._queue.popleft()
 
     def _callbacks(self) -> MultipartCallbacks:

@@ -6,17 +6,41 @@ The server says so by `TAKE_BODY` in the scope, as `cli/http_protocol.py` does.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
 
 from starlette.requests import Request
 
 from on_api.core.blocks import Bytes, Room
 
 TAKE_BODY = "on_api.take_body"
-"""Where in the scope the function is that makes an iterator over the body's blocks; it is given the
-room where they go."""
+"""Where in the scope the function is that makes a `BlockedBody`; it is given the room where its
+blocks go."""
 
 
-def body_of(request: Request, room: Room) -> AsyncIterator[Bytes]:
-    """The body, in blocks out of `room` or in smaller pieces. Raises `ClientDisconnect`."""
-    take: Callable[[Room], AsyncIterator[Bytes]] | None = request.scope.get(TAKE_BODY)
-    return request.stream() if take is None else take(room)
+class BlockedBody(Protocol):
+    """A body in blocks. Each may be read until the next one is asked for."""
+
+    def __aiter__(self) -> AsyncIterator[Bytes]: ...
+
+    def release(self) -> None:
+        """Give back every block: nobody reads the body any more."""
+
+
+@asynccontextmanager
+async def body_of(request: Request, room: Room) -> AsyncIterator[AsyncIterator[Bytes]]:
+    """The body, in blocks out of `room` or in smaller pieces, for as long as the context lasts: its
+    end gives the blocks back, however much of the body was read.
+
+    Each piece may be read until the next one is asked for; what is needed for longer is copied.
+    Reading raises `ClientDisconnect`.
+    """
+    take: Callable[[Room], BlockedBody] | None = request.scope.get(TAKE_BODY)
+    if take is None:
+        yield request.stream()
+        return
+    body = take(room)
+    try:
+        yield aiter(body)
+    finally:
+        body.release()

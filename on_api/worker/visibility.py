@@ -154,8 +154,8 @@ class _Attempt:
             lease, services.leases, services.capacity, services.hashers, self._worker._limits
         )
         passage = FilePassage(None if sealing is None else sealing.encryptor)
-        stream = intake.through(self._while_wanted(chunks), passage)
-        added = await services.node.add(stream, pin_name=lease.pin_name)
+        with intake.passing(self._while_wanted(chunks), passage) as stream:
+            added = await services.node.add(stream, pin_name=lease.pin_name)
         if passage.digest.digest() != file.sha256:
             with CancelScope(shield=True):
                 await self._unpin(added)

@@ -76,16 +76,16 @@ class _Body(aiohttp.payload.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         """As aiohttp says. Its writer is chunked, as no size is known."""
         stream = cast(StreamWriter, writer)
+        if stream.transport is not None:  # so that a piece is sent when `drain` returns
+            stream.transport.set_write_buffer_limits(0)
         async for piece in self._value:
             if len(piece) <= JOINED_BYTES:
                 await stream.write(piece)
-                del piece
                 continue
             stream.send_headers()
             if stream.transport is None or stream.transport.is_closing():
                 raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
             stream.transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
-            del piece  # nobody holds it but the socket
             await stream.drain()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -213,13 +213,11 @@ class KuboData:
             clock.reschedule(loop.time() + self._limits.stall_timeout)
             if len(waiting) + len(chunk) <= JOINED_BYTES:
                 waiting += chunk
-                del chunk
                 continue
             if waiting:
                 yield waiting
                 waiting = b""
             yield chunk
-            del chunk
         clock.reschedule(loop.time() + self._limits.finish_timeout)
         yield waiting + f"\r\n--{boundary}--\r\n".encode()
 

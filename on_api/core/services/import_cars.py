@@ -97,7 +97,8 @@ class CarImports:
                 renewed(lambda: self._renew(import_id, token), self._life),
             ):
                 intake = self._make_intake(lease)
-                taken = await take_car(self._node, intake.through(chunks, FilePassage()))
+                with intake.passing(chunks, FilePassage()) as stream:
+                    taken = await take_car(self._node, stream)
                 called = name if len(taken.roots) == 1 else None
                 roots = [
                     _Root(cid, called, await self._secure(cid, lease)) for cid, _ in taken.roots

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from anyio import to_thread
@@ -24,8 +25,6 @@ from on_api.core.services.pipeline import DONE_HERE, transformed
 LOOK_EVERY = 64 * 1024 * 1024
 """Bytes between two looks at the node's room."""
 SNIFFED_BYTES = 4096
-SEALED_AT_ONCE = 2
-"""Blocks of one file that are encrypted at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,51 +76,50 @@ class Intake:
         self.began = False
         """Whether the node may have pinned something."""
 
-    def through(self, body: AsyncIterator[Bytes], passage: FilePassage) -> AsyncIterator[Bytes]:
-        """Pass a file's body on in blocks, as the node is to have it; each is hashed and encrypted
-        in threads while the next one is being received.
+    @contextmanager
+    def passing(
+        self, body: AsyncIterator[Bytes], passage: FilePassage
+    ) -> Iterator[AsyncIterator[Bytes]]:
+        """A file's body in blocks, as the node is to have it; each is hashed and encrypted in
+        threads while the next one is being received, and may be read until the next one is asked
+        for.
 
-        Raises `RequestTimeout`, `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
+        Reading raises `RequestTimeout`, `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
         `InsufficientStorage`: each before the block that would be too much is passed on.
         """
-        plain = self._plain(body, passage)
-        encryptor = passage.encryptor
-        if encryptor is None:
-            return plain
-        room = self._limits.room
-        return transformed(
-            plain,
-            encryptor.begin,
-            encryptor.finish,
-            self._threads,
-            at_once=lambda: 0 if room.is_crowded() else SEALED_AT_ONCE,
-        )
+        room, encryptor = self._limits.room, passage.encryptor
+        with room.streaming():
+            plain = self._plain(body, passage)
+            if encryptor is None:
+                yield plain
+            else:
+                yield transformed(
+                    plain,
+                    encryptor.update,
+                    encryptor.finish,
+                    self._threads,
+                    ahead=lambda: not room.is_crowded(),
+                )
 
     async def _plain(
         self, body: AsyncIterator[Bytes], passage: FilePassage
     ) -> AsyncIterator[Bytes]:
         loop = asyncio.get_running_loop()
-        hashing: asyncio.Future[None] | None = None
         await self._allow(passage)
-        with self._limits.room.streaming():
-            async for block in blocks(body, self._limits):
-                passage.size += len(block)
-                if passage.size > self._limits.max_file_size:
-                    raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
-                await self._allow(passage)
-                if len(passage.head) < SNIFFED_BYTES:
-                    passage.head += block[: SNIFFED_BYTES - len(passage.head)]
-                if hashing is not None:
-                    await hashing
-                if len(block) <= DONE_HERE:
-                    passage.digest.update(block)
-                    hashing = None
-                else:
-                    hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
+        async for block in blocks(body, self._limits):
+            passage.size += len(block)
+            if passage.size > self._limits.max_file_size:
+                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+            await self._allow(passage)
+            if len(passage.head) < SNIFFED_BYTES:
+                passage.head += block[: SNIFFED_BYTES - len(passage.head)]
+            if len(block) <= DONE_HERE:
+                passage.digest.update(block)
                 yield block
-                del block  # who waits for the next one holds none
-            if hashing is not None:
-                await hashing
+            else:
+                hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
+                yield block
+                await hashing  # the block is given back by asking for the next one
 
     async def _allow(self, passage: FilePassage) -> None:
         """Reserve what the file has come to."""
@@ -136,9 +134,9 @@ class Intake:
 
 async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncIterator[Bytes]:
     """The body in larger pieces: not much smaller than a block should be, and those that aren't as
-    they are. Raises `RequestTimeout` after `limits.idle_timeout` seconds without a byte."""
-    gathered: list[Bytes] = []
-    size = 0
+    they are. Small ones are copied, as each may be read until the next one is asked for only.
+    Raises `RequestTimeout` after `limits.idle_timeout` seconds without a byte."""
+    gathered = bytearray()
     chunks = aiter(body)
     while True:
         try:
@@ -149,17 +147,12 @@ async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncItera
         enough = limits.room.share() // 2
         whole = chunk if chunk is not None and len(chunk) >= min(enough, WHOLE_BYTES) else None
         if chunk is not None and whole is None:
-            gathered.append(chunk)
-            size += len(chunk)
+            gathered += chunk
         # What came before a whole block is not joined to it, which would copy that.
-        if size and (size >= enough or whole is not None or chunk is None):
-            joined = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-            gathered, size = [], 0
-            yield joined
-            del joined
+        if gathered and (len(gathered) >= enough or whole is not None or chunk is None):
+            yield gathered
+            gathered = bytearray()
         if chunk is None:
             return
-        del chunk
         if whole is not None:
             yield whole
-        del whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 
@@ -15,49 +14,41 @@ DONE_HERE = 64 * 1024
 
 async def transformed(
     blocks: AsyncIterator[Bytes],
-    begin: Callable[[Bytes], Callable[[], Bytes]],
+    transform: Callable[[Bytes], Bytes],
     finish: Callable[[], Bytes],
     threads: Executor,
     *,
-    at_once: Callable[[], int] = lambda: 1,
+    ahead: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Bytes]:
-    """What comes of the blocks, in their order, and `finish` at last; never empty pieces. `begin`
-    takes a block and says what is to be done with it.
+    """What `transform` makes of each block, in their order, and `finish` at last; never empty
+    pieces.
 
-    That is done in threads, for `at_once()` blocks at the same time, while the next one is being
-    received; where that is 0, nothing is held while the next one is waited for. Memory: a few
-    blocks.
+    A block is worked on in a thread while the piece before it is being read, and is read itself
+    until the next one is asked for. Where `ahead()` is False a piece is given out before the next
+    block is waited for: then nothing is held meanwhile. Memory: one block, two pieces.
     """
     loop = asyncio.get_running_loop()
-    working: deque[asyncio.Future[Bytes]] = deque()
-    try:
-        async for block in blocks:
-            work = begin(block)
-            ready: list[Bytes] = []
-            if len(block) > DONE_HERE:
-                most = at_once()
-                while working and len(working) >= most:
-                    ready.append(await working.popleft())
-                working.append(loop.run_in_executor(threads, work))
-                if not most:
-                    ready.append(await working.popleft())
-            else:
-                while working:
-                    ready.append(await working.popleft())
-                ready.append(work())
-            del block, work  # who waits for the next one holds none
-            while ready:
-                if done := ready.pop(0):
-                    yield done
-                del done
-        while working:
-            if done := await working.popleft():
-                yield done
-        if done := finish():
-            yield done
-    finally:
-        for future in working:
-            future.cancel()
+    ready: Bytes = b""
+    async for block in blocks:
+        if len(block) <= DONE_HERE:
+            if ready:
+                yield ready
+            ready = transform(block)
+        else:
+            work = loop.run_in_executor(threads, transform, block)
+            try:
+                if ready:
+                    yield ready
+                ready = await work
+            finally:
+                work.cancel()  # what nobody waits for any more is not told of its failure
+        if ready and not ahead():
+            yield ready
+            ready = b""
+    if ready:
+        yield ready
+    if done := finish():
+        yield done
 
 
 async def gathered(chunks: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:

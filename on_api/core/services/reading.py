@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import AgeError, Layout, RangeDecryptor, Unlocked
@@ -110,7 +109,7 @@ class FileReader:
             plain = self._checked(
                 transformed(
                     gathered(chunks),
-                    lambda sealed: partial(decryptor.update, sealed),
+                    decryptor.update,
                     decryptor.finish,
                     self._threads,
                 )

@@ -360,7 +360,8 @@ class UploadService:
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
         passage = FilePassage(None if sealing is None else sealing.encryptor)
-        added = await self._add(intake.through(file.body, passage), lease, intake)
+        with intake.passing(file.body, passage) as stream:
+            added = await self._add(stream, lease, intake)
         return StoredFile(
             incoming=file,
             cid=added.cid,

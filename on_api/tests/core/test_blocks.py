@@ -1,76 +1,71 @@
-"""The memory that all streaming bodies share: never more than there is, in turn, and back when the
-last reference to it goes, wherever that was."""
+"""The memory that all streaming bodies share: never more than there is, in turn, and back when it
+is released."""
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Room
+from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Block, Room
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_blocks_are_dealt_out_in_turn() -> None:
-    """As much as there is; then, whenever one is dropped, the one who has waited longest."""
+    """As much as there is; then, whenever one is released, the one who has waited longest."""
     room = Room(2 * MOST_BYTES)
-    taken: dict[str, bytearray] = {}
+    taken: dict[str, Block] = {}
     for name in "abcd":
         room.ask(MOST_BYTES, lambda block, name=name: taken.update({name: block}))  # type: ignore[misc]
-    assert (sorted(taken), room.held()) == (["a", "b"], 2 * MOST_BYTES)
-    del taken["a"]
+    assert (sorted(taken), room.held) == (["a", "b"], 2 * MOST_BYTES)
+    taken["a"].release()
     await asyncio.sleep(0)
-    assert sorted(taken) == ["b", "c"]
-    taken.clear()
+    assert sorted(taken) == ["a", "b", "c"]
+    for name in "bc":
+        taken[name].release()
     await asyncio.sleep(0)
-    assert sorted(taken) == ["d"]
-    taken.clear()
-    assert room.held() == 0
+    assert (sorted(taken), room.held) == (["a", "b", "c", "d"], MOST_BYTES)
+
+
+async def test_a_block_counts_until_it_is_released_and_is_released_once() -> None:
+    """Whether somebody still refers to it, or nobody does any more: neither tells."""
+    room = Room(2 * MOST_BYTES)
+    taken: list[Block] = []
+    room.ask(MOST_BYTES, taken.append)
+    room.ask(MOST_BYTES, lambda _: None)
+    assert room.held == 2 * MOST_BYTES
+    for _ in range(2):
+        taken[0].release()
+    assert room.held == MOST_BYTES
+    assert len(taken[0].memory) == MOST_BYTES
 
 
 async def test_who_is_smaller_does_not_overtake_but_the_smallest_do_not_wait() -> None:
     """Else large ones would never get theirs, and the slow would need room."""
     room = Room(2 * MOST_BYTES)
-    taken: list[bytearray] = []
+    taken: list[Block] = []
     for size in (MOST_BYTES, MOST_BYTES // 2, MOST_BYTES, LEAST_BYTES + 1):
         room.ask(size, taken.append)
-    assert [len(block) for block in taken] == [MOST_BYTES, MOST_BYTES // 2]
+    assert [len(block.memory) for block in taken] == [MOST_BYTES, MOST_BYTES // 2]
     room.ask(LEAST_BYTES, taken.append)
-    assert len(taken[-1]) == LEAST_BYTES
-    assert room.held() == MOST_BYTES + MOST_BYTES // 2
+    assert len(taken[-1].memory) == LEAST_BYTES
+    taken[-1].release()
+    assert room.held == MOST_BYTES + MOST_BYTES // 2
 
 
 async def test_what_is_withdrawn_is_passed_over() -> None:
     """By whoever waits behind it."""
     room = Room(2 * MOST_BYTES)
-    taken: list[bytearray] = []
+    taken: list[Block] = []
     for _ in range(2):
         room.ask(MOST_BYTES, taken.append)
     asked = room.ask(MOST_BYTES, lambda _: pytest.fail("it was withdrawn"))
     room.ask(MOST_BYTES, taken.append)
     asked.withdraw()
-    del taken[0]
+    taken[0].release()
     await asyncio.sleep(0)
-    assert len(taken) == 2
-
-
-async def test_a_thread_may_be_the_last_that_has_a_block() -> None:
-    """Whoever waits for room is woken nevertheless; part of a block counts as all of it."""
-    room = Room(2 * MOST_BYTES)
-    taken: list[bytearray] = []
-    came = asyncio.Event()
-    for _ in range(2):
-        room.ask(MOST_BYTES, taken.append)
-    parts = [memoryview(taken.pop())[:10]]
-    room.ask(MOST_BYTES, lambda _: came.set())
-    await asyncio.sleep(0)
-    assert not came.is_set()
-    with ThreadPoolExecutor(1) as threads:
-        threads.submit(parts.clear)
-        async with asyncio.timeout(10):
-            await came.wait()
+    assert len(taken) == 3
 
 
 def test_many_have_smaller_blocks() -> None:

@@ -1,15 +1,14 @@
-"""Blocks worked on in threads: at the same time, and still in their order."""
+"""Blocks worked on in threads, in their order, one piece ahead."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 
+from on_api.core.blocks import Bytes
 from on_api.core.services.pipeline import DONE_HERE, transformed
 
 pytestmark = pytest.mark.anyio
@@ -17,47 +16,56 @@ pytestmark = pytest.mark.anyio
 LARGE, SMALL = DONE_HERE + 1, 3
 
 
-@pytest.mark.parametrize("at_once", [0, 1, 2, 3])
-async def test_in_their_order(at_once: int) -> None:
-    """Large blocks, small ones, and some of which nothing comes, however long each takes: each
-    waits for its successor to be begun where as many may be worked on."""
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_in_their_order(ahead: bool) -> None:
+    """Large blocks, small ones, and some of which nothing comes: each block is done with before the
+    next one is asked for, and what comes of one is given out while the next is worked on only where
+    that is allowed."""
     sizes = [LARGE, LARGE, SMALL, 0, LARGE, LARGE, LARGE, SMALL, SMALL, LARGE]
     blocks = [bytes([number]) * size for number, size in enumerate(sizes)]
-    begun = [threading.Event() for _ in range(len(blocks) + 1)]
+    done: list[bytes] = []
+    given: list[bytes] = []
 
-    def begin(block: bytes) -> Callable[[], bytes]:
-        number = blocks.index(block)
-        begun[number].set()
-        return partial(work, number, block)
-
-    def work(number: int, block: bytes) -> bytes:
-        together = at_once > 1 and len(block) == LARGE and sizes[number + 1 : number + 2] == [LARGE]
-        assert not together or begun[number + 1].wait(10)
+    def transform(block: Bytes) -> Bytes:
+        done.append(bytes(block))
         return block
 
     async def coming() -> AsyncIterator[bytes]:
-        for block in blocks:
+        for number, block in enumerate(blocks):
+            assert len(done) == number
+            assert ahead or given == [piece for piece in blocks[:number] if piece]
             yield block
-            await asyncio.sleep(0)
 
-    with ThreadPoolExecutor(3) as threads:
-        stream = transformed(
-            coming(),
-            begin,  # type: ignore[arg-type]  # of bytes only
-            lambda: b"end",
-            threads,
-            at_once=lambda: at_once,
-        )
-        assert [bytes(piece) async for piece in stream] == [*filter(None, blocks), b"end"]
+    with ThreadPoolExecutor(1) as threads:
+        stream = transformed(coming(), transform, lambda: b"end", threads, ahead=lambda: ahead)
+        async for piece in stream:
+            given.append(bytes(piece))
+    assert given == [*filter(None, blocks), b"end"]
+
+
+async def test_one_piece_is_read_while_the_next_is_made() -> None:
+    """So that whoever takes the pieces and the threads work at the same time."""
+    taken = threading.Event()
+
+    def transform(block: Bytes) -> Bytes:
+        assert block[0] == 0 or taken.wait(10)
+        return block
+
+    async def coming() -> AsyncIterator[bytes]:
+        for number in range(2):
+            yield bytes([number]) * LARGE
+
+    with ThreadPoolExecutor(1) as threads:
+        stream = transformed(coming(), transform, lambda: b"", threads)
+        assert (await anext(stream))[0] == 0
+        taken.set()
+        assert (await anext(stream))[0] == 1
 
 
 async def test_what_fails_in_a_thread_ends_the_stream() -> None:
     """After what came before it."""
 
-    def begin(block: object) -> Callable[[], bytes]:
-        return partial(work, bytes(block))  # type: ignore[call-overload]
-
-    def work(block: bytes) -> bytes:
+    def transform(block: Bytes) -> Bytes:
         if block[0] == 2:
             raise ValueError("the third")
         return block
@@ -67,7 +75,7 @@ async def test_what_fails_in_a_thread_ends_the_stream() -> None:
             yield bytes([number]) * LARGE
 
     with ThreadPoolExecutor(3) as threads:
-        stream = transformed(coming(), begin, lambda: b"", threads, at_once=lambda: 2)
+        stream = transformed(coming(), transform, lambda: b"", threads)
         came = [(await anext(stream))[0] for _ in range(2)]
         with pytest.raises(ValueError, match="the third"):
             await anext(stream)

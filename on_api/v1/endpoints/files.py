@@ -132,14 +132,15 @@ async def upload_files(
     all but `name` and `meta` must come before the file. A private file is encrypted (age v1) before
     it reaches the node: to you, to further `recipients`, or with a passphrase.
     """
-    reader = MultipartReader(
-        request.headers.get("content-type", ""),
-        body_of(request, services.room),
-        max_parts=services.settings.files.max_parts,
-    )
     announced = announced_by_form(request.headers)
-    files = incoming_files(reader, options)
-    return await _store(services, principal, files, announced, attempt)
+    async with body_of(request, services.room) as body:
+        reader = MultipartReader(
+            request.headers.get("content-type", ""),
+            body,
+            max_parts=services.settings.files.max_parts,
+        )
+        files = incoming_files(reader, options)
+        return await _store(services, principal, files, announced, attempt)
 
 
 async def _upload_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
@@ -170,15 +171,15 @@ async def upload_file(
     if "content-range" in request.headers:
         # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
         raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
-    body = body_of(request, services.room)
-    file = options.describe_file(body, None, request.headers.get("content-type"))
+    async with body_of(request, services.room) as body:
+        file = options.describe_file(body, None, request.headers.get("content-type"))
 
-    async def only_this() -> AsyncIterator[IncomingFile]:
-        yield file
+        async def only_this() -> AsyncIterator[IncomingFile]:
+            yield file
 
-    max_size = services.settings.files.max_size
-    announced = announced_by_body(request.headers, max_size, file.audience)
-    stored = await _store(services, principal, only_this(), announced, attempt)
+        max_size = services.settings.files.max_size
+        announced = announced_by_body(request.headers, max_size, file.audience)
+        stored = await _store(services, principal, only_this(), announced, attempt)
     return stored if isinstance(stored, File) else stored.items[0]
 
 

@@ -7,9 +7,8 @@ is bounded by the pieces, one chunk, and scrypt's for a passphrase.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import header as headers
@@ -57,25 +56,16 @@ class Encryptor:
 
     def update(self, data: Bytes) -> bytearray:
         """More of the file, for more of the plaintext."""
-        return self.begin(data)()
-
-    def begin(self, data: Bytes) -> Callable[[], bytearray]:
-        """The same, to be made later: what the calls return may be called in several threads, at
-        the same time. The file is what they give in the order of the calls of `begin`."""
-        start, self._unsent = self._unsent, b""
-        seal = self._sealer.begin(data)
-        return partial(_behind, start, seal) if start else seal
+        return self._behind_start(self._sealer.update(data))
 
     def finish(self) -> bytearray:
         """The rest of the file. Without it the file is no file."""
-        start, self._unsent = self._unsent, b""
-        return _behind(start, self._sealer.finish)
+        return self._behind_start(self._sealer.finish())
 
-
-def _behind(start: bytes, seal: Callable[[], bytearray]) -> bytearray:
-    chunks = seal()
-    chunks[:0] = start
-    return chunks
+    def _behind_start(self, chunks: bytearray) -> bytearray:
+        chunks[:0] = self._unsent
+        self._unsent = b""
+        return chunks
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ Source: https://age-encryption.org/v1, "Payload". Knows nothing of headers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from on_api.core.blocks import Bytes
 from on_api.core.crypto import aead
@@ -35,13 +34,7 @@ class ChunkSealer:
         self._finished = False
 
     def update(self, data: Bytes) -> bytearray:
-        """The chunks that are complete by now."""
-        return self.begin(data)()
-
-    def begin(self, data: Bytes) -> Callable[[], bytearray]:
-        """Take more of the plaintext, but seal nothing yet: what is returned does, and gives the
-        chunks. Chunks are independent, so those of several calls may be sealed at the same time, in
-        several threads."""
+        """The chunks that are complete by now. Nothing of `data` is kept by reference."""
         if self._finished:
             raise ValueError("the file is finished")
         plain = memoryview(data)
@@ -56,7 +49,7 @@ class ChunkSealer:
         chunks += [plain[at : at + CHUNK_BYTES] for at in range(0, whole, CHUNK_BYTES)]
         self._held += plain[whole:]
         first, self._index = self._index, self._index + count
-        return partial(_sealed, self._key, first, chunks)
+        return _sealed(self._key, first, chunks)
 
     def finish(self) -> bytearray:
         """The last chunk."""
