@@ -25,7 +25,7 @@ endif
 # Compiled modules are what makes a start take two seconds instead of five.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test check soak bench bench-compare migrate openapi clean
+.PHONY: help install run test check suite clients soak bench bench-compare migrate openapi clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -34,9 +34,15 @@ run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (P
 	@$(BIN)/on-api init
 	@exec $(BIN)/on-api serve
 
-test: check ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
+test: check suite clients ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
+
+suite: $(INSTALLED) ## Of `make test`: the unit and HTTP suites; with `make check` its first stage
 	@$(BIN)/on-api node install
-	$(BIN)/pytest -n 2 -m "not soak" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 -m "not soak and not clients and not browser" $(PYTEST_ARGS)
+
+clients: $(INSTALLED) ## Of `make test`: other people's clients and a browser, its second stage
+	@$(BIN)/on-api node install
+	$(BIN)/pytest -n 2 -m "not soak and (clients or browser)" $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules, migrations against the models
 	$(BIN)/ruff check .

@@ -16,7 +16,8 @@ from benchmarks.scenarios.registry import (
 )
 from benchmarks.stage import MIB, SQLITE, OnApi, Stage, accelerated, behind
 from on_api.core.crypto import aead
-from on_api.tests.nginx import ACCEL_SECRET, NGINX
+from on_api.tests.nginx import ACCEL_SECRET
+from on_api.tests.programs import is_there
 
 
 @scenario(Variant(SQLITE))
@@ -68,7 +69,7 @@ def gateway_large(stage: Stage) -> list[Figure]:
 def behind_nginx(stage: Stage) -> list[Figure]:
     """A large file by `/ipfs` through nginx, which fetches it from the node by itself: charged,
     and not through Python."""
-    if NGINX is None:
+    if not is_there("nginx"):
         typer.echo("behind_nginx: skipped, needs nginx (apt-get install nginx)", err=True)
         return []
     with stage.on_api(ON_API_GATEWAY__ACCEL_SECRET=ACCEL_SECRET) as on_api:

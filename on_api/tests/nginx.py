@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from on_api.core.models.revisions import PROJECT
+from on_api.tests.programs import program
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 ACCEL_SECRET = "a secret that nginx and on-api share"
 ACCEL_LOG = "on_api_accel.log"
 
@@ -22,7 +21,6 @@ def nginx(
 ) -> Iterator[None]:
     """nginx in front of the origins of on-api and its node, with its files in `folder`. `listen`:
     in place of lines of the configuration. With `accel` large answers are handed over to it."""
-    assert NGINX is not None, "CI=true, and there is no nginx"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",  # noqa: S607
          "-subj", "/CN=files.example", "-addext", "subjectAltName=IP:127.0.0.1",
@@ -47,7 +45,8 @@ def nginx(
     config = folder / "nginx.conf"
     config.write_text(text, encoding="utf-8")
     process = subprocess.Popen(
-        [NGINX, "-c", config, "-p", folder, "-g", "daemon off;"], stderr=subprocess.DEVNULL
+        [program("nginx"), "-c", config, "-p", folder, "-g", "daemon off;"],
+        stderr=subprocess.DEVNULL,
     )
     try:
         yield

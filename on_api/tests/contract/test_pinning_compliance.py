@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -21,15 +20,12 @@ from on_api.core.ipfs.binary import cache_folder, inherited_environment
 from on_api.tests.conftest import Account, Server
 from on_api.tests.contract.test_pinning_spec import SPECIFICATION
 from on_api.tests.deadline import until
+from on_api.tests.programs import needs
 
 PACKAGE, VERSION = "@ipfs-shipyard/pinning-service-compliance", "1.8.1"
-TOOLS = [tool for tool in ("node", "npm") if shutil.which(tool) is None]
 CHECKS = 9
 
-pytestmark = pytest.mark.skipif(
-    bool(TOOLS) and os.environ.get("CI") != "true",
-    reason=f"needs {' and '.join(TOOLS)} (apt-get install nodejs npm)",
-)
+pytestmark = [pytest.mark.clients, needs("node", "npm", packages="nodejs npm")]
 
 
 def installed() -> Path:
@@ -64,7 +60,6 @@ def change(file: Path, before: str, after: str) -> None:
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     """A copy of the suite: its folder, where it writes its report too."""
-    assert not TOOLS, f"CI=true, and there is no {' and no '.join(TOOLS)}"
     modules = installed()
     copy = tmp_path / "suite"
     shutil.copytree(modules / PACKAGE, copy)

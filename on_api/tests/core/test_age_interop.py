@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import pty
-import shutil
 import subprocess
 import termios
 from pathlib import Path
@@ -25,15 +24,12 @@ from on_api.core.crypto.age import (
 )
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.setting_groups import MIB
-
-AGE, KEYGEN = shutil.which("age"), shutil.which("age-keygen")
+from on_api.tests.programs import needs, program
 
 pytestmark = [
     pytest.mark.usefixtures("each_aead"),
-    pytest.mark.skipif(
-        AGE is None and os.environ.get("CI") != "true",
-        reason="needs Debian's age (apt-get install age)",
-    ),
+    pytest.mark.clients,
+    needs("age", "age-keygen", packages="age"),
 ]
 
 SIZES = [
@@ -50,29 +46,32 @@ PASSPHRASE = "correct horse 密码"
 
 def keygen(*arguments: str | Path) -> str:
     """What `age-keygen` prints."""
-    assert KEYGEN is not None, "CI=true, and there is no age-keygen"
-    done = subprocess.run([KEYGEN, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program("age-keygen"), *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def age(*arguments: str | Path, output: Path) -> None:
     """Run `age`. Its own `--output` makes no file for an empty plaintext."""
-    assert AGE is not None, "CI=true, and there is no age"
     with output.open("wb") as target:
         done = subprocess.run(
-            [AGE, *arguments], stdout=target, stderr=subprocess.PIPE, text=True, check=False
+            [program("age"), *arguments],
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert done.returncode == 0, done.stderr
 
 
 def age_asking(*arguments: str | Path) -> None:
     """Run `age` on a terminal of its own, and give it the passphrase as often as it asks."""
-    assert AGE is not None, "CI=true, and there is no age"
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
-            [AGE, *arguments],
+            [program("age"), *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -29,16 +29,14 @@ from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, free_port, make_settings
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until
-from on_api.tests.nginx import ACCEL_LOG, ACCEL_SECRET, NGINX, nginx
+from on_api.tests.nginx import ACCEL_LOG, ACCEL_SECRET, nginx
+from on_api.tests.programs import needs
 from on_api.tests.public.gateway_corpus import add_folder
 from on_api.tests.shares import share
 
 MIB = 1024 * 1024
 
-pytestmark = pytest.mark.skipif(
-    NGINX is None and os.environ.get("CI") != "true",
-    reason="needs Debian's nginx (apt-get install nginx)",
-)
+pytestmark = [pytest.mark.clients, needs("nginx", "openssl")]
 
 
 @dataclass(frozen=True)

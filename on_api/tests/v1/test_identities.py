@@ -4,7 +4,6 @@ knows the password."""
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -18,9 +17,8 @@ from on_api.core.crypto.age import X25519Identity
 from on_api.core.models import AuditEvent, File, IdempotencyRecord, Identity
 from on_api.core.settings import Settings
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server
+from on_api.tests.programs import needs, program
 from on_api.tests.v1.test_private_files import content, export, log_in, opened, private
-
-AGE = shutil.which("age")
 
 
 def test_the_first_is_made_when_needed(alice: Account) -> None:
@@ -180,20 +178,23 @@ def test_they_go_with_their_account_at_once(server: Server, alice: Account, admi
     assert seen == [0, 0, 1]
 
 
-@pytest.mark.skipif(
-    AGE is None and os.environ.get("CI") != "true",
-    reason="needs Debian's age (apt-get install age)",
-)
+@pytest.mark.clients
+@needs("age")
 def test_age_opens_what_was_exported(server: Server, alice: Account, tmp_path: Path) -> None:
     """Without on-api: the raw file, by the exported identity and by a recipient's."""
-    assert AGE is not None, "CI=true, and there is no age"
     data, theirs = os.urandom(200_000), X25519Identity.generate()
     file = private(alice, data, recipients=str(theirs.recipient))
     (tmp_path / "file.age").write_bytes(content(alice, file, "?raw=1").content)
     for secret in (str(export(server, alice)["identity"]), theirs.export()):
         (tmp_path / "key.txt").write_text(f"{secret}\n")
         done = subprocess.run(
-            [AGE, "--decrypt", "--identity", tmp_path / "key.txt", tmp_path / "file.age"],
+            [
+                program("age"),
+                "--decrypt",
+                "--identity",
+                tmp_path / "key.txt",
+                tmp_path / "file.age",
+            ],
             capture_output=True,
             check=False,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,13 +9,10 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from on_api.tests.conftest import DatabaseMaker, Server
+from on_api.tests.programs import needs, program
 
-CHROMIUM = shutil.which("chromium")
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("CI") != "true",
-    reason="needs Debian's chromium (apt-get install chromium)",
-)
+needs_chromium = [pytest.mark.browser, needs("chromium")]
+"""Marks of every module here."""
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +24,9 @@ def new_database(sqlite_database: DatabaseMaker) -> DatabaseMaker:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A running Chromium."""
-    assert CHROMIUM is not None, "CI=true, and there is no chromium"
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
-            executable_path=CHROMIUM,
+            executable_path=program("chromium"),
             args=[
                 "--no-sandbox",
                 "--disable-background-networking",
