@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
+from on_api.core.head_requests import SlashRedirect
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
-from on_api.core.middleware import InFlightLimit, Metering, Places, RequestContext
+from on_api.core.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
 from on_api.core.models.revisions import check_revision
 from on_api.core.plain import PlainRoutes
 from on_api.core.quick_uploads import QuickUploads
@@ -89,6 +90,7 @@ def create_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=_lifespan,
         # Metrics are `metrics.py`'s; FastAPI would look for others' at each request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -115,8 +117,9 @@ def create_app(
         refuse=handlers.too_busy,
         metrics=services.metrics,
     )
+    app.add_middleware(LastResort, internal_error=handlers.internal_error)
     if settings.cors.origins:
-        # Outside the limit: a browser's app must be able to read the 503 too.
+        # Outside the limit: a browser's app must be able to read the 500 and the 503 too.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors.origins,
@@ -125,6 +128,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[
                 "Content-Disposition",
+                "Content-Location",
                 "Content-Range",
                 "ETag",
                 "Idempotent-Replayed",
@@ -132,9 +136,7 @@ def create_app(
                 "X-Request-Id",
             ],
         )
-    app.add_middleware(
-        RequestContext, internal_error=handlers.internal_error, metrics=services.metrics
-    )
+    app.add_middleware(RequestContext, metrics=services.metrics)
     if settings.trusted_proxies:
         believed = settings.trusted_proxies
         app.gateway = ProxyHeadersMiddleware(app.gateway, believed)  # type: ignore[arg-type,assignment]  # uvicorn has types of its own
@@ -144,8 +146,9 @@ def create_app(
         add_flat(app.router, version.router)
     add_flat(app.router, shares.router)
     app.router.middleware_stack = PlainRoutes(app.router.app, app.router.routes, services)
-    app.include_router(health.router)
+    add_flat(app.router, health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
+    app.router.default = SlashRedirect(app.router.routes, settings.public_url, app.router.default)
     return app
 
 

@@ -22,6 +22,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _API_KEY = re.compile(r"(onapi_[0-9A-Za-z]{6})[0-9A-Za-z]{10,}")
 _SHARE_LINK = re.compile(r"/s/[0-9A-Za-z]{16,}")
 
+# Control characters, which may steer a terminal; separators, at which some readers end a line; and
+# what turns the direction of text. None of them may come into the log from outside.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
 EXTRA = "on_api"
 """Where a record carries its structured fields: `logger.info("…", extra={EXTRA: {…}})`."""
 
@@ -77,16 +81,17 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _masked(json.dumps(line, ensure_ascii=False, default=str))
+        return _masked(_CONTROLS.sub(_as_json, json.dumps(line, ensure_ascii=False, default=str)))
 
 
 class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in fields_of(record).items())
-        message = _one_line(record.getMessage())
-        line = f"{_moment(record)} {record.levelname:7} {record.name}: {message} {fields}".rstrip()
+        told = f"{record.name}: {record.getMessage()} {fields}"
+        line = f"{_moment(record)} {record.levelname:7} {_CONTROLS.sub(_as_escape, told)}".rstrip()
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            lines = self.formatException(record.exc_info).split("\n")
+            line = "\n".join([line, *(_CONTROLS.sub(_as_escape, text) for text in lines)])
         return _masked(line)
 
 
@@ -103,6 +108,10 @@ def _moment(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _one_line(message: str) -> str:
-    """No text from outside may begin a line of its own in the log."""
-    return message.replace("\r", "\\r").replace("\n", "\\n")
+def _as_escape(found: re.Match[str]) -> str:
+    """As Python writes it: `\\n`, `\\x1b`, `\\u2028`."""
+    return found[0].encode("unicode_escape").decode()
+
+
+def _as_json(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"

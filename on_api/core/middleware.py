@@ -28,7 +28,7 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 TICKET = "on_api.ticket"
 """Where in the scope the `Ticket` is that counts an answer."""
 CUT = "on_api.cut"
-"""Where in the scope it says why we have cut an answer."""
+"""Where in the scope it says why an answer was cut, or failed."""
 
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
 _LINKS = "/s/"
@@ -94,18 +94,10 @@ class RequestRecord:
 
 
 class RequestContext:
-    """Gives each request an id, logs it when it is over, and turns what nobody caught into a 500
-    with that id.
+    """Gives each request an id, and logs it when it is over. Outermost."""
 
-    Outermost. `internal_error` makes the 500 for a path, in the words of the version that it
-    belongs to.
-    """
-
-    def __init__(
-        self, app: ASGIApp, internal_error: Callable[[str], ASGIApp], metrics: Metrics
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._internal_error = internal_error
         self._record = RequestRecord(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,13 +131,6 @@ class RequestContext:
             outcome = "client gone"
             if isinstance(error, asyncio.CancelledError):
                 raise
-        except Exception:
-            outcome = "failed"
-            logger.exception("a request failed")
-            # With the response begun nothing honest can be said any more: returning without its end
-            # makes the server cut the connection, so that the client sees that it is incomplete.
-            if not status:
-                await self._internal_error(scope["path"])(scope, receive, send_marked)
         finally:
             outcome = scope.get(CUT, outcome)
             self._record.tell(
@@ -159,6 +144,41 @@ class RequestContext:
                 time.perf_counter() - started,
             )
             request_id.reset(token)
+
+
+class LastResort:
+    """Turns what nobody caught into a 500 with the request's id.
+
+    Within whatever adds headers that a client needs to read an answer at all, as those of CORS.
+    `internal_error` makes the 500 for a path, in the words of the version that it belongs to.
+    """
+
+    def __init__(self, app: ASGIApp, internal_error: Callable[[str], ASGIApp]) -> None:
+        self._app = app
+        self._internal_error = internal_error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        has_begun = False
+
+        async def send_seen(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_seen)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            scope[CUT] = "failed"
+            logger.exception("a request failed")
+            # With the response begun nothing honest can be said any more: returning without its end
+            # makes the server cut the connection, so that the client sees that it is incomplete.
+            if not has_begun:
+                await self._internal_error(scope["path"])(scope, receive, send)
 
 
 class Metering:

@@ -12,7 +12,6 @@ from typing import Any
 
 from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 from fastapi.utils import generate_unique_id
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +19,7 @@ from starlette.routing import compile_path
 from starlette.types import Message, Receive
 
 from on_api.core.errors import OnApiError, PayloadTooLarge
+from on_api.core.head_requests import HeadRoute
 from on_api.core.services.idempotency import (
     AlreadyAnswered,
     Answered,
@@ -36,7 +36,7 @@ OpensSession = AbstractContextManager[Session]
 """What `dependencies.SessionDep` hands to a route: one transaction, not yet begun."""
 
 
-class ApiRoute(APIRoute):
+class ApiRoute(HeadRoute):
     """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`.
 
     A plain endpoint runs in one visit to a thread, its transaction with it. One that streams is a

@@ -8,22 +8,21 @@ from fastapi import APIRouter, Request, Response
 
 from on_api.core.dependencies import ServicesDep
 from on_api.core.metrics import CONTENT_TYPE
+from on_api.core.routing import ApiRoute
 from on_api.core.schemas.node import Check, Health, Readiness
 from on_api.core.services.readiness import check_readiness
 from on_api.core.services.siblings import Sibling
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 
 @router.get("/healthz")
-@router.head("/healthz", include_in_schema=False)
 async def get_health() -> Health:
     """The process lives."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
-@router.head("/readyz", include_in_schema=False)
 async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     """Database, its structure, and node; 503 unless all are well."""
     checks = await check_readiness(services.database, services.node, services.keyring)

@@ -28,8 +28,10 @@ from on_api.core.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 60.0
-COUNT_SECONDS = 600.0
-"""Between two counts of all contents: each reads every one."""
+COUNT_WAIT_SECONDS = 0.5
+"""How long a request waits for a count of all contents, which reads every one."""
+COUNT_PAUSE = 100
+"""A count is repeated no sooner than after so many times the time that it took."""
 FIRST_LOOK_SECONDS = 1.0
 """While the addresses were never known."""
 FIRST_LOOK_TIMEOUT = 10.0
@@ -46,9 +48,9 @@ class NodeWatch:
         self._fixed = settings.pins.delegates
         self._delegates: Sequence[str] = self._fixed
         self._has_looked = asyncio.Event()
-        self._counted_at = float("-inf")
-        self.pinned: int | None = None
-        """How many pins the node keeps for us; None until it was counted."""
+        self._pinned: int | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._count_due = float("-inf")
 
     async def delegates(self) -> Sequence[str]:
         """1 to 20 addresses at which clients find the node, each ending in its identity.
@@ -62,6 +64,26 @@ class NodeWatch:
         if not self._delegates:
             raise NodeUnavailable
         return self._delegates
+
+    async def pinned(self) -> int | None:
+        """How many pins the node keeps for us, counted when it is asked for. Where counting takes
+        long, or fails, what was counted last; None before that."""
+        if self._counting is None and time.monotonic() >= self._count_due:
+            self._counting = asyncio.create_task(self._count_anew())
+        if self._counting is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._counting), COUNT_WAIT_SECONDS)
+        return self._pinned
+
+    async def _count_anew(self) -> None:
+        began = time.monotonic()
+        try:
+            self._pinned = await to_thread.run_sync(self._count)
+        except OnApiError as error:
+            logger.warning("could not count the pins: %s", error.details)
+        finally:
+            self._count_due = time.monotonic() + COUNT_PAUSE * (time.monotonic() - began)
+            self._counting = None
 
     async def run(self) -> None:
         """Look again and again."""
@@ -77,9 +99,6 @@ class NodeWatch:
         """Look once. Raises a `NodeError` or `DatabaseUnavailable`."""
         if not self._delegates:
             self._delegates = await to_thread.run_sync(self._recall)
-        if time.monotonic() - self._counted_at >= COUNT_SECONDS:
-            self.pinned = await to_thread.run_sync(self._count)
-            self._counted_at = time.monotonic()
         if not self._fixed:
             found = best_addresses(await self._node.addresses())
             if found and found != self._delegates:

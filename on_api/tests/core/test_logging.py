@@ -46,6 +46,18 @@ def test_console(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
+def test_nothing_from_outside_steers_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, style: str
+) -> None:
+    """Or ends a line for some reader, or turns its direction."""
+    outside = "\x1b\x9b\x7f\x00\u2028\u2029\u202e\u0085\x0b"
+    [line] = lines(style, monkeypatch, f"GET /{outside}")
+    assert not set(outside) & set(line)
+    if style == "json":
+        assert json.loads(line)["message"] == f"GET /{outside}"
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
 def test_keys_are_cut_off(monkeypatch: pytest.MonkeyPatch, style: str) -> None:
     """Wherever a client has put one."""
     key = new_key()

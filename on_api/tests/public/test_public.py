@@ -33,13 +33,6 @@ def test_ready_when_all_is_well(anonymous: httpx.Client) -> None:
     assert checks == {"database": True, "migrations": True, "node": True, "secret": True}
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_watchers_that_ask_for_the_head_alone(anonymous: httpx.Client, path: str) -> None:
-    """As many uptime monitors do."""
-    answer = anonymous.head(path)
-    assert (answer.status_code, answer.content) == (200, b"")
-
-
 def test_not_ready_without_the_node(
     new_database: DatabaseMaker, settings_for: Callable[..., Settings]
 ) -> None:

@@ -28,7 +28,7 @@ async def get_node(_principal: Admin, services: ServicesDep) -> Node:
     described = await describe_node(services.node)
     return Node(
         **asdict(described),
-        pins=services.watch.pinned,
+        pins=await services.watch.pinned(),
         last_gc=Maintenance.model_validate(report.gc),
         last_fsck=Maintenance.model_validate(report.fsck),
     )

@@ -1,0 +1,78 @@
+"""HEAD for every route that answers GET, and redirects to paths without a slash at their end: what
+the framework does otherwise or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from fastapi.routing import APIRoute
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class HeadRoute(APIRoute):
+    """A route that answers HEAD as GET, but for the body (RFC 9110, 9.3.2), which isn't made."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As Starlette says."""
+        return super().matches({**scope, "method": "GET"} if self._stands_in(scope) else scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As Starlette says."""
+        if not self._stands_in(scope):
+            await super().handle(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            scope["method"] = "HEAD"  # which the server asks when it frames the answer
+            await send(message)
+            if message["type"] == "http.response.start":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise _HeadIsSent
+
+        scope["method"] = "GET"
+        try:
+            await super().handle(scope, receive, send_head)
+        except _HeadIsSent:
+            pass
+        finally:
+            scope["method"] = "HEAD"
+
+    def _stands_in(self, scope: Scope) -> bool:
+        methods = self.methods or ()
+        return scope.get("method") == "HEAD" and "GET" in methods and "HEAD" not in methods
+
+
+class _HeadIsSent(BaseException):
+    """Ends the making of an answer of which nothing more is sent. No handler of errors sees it."""
+
+
+class SlashRedirect:
+    """Redirects from a path with slashes at its end to the one without, where a route is there.
+
+    The client's `Host` is not repeated: a cache would keep it for others. The location is at
+    `public_url` where that is known, else a path on whatever origin was asked. `default` answers
+    every other path.
+    """
+
+    def __init__(
+        self, routes: Sequence[BaseRoute], public_url: str | None, default: ASGIApp
+    ) -> None:
+        self._routes = routes
+        self._origin = public_url or ""
+        self._default = default
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        path = scope["path"].rstrip("/")
+        there = {**scope, "path": path}
+        if path == scope["path"] or not any(
+            route.matches(there)[0] is not Match.NONE for route in self._routes
+        ):
+            await self._default(scope, receive, send)
+            return
+        query = scope["query_string"].decode("latin-1")
+        location = self._origin + quote(path) + (f"?{query}" if query else "")
+        await RedirectResponse(location)(scope, receive, send)
