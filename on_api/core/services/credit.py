@@ -139,6 +139,7 @@ class Credit:
         self._flush_due = False
         self._closing = False
         self._working: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
         invalidations.subscribe(self._distrust)
 
     @property
@@ -209,12 +210,17 @@ class Credit:
         return self.limits(account) and account.credit + account.room < needed
 
     async def compare(self, accounts: Collection[Account]) -> None:
-        """Learn what their budgets are by now."""
-        generation = self._generation
-        subjects = [account.subject for account in accounts]
-        standings = await to_thread.run_sync(self._ledger.look_up, subjects)
-        for account in accounts:
-            self._learn(account, standings.get(account.subject), generation)
+        """Learn what their budgets are by now.
+
+        Never while a transaction is under way: credit that it is giving back is neither here nor,
+        for whoever asks the database, there, and a budget would seem to have ended.
+        """
+        async with self._one_at_a_time:
+            generation = self._generation
+            subjects = [account.subject for account in accounts]
+            standings = await to_thread.run_sync(self._ledger.look_up, subjects)
+            for account in accounts:
+                self._learn(account, standings.get(account.subject), generation)
 
     def flush_soon(self) -> None:
         """Write what was counted without waiting for the next flush."""
@@ -248,7 +254,8 @@ class Credit:
             while self._waiting or self._asked or self._flush_due:
                 waiting, self._waiting = self._waiting, []
                 try:
-                    await self._transact()
+                    async with self._one_at_a_time:
+                        await self._transact()
                 except Exception as error:
                     if not isinstance(error, OnApiError):
                         logger.exception("a transaction of the meter failed")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from on_api.core.errors import EgressBudgetExceeded
+from on_api.core.services.egress import EgressLedger
 from on_api.core.services.metering import Charge, Kind
 from on_api.core.setting_groups import MIB
 from on_api.tests.metering import Stage, send
@@ -86,6 +90,43 @@ async def test_a_budget_is_never_passed(stage: Stage) -> None:
         await meter.close()
     assert stage.counter(owner) == sum(row.bytes_out for row in stage.rows()) == sent
     assert sum(row.failed for row in stage.rows()) == 3
+
+
+@pytest.mark.anyio
+async def test_credit_on_its_way_back_is_still_the_budgets(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget is compared while a transaction gives back what was idle: it is neither here nor
+    there then, and what it would have been enough for must not be refused."""
+    owner = stage.new_user(budget=1_000_000)
+    meter = stage.meter()
+    ticket = await meter.open(Charge(Kind.CONTENT, owner), 100_000)
+    await send(ticket, 100_000)
+    ticket.close(200)
+    account = meter.accounts_of(Charge(Kind.CONTENT, owner))[-1]
+    assert account.credit > 0
+    sync, let, returning = EgressLedger.sync, threading.Event(), threading.Event()
+
+    def held_sync(*arguments: Any) -> Any:
+        if account.credit == 0:
+            returning.set()
+            assert let.wait(30)
+        return sync(*arguments)
+
+    monkeypatch.setattr(EgressLedger, "sync", held_sync)
+
+    async def flush_until_it_is_idle() -> None:
+        while not returning.is_set():
+            await meter.flush()
+
+    flushing = asyncio.create_task(flush_until_it_is_idle())
+    assert await asyncio.to_thread(returning.wait, 30)
+    stage.set_budget(owner, 1_000_000)  # news: what is known of budgets has to be asked anew
+    opening = asyncio.create_task(meter.open(Charge(Kind.CONTENT, owner), 900_000))
+    await asyncio.wait({opening}, timeout=1)
+    let.set()
+    await flushing
+    await send(await opening, 900_000)
 
 
 @pytest.mark.anyio
