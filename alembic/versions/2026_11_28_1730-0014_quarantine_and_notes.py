@@ -23,6 +23,7 @@ def upgrade() -> None:
         "quarantined_pins",
         sa.Column("cid", sa.String(length=128), nullable=False),
         sa.Column("job", sa.Uuid(), nullable=False),
+        sa.Column("run", sa.Uuid(), nullable=False),
         sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("cid", name=op.f("pk_quarantined_pins")),
     )
