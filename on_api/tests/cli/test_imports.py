@@ -57,6 +57,7 @@ def run(server: Server, *arguments: str, **more: str) -> subprocess.CompletedPro
         [ON_API, *arguments],
         env=environment,
         cwd=PROJECT,
+        stdin=subprocess.DEVNULL,  # nobody answers a question
         capture_output=True,
         text=True,
         timeout=120,
