@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from on_api.core.models.downgrades import refuse_loss
 ${imports if imports else ""}
 
 revision: str = ${repr(up_revision)}
@@ -22,4 +23,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(revision)  # name each table and table.column that is dropped below
     ${downgrades if downgrades else "pass"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
+from on_api.core.models.downgrades import Loss, refuse_loss
 
 revision: str = "0009"
 down_revision: str | None = "0008"
@@ -33,6 +34,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(
+        revision,
+        Loss("contents.pinned_too", "pinned_too OR pin_root_id <> cid"),
+        "contents.thinned_at",
+    )
     op.drop_index(
         "ix_contents_thinned_at",
         table_name="contents",

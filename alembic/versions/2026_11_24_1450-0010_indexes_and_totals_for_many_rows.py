@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
+from on_api.core.models.downgrades import refuse_loss
 
 revision: str = "0010"
 down_revision: str | None = "0009"
@@ -75,6 +76,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(revision, "traffic_totals")
     op.drop_table("traffic_totals")
     op.drop_index("ix_audit_events_actor_id", table_name="audit_events")
     op.create_index("ix_audit_events_actor_id", "audit_events", ["actor_id", "created_at"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,12 +11,31 @@ import typer
 from on_api.cli.context import build_services, load_settings, print_json
 
 if TYPE_CHECKING:
-    from on_api.core.services.fsck.findings import Report
+    from on_api.core.services.container import Services
+    from on_api.core.services.fsck.findings import Finding, Report
+    from on_api.core.services.fsck.losses import Loss
     from on_api.core.settings import Settings
 
 
 def fsck(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="With --repair: unpin what no row tells of without its quarantine."
+        ),
+    ] = False,
+    drop_lost: Annotated[
+        bool,
+        typer.Option(
+            "--drop-lost",
+            help="Repair, list whose files and pins are lost with their content, and drop these "
+            "when that is confirmed.",
+        ),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --drop-lost: drop without asking.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Look at pins and counts only; read no blocks.")
     ] = False,
@@ -23,33 +43,100 @@ def fsck(
 ) -> None:
     """Check that all that is held is pinned and whole, and nothing of ours is pinned for nobody.
 
-    Safe beside a running on-api. Pins that others made on the node are told and left alone. Exit
-    code 1 when something is wrong (after --repair: still wrong).
+    Safe beside a running on-api. Pins that others made on the node are told and left alone. A pin
+    of ours that no row tells of is removed by --repair when it is seen again a day after its first
+    sight (ON_API_GC__QUARANTINE): the database may be an old one. Exit code 1 when something is
+    wrong (after --repair: still wrong).
     """
-    from on_api.core.services.fsck.findings import MEANINGS
-    from on_api.core.services.fsck.runner import as_document
-
-    report = asyncio.run(_run(load_settings(), repair=repair, walk=not quick))
+    if now and not repair:
+        raise typer.BadParameter("--now goes with --repair.")
+    settings = load_settings()
+    if drop_lost:
+        asyncio.run(_drop_lost(settings, walk=not quick, yes=yes, as_json=as_json))
+        return
+    report = asyncio.run(_check(settings, repair=repair, walk=not quick, now=now))
     if as_json:
+        from on_api.core.services.fsck.runner import as_document
+
         print_json(as_document(report))
     else:
-        for finding in report.findings:
-            state = "mended" if finding.mended else "WRONG" if finding.is_trouble else "note"
-            typer.echo(f"{state:6}  {finding.kind}  {finding.subject}: {finding.details}")
-        for kind, count in report.counts.items():
-            typer.echo(f"{count} x {kind}: {MEANINGS[kind]}")
-        typer.echo(
-            f"{report.contents} contents, {report.pins} pins on the node, {report.blocks} blocks "
-            f"({report.bytes / 10**9:,.3f} GB) read: " + ("clean" if report.clean else "NOT clean")
-        )
+        _print(report)
     if not report.clean:
         raise typer.Exit(1)
 
 
-async def _run(settings: Settings, *, repair: bool, walk: bool) -> Report:
-
+async def _check(settings: Settings, *, repair: bool, walk: bool, now: bool) -> Report:
     services = build_services(settings)
     try:
-        return await services.fsck.run(repair=repair, walk=walk)
+        return await services.fsck.run(repair=repair, walk=walk, now=now)
     finally:
         await services.close()
+
+
+async def _drop_lost(settings: Settings, *, walk: bool, yes: bool, as_json: bool) -> None:
+    services = build_services(settings)
+    try:
+        found = await _losses(services, walk=walk)
+        if not as_json:
+            _print_losses(found)
+        # A script decides by the list, and says --yes.
+        confirmed = yes or (
+            bool(found) and not as_json and typer.confirm("Drop all of this for good?")
+        )
+        dropped = await _drop(services, found) if confirmed else []
+    finally:
+        await services.close()
+    if as_json:
+        lost = [loss.as_document() for loss in found]
+        print_json({"lost": lost, "dropped": [loss.cid for loss in dropped]})
+    elif found:
+        typer.echo(f"{len(dropped)} of {len(found)} lost contents were dropped")
+    if len(dropped) < len(found):
+        raise typer.Exit(1)
+
+
+async def _losses(services: Services, *, walk: bool) -> Sequence[Loss]:
+    report = await services.fsck.run(repair=True, walk=walk)
+    return await services.fsck.losses(report)
+
+
+async def _drop(services: Services, found: Sequence[Loss]) -> Sequence[Loss]:
+    from on_api.core.services.audit import COMMAND_LINE
+
+    return await services.fsck.drop_lost(found, COMMAND_LINE)
+
+
+def _print(report: Report) -> None:
+    from on_api.core.services.fsck.findings import MEANINGS
+
+    for finding in report.findings:
+        typer.echo(f"{_state(finding):6}  {finding.kind}  {finding.subject}: {finding.details}")
+    for kind, count in report.counts.items():
+        typer.echo(f"{count} x {kind}: {MEANINGS[kind]}")
+    waiting = f", {report.deferred} pins left in quarantine" if report.deferred else ""
+    typer.echo(
+        f"{report.contents} contents, {report.pins} pins on the node, {report.blocks} blocks "
+        f"({report.bytes / 10**9:,.3f} GB) read: "
+        + ("clean" if report.clean else "NOT clean")
+        + waiting
+    )
+
+
+def _state(finding: Finding) -> str:
+    if finding.mended:
+        return "mended"
+    if finding.deferred:
+        return "later"
+    return "WRONG" if finding.is_trouble else "note"
+
+
+def _print_losses(found: Sequence[Loss]) -> None:
+    for loss in found:
+        typer.echo(f"lost    {loss.cid}: {loss.details}")
+        for each in loss.references:
+            name = "" if each.name is None else f" {each.name!r}"
+            size = "" if each.size is None else f", {each.size} bytes"
+            links = f", {each.shares} links" if each.shares else ""
+            typer.echo(f"        {each.username}: {each.kind} {each.id}{name}{size}{links}")
+    if not found:
+        typer.echo("nothing is lost")

@@ -31,7 +31,8 @@ def gc(
     elif done.outcome == "unsafe":
         typer.echo(
             "Nothing was removed: content that somebody holds has lost its pin, and blocks of it "
-            "are missing. `on-api fsck` says which."
+            "are missing. `on-api fsck` says which; where they can be had no more, `on-api fsck "
+            "--drop-lost` gives them up."
         )
     else:
         typer.echo(

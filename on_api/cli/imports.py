@@ -82,7 +82,7 @@ def start(
 ) -> None:
     """Begin an import and show how far it is, until its end. Ctrl-C leaves it running.
 
-    Exit code 1 when something was not moved.
+    Exit code 1 when something was not moved, or is here and can't be opened.
     """
     known = _as_id(source)
     if known is not None:
@@ -127,7 +127,8 @@ def report(
 ) -> None:
     """Every item of an import, and whether everything was moved and verified.
 
-    Without --csv, --json or --output: the last line alone.
+    Without --csv, --json or --output: the last line alone. Exit code 1 when something is missing,
+    or is here and can't be opened.
     """
     from on_api.core.services.import_reports import REPORTS, verdict_of
 
@@ -135,18 +136,20 @@ def report(
     try:
         with database.session_scope(write=False) as session:
             owner = _owner(session, import_id)
-        if not (as_csv or as_json or output):
-            typer.echo(verdict_of(database, owner, import_id))
-            return
         pieces = REPORTS["csv" if as_csv else "json"][1](database, owner, import_id)
-        if output is None:
-            for piece in pieces:
-                typer.echo(piece, nl=False)
-        else:
+        if output is not None:
             with output.open("w", encoding="utf-8", newline="") as file:
                 file.writelines(pieces)
+        elif as_csv or as_json:
+            for piece in pieces:
+                typer.echo(piece, nl=False)
+        verdict = verdict_of(database, owner, import_id)
     finally:
         database.dispose()
+    if not (as_csv or as_json or output):
+        typer.echo(verdict.words)
+    if not verdict.complete:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -292,13 +295,14 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
     verdict = verdict_of(database, owner, import_id)
     database.dispose()
     if as_json:
-        print_json({**shown, "verdict": verdict})
+        print_json({**shown, "complete": verdict.complete, "verdict": verdict.words})
     elif until_listed and shown["status"] == "draft":
         _print(shown)
     else:
         typer.echo(f"import {import_id}: {shown['status']}")
-        typer.echo(verdict)
-    if shown["failed"] or shown["status"] == "failed":
+        typer.echo(verdict.words)
+    is_preview = until_listed and shown["status"] in UNENDED
+    if shown["failed"] or not (is_preview or verdict.complete):
         raise typer.Exit(1)
 
 

@@ -238,6 +238,12 @@ class GcSettings(Group):
     patience: Seconds = Field(
         60, description="Seconds to wait for uploads under way before it is put off."
     )
+    quarantine: int = Field(
+        86_400,
+        ge=0,
+        le=365 * 86_400,
+        description="Seconds that `fsck` leaves a pin that no row tells of, from its first sight.",
+    )
 
 
 class CorsSettings(Group):

@@ -1,5 +1,8 @@
 """Files of another on-api that stay files here: what their source says of them is held against
 their bytes, and private ones get the identity that opens them.
+
+A private file that no identity of the user's opens is kept as the age file that it is, and is no
+success: the identity may come later, and then the file's row is told of it.
 """
 
 from __future__ import annotations
@@ -11,19 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyio import to_thread
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from on_api.core.crypto.age import (
-    MAX_START_BYTES,
-    PAYLOAD_NONCE_BYTES,
-    AgeError,
-    sealed_size,
-    start_size,
-    unlock,
-)
 from on_api.core.errors import ContentDamaged, InsufficientFunds, NodeTruncated
-from on_api.core.ipfs.cid import RAW, Cid, normalise
+from on_api.core.ipfs.cid import Cid, normalise
 from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.dag import DagError, file_size_of
 from on_api.core.models import File, UserUsage
 from on_api.core.models.database import new_id
 from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS, PRIVATE, PUBLIC
@@ -32,9 +29,19 @@ from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.identities import identities_of
 from on_api.core.services.import_jobs import Item
+from on_api.core.services.sealed_headers import NotSealedError
 from on_api.core.services.stored_files import MICROSECOND
+from on_api.core.services.walking import read_block
 
-_SCRYPT_STANZA = b"\n-> scrypt "
+CLOSED = (
+    "It is private at the source, and no identity of yours opens it: its encrypted bytes are here, "
+    "and nobody can read them. Import again with username and password there, or bring the "
+    "identity and start this import again. What only others' keys open stays as it is."
+)
+NOT_COMPARED = (
+    "It is encrypted with a passphrase. Its blocks are verified; what it says can be compared by "
+    "nobody who doesn't know the passphrase."
+)
 
 
 class NotAuthenticError(Exception):
@@ -43,9 +50,19 @@ class NotAuthenticError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What the row of a file is to say of its being public or private."""
+    """What the row of a file is to say of its being public or private.
+
+    `problem`: why it can't be read here. `note`: what could not be compared.
+    """
 
     columns: Mapping[str, Any]
+    problem: str | None = None
+    note: str | None = None
+
+    @property
+    def is_opened(self) -> bool:
+        """Whether it is private, and an identity of the user's opens it."""
+        return self.columns.get("identity_id") is not None
 
 
 class ImportedFiles:
@@ -64,19 +81,47 @@ class ImportedFiles:
     async def inspect(self, item: Item, stat: DagStat) -> FileFacts:
         """Read a file's bytes as they will be served, and hash them where the server can.
 
-        Raises `NotAuthenticError`, or a `NodeError`.
+        Raises `NotAuthenticError`, `DamagedError`, or a `NodeError`.
         """
         said = item.file or {}
+        size = int(said["size"])
         columns: Mapping[str, Any] = {"visibility": PUBLIC}
         if said["visibility"] == PRIVATE:
-            columns = await self._look_at_private(item, stat, int(said["size"]))
-        file = self._file(item, columns)
+            try:
+                columns = await self._services.headers.columns_of(
+                    self._user_id, item.cid, stat.size, size
+                )
+            except NotSealedError as error:
+                raise NotAuthenticError(str(error)) from None
+        await self._check_size(item, columns.get("sealed_size", size))
+        sealed_for = columns.get("sealed_for", FOR_OWNER)
+        if sealed_for == FOR_RECIPIENTS:
+            return FileFacts(columns, problem=CLOSED)
+        if sealed_for == FOR_PASSPHRASE:
+            return FileFacts(columns, note=NOT_COMPARED)
         try:
-            if columns.get("sealed_for", FOR_OWNER) == FOR_OWNER:
-                await self._hash(file)
+            await self._hash(self._file(item, columns))
         except (ContentDamaged, NodeTruncated) as error:
             raise NotAuthenticError(f"Its bytes are not those of a file: {error.details}") from None
         return FileFacts(columns)
+
+    def open_others(self, session: Session, item: Item, facts: FileFacts) -> None:
+        """Tell every file of the user's with these bytes which identity opens it, where its row
+        knows none that does. The user's usage is locked."""
+        if not facts.is_opened:
+            return
+        mine = select(File).where(
+            File.user_id == self._user_id,
+            File.cid == normalise(item.cid),
+            File.visibility == PRIVATE,
+        )
+        keys = {row.id for row in identities_of(session, self._user_id)}
+        for file in session.scalars(mine.with_for_update()):
+            is_told = file.sealed_for == FOR_OWNER and file.sealed_start is not None
+            if not (is_told and file.identity_id in keys):
+                for name, value in facts.columns.items():
+                    setattr(file, name, value)
+        session.flush()
 
     def add(
         self,
@@ -119,6 +164,21 @@ class ImportedFiles:
             **columns,
         )
 
+    async def _check_size(self, item: Item, size: int) -> None:
+        """Compare what the root tells: bytes behind those that were announced would go unseen."""
+        cid = Cid.from_text(item.cid)
+        block = cid.inline
+        if block is None:
+            block = await read_block(self._services.node, cid)
+        try:
+            told = file_size_of(cid.codec, block)
+        except DagError:
+            told = None
+        if told is None:
+            raise NotAuthenticError("It is no file on IPFS.")
+        if told != size:
+            raise NotAuthenticError(f"It has {told} bytes, not {size} as the source says.")
+
     async def _hash(self, file: File) -> None:
         reading = await self._services.reader.read(file)
         digest = hashlib.sha256()
@@ -127,47 +187,3 @@ class ImportedFiles:
                 await to_thread.run_sync(digest.update, chunk)
         if digest.digest() != file.sha256:
             raise NotAuthenticError("Its bytes don't have the hash that the source says.")
-
-    async def _look_at_private(
-        self, item: Item, stat: DagStat, plain_size: int
-    ) -> Mapping[str, Any]:
-        """Whose key opens it. Raises `NotAuthenticError` for what is no age file of this size."""
-        node = self._services.node
-        # A file of several blocks is longer than any header.
-        one_block = Cid.from_text(item.cid).codec == RAW
-        length = min(MAX_START_BYTES, stat.size) if one_block else MAX_START_BYTES
-        try:
-            async with node.read(item.cid, offset=0, length=length) as chunks:
-                start = b"".join([chunk async for chunk in chunks])
-            start = start[: start_size(start)]
-            whole = sealed_size(plain_size, len(start) - PAYLOAD_NONCE_BYTES)
-            async with node.read(item.cid, offset=whole - 1, length=1) as chunks:
-                _ = [chunk async for chunk in chunks]
-        except (AgeError, NodeTruncated):
-            raise NotAuthenticError("It is no encrypted file of the size that is said.") from None
-        identity_id = await to_thread.run_sync(self._opener_of, start)
-        sealed_for = FOR_OWNER
-        if identity_id is None:
-            sealed_for = FOR_PASSPHRASE if _SCRYPT_STANZA in start else FOR_RECIPIENTS
-        return {
-            "visibility": PRIVATE,
-            "sealed_for": sealed_for,
-            "identity_id": identity_id,
-            "sealed_size": whole,
-            "sealed_start": start,
-        }
-
-    def _opener_of(self, start: bytes) -> uuid.UUID | None:
-        """The user's identity that opens a file; None: none of them does."""
-        identities = self._services.identities
-        with self._services.database.session_scope(write=False) as session:
-            known = [
-                (row.id, identities.open(row)) for row in identities_of(session, self._user_id)
-            ]
-        for identity_id, identity in known:
-            try:
-                unlock(start, [identity])
-            except AgeError:
-                continue
-            return identity_id
-        return None

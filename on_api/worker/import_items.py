@@ -61,7 +61,7 @@ DISCOURAGING = 3
 """Items in a row that IPFS did not bring, after which the gateway is asked first."""
 QUOTA = "The storage quota does not allow it."
 FULL = "The IPFS node has no room for it."
-REMOVED = "Its pin was removed."
+REMOVED = "It was removed meanwhile."
 OUR_FAULT = "Something went wrong on our side; the log has more."
 
 
@@ -157,8 +157,10 @@ class Mover:
         """Find out how to go on, and say so in the item's row."""
         usage, _ = import_jobs.usage_for(session, self._claim)
         row = import_jobs.get_item(session, item.id)
-        if row.was_here or row.file_id is not None:
-            return _Begun(None)
+        if row.was_here:
+            if import_jobs.is_still_here(session, usage.user_id, row):
+                return _Begun(None)
+            row.pin_id, row.file_id, row.was_here = None, None, False
         if row.pin_id is not None:
             if import_jobs.pin_states(session, [row.pin_id]):
                 return _Begun(row.route, row.pin_id)
@@ -301,8 +303,11 @@ class Mover:
         """Write down that it is here. Returns how it ended."""
         usage, _ = import_jobs.usage_for(session, self._claim)
         row = import_jobs.get_item(session, item.id)
+        if facts is not None:
+            self._files.open_others(session, item, facts)
         if row.was_here:
-            pass
+            if not import_jobs.is_still_here(session, usage.user_id, row):
+                raise GiveUpError(REMOVED)
         elif facts is not None:
             file = self._files.add(session, usage, item, facts, stat, secured)
             row.file_id = file.id
@@ -316,7 +321,11 @@ class Mover:
             raise GiveUpError(REMOVED)
         if lease is not None:
             self._services.leases.close(session, lease, usage, 0)
-        import_jobs.end_item(session, self._claim, row, stat)
+        if facts is not None and facts.problem is not None:
+            import_jobs.fail_item(session, self._claim, row, facts.problem)
+        else:
+            note = None if facts is None else facts.note
+            import_jobs.end_item(session, self._claim, row, stat, note)
         return row.status
 
     async def _fail(self, item: Item, reason: str) -> None:
@@ -329,6 +338,8 @@ class Mover:
                 with suppress(NotFound):
                     self._services.pins.remove(session, usage.user_id, row.pin_id)
                 row.pin_id = None
+            if row.was_here and not import_jobs.is_still_here(session, usage.user_id, row):
+                row.pin_id, row.file_id, row.was_here = None, None, False
             import_jobs.fail_item(session, self._claim, row, reason)
 
         await self._in_database(fail)

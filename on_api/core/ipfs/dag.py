@@ -21,8 +21,11 @@ MAX_ITEMS = 2**17
 """Values within a block, keys among them."""
 
 _CID_TAG = 42
+_PB_DATA = 1
 _PB_LINKS = 2
 _PB_LINK_HASH = 1
+_UNIXFS_TYPE, _UNIXFS_DATA, _UNIXFS_FILE_SIZE = 1, 2, 3
+_UNIXFS_RAW, _UNIXFS_FILE = 0, 2
 
 
 class DagError(Exception):
@@ -52,6 +55,25 @@ def links_of(codec: int, block: bytes) -> list[Cid]:
     except (BadRequest, IndexError, ValueError) as error:
         raise DagError("a block is damaged") from error
     raise UnknownCodecError(f"codec {codec:#x}")
+
+
+def file_size_of(codec: int, block: bytes) -> int | None:
+    """Bytes of the UnixFS file that has this block for its root, as the root tells; None for what
+    is no file. Raises `DagError` for a block that is not well formed."""
+    if codec == RAW:
+        return len(block)
+    if codec != DAG_PB:
+        return None
+    try:
+        data = dict(_fields(block)).get(_PB_DATA)
+        told = dict(_fields(data)) if isinstance(data, bytes) else {}
+    except (IndexError, ValueError) as error:
+        raise DagError("a block is damaged") from error
+    if told.get(_UNIXFS_TYPE) not in {_UNIXFS_RAW, _UNIXFS_FILE}:
+        return None
+    inner = told.get(_UNIXFS_DATA, b"")
+    size = told.get(_UNIXFS_FILE_SIZE, len(inner) if isinstance(inner, bytes) else 0)
+    return size if isinstance(size, int) else None
 
 
 class Walk:
@@ -101,15 +123,15 @@ class Walk:
 def _dag_pb_links(block: bytes) -> Iterator[bytes]:
     """`PBNode.Links[].Hash` (the dag-pb specification)."""
     for number, link in _fields(block):
-        if number == _PB_LINKS:
+        if number == _PB_LINKS and isinstance(link, bytes):
             hashes = [value for field, value in _fields(link) if field == _PB_LINK_HASH]
-            if len(hashes) != 1:
+            if len(hashes) != 1 or not isinstance(hashes[0], bytes):
                 raise ValueError("a link without a hash")
             yield hashes[0]
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a protobuf message; numbers are passed over."""
+def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """The fields of a protobuf message: numbers, and what is length-delimited."""
     position = fields = 0
     while position < len(message):
         fields += 1
@@ -118,7 +140,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
         key, position = read_varint(message, position)
         kind = key & 7
         if kind == 0:
-            _, position = read_varint(message, position)
+            value, position = read_varint(message, position)
+            yield key >> 3, value
         elif kind == 2:  # bytes
             length, position = read_varint(message, position)
             if position + length > len(message):

@@ -140,3 +140,18 @@ class Maintenance(Base):
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
     result: Mapped[dict[str, Any] | None] = mapped_column()
+
+
+class QuarantinedPin(Base):
+    """A pin by a name of ours that no row tells of: seen on the node by `fsck`, and ended only
+    when it is seen again long after. The database may be older than the node."""
+
+    __tablename__ = "quarantined_pins"
+
+    cid: Mapped[str] = mapped_column(String(CID_LENGTH), primary_key=True)
+    job: Mapped[uuid.UUID] = mapped_column()
+    """What its name says that it was made for: a pin by another name is another pin."""
+    run: Mapped[uuid.UUID] = mapped_column()
+    """The last check that has seen it."""
+    first_seen_at: Mapped[datetime] = mapped_column()
+    """By the database's clock."""

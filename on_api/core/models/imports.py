@@ -144,6 +144,8 @@ class ImportItem(Base):
     started_at: Mapped[datetime | None] = mapped_column()
     reason: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
     """Why it failed, for a person."""
+    note: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
+    """What of it could not be kept or verified though it is here, for a person."""
     pin_id: Mapped[uuid.UUID | None] = mapped_column()
     file_id: Mapped[uuid.UUID | None] = mapped_column()
 

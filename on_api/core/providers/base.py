@@ -63,6 +63,8 @@ class SourceItem:
     """Multiaddrs that may be dialled for it, unchecked."""
     problem: str | None = None
     """Why it can't be moved, in a sentence; None: it may be tried."""
+    note: str | None = None
+    """What of it can't be kept, in a sentence; None: all of it can."""
     file: SourceFile | None = None
 
 

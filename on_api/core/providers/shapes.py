@@ -150,8 +150,19 @@ def item(
         size=maybe_size(size),
         origins=origins,
         problem=problem or (None if is_cid(cid) else NO_CID),
+        note=None if file is not None else _note(named, about),
         file=file,
     )
+
+
+def _note(named: object, about: object) -> str | None:
+    """What of a name and metadata does not fit."""
+    lost = []
+    if isinstance(named, str) and name(named) != (named.strip() or None):
+        lost.append(f"its name, beyond {MAX_NAME} characters or what can't be printed")
+    if isinstance(about, dict) and len(meta(about)) < sum(v is not None for v in about.values()):
+        lost.append(f"its metadata, beyond {MAX_META_BYTES} bytes or {MAX_META} entries")
+    return f"Not kept: {'; '.join(lost)}." if lost else None
 
 
 def is_cid(value: object) -> bool:

@@ -155,7 +155,9 @@ class Import(Answer):
     total: int = Field(description="Items that the source lists (so far, until it was read).")
     done: int = Field(description="Items that are here, every block verified.")
     skipped: int = Field(description="Of `done`: those that were here before.")
-    failed: int = Field(description="Items that could not be moved.")
+    failed: int = Field(
+        description="Items that could not be moved, or that are private and nobody here can open."
+    )
     bytes: int = Field(description="What was moved, without what was here before.")
     bytes_under_way: int = Field(description="What has come so far of items under way.")
     preview: ImportPreview = Field(description="What there is to be moved.")
@@ -231,9 +233,13 @@ class ImportItem(Answer):
     bytes: int | None = Field(description="Of these blocks.")
     verified: bool = Field(description="Every block was read from our node and hashed.")
     seconds: float | None = Field(description="How long it took.")
-    reason: str | None = Field(description="Why it could not be moved.")
+    reason: str | None = Field(description="Why it could not be moved, or can't be opened here.")
+    note: str | None = Field(description="What of it could not be kept or verified.")
     pin_id: uuid.UUID | None = Field(description="The pin that it became.")
-    file_id: uuid.UUID | None = Field(description="The file that it became.")
+    file_id: uuid.UUID | None = Field(
+        description="The file that it became; also of a private one that nobody here can open, "
+        "which is `failed`."
+    )
     created_at: Moment = Field(description="Rises with `position`: for `before` and `after`.")
 
     @classmethod

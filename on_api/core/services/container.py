@@ -46,6 +46,7 @@ from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.rate_limits import RateLimits
 from on_api.core.services.reading import FileReader
+from on_api.core.services.sealed_headers import SealedHeaders
 from on_api.core.services.shares import ShareService
 from on_api.core.services.standing_lease import StandingLease
 from on_api.core.services.uploads import UploadService
@@ -74,6 +75,7 @@ class Services:
     keys: KeyService
     identities: IdentityService
     private_files: PrivateFiles
+    headers: SealedHeaders
     reader: FileReader
     file_answers: FileAnswers
     visibility: VisibilityService
@@ -126,7 +128,9 @@ class Services:
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         leases = LeaseService(database, names, settings.files.lease_seconds)
         lease_life = timedelta(seconds=settings.files.lease_seconds)
-        fsck = Fsck(database, node, keeper, names)
+        quarantine = timedelta(seconds=settings.gc.quarantine)
+        headers = SealedHeaders(database, node, identities)
+        fsck = Fsck(database, node, keeper, names, headers, quarantine)
         bell = Bell()
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
@@ -150,6 +154,7 @@ class Services:
             keys=accounts.keys,
             identities=identities,
             private_files=private_files,
+            headers=headers,
             reader=FileReader(node, private_files, hashers),
             file_answers=FileAnswers(database, invalidations, settings.files.answers_bytes),
             visibility=VisibilityService(leases, bell.ring_after),

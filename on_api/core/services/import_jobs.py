@@ -34,7 +34,7 @@ from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services import contents, events
 
 ALIKE = 100
-"""Pins of one content and name that are looked through for one that is the same."""
+"""Pins or files of one content and name that are looked through for one that is the same."""
 
 
 class LostError(Exception):
@@ -218,12 +218,23 @@ def same_pin(
 
 
 def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:
-    """A file of the user's that is what the item would become."""
-    return session.scalar(
+    """A file of the user's that is what the item would become, with all that its source says of
+    it; whether it can be opened here is another question."""
+    said = item.file or {}
+    alike = session.scalars(
         select(File)
-        .where(File.user_id == user_id, File.cid == item.cid, File.name == item.name)
-        .limit(1)
+        .where(
+            File.user_id == user_id,
+            File.cid == item.cid,
+            File.name == said["name"],
+            File.visibility == said["visibility"],
+            File.size == said["size"],
+            File.sha256 == bytes.fromhex(said["sha256"]),
+            File.media_type == said["media_type"],
+        )
+        .limit(ALIKE)
     )
+    return next((file for file in alike if file.meta == said["meta"]), None)
 
 
 def pin_states(session: Session, pin_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, PinState]:
@@ -238,12 +249,26 @@ def pin_states(session: Session, pin_ids: Collection[uuid.UUID]) -> Mapping[uuid
     }
 
 
-def end_item(session: Session, claim: Claim, item: ImportItem, stat: DagStat) -> None:
-    """An item is here, every block of it verified. The import is locked."""
+def is_still_here(session: Session, user_id: uuid.UUID, item: ImportItem) -> bool:
+    """Whether what an item was found to be already has not been removed since."""
+    if item.file_id is not None:
+        file = session.get(File, item.file_id, populate_existing=True)
+        return file is not None and file.user_id == user_id
+    state = pin_states(session, () if item.pin_id is None else (item.pin_id,)).values()
+    return any(each.status == PINNED_STATUS for each in state)
+
+
+def end_item(
+    session: Session, claim: Claim, item: ImportItem, stat: DagStat, note: str | None = None
+) -> None:
+    """An item is here, every block of it verified; `note` says what could not be. The import is
+    locked."""
     row = lock(session, claim)
     item.status = SKIPPED if item.was_here else DONE
     item.blocks, item.dag_size, item.verified = stat.blocks, stat.size, True
     item.reason, item.seconds = None, _seconds_since(item.started_at)
+    if note is not None:
+        item.note = note[:REASON_LENGTH]
     row.done += 1
     row.skipped += item.was_here
     row.moved_bytes += 0 if item.was_here else stat.size
@@ -251,11 +276,11 @@ def end_item(session: Session, claim: Claim, item: ImportItem, stat: DagStat) ->
 
 
 def fail_item(session: Session, claim: Claim, item: ImportItem, reason: str) -> None:
-    """An item can't be moved. The import is locked."""
+    """An item can't be moved, or what is here of it can't be used. The import is locked."""
     row = lock(session, claim)
     item.status, item.reason = FAILED, reason[:REASON_LENGTH]
     item.seconds = _seconds_since(item.started_at)
-    item.blocks = item.dag_size = None
+    item.blocks, item.dag_size, item.verified = None, None, False
     row.failed += 1
     session.flush()
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest
 from on_api.core.ipfs.cid import normalise
-from on_api.core.models import Holding, Import, ImportItem
+from on_api.core.models import Holding, Identity, Import, ImportItem
 from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.file import PRIVATE
 from on_api.core.models.imports import (
     FAILED,
     ITEM_NAME_LENGTH,
@@ -48,7 +49,12 @@ def add_page(
     row = lock(session, claim)
     if row.total + len(items) > most:
         raise BadRequest(f"The source lists more than {most} items.")
-    rows = [_listed(row, item, position) for position, item in enumerate(items, start=row.total)]
+    mine = exists().where(Identity.user_id == claim.user_id)
+    has_keys = bool(session.scalar(select(mine)))
+    rows = [
+        _listed(row, item, position, has_keys=has_keys)
+        for position, item in enumerate(items, start=row.total)
+    ]
     held = _held(session, claim.user_id, {item.cid for item in rows if item.cid is not None})
     for item in rows:
         row.failed += item.status == FAILED
@@ -75,8 +81,10 @@ def end_listing(session: Session, claim: Claim) -> bool:
     return False
 
 
-def _listed(row: Import, item: SourceItem, position: int) -> ImportItem:
+def _listed(row: Import, item: SourceItem, position: int, *, has_keys: bool) -> ImportItem:
     cid, problem = None, item.problem
+    if has_keys and item.file is not None and item.file.visibility == PRIVATE:
+        problem = None  # whether one of them opens it is seen by its header
     try:
         cid = normalise(item.cid)
     except BadRequest:
@@ -96,6 +104,7 @@ def _listed(row: Import, item: SourceItem, position: int) -> ImportItem:
         size=item.size,
         status=WAITING if problem is None else FAILED,
         reason=None if problem is None else problem[:REASON_LENGTH],
+        note=None if item.note is None else item.note[:REASON_LENGTH],
     )
 
 

@@ -9,13 +9,16 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
-from on_api.core.models import Database, Import, ImportItem
-from on_api.core.models.imports import CANCELLED, DONE, DRAFT, FAILED, PAUSED
+from on_api.core.models import Database, File, Import, ImportItem
+from on_api.core.models.file import FOR_RECIPIENTS, PRIVATE
+from on_api.core.models.imports import CANCELLED, DONE, DRAFT, FAILED, PAUSED, SKIPPED
+from on_api.core.providers.base import ON_API
 from on_api.core.services.imports import find_import
 
 PAGE = 500
@@ -23,7 +26,7 @@ NAMED = 20
 """Items that the last line names at most."""
 COLUMNS = (
     "position", "status", "cid", "source_cid", "name", "size", "bytes", "blocks", "verified",
-    "route", "seconds", "reason", "source_created_at", "pin_id", "file_id",
+    "route", "seconds", "reason", "source_created_at", "pin_id", "file_id", "note",
 )  # fmt: skip
 
 _INCOMPLETE = {
@@ -33,28 +36,46 @@ _INCOMPLETE = {
     DONE: "NOT everything was moved",
     FAILED: "NOT everything was moved",
 }
+_CLOSED = "It is here, but no identity of yours opens it; start this import again to have it tried."
+_NOT_MOVED = " Links, keys and settings of the account there are no part of an import."
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Totals:
-    """Sums over the items that have been seen."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The last line of a report. `complete`: every item is here, and nothing is closed that its
+    owner should be able to read."""
 
-    def __init__(self) -> None:
+    complete: bool
+    words: str
+
+
+class Totals:
+    """Sums over the items of an import that have been seen."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self.counts = {"waiting": 0, "moving": 0, "done": 0, "skipped": 0, "failed": 0}
         self.bytes = 0
         self.blocks = 0
         self.verified = 0
         self.failures: list[str] = []
+        self.noted = 0
+        self.notes: list[str] = []
 
-    def add(self, item: ImportItem) -> None:
-        """Count one more."""
-        self.counts[item.status] += 1
-        self.verified += item.verified
-        if item.verified:
-            self.bytes += item.dag_size or 0
-            self.blocks += item.blocks or 0
-        if item.status == FAILED and len(self.failures) < NAMED:
-            self.failures.append(f"{item.source_cid} ({item.reason})")
+    def add(self, item: dict[str, Any]) -> None:
+        """Count one more, as it is shown."""
+        self.counts[item["status"]] += 1
+        if item["verified"]:
+            self.verified += 1
+            self.bytes += item["bytes"] or 0
+            self.blocks += item["blocks"] or 0
+        if item["status"] == FAILED and len(self.failures) < NAMED:
+            self.failures.append(f"{item['source_cid']} ({item['reason']})")
+        if item["note"] is not None:
+            self.noted += 1
+            if len(self.notes) < NAMED:
+                self.notes.append(f"{item['source_cid']} ({item['note']})")
 
     def as_document(self) -> dict[str, int]:
         """For people and programs. Bytes and blocks are of verified items, each counted whole."""
@@ -65,19 +86,17 @@ class Totals:
             "failed": self.counts["failed"],
             "left": self.counts["waiting"] + self.counts["moving"],
             "verified": self.verified,
+            "noted": self.noted,
             "bytes": self.bytes,
             "blocks": self.blocks,
         }
 
-    def verdict(self, status: str, error: str | None) -> str:
+    def verdict(self, status: str, error: str | None) -> Verdict:
         """The last line: everything is here and verified, or exactly what isn't."""
         here = self.counts["done"] + self.counts["skipped"]
         items = sum(self.counts.values())
         if status == DONE and here == items == self.verified:
-            return (
-                f"Everything was moved and verified: {items} items, {self.blocks} blocks, "
-                f"{self.bytes} bytes; {self.counts['skipped']} of them were here already."
-            )
+            return Verdict(True, self._whole(items))
         words = [f"{_INCOMPLETE.get(status, 'Not ended yet')}: {here} of {items} items are here."]
         if error is not None and not self.failures:
             words.append(error)
@@ -87,26 +106,50 @@ class Totals:
             words.append(f"{self.counts['failed']} failed: {named}.")
         if left := self.counts["waiting"] + self.counts["moving"]:
             words.append(f"{left} are left.")
-        return " ".join(words)
+        return Verdict(False, " ".join(words))
+
+    def _whole(self, items: int) -> str:
+        if not items:
+            return "The source lists nothing: there was nothing to move."
+        sums = (
+            f"{items} items, {self.blocks} blocks, {self.bytes} bytes; "
+            f"{self.counts['skipped']} of them were here already."
+        )
+        rest = _NOT_MOVED if self._kind == ON_API else ""
+        if not self.noted:
+            return f"Everything was moved and verified: {sums}{rest}"
+        more = self.noted - len(self.notes)
+        named = "; ".join(self.notes) + (f"; and {more} more" if more else "")
+        return (
+            f"All items are here, but not everything of {self.noted} of them could be kept or "
+            f"verified: {named}. In all {sums}{rest}"
+        )
 
 
 def json_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Iterator[str]:
-    """The report as one JSON object, in pieces: the import, `items`, `totals`, `verdict`.
+    """The report as one JSON object, in pieces: the import, `items`, `totals`, `complete`,
+    `verdict`.
 
     Raises `NotFound` before the first piece.
     """
-    row, totals = _read(database, user_id, import_id), Totals()
+    row = _read(database, user_id, import_id)
+    totals = Totals(row.kind)
     head = {"id": str(row.id), "kind": row.kind, "source": row.source, "status": row.status}
     yield json.dumps({"import": head}, ensure_ascii=False)[:-1] + ', "items": ['
     comma = "\n"
     for page in _pages(database, import_id):
         for item in page:
             totals.add(item)
-        shown = [json.dumps(as_document(item), ensure_ascii=False) for item in page]
+        shown = [json.dumps(item, ensure_ascii=False) for item in page]
         yield comma + ",\n".join(shown)
         comma = ",\n"
     row = _read(database, user_id, import_id)
-    tail = {"totals": totals.as_document(), "verdict": totals.verdict(row.status, row.error)}
+    verdict = totals.verdict(row.status, row.error)
+    tail = {
+        "totals": totals.as_document(),
+        "complete": verdict.complete,
+        "verdict": verdict.words,
+    }
     yield "\n], " + json.dumps(tail, ensure_ascii=False)[1:] + "\n"
 
 
@@ -115,29 +158,32 @@ def csv_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
 
     No cell can be taken for a formula. Raises `NotFound` before the first piece.
     """
-    row, totals = _read(database, user_id, import_id), Totals()
+    row = _read(database, user_id, import_id)
+    totals = Totals(row.kind)
     yield _csv_line(COLUMNS)
     for page in _pages(database, import_id):
         for item in page:
             totals.add(item)
-        documents = [as_document(item) for item in page]
-        yield "".join(_csv_line([each[column] for column in COLUMNS]) for each in documents)
+        yield "".join(_csv_line([each[column] for column in COLUMNS]) for each in page)
     row = _read(database, user_id, import_id)
-    yield _csv_line(["verdict", totals.verdict(row.status, row.error)])
+    yield _csv_line(["verdict", totals.verdict(row.status, row.error).words])
 
 
-def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> str:
+def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Verdict:
     """The last line alone. Raises `NotFound`."""
-    row, totals = _read(database, user_id, import_id), Totals()
+    row = _read(database, user_id, import_id)
+    totals = Totals(row.kind)
     for page in _pages(database, import_id):
         for item in page:
             totals.add(item)
+    row = _read(database, user_id, import_id)
     return totals.verdict(row.status, row.error)
 
 
-def as_document(item: ImportItem) -> dict[str, Any]:
-    """One item, for a report."""
-    return {
+def as_document(item: ImportItem, *, is_closed: bool) -> dict[str, Any]:
+    """One item, for a report. `is_closed`: it is a private file that nobody here can open, though
+    it may have been called done."""
+    shown = {
         "position": item.position,
         "status": item.status,
         "cid": item.cid,
@@ -153,23 +199,34 @@ def as_document(item: ImportItem) -> dict[str, Any]:
         "source_created_at": _moment(item.source_created_at),
         "pin_id": None if item.pin_id is None else str(item.pin_id),
         "file_id": None if item.file_id is None else str(item.file_id),
+        "note": item.note,
     }
+    if is_closed and item.status in {DONE, SKIPPED}:
+        unmade = {"bytes": None, "blocks": None, "verified": False}
+        shown |= {"status": FAILED, "reason": _CLOSED, **unmade}
+    return shown
 
 
-def _pages(database: Database, import_id: uuid.UUID) -> Iterator[Sequence[ImportItem]]:
+def _pages(database: Database, import_id: uuid.UUID) -> Iterator[Sequence[dict[str, Any]]]:
+    is_closed = and_(
+        File.id == ImportItem.file_id,
+        File.visibility == PRIVATE,
+        File.sealed_for == FOR_RECIPIENTS,
+    )
     last = -1
     while True:
         with database.session_scope(write=False) as session:
-            page = session.scalars(
-                select(ImportItem)
+            page = session.execute(
+                select(ImportItem, File.id)
+                .outerjoin(File, is_closed)
                 .where(ImportItem.import_id == import_id, ImportItem.position > last)
                 .order_by(ImportItem.position)
                 .limit(PAGE)
             ).all()
         if not page:
             return
-        yield page
-        last = page[-1].position
+        yield [as_document(item, is_closed=file_id is not None) for item, file_id in page]
+        last = page[-1][0].position
 
 
 def _read(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:

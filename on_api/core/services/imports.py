@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 from on_api.core.crypto.sealing import Sealed, Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
-from on_api.core.models import Import, ImportItem, Pin
+from on_api.core.models import File, Import, ImportItem, Pin
 from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.file import FOR_RECIPIENTS, PRIVATE
 from on_api.core.models.imports import (
     CANCELLED,
     DONE,
@@ -26,6 +27,7 @@ from on_api.core.models.imports import (
     MOVING,
     PAUSED,
     RUNNING,
+    SKIPPED,
     WAITING,
 )
 from on_api.core.models.pin import PINNED_STATUS
@@ -169,21 +171,7 @@ class ImportService:
                     "The source's list was not read to its end, and its credentials are forgotten: "
                     "make a new import. What is here already is not moved twice."
                 )
-            failed = (ImportItem.import_id == row.id, ImportItem.status == FAILED)
-            session.execute(
-                update(ImportItem)
-                .where(*failed, ImportItem.cid.is_not(None))
-                .values(
-                    status=WAITING,
-                    reason=None,
-                    route=None,
-                    pin_id=None,
-                    file_id=None,
-                    was_here=False,
-                    seconds=None,
-                )
-            )
-            row.failed = session.scalar(select(func.count()).where(*failed)) or 0
+            self._begin_anew(session, row)
         row.status, row.error, row.attempts = RUNNING, None, 0
         row.started_at, row.finished_at, row.due_at = utc_now(), None, utc_now()
         session.flush()
@@ -225,6 +213,50 @@ class ImportService:
         session.execute(delete(ImportItem).where(ImportItem.import_id == row.id))
         session.delete(row)
         session.flush()
+
+    def _begin_anew(self, session: Session, row: Import) -> None:
+        """Have everything tried again that is not here, or that nobody can open here, whatever was
+        said of it; and count the rest."""
+        closed = (
+            select(File.id)
+            .where(
+                File.id == ImportItem.file_id,
+                File.visibility == PRIVATE,
+                File.sealed_for == FOR_RECIPIENTS,
+            )
+            .exists()
+        )
+        session.execute(
+            update(ImportItem)
+            .where(
+                ImportItem.import_id == row.id,
+                ImportItem.cid.is_not(None),
+                (ImportItem.status == FAILED) | (ImportItem.status.in_((DONE, SKIPPED)) & closed),
+            )
+            .values(
+                status=WAITING,
+                reason=None,
+                route=None,
+                blocks=None,
+                dag_size=None,
+                verified=False,
+                pin_id=None,
+                file_id=None,
+                was_here=False,
+                seconds=None,
+            )
+        )
+        moved = func.coalesce(func.sum(ImportItem.dag_size), 0)
+        statement = (
+            select(ImportItem.status, func.count(), moved)
+            .where(ImportItem.import_id == row.id)
+            .group_by(ImportItem.status)
+        )
+        counts = {status: (count, size) for status, count, size in session.execute(statement)}
+        row.failed = counts.get(FAILED, (0, 0))[0]
+        row.skipped = counts.get(SKIPPED, (0, 0))[0]
+        row.done = counts.get(DONE, (0, 0))[0] + row.skipped
+        row.moved_bytes = int(counts.get(DONE, (0, 0))[1] or 0)
 
     def _stop(self, session: Session, row: Import) -> None:
         """Take it from its worker, with what was under way: a few items at most."""

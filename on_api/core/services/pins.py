@@ -239,6 +239,18 @@ def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
     session.flush()
 
 
+def end_pin(session: Session, usage: UserUsage, pin: Pin) -> None:
+    """Take away a pin that is pinned, whether its owner sees it or it is kept for one that is to
+    replace it. `usage` is locked."""
+    release_kept(session, usage, pin.id)
+    if pin.removed_at is None:
+        _remove(session, usage, pin)
+    else:
+        session.delete(pin)
+        session.flush()
+        contents.drop_reference(session, usage, pin.cid)
+
+
 def get_pin(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
     """One pin of a user. Raises `NotFound` for any other."""
     pin = session.scalar(_mine(user_id).where(Pin.id == pin_id))

@@ -17,7 +17,7 @@ from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import ImportsSettings
 from on_api.tests.cli.processes import ON_API
-from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
+from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.worker.migration import pins_of
 
 
@@ -57,6 +57,7 @@ def run(server: Server, *arguments: str, **more: str) -> subprocess.CompletedPro
         [ON_API, *arguments],
         env=environment,
         cwd=PROJECT,
+        stdin=subprocess.DEVNULL,  # nobody answers a question
         capture_output=True,
         text=True,
         timeout=120,
@@ -87,7 +88,7 @@ def test_a_list_and_its_report(
     assert (shown["status"], shown["failed"]) == ("failed", 1)
     assert missing in shown["verdict"]
     report = run(server, "imports", "report", shown["id"], "--csv")
-    assert report.returncode == 0, report.stderr
+    assert report.returncode == 1, report.stderr  # a script sees that it is not good
     assert report.stdout.splitlines()[-1].startswith("verdict,")
     listed = json.loads(run(server, "imports", "list", *who, "--json").stdout)
     assert [row["status"] for row in listed] == ["failed", "done"]
@@ -133,6 +134,26 @@ def test_a_pinning_service(server: Server, alice: Account, bob: Account) -> None
     done = run(server, "imports", "start", shown["id"])
     assert done.returncode == 0, done.stderr
     assert [(pin.cid, pin.name) for pin in pins_of(bob)] == [(cid, "mine")]
+
+
+def test_private_files_without_their_key(server: Server, alice: Account, bob: Account) -> None:
+    """Not moved, whoever asks: the first run, the second one, the report alone."""
+    alice.upload(b"secret", "closed", visibility="private")
+    where = ("on_api", server.url, "--user", bob.username)
+    done = run(server, "imports", "start", *where, "--json", ON_API_SOURCE_TOKEN=alice.key)
+    assert done.returncode == 1, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["complete"] is False
+    assert run(server, "imports", "start", shown["id"]).returncode == 1
+    report = run(server, "imports", "report", shown["id"])
+    assert report.returncode == 1
+    assert report.stdout.startswith("NOT everything was moved")
+    login = ("--login", alice.username)
+    secrets = {"ON_API_SOURCE_TOKEN": alice.key, "ON_API_SOURCE_PASSWORD": PASSWORD}
+    assert run(server, "imports", "start", *where, *login, **secrets).returncode == 0
+    again = run(server, "imports", "start", shown["id"])
+    assert again.returncode == 0, again.stdout
+    assert run(server, "imports", "report", shown["id"]).returncode == 0
 
 
 class Terminal(io.StringIO):

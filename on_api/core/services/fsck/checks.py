@@ -16,7 +16,7 @@ from datetime import timedelta
 from anyio import to_thread
 from sqlalchemy import exists, select
 
-from on_api.core.errors import NodeError, ServiceUnavailable
+from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import IpfsNode, PinStatus
 from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
@@ -26,6 +26,7 @@ from on_api.core.models.database import new_id, utc_now
 from on_api.core.services import bundles, contents
 from on_api.core.services.fsck.findings import Finding, Kind, Report
 from on_api.core.services.fsck.node_pins import NodePins
+from on_api.core.services.fsck.quarantine import Quarantine
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.pin_jobs import UNDER_WAY
 from on_api.core.services.pin_names import PinNames
@@ -93,12 +94,14 @@ class NodeChecks:
                 *(check(cid, root, listed=root not in missing) for cid, root in page)
             )
 
-    async def check_pins(self, pins: NodePins) -> None:
-        """Every pin on the node is a content's, work's in flight, or somebody else's."""
+    async def check_pins(self, pins: NodePins, quarantine: Quarantine, *, now: bool) -> None:
+        """Every pin on the node is a content's, work's in flight, or somebody else's. With `now` a
+        repair ends pins that are in quarantine."""
         self._report.pins = pins.count
         for page in pins.pages():
             for pin in await to_thread.run_sync(self._unknown, page):
-                await self._look_at_unknown(pin)
+                await self._look_at_unknown(pin, quarantine, now=now)
+        await to_thread.run_sync(quarantine.forget_unseen)
 
     async def _is_covered(self, cid: str, root: str) -> bool:
         """Look after a content whose pin, or whose bundle's, the list did not show."""
@@ -205,7 +208,7 @@ class NodeChecks:
 
         return await to_thread.run_sync(set_pinned)
 
-    async def _look_at_unknown(self, pin: PinStatus) -> None:
+    async def _look_at_unknown(self, pin: PinStatus, quarantine: Quarantine, *, now: bool) -> None:
         job = await to_thread.run_sync(self._names.job_of, pin.name)
         if job is None:
             details = f"named {pin.name!r}" if pin.name else "without a name"
@@ -217,9 +220,38 @@ class NodeChecks:
             return
         if await self._node.pin_status(pin.cid) is None:
             return
-        mended = self._repair and await self._remove(pin.cid)
-        details = f"left by {job}, which has ended"
-        self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+        if await to_thread.run_sync(quarantine.is_known, job, pin.cid):
+            mended = self._repair and await self._remove(pin.cid)
+            details = f"left by {job}, which has ended"
+            self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+            return
+        sight = await to_thread.run_sync(quarantine.see, pin.cid, job)
+        details = f"nothing here tells of {job}, which has made it"
+        if self._repair and (sight.over or now):
+            mended = await self._remove(pin.cid)
+            if mended:
+                await to_thread.run_sync(quarantine.release, pin.cid)
+            self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+            return
+        when = sight.ends_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+        details += f"; if it is seen again, --repair removes it from {when} on"
+        self._report.add(
+            Finding(Kind.ORPHAN_PIN, pin.cid, details, due_at=sight.ends_at, deferred=self._repair)
+        )
+
+    async def is_lost(self, cid: str) -> bool:
+        """Whether a content is not whole, or not pinned and can't be. Raises a `NodeError`: who
+        doesn't answer has lost nothing."""
+        try:
+            await self._keeper.heal(cid, self._run)
+        except BlocksMissing:
+            return True
+        return await self._damage(cid) is not None
+
+    async def forget(self, cid: str) -> bool:
+        """End a content that nobody refers to any more, without its time of grace. Returns whether
+        that is done."""
+        return await self._remove(cid)
 
     async def _remove(self, cid: str) -> bool:
         """Unpin through the content's own states, so that whoever wants it now is not robbed."""

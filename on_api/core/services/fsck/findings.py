@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 MOST_KEPT = 10_000
@@ -19,16 +20,18 @@ class Kind(StrEnum):
     DEAD_LEASE = "dead_lease"
     WRONG_STATE = "wrong_state"
     WRONG_COUNT = "wrong_count"
+    CLOSED_FILE = "closed_file"
 
 
 MEANINGS = {
     Kind.MISSING_PIN: "content that somebody holds is not pinned on the node",
     Kind.DAMAGED_DAG: "blocks of content that is pinned are missing or damaged",
-    Kind.ORPHAN_PIN: "a pin of ours, left by a crash, that nobody holds",
+    Kind.ORPHAN_PIN: "a pin of ours that nobody holds",
     Kind.FOREIGN_PIN: "a pin of somebody else: none of on-api's business",
     Kind.DEAD_LEASE: "work that a crash has ended still counts as begun",
     Kind.WRONG_STATE: "a row says something else than what refers to it",
     Kind.WRONG_COUNT: "a counter differs from what it counts",
+    Kind.CLOSED_FILE: "a private file whose row has lost what opens it",
 }
 
 
@@ -40,11 +43,15 @@ class Finding:
     subject: str
     details: str
     mended: bool = False
+    due_at: datetime | None = None
+    """When a pin in quarantine may be ended."""
+    deferred: bool = False
+    """It was to be mended, and waits for its time."""
 
     @property
     def is_trouble(self) -> bool:
         """Whether it breaks a promise as it stands."""
-        return self.kind is not Kind.FOREIGN_PIN and not self.mended
+        return self.kind is not Kind.FOREIGN_PIN and not self.mended and not self.deferred
 
 
 @dataclass
@@ -60,11 +67,19 @@ class Report:
     """By kind."""
     troubles: int = 0
     """Those that are left."""
+    deferred: int = 0
+    """Pins that are left in quarantine."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """By CID, what is missing of contents that could not be mended."""
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it unless there are too many."""
         self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
         self.troubles += finding.is_trouble
+        self.deferred += finding.deferred
+        about_content = {Kind.MISSING_PIN, Kind.DAMAGED_DAG, Kind.WRONG_STATE}
+        if finding.kind in about_content and not finding.mended:
+            self.lost[finding.subject] = finding.details
         if len(self.findings) < MOST_KEPT:
             self.findings.append(finding)
 

@@ -1,0 +1,96 @@
+"""Refusing a downgrade that would destroy data: what every revision says of itself first.
+
+A revision that drops a table or a column names it in `refuse_loss`, whose check comes before its
+own statements and in their transaction. `alembic -x allow-data-loss=true downgrade …` goes on all
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+
+from alembic import context, op
+
+OVERRIDE = "allow-data-loss"
+_POSTGRESQL_GUARD = """DO $guard$ BEGIN
+IF EXISTS (SELECT 1 FROM {table} WHERE {where}) THEN RAISE EXCEPTION '{words}'; END IF;
+END $guard$"""
+_SQLITE_GUARD = (
+    'CREATE TEMP TABLE {guard} (row_id INTEGER, CONSTRAINT "{words}" CHECK (row_id IS NULL))',
+    "INSERT INTO {guard} SELECT 1 WHERE EXISTS (SELECT 1 FROM {table} WHERE {where})",
+    "DROP TABLE {guard}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A table or `table.column` that a downgrade drops. `where`: the rows that lose by it; None:
+    all of a table, and those that have a value in a column."""
+
+    name: str
+    where: str | None = None
+
+    @property
+    def table(self) -> str:
+        """The table in which rows are looked for."""
+        return self.name.partition(".")[0]
+
+    @property
+    def condition(self) -> str:
+        """The rows that lose, in SQL of both databases."""
+        column = self.name.partition(".")[2]
+        return self.where or (f"{column} IS NOT NULL" if column else "1 = 1")
+
+
+def refuse_loss(revision: str, *losses: str | Loss) -> None:
+    """Raise `CommandError` if the downgrade of a revision would destroy any row or value.
+
+    Offline it writes SQL that fails there, before anything was dropped.
+    """
+    allowed = context.get_x_argument(as_dictionary=True).get(OVERRIDE, "")
+    if str(allowed).lower() in {"1", "true", "yes"}:
+        return
+    named = [Loss(loss) if isinstance(loss, str) else loss for loss in losses]
+    if context.is_offline_mode():
+        _write_guards(revision, named)
+        return
+    found = list(_counted(op.get_bind(), named))
+    if found:
+        raise CommandError(
+            f"Taking back revision {revision} would destroy data for good: {', '.join(found)}. "
+            f"Nothing was changed. Keep this revision, or make a backup and say that you mean it: "
+            f"alembic -x {OVERRIDE}=true downgrade …"
+        )
+
+
+def _counted(connection: Connection, losses: list[Loss]) -> Iterator[str]:
+    for loss in losses:
+        if connection.dialect.name == "postgresql":
+            # It will be asked for anyway; now nobody adds a row behind the count.
+            connection.execute(text(f"LOCK TABLE {loss.table} IN ACCESS EXCLUSIVE MODE"))
+        counting = f"SELECT count(*) FROM {loss.table} WHERE {loss.condition}"  # noqa: S608
+        count = connection.execute(text(counting)).scalar_one()
+        if count:
+            yield f"{loss.name} ({count} {'row' if count == 1 else 'rows'})"
+
+
+def _write_guards(revision: str, losses: list[Loss]) -> None:
+    migration = op.get_context()
+    is_postgresql = migration.dialect.name == "postgresql"
+    if not is_postgresql:
+        # For the sqlite3 shell, which else goes on behind an error.
+        migration.impl.static_output(".bail on\n")
+    for loss in losses:
+        words = {
+            "words": f"revision {revision} holds data in {loss.name}, which would be destroyed: "
+            f"see -x {OVERRIDE}=true",
+            "guard": f"keeps_data_of_{revision}",
+            "table": loss.table,
+            "where": loss.condition,
+        }
+        for statement in (_POSTGRESQL_GUARD,) if is_postgresql else _SQLITE_GUARD:
+            op.execute(statement.format(**words))
