@@ -189,6 +189,8 @@ class Services:
                 capacity,
                 pins,
                 lambda lease: Intake(lease, leases, capacity, hashers, limits),
+                idempotency,
+                limits,
                 settings.files.lease_seconds,
             ),
             keeper=keeper,
