@@ -275,9 +275,7 @@ class Gateway:
     ) -> None:
         if isinstance(request.said, NodeError):
             raise request.said
-        answer = request.said or await self._node.ask(
-            request.method, target.encoded, request.query_text, request.sent_on
-        )
+        answer = request.said or await self._ask(request, target)
         gathering = None
         try:
             if await self._hand_over(request, delivery, target, charges, answer):
@@ -298,6 +296,19 @@ class Gateway:
             answer.close()
             if gathering is not None:
                 gathering.end(answer.length or 0)
+
+    async def _ask(self, request: GatewayRequest, target: GatewayPath) -> NodeAnswer:
+        """What the node says. It makes an error of a range that counts from the end and has more
+        bytes than there are; that is all of them."""
+        path, query = target.encoded, request.query_text
+        answer = await self._node.ask(request.method, path, query, request.sent_on)
+        if not request.counts_from_the_end:
+            return answer
+        if answer.status == 500 or (answer.status == 206 and answer.length == 0):
+            answer.close()
+            spelled = request.from_the_beginning().sent_on
+            answer = await self._node.ask(request.method, path, query, spelled)
+        return answer
 
     async def _hand_over(
         self,

@@ -17,6 +17,7 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from on_api.core.ipfs.cid import DAG_PB, RAW, Cid
+from on_api.core.ipfs.dag import DagError, links_of
 from on_api.core.models import Database, DeniedCid, File, Pin, User
 from on_api.core.models.file import PRIVATE, PUBLIC
 from on_api.core.models.invalidation import Invalidations
@@ -100,7 +101,11 @@ class GatewayPolicy:
                 ]
             )
         )[:MOST_HOLDERS]
-        served = bool(holders) or (self._any_root and not _is_ciphertext(session, root))
+        served = (
+            bool(holders)
+            or _is_in_itself(root)
+            or (self._any_root and not _is_ciphertext(session, root))
+        )
         charges = tuple(Charge(Kind.GATEWAY, holder, cid=cid) for holder in holders or [None])
         return Verdict(None, served, bool(holders), charges, until)
 
@@ -133,6 +138,17 @@ def _oldest_first(
         .order_by(func.min(oldest.c.made))
         .limit(MOST_HOLDERS)
     )
+
+
+def _is_in_itself(root: Cid) -> bool:
+    """Whether a CID holds all of its content: it tells nobody anything. One with links leads to
+    what may not be served."""
+    if root.inline is None:
+        return False
+    try:
+        return not links_of(root.codec, root.inline)
+    except DagError:
+        return False
 
 
 def _is_ciphertext(session: Session, root: Cid) -> bool:
