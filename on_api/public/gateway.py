@@ -71,6 +71,7 @@ class Gateway:
         self._node = services.node_gateway
         self._meter = services.meter
         self._closed = services.settings.gateway.policy == "closed"
+        self._serves_any = services.settings.gateway.policy == "local"
         self._fallback = services.settings.gateway.fallback_url
         self._answers = HotAnswers(services.settings.gateway.cache_bytes)
         self._memory = Memory(services, self._answers)
@@ -218,6 +219,8 @@ class Gateway:
             raise NotFound
         verdict = self._policy.recall(target.normalised)
         if verdict is None:
+            if self._serves_any:
+                await self._services.private_blocks.find_all()
             verdict = await to_thread.run_sync(self._policy.decide, root)
         if verdict.denied is not None:
             raise Gone if verdict.denied == Gone.status else LegallyUnavailable
@@ -304,7 +307,8 @@ class Gateway:
         answer = await self._node.ask(request.method, path, query, request.sent_on)
         if not request.counts_from_the_end:
             return answer
-        if answer.status == 500 or (answer.status == 206 and answer.length == 0):
+        is_empty = dict(answer.headers).get(b"content-length") == b"0"
+        if answer.status == 500 or (answer.status == 206 and is_empty):
             answer.close()
             spelled = request.from_the_beginning().sent_on
             answer = await self._node.ask(request.method, path, query, spelled)

@@ -91,7 +91,7 @@ class EgressUsage(Answer):
     )
     budget: int | None = Field(description=_BUDGET)
     forecast: int = Field(
-        description="Bytes by the month's end at the rate of this month so far, `reserved` left out: "
+        description="Bytes by the month's end at this month's rate so far, without `reserved`: "
         "bytes · length of the month / time passed of it (at least an hour)."
     )
     period_end: Moment = Field(description="When the month ends.")

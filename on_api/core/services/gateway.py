@@ -24,6 +24,7 @@ from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services.deny_list import hash_cid
 from on_api.core.services.metering import Charge, Kind
+from on_api.core.services.private_blocks import is_private
 from on_api.core.setting_groups import GatewaySettings
 
 REMEMBERED = 100_000
@@ -101,11 +102,9 @@ class GatewayPolicy:
                 ]
             )
         )[:MOST_HOLDERS]
-        served = (
-            bool(holders)
-            or _is_in_itself(root)
-            or (self._any_root and not _is_ciphertext(session, root))
-        )
+        served = bool(holders) or _is_in_itself(root)
+        if not served and self._any_root and root.inline is None:
+            served = not (_is_ciphertext(session, root) or is_private(session, root))
         charges = tuple(Charge(Kind.GATEWAY, holder, cid=cid) for holder in holders or [None])
         return Verdict(None, served, bool(holders), charges, until)
 
