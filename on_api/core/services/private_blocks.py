@@ -23,6 +23,7 @@ from on_api.core.models.content import ABSENT
 from on_api.core.models.database import dialect_of, insert_into, table_of
 from on_api.core.models.file import BLOCKS_UNKNOWN, PUBLIC
 from on_api.core.models.pin import PINNED_STATUS
+from on_api.core.services.walking import DamagedError, read_block
 
 logger = logging.getLogger(__name__)
 

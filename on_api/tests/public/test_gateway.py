@@ -463,7 +463,7 @@ def test_a_private_file_of_before_is_found(
 def test_a_cid_that_is_its_own_content(
     sqlite_database: DatabaseMaker, settings_for: Make, policy: str
 ) -> None:
-    """Served to everybody, as clients probe for it; one with links leads nowhere that it may not."""
+    """Served to everybody: clients probe for it. One with links leads nowhere that it may not."""
     settings = settings_for(sqlite_database(), gateway=GatewaySettings(policy=policy))
     with Server(settings) as server, server.client() as anonymous:
         account = server.new_user()
