@@ -52,6 +52,9 @@ def case_of(operation: str, server: Server, somebody: Account) -> Case:
     """What to send, everything that it needs being there."""
     client = somebody.client
     name = uuid.uuid4().hex
+    body: dict[str, Any]
+    form: dict[str, Any]
+    sent: dict[str, Any]
 
     def an_import(kind: str = "pinning_api") -> str:
         source: dict[str, object] = {"kind": kind}
@@ -72,8 +75,8 @@ def case_of(operation: str, server: Server, somebody: Account) -> Case:
             body = {"identity": X25519Identity.generate().export()}
             return Case("INSERT INTO identities", {"json": body}, {"json": {**body, "active": 1}})
         case "POST /users/me/identity/export":
-            form = {"username": somebody.username, "password": PASSWORD}
-            token = client.post("/v1/auth/token", data=form).json()["access_token"]
+            login = {"username": somebody.username, "password": PASSWORD}
+            token = client.post("/v1/auth/token", data=login).json()["access_token"]
             client.post("/v1/users/me/identity/rotate")
             return Case(
                 "INSERT INTO audit_events",
@@ -154,7 +157,7 @@ class Commits:
 def watching(server: Server) -> Iterator[Commits]:
     """Every commit of a server's."""
     commits, engine = Commits(), server.services.database.engine
-    listeners = {
+    listeners: dict[str, Callable[..., None]] = {
         "before_cursor_execute": commits.executed,
         "commit": commits.committed,
         "rollback": commits.rolled_back,
