@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from on_api.core.errors import PreconditionFailed, RangeNotSatisfiable
 
 _ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_LARGEST = 2**63 - 1
 _RANGE = re.compile(
     r"bytes\s*=\s*(?:(\d{1,19})-(\d{0,19})|-(\d{1,19}))\s*", re.ASCII | re.IGNORECASE
 )
+
+
+UNSATISFIABLE = "bytes=9223372036854775806-"
+"""A range that begins behind the end of whatever there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,26 @@ def plan(headers: Mapping[str, str], *, etag: str, size: int) -> Plan:
     if if_range is not None and if_range.strip() != etag:
         return whole
     return _part(wanted, size) or whole
+
+
+def well_formed(wanted: str) -> str | None:
+    """A `Range` header in the one spelling that every server reads; None for one that is to be
+    ignored, as `plan` does: another unit, or a range that ends before it begins.
+
+    A list of several stays one, since others may answer it; a suffix of no bytes is unsatisfiable.
+    """
+    unit, _, listed = wanted.partition("=")
+    parts = []
+    for part in listed.split(","):
+        match = _RANGE.fullmatch(f"{unit}={part.strip()}")
+        if match is None:
+            return None
+        first, last, suffix = match.groups()
+        numbers = [int(number) for number in match.groups() if number]
+        if max(numbers) > _LARGEST or (first and last and int(last) < int(first)):
+            return None
+        parts.append(f"-{int(suffix)}" if suffix else f"{int(first)}-{last and int(last)}")
+    return UNSATISFIABLE if parts == ["-0"] else "bytes=" + ",".join(parts)
 
 
 def _part(wanted: str, size: int) -> Plan | None:

@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
-from fastapi import Depends, Header, Query, Request, Security
+from fastapi import Depends, Header, Query, Request, Response, Security
 from fastapi.params import Security as SecurityMark
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from on_api.core.errors import Unauthorized
+from on_api.core.errors import BadRequest, Unauthorized
 from on_api.core.models.user import CLIENT_LENGTH
 from on_api.core.pagination import (
     DEFAULT_LIMIT,
@@ -23,7 +23,7 @@ from on_api.core.pagination import (
     Position,
     TimePage,
 )
-from on_api.core.routing import OpensSession
+from on_api.core.routing import Transaction
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.schemas.imports import ItemStatus
@@ -62,16 +62,22 @@ async def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-async def get_session(request: Request, services: ServicesDep) -> OpensSession:
+async def get_transaction(
+    request: Request, response: Response, services: ServicesDep
+) -> Transaction:
     """One transaction for the request: a read-only snapshot for GET, else a writer.
 
     Not open yet: `ApiRoute` opens it around the endpoint, in the endpoint's thread, so that it has
     committed before there is an answer.
     """
-    return services.database.session_scope(write=request.method not in {"GET", "HEAD"})
+    return Transaction(request, response, services.database, services.idempotency)
 
 
-SessionDep = Annotated[Session, Depends(get_session)]
+SessionDep = Annotated[Session, Depends(get_transaction)]
+"""For a parameter named `session`: `ApiRoute` opens the transaction around the endpoint."""
+
+TransactionDep = Annotated[Transaction, Depends(get_transaction)]
+"""For an endpoint that has slow work to do before: it runs the transaction itself."""
 
 
 def bearer_key(authorization: str) -> str | None:
@@ -110,9 +116,11 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
 
     `request.state.attempt` is what came of it; a repeat whose body was read already ends here.
     """
-    key = request.headers["idempotency-key"]
     if request.method not in {"POST", "PUT"}:
         return
+    key, *others = request.headers.getlist("idempotency-key")
+    if others:
+        raise BadRequest("Idempotency-Key: one, not several.")
     route = f"{request.method} {request.url.path}"
     attempt = services.idempotency.claim(principal, route, key)
     body_digest = getattr(request.state, "body_digest", None)

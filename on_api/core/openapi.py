@@ -11,7 +11,14 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
 from on_api.core.error_handlers import ErrorFormat
-from on_api.core.errors import BadRequest, Forbidden, OnApiError, Unauthorized
+from on_api.core.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    InProgress,
+    OnApiError,
+    Unauthorized,
+)
 
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -67,11 +74,23 @@ def openapi_document(app: FastAPI, version: ApiVersion, release: str) -> dict[st
         schemas[model.__name__].pop("$defs", None)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _describe_errors(operation, version.errors_of(path))
             if method in {"post", "put"} and "security" in operation:
                 operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
+                _add(operation["responses"], Conflict, InProgress)
+            _describe_errors(operation, version.errors_of(path))
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
+
+
+def _add(responses: dict[str, Any], *errors: type[OnApiError]) -> None:
+    """Add errors to those that an operation tells of already."""
+    for error in errors:
+        text, status = f"`{error.reason}` {error.summary}", str(error.status)
+        there = responses.get(status)
+        if there is None:
+            responses[status] = {"description": text}
+        elif f"`{error.reason}`" not in there["description"]:
+            responses[status] = {**there, "description": f"{there['description']} · {text}"}
 
 
 def _describe_errors(operation: dict[str, Any], form: ErrorFormat) -> None:

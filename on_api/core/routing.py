@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from copy import copy
 from functools import wraps
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
@@ -20,6 +20,7 @@ from starlette.types import Message, Receive
 
 from on_api.core.errors import OnApiError, PayloadTooLarge
 from on_api.core.head_requests import HeadRoute
+from on_api.core.models import Database
 from on_api.core.services.idempotency import (
     AlreadyAnswered,
     Answered,
@@ -32,8 +33,50 @@ MAX_BODY_BYTES = 1024 * 1024
 their own."""
 
 
-OpensSession = AbstractContextManager[Session]
-"""What `dependencies.SessionDep` hands to a route: one transaction, not yet begun."""
+T = TypeVar("T")
+
+
+class Transaction:
+    """The one transaction of a request, not yet begun. Where the request has claimed an
+    `Idempotency-Key`, its answer is recorded in it: there is never the one without the other.
+
+    What `dependencies.SessionDep` and `TransactionDep` hand to a route.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        response: Response,
+        database: Database,
+        idempotency: IdempotencyService,
+    ) -> None:
+        """`response`: FastAPI's own, by which an endpoint sets status and headers."""
+        self._request = request
+        self._response = response
+        self._database = database
+        self._idempotency = idempotency
+
+    def run(self, work: Callable[[Session], T]) -> T:
+        """Do the work and record what it returns as the answer; committed. GET reads a snapshot."""
+        writes = self._request.method not in {"GET", "HEAD"}
+        with self._database.session_scope(write=writes) as session:
+            result = work(session)
+            self.record(session, result)
+        return result
+
+    def record(self, session: Session, result: object) -> None:
+        """Record the answer in a session that somebody else commits."""
+        claim = getattr(self._request.state, "attempt", None)
+        if not isinstance(claim, Claim):
+            return
+        route: ApiRoute = self._request.scope["route"]
+        answer = Answered(
+            self._request.state.body_digest.digest(),
+            self._response.status_code or route.status_code or 200,
+            route.rendered(result),
+            tuple(self._response.headers.items()),
+        )
+        self._idempotency.finish(session, claim, answer)
 
 
 class ApiRoute(HeadRoute):
@@ -41,12 +84,13 @@ class ApiRoute(HeadRoute):
 
     A plain endpoint runs in one visit to a thread, its transaction with it. One that streams is a
     coroutine and takes the `Request` itself, and its attempt from `dependencies.AttemptDep`. The
-    key is claimed in `dependencies.get_principal`.
+    key is claimed in `dependencies.get_principal`; whoever commits what was asked for records the
+    answer in the same transaction: `Transaction`, or the service that the attempt is given to.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(path, _in_one_visit(endpoint), **options)
         self._made_of = endpoint, options
+        super().__init__(path, _in_one_visit(endpoint), **options)
 
     def below(self, prefix: str) -> ApiRoute:
         """The same route, its path with a prefix. Raises `TypeError` for one with parameters."""
@@ -63,29 +107,42 @@ class ApiRoute(HeadRoute):
         route.unique_id = generate_unique_id(route)
         return route
 
+    def rendered(self, result: object) -> bytes:
+        """The body of the answer that FastAPI makes of an endpoint's result."""
+        if self.response_field is None:
+            return b""
+        value, errors = self.response_field.validate(result, {}, loc=("response",))
+        if errors:
+            raise ValueError(f"{self.path} answers what it isn't declared to")
+        return self.response_field.serialize_json(
+            value,
+            by_alias=self.response_model_by_alias,
+            exclude_unset=self.response_model_exclude_unset,
+            exclude_none=self.response_model_exclude_none,
+        )
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
         handle = super().get_route_handler()
         reads_whole_body = self.body_field is not None
+        streams = not reads_whole_body and iscoroutinefunction(self._made_of[0])
 
         async def handle_once(request: Request) -> Response:
+            digest = None
+            if not streams and "idempotency-key" in request.headers:
+                digest = hashlib.sha256(request.url.query.encode())
+                request.state.body_digest = digest
             if reads_whole_body:
                 _refuse_too_large(request)
-                digest = hashlib.sha256(request.url.query.encode())
-                request = Request(request.scope, _bounded(request.receive, digest.update))
-                request.state.body_digest = digest
+                look = None if digest is None else digest.update
+                request = Request(request.scope, _bounded(request.receive, look))
             try:
-                response = await handle(request)
+                return await handle(request)
             except AlreadyAnswered as repeat:
                 return _again(repeat.answer)
             except BaseException:
                 await _give_back(request)
                 raise
-            claim = getattr(request.state, "attempt", None)
-            if reads_whole_body and isinstance(claim, Claim):
-                answer = Answered(digest.digest(), response.status_code, bytes(response.body))
-                await run_in_threadpool(_idempotency(request).finish_alone, claim, answer)
-            return response
 
         return handle_once
 
@@ -123,11 +180,10 @@ def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         return endpoint
 
     def visit(values: dict[str, Any]) -> Any:
-        opens: OpensSession | None = values.get("session")
-        if opens is None:
+        transaction: Transaction | None = values.get("session")
+        if transaction is None:
             return endpoint(**values)
-        with opens as session:
-            return endpoint(**{**values, "session": session})
+        return transaction.run(lambda session: endpoint(**{**values, "session": session}))
 
     @wraps(endpoint)
     async def run(**values: Any) -> Any:
@@ -156,7 +212,7 @@ def _refuse_too_large(request: Request) -> None:
         raise PayloadTooLarge
 
 
-def _bounded(receive: Receive, look: Callable[[bytes], None]) -> Receive:
+def _bounded(receive: Receive, look: Callable[[bytes], None] | None) -> Receive:
     """Pass messages on, no more than `MAX_BODY_BYTES` of them, showing each to `look`."""
     received = 0
 
@@ -167,7 +223,8 @@ def _bounded(receive: Receive, look: Callable[[bytes], None]) -> Receive:
         received += len(body)
         if received > MAX_BODY_BYTES:
             raise PayloadTooLarge
-        look(body)
+        if look is not None:
+            look(body)
         return message
 
     return receive_bounded
@@ -177,7 +234,11 @@ def _again(answer: Answered) -> Response:
     return Response(
         answer.body,
         answer.status,
-        headers={"Idempotent-Replayed": "true", "Cache-Control": "no-store"},
+        headers={
+            **dict(answer.headers),
+            "idempotent-replayed": "true",
+            "cache-control": "no-store",
+        },
         media_type="application/json" if answer.body else None,
     )
 

@@ -71,6 +71,7 @@ class Gateway:
         self._node = services.node_gateway
         self._meter = services.meter
         self._closed = services.settings.gateway.policy == "closed"
+        self._serves_any = services.settings.gateway.policy == "local"
         self._fallback = services.settings.gateway.fallback_url
         self._answers = HotAnswers(services.settings.gateway.cache_bytes)
         self._memory = Memory(services, self._answers)
@@ -218,6 +219,8 @@ class Gateway:
             raise NotFound
         verdict = self._policy.recall(target.normalised)
         if verdict is None:
+            if self._serves_any:
+                await self._services.private_blocks.find_all()
             verdict = await to_thread.run_sync(self._policy.decide, root)
         if verdict.denied is not None:
             raise Gone if verdict.denied == Gone.status else LegallyUnavailable
@@ -275,9 +278,7 @@ class Gateway:
     ) -> None:
         if isinstance(request.said, NodeError):
             raise request.said
-        answer = request.said or await self._node.ask(
-            request.method, target.encoded, request.query_text, request.sent_on
-        )
+        answer = request.said or await self._ask(request, target)
         gathering = None
         try:
             if await self._hand_over(request, delivery, target, charges, answer):
@@ -298,6 +299,20 @@ class Gateway:
             answer.close()
             if gathering is not None:
                 gathering.end(answer.length or 0)
+
+    async def _ask(self, request: GatewayRequest, target: GatewayPath) -> NodeAnswer:
+        """What the node says. It makes an error of a range that counts from the end and has more
+        bytes than there are; that is all of them."""
+        path, query = target.encoded, request.query_text
+        answer = await self._node.ask(request.method, path, query, request.sent_on)
+        if not request.counts_from_the_end:
+            return answer
+        is_empty = dict(answer.headers).get(b"content-length") == b"0"
+        if answer.status == 500 or (answer.status == 206 and is_empty):
+            answer.close()
+            spelled = request.from_the_beginning().sent_on
+            answer = await self._node.ask(request.method, path, query, spelled)
+        return answer
 
     async def _hand_over(
         self,

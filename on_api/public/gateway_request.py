@@ -6,11 +6,13 @@ Knows nothing of what may be served, nor of answers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from starlette.types import Scope
 
+from on_api.core.conditional import well_formed
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.services.hot_answers import Key
@@ -30,6 +32,7 @@ READ = PASSED_ON | {b"authorization", b"service-worker"}
 ACCEL = b"x-on-api-accel"
 """What nginx says of itself, in place of whatever the client said."""
 
+_SUFFIX = re.compile(rb"[=,]-")
 _UNCONDITIONAL = {b"accept", b"authorization"}
 _IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -68,6 +71,10 @@ class GatewayRequest:
                 accel = value
         query = scope["query_string"]
         said: Said | None = scope.get(ASKED)
+        wanted = headers.pop(b"range", None)
+        # The node makes an error of one that is to be ignored.
+        if wanted is not None and (spelled := well_formed(wanted.decode("latin-1"))) is not None:
+            headers[b"range"] = spelled.encode()
         return cls(scope["method"], scope["raw_path"], query, headers, is_joined, accel, said)
 
     @property
@@ -79,6 +86,19 @@ class GatewayRequest:
     def is_unconditional(self) -> bool:
         """Whether it asks for all of it, whatever the client has."""
         return not self.headers.keys() - _UNCONDITIONAL
+
+    @property
+    def counts_from_the_end(self) -> bool:
+        """Whether it asks for a number of last bytes, of which there may be fewer."""
+        return _SUFFIX.search(self.headers.get(b"range", b"")) is not None
+
+    def from_the_beginning(self) -> GatewayRequest:
+        """The same for all of what has no more bytes than were asked for; of several ranges for
+        none."""
+        headers = {name: value for name, value in self.headers.items() if name != b"range"}
+        if b"," not in self.headers[b"range"]:
+            headers[b"range"] = b"bytes=0-"
+        return replace(self, headers=headers)
 
     @property
     def query_text(self) -> str:

@@ -69,7 +69,7 @@ async def open_share(
 
     shared = await run_in_threadpool(services.shares.find, token)
     if for_person:
-        services.shares.require(shared, 0, shared.size)
+        services.shares.require(shared, shared.size)
         return offer_page(_offer(shared), headers=_PRIVATE)
     file = await _reading(services, shared, password, passphrase)
     charge = _charge(shared)
@@ -146,7 +146,7 @@ def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
 
     @asynccontextmanager
     async def open_counted(offset: int, length: int) -> AsyncIterator[AsyncIterator[Bytes]]:
-        shares.require(shared, offset, length)
+        shares.require(shared, length)
         sent = 0
 
         async def count(chunks: AsyncIterator[Bytes]) -> AsyncGenerator[Bytes]:
@@ -157,7 +157,7 @@ def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
 
         # What the node can't open has cost nobody a download.
         async with open_part(offset, length) as chunks:
-            await run_in_threadpool(shares.take, shared, offset, length)
+            await run_in_threadpool(shares.take, shared, length)
             try:
                 async with aclosing(count(chunks)) as counted:
                     yield counted

@@ -17,6 +17,7 @@ from on_api.core.models.idempotency import IdempotencyRecord
 from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
+from on_api.core.models.private_block import PrivateBlock
 from on_api.core.models.share import Share
 from on_api.core.models.traffic import (
     AccelCharge,
@@ -51,6 +52,7 @@ __all__ = [
     "Maintenance",
     "MeteringProcess",
     "Pin",
+    "PrivateBlock",
     "QuarantinedPin",
     "Share",
     "Traffic",

@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from on_api.core.models.content import CID_LENGTH
@@ -16,6 +16,9 @@ NAME_LENGTH = 255
 MEDIA_TYPE_LENGTH = 255
 PUBLIC = "public"
 PRIVATE = "private"
+
+BLOCKS_UNKNOWN = text("visibility = 'private' AND blocks_known IS NULL AND sealed_size > 262144")
+"""Of which files `private_blocks` may lack some; the smallest are one block, their root."""
 
 FOR_OWNER = "owner"
 FOR_PASSPHRASE = "passphrase"  # noqa: S105 (a kind of file)
@@ -49,6 +52,8 @@ class File(Base):
     """Bytes of the age file on the node; `size` is the plaintext's."""
     sealed_start: Mapped[bytes | None] = mapped_column(LargeBinary)
     """Header and nonce of the age file: all that opening it needs before its chunks."""
+    blocks_known: Mapped[bool | None] = mapped_column()
+    """Of a private file: whether its blocks are in `private_blocks`."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     source_created_at: Mapped[datetime | None] = mapped_column()
     """When it was made where it was imported from."""
@@ -60,6 +65,12 @@ class File(Base):
         Index("ix_files_user_id_cid_created_at", "user_id", "cid", "created_at", "id"),
         Index("ix_files_cid_created_at", "cid", "created_at"),
         Index("ix_files_identity_id", "identity_id"),
+        Index(
+            "ix_files_blocks_unknown",
+            "cid",
+            postgresql_where=BLOCKS_UNKNOWN,
+            sqlite_where=BLOCKS_UNKNOWN,
+        ),
     )
 
 

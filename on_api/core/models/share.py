@@ -27,7 +27,12 @@ class Share(Base):
     max_downloads: Mapped[int | None] = mapped_column(BigInteger)
     downloads: Mapped[int] = mapped_column(BigInteger, default=0)
     sent_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Granted so far, where `max_downloads` limits them."""
+    """Granted so far, in all."""
+    left_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What the downloads that have begun have left to send; below 0 when parts were sent twice.
+    None: none has begun since this is counted."""
+    whole_begun: Mapped[bool | None] = mapped_column()
+    """Whether all of the file was asked for in the latest download. None: not known."""
     password_hash: Mapped[str | None] = mapped_column(String(255))
     failures: Mapped[int] = mapped_column(default=0)
     blocked_until: Mapped[datetime | None] = mapped_column()

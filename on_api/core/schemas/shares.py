@@ -16,8 +16,8 @@ MAX_DOWNLOADS = 10**9
 _FILE = "The file that the link leads to."
 _EXPIRES = "When the link ends; null: never."
 _MAX_DOWNLOADS = (
-    "Downloads that the link allows in all; null: no limit. One begins with the file's first byte, "
-    "and counts however it ends."
+    "Downloads that the link allows in all; null: no limit. One lasts until as many bytes have "
+    "gone out as the file has, in whatever parts, or all of it is asked for again."
 )
 
 

@@ -83,12 +83,16 @@ class EgressUsage(Answer):
 
     bytes: int = Field(
         description="Bytes sent this month. Never less than what was delivered: what is being sent "
-        "right now is counted some megabytes ahead."
+        "right now is counted some megabytes ahead, which are in `reserved`."
+    )
+    reserved: int = Field(
+        description="Of `bytes`: taken ahead for what is being sent or was sent a moment ago. What "
+        "isn't used comes back within some seconds."
     )
     budget: int | None = Field(description=_BUDGET)
     forecast: int = Field(
-        description="Bytes by the month's end at the rate of this month so far: bytes · length of "
-        "the month / time passed of it (at least an hour)."
+        description="Bytes by the month's end at this month's rate so far, without `reserved`: "
+        "bytes · length of the month / time passed of it (at least an hour)."
     )
     period_end: Moment = Field(description="When the month ends.")
 

@@ -43,6 +43,7 @@ from on_api.core.services.metering import Meter
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
+from on_api.core.services.private_blocks import PrivateBlocks
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.rate_limits import RateLimits
 from on_api.core.services.reading import FileReader
@@ -68,6 +69,7 @@ class Services:
     node: IpfsNode
     node_gateway: NodeGateway
     gateway: GatewayPolicy
+    private_blocks: PrivateBlocks
     invalidations: Invalidations
     authenticator: Authenticator
     login: LoginService
@@ -147,6 +149,7 @@ class Services:
             node=node,
             node_gateway=NodeGateway(settings),
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
+            private_blocks=PrivateBlocks(database, node),
             invalidations=invalidations,
             authenticator=Authenticator(database, keyring, invalidations),
             login=LoginService(database, hasher, accounts.keys, settings.auth),
@@ -194,6 +197,8 @@ class Services:
                 capacity,
                 pins,
                 lambda lease: Intake(lease, leases, capacity, hashers, limits),
+                idempotency,
+                limits,
                 settings.files.lease_seconds,
             ),
             keeper=keeper,

@@ -26,6 +26,7 @@ from on_api.core.services import maintenance
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.maintenance import GARBAGE, Turn
 from on_api.core.services.pin_jobs import UNDER_WAY
+from on_api.core.services.private_blocks import forget_collected
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class GarbageCollector:
                 else:
                     before = await self._node.repo_stat()
                     removed = await self._node.collect_garbage()
+                    await to_thread.run_sync(self._forget_collected)
                     after = await self._node.repo_stat()
                     freed, seconds = max(0, before.size - after.size), time.monotonic() - started
                     done = Collection(COLLECTED, removed, freed, round(seconds, 3))
@@ -118,6 +120,10 @@ class GarbageCollector:
                 return False
             await asyncio.sleep(LOOK_SECONDS)
         return True
+
+    def _forget_collected(self) -> None:
+        with self._database.session_scope() as session:
+            forget_collected(session)
 
     def _is_busy(self) -> bool:
         """Whether an upload, a fetch or a removal is under way anywhere."""

@@ -17,12 +17,14 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from on_api.core.ipfs.cid import DAG_PB, RAW, Cid
+from on_api.core.ipfs.dag import DagError, links_of
 from on_api.core.models import Database, DeniedCid, File, Pin, User
 from on_api.core.models.file import PRIVATE, PUBLIC
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services.deny_list import hash_cid
 from on_api.core.services.metering import Charge, Kind
+from on_api.core.services.private_blocks import is_private
 from on_api.core.setting_groups import GatewaySettings
 
 REMEMBERED = 100_000
@@ -100,7 +102,9 @@ class GatewayPolicy:
                 ]
             )
         )[:MOST_HOLDERS]
-        served = bool(holders) or (self._any_root and not _is_ciphertext(session, root))
+        served = bool(holders) or _is_in_itself(root)
+        if not served and self._any_root and root.inline is None:
+            served = not (_is_ciphertext(session, root) or is_private(session, root))
         charges = tuple(Charge(Kind.GATEWAY, holder, cid=cid) for holder in holders or [None])
         return Verdict(None, served, bool(holders), charges, until)
 
@@ -133,6 +137,17 @@ def _oldest_first(
         .order_by(func.min(oldest.c.made))
         .limit(MOST_HOLDERS)
     )
+
+
+def _is_in_itself(root: Cid) -> bool:
+    """Whether a CID holds all of its content: it tells nobody anything. One with links leads to
+    what may not be served."""
+    if root.inline is None:
+        return False
+    try:
+        return not links_of(root.codec, root.inline)
+    except DagError:
+        return False
 
 
 def _is_ciphertext(session: Session, root: Cid) -> bool:

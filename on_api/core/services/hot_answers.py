@@ -25,7 +25,8 @@ ENTRY_BYTES = 4096
 _SIMPLE_RANGE = re.compile(rb"bytes=([0-9]{1,15})?-([0-9]{1,15})?")
 _UNTOUCHED = {b"range", b"if-none-match", b"accept"}
 _IN_304 = {
-    b"cache-control", b"content-security-policy", b"etag", b"x-content-type-options", b"x-ipfs-path"
+    b"cache-control", b"content-location", b"content-security-policy", b"etag",
+    b"x-content-type-options", b"x-ipfs-path",
 }  # fmt: skip
 
 Key = tuple[bytes, bytes, bytes]

@@ -7,12 +7,14 @@ fingerprint. Failures are not recorded: they release the claim, so that the repe
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import uuid
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -29,6 +31,8 @@ from on_api.core.services.renewal import renewed
 MEMORY = timedelta(hours=24)
 """How long an answer is kept."""
 FINGERPRINT_BYTES = 32
+_HEADERS = b"\0"
+"""Begins the headers of an answer that has some; no body of JSON begins so."""
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_LENGTH}}}", re.ASCII)
 
@@ -48,6 +52,27 @@ class Answered:
     fingerprint: bytes
     status: int
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    """Those that belong to this answer, besides what the body's own would be."""
+
+    def as_bytes(self) -> bytes:
+        """Everything but the status, to be sealed."""
+        told = b""
+        if self.headers:
+            named = json.dumps(self.headers).encode()
+            told = _HEADERS + len(named).to_bytes(4, "big") + named
+        return self.fingerprint + told + self.body
+
+    @classmethod
+    def of(cls, status: int, opened: bytes) -> Self:
+        """What `as_bytes` wrote."""
+        mark, rest = opened[:FINGERPRINT_BYTES], opened[FINGERPRINT_BYTES:]
+        headers: tuple[tuple[str, str], ...] = ()
+        if rest.startswith(_HEADERS):
+            end = 5 + int.from_bytes(rest[1:5], "big")
+            headers = tuple((name, value) for name, value in json.loads(rest[5:end]))
+            rest = rest[end:]
+        return cls(mark, status, rest, headers)
 
     def for_repeat(self, *fingerprints: bytes) -> Answered:
         """This answer, if the repeat is the same request by one of its fingerprints. Raises
@@ -130,7 +155,7 @@ class IdempotencyService:
         Raises `ServiceUnavailable` when the claim is not ours any more: then nothing may be done
         under it.
         """
-        sealed = self._sealer.seal(answer.fingerprint + answer.body, claim.id.bytes)
+        sealed = self._sealer.seal(answer.as_bytes(), claim.id.bytes)
         record = session.scalar(
             update(IdempotencyRecord)
             .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)
@@ -143,11 +168,6 @@ class IdempotencyService:
         )
         if record is None:
             raise ServiceUnavailable("This took too long and was given up; send it again.")
-
-    def finish_alone(self, claim: Claim, answer: Answered) -> None:
-        """Record the answer in a transaction of its own, right after that of what it tells."""
-        with self._database.session_scope() as session:
-            self.finish(session, claim, answer)
 
     def release(self, claim: Claim) -> None:
         """Give a claim without an answer back: the request failed and may be tried again."""
@@ -180,7 +200,7 @@ class IdempotencyService:
             opened = self._sealer.open(sealed, record.id.bytes)
         except UnknownSecretError:
             raise ServiceUnavailable("The answer was sealed by another master secret.") from None
-        return Answered(opened[:FINGERPRINT_BYTES], record.status, opened[FINGERPRINT_BYTES:])
+        return Answered.of(record.status, opened)
 
 
 def fingerprint(*parts: str | bytes) -> bytes:

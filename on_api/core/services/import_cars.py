@@ -23,9 +23,16 @@ from on_api.core.models.imports import DONE, DRAFT, SKIPPED
 from on_api.core.providers.base import CAR
 from on_api.core.services import contents, events, import_jobs
 from on_api.core.services.capacity import Capacity
+from on_api.core.services.idempotency import (
+    AlreadyAnswered,
+    Answered,
+    Claim,
+    IdempotencyService,
+    fingerprint,
+)
 from on_api.core.services.import_lists import ITEM_STEP
 from on_api.core.services.imports import find_import
-from on_api.core.services.intake import FilePassage, Intake
+from on_api.core.services.intake import FilePassage, HashedBody, Intake, IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, Holder, LeaseHandle, LeaseService
 from on_api.core.services.pins import PinRequest, PinService
@@ -46,6 +53,10 @@ class _Root:
 
 
 MakeIntake = Callable[[LeaseHandle], Intake]
+Render = Callable[[Session, Import], bytes]
+"""Makes the answer's body, in the transaction that ends the import."""
+_Record = Callable[[Session, Import, bytes], None]
+"""Adds to that transaction; knows the CAR's SHA-256."""
 
 
 class CarImports:
@@ -60,6 +71,8 @@ class CarImports:
         capacity: Capacity,
         pins: PinService,
         make_intake: MakeIntake,
+        idempotency: IdempotencyService,
+        limits: IntakeLimits,
         life: float,
     ) -> None:
         self._database = database
@@ -69,7 +82,37 @@ class CarImports:
         self._capacity = capacity
         self._pins = pins
         self._make_intake = make_intake
+        self._idempotency = idempotency
+        self._limits = limits
         self._life = timedelta(seconds=life)
+
+    async def take_once(
+        self,
+        holder: Holder,
+        import_id: uuid.UUID,
+        chunks: AsyncIterator[bytes],
+        announced: Announced,
+        attempt: Claim | Answered,
+        render: Render,
+        *,
+        name: str | None = None,
+    ) -> None:
+        """Like `take`, under an Idempotency-Key: what is taken and its answer are one transaction.
+
+        Raises `AlreadyAnswered` for a repeat, `Conflict` when it isn't one, both after its whole
+        body was read.
+        """
+        if isinstance(attempt, Answered):
+            sent = await HashedBody(chunks, self._limits).to_its_end()
+            raise AlreadyAnswered(attempt.for_repeat(fingerprint(name or "", sent)))
+        claim = attempt
+
+        def record(session: Session, row: Import, sent: bytes) -> None:
+            answer = Answered(fingerprint(name or "", sent), 200, render(session, row))
+            self._idempotency.finish(session, claim, answer)
+
+        async with self._idempotency.kept_alive(claim):
+            await self.take(holder, import_id, chunks, announced, name=name, record=record)
 
     async def take(
         self,
@@ -79,6 +122,7 @@ class CarImports:
         announced: Announced,
         *,
         name: str | None = None,
+        record: _Record | None = None,
     ) -> None:
         """Take the CAR of an import, whose roots become its items and are moved with it.
 
@@ -97,13 +141,23 @@ class CarImports:
                 renewed(lambda: self._renew(import_id, token), self._life),
             ):
                 intake = self._make_intake(lease)
-                with intake.passing(chunks, FilePassage()) as stream:
+                body = HashedBody(chunks, self._limits)
+                with intake.passing(body, FilePassage()) as stream:
                     taken = await take_car(self._node, stream)
+                # A CAR of version 2 may have an index behind its blocks.
+                sent = await body.to_its_end()
                 called = name if len(taken.roots) == 1 else None
                 roots = [
                     _Root(cid, called, await self._secure(cid, lease)) for cid, _ in taken.roots
                 ]
-                await self._record(import_id, token, lease, roots, started_at, intake.received)
+
+                def finish(session: Session, row: Import) -> None:
+                    if record is not None:
+                        record(session, row, sent)
+
+                await self._record(
+                    import_id, token, lease, roots, started_at, intake.received, finish
+                )
         except BaseException as error:
             with CancelScope(shield=True):
                 await self._give_up(import_id, token, lease, error)
@@ -126,6 +180,7 @@ class CarImports:
         roots: Sequence[_Root],
         started_at: datetime,
         received: int,
+        finish: Callable[[Session, Import], None],
     ) -> None:
         secured: dict[str, int] = {}
 
@@ -151,6 +206,8 @@ class CarImports:
             row.lease_token = row.lease_until = None
             events.record(session, row.user_id, "import.done", row.id, done=row.done, failed=0)
             self._leases.close(session, lease, usage, received)
+            session.flush()
+            finish(session, row)
 
         while True:
             try:

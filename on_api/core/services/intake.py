@@ -132,6 +132,34 @@ class Intake:
             await self._capacity.require(0)
 
 
+class HashedBody:
+    """A body whose bytes are hashed as they are read, at its end too where whoever reads it stops
+    before."""
+
+    def __init__(self, body: AsyncIterator[Bytes], limits: IntakeLimits) -> None:
+        self._body = aiter(body)
+        self._limits = limits
+        self._hash = hashlib.sha256()
+
+    def __aiter__(self) -> AsyncIterator[Bytes]:
+        return self
+
+    async def __anext__(self) -> Bytes:
+        chunk = await anext(self._body)
+        self._hash.update(chunk)
+        return chunk
+
+    async def to_its_end(self) -> bytes:
+        """Read what is left. Returns the SHA-256 of all of it; raises `PayloadTooLarge` for more
+        than a file may have, `RequestTimeout`."""
+        size = 0
+        async for block in blocks(self, self._limits):
+            size += len(block)
+            if size > self._limits.max_file_size:
+                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+        return self._hash.digest()
+
+
 async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncIterator[Bytes]:
     """The body in larger pieces: not much smaller than a block should be, and those that aren't as
     they are. Small ones are copied, as each may be read until the next one is asked for only.

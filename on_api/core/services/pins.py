@@ -70,6 +70,10 @@ class PinFilter:
         return self.statuses if self.statuses or self.is_narrowed else (PINNED_STATUS,)
 
 
+Record = Callable[[Session, Pin], None]
+"""Adds to the transaction that makes a pin."""
+
+
 class PinService:
     """Takes pin requests. `ring` is called after a commit that leaves work for the worker."""
 
@@ -81,13 +85,16 @@ class PinService:
         self._ring = ring
         self._additions = Together(self._add_all)
 
-    async def add(self, user_id: uuid.UUID, request: PinRequest) -> Pin:
-        """Pin something: at once if on-api keeps it already, else as a job. Committed.
+    async def add(
+        self, user_id: uuid.UUID, request: PinRequest, record: Record | None = None
+    ) -> Pin:
+        """Pin something: at once if on-api keeps it already, else as a job. Committed, with what
+        `record` adds to the transaction.
 
         Raises `BadRequest` for a CID that is none, `InsufficientFunds` over the quota.
         """
         normalise(request.cid)  # a bad one is not gathered with others' good ones
-        return await self._additions.do(user_id, (user_id, request))
+        return await self._additions.do(user_id, (user_id, request, record))
 
     def add_many(
         self, session: Session, user_id: uuid.UUID, requests: Sequence[PinRequest]
@@ -158,10 +165,16 @@ class PinService:
         if pin.removed_at is not None:
             self._ring(session)
 
-    def _add_all(self, pieces: Sequence[tuple[uuid.UUID, PinRequest]]) -> Sequence[Pin]:
+    def _add_all(
+        self, pieces: Sequence[tuple[uuid.UUID, PinRequest, Record | None]]
+    ) -> Sequence[Pin]:
         """Requests of one user that came at the same moment."""
         with self._database.session_scope() as session:
-            return self.add_many(session, pieces[0][0], [request for _, request in pieces])
+            pins = self.add_many(session, pieces[0][0], [request for _, request, _ in pieces])
+            for (_, _, record), pin in zip(pieces, pins, strict=True):
+                if record is not None:
+                    record(session, pin)
+            return pins
 
     def _add(
         self,

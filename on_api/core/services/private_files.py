@@ -210,6 +210,7 @@ def columns_of(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:
         "identity_id": sealing and sealing.identity_id,
         "sealed_size": sealing and stored_size,
         "sealed_start": sealing and sealing.encryptor.start,
+        "blocks_known": None,
     }
 
 

@@ -15,7 +15,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    case,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto import tokens
@@ -38,6 +49,7 @@ PASSWORD_LENGTH = 256
 KNOWN_PASSWORDS = 10_000
 
 _LARGEST = 2**63 - 1
+_MOST_LEFT = 2**61
 _LOCKS = 64
 _NOT_VALID = "This link is not valid, or not any more. Ask whoever sent it to you for a new one."
 
@@ -66,18 +78,25 @@ class Shared:
             return self.file.sealed_size  # the server can't open it: the age file is shared
         return self.file.size
 
-    def leaves(self, offset: int, length: int) -> bool:
-        """Whether `length` bytes from `offset` on may still be had."""
-        share = self.share
-        if share.max_downloads is None:
+    @property
+    def spare(self) -> int:
+        """Bytes that one download may have beyond the file's size, for what is sent twice: a
+        quarter of it."""
+        return max(min(self.size // 4 + 16, self.size - 1), 0)
+
+    def leaves(self, length: int) -> bool:
+        """Whether `length` bytes may still be had."""
+        share, left = self.share, self.share.left_bytes or 0
+        if share.max_downloads is None or share.downloads < share.max_downloads:
             return True
-        begins = offset > 0 or share.downloads < share.max_downloads
-        return begins and share.sent_bytes + length <= share.max_downloads * self.size
+        again = length == self.size and share.whole_begun is not False
+        return left > 0 and left - length >= -self.spare and not again
 
     @property
     def used_up(self) -> bool:
         """Whether nothing of it can be had any more: neither a download nor the rest of one."""
-        return not self.leaves(0, 0) if self.size == 0 else not self.leaves(1, 1)
+        limit, left = self.share.max_downloads, self.share.left_bytes or 0
+        return limit is not None and self.share.downloads >= limit and left <= 0
 
 
 class ShareService:
@@ -179,43 +198,56 @@ class ShareService:
             self._right.remember(share, password)
         self._forgive_attempts(share.id)
 
-    def require(self, shared: Shared, offset: int, length: int) -> None:
+    def require(self, shared: Shared, length: int) -> None:
         """Raise `NotFound` where `take` would, as far as can be seen without it."""
-        if not shared.leaves(offset, length):
+        if not shared.leaves(length):
             raise NotFound(_NOT_VALID)
 
-    def take(self, shared: Shared, offset: int, length: int) -> None:
-        """Count `length` bytes from `offset` on, before the first of them is sent; from the file's
-        beginning on that is one download. Raises `NotFound` when they may not be had any more.
+    def take(self, shared: Shared, length: int) -> None:
+        """Count `length` bytes, before the first of them is sent. Raises `NotFound` when they may
+        not be had any more.
 
-        The limit, over all processes: `max_downloads` downloads, and as many times the file's size.
+        They belong to the download that is under way, unless that has nothing left, or all of the
+        file is asked for again: then the next one begins. The limit, over all processes:
+        `max_downloads` downloads, each of the file's size and `Shared.spare`.
         """
-        limit = shared.share.max_downloads
-        begins = offset == 0
-        if limit is None and not begins:
-            return
-        statement = update(Share).where(Share.id == shared.share.id, _is_valid())
-        if begins:
-            statement = statement.values(downloads=Share.downloads + 1)
+        limit, size, spare = shared.share.max_downloads, shared.size, shared.spare
+        is_whole = length == size
+        left = func.coalesce(Share.left_bytes, 0)
+        begins = or_(left <= 0, left - length < -spare)
+        if is_whole:
+            begins = or_(begins, func.coalesce(Share.whole_begun, true()))
+        # Of a link without a limit nothing is refused, and no sum may grow for ever.
+        most = size if limit is None else _MOST_LEFT
+        kept = case((left <= 0, 0), (left > most, most), else_=left)
+        statement = (
+            update(Share)
+            .where(Share.id == shared.share.id, _is_valid())
+            .values(
+                downloads=Share.downloads + case((begins, 1), else_=0),
+                left_bytes=case((begins, kept + (size - length)), else_=left - length),
+                whole_begun=true()
+                if is_whole
+                else case((begins, false()), else_=Share.whole_begun),
+                sent_bytes=Share.sent_bytes + length,
+            )
+        )
         if limit is not None:
-            room = min(limit * shared.size - length, _LARGEST)
-            statement = statement.where(Share.sent_bytes <= room)
-            statement = statement.values(sent_bytes=Share.sent_bytes + length)
-            if begins:
-                statement = statement.where(Share.downloads < limit)
+            room = min(limit * (size + spare) - length, _LARGEST)
+            statement = statement.where(
+                or_(Share.downloads < limit, not_(begins)), Share.sent_bytes <= room
+            )
         with self._database.session_scope() as session:
             if session.scalar(statement.returning(Share.id)) is None:
                 raise NotFound(_NOT_VALID)
 
     def give_back(self, shared: Shared, unsent: int) -> None:
         """Return bytes that were taken but not sent. A download is never given back."""
-        if shared.share.max_downloads is None:
-            return
         with self._database.session_scope() as session:
             session.execute(
                 update(Share)
                 .where(Share.id == shared.share.id)
-                .values(sent_bytes=Share.sent_bytes - unsent)
+                .values(sent_bytes=Share.sent_bytes - unsent, left_bytes=Share.left_bytes + unsent)
             )
 
     def _count_attempt(self, share_id: uuid.UUID) -> None:

@@ -42,7 +42,14 @@ from on_api.core.services.idempotency import (
     IdempotencyService,
     fingerprint,
 )
-from on_api.core.services.intake import SNIFFED_BYTES, FilePassage, Intake, IntakeLimits, blocks
+from on_api.core.services.intake import (
+    SNIFFED_BYTES,
+    FilePassage,
+    HashedBody,
+    Intake,
+    IntakeLimits,
+    blocks,
+)
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.metering import Charge, Kind, Meter
@@ -170,19 +177,13 @@ class UploadService:
         isn't one: both only after its whole body was read, since that is what tells.
         """
         if isinstance(attempt, Answered):
-            repeated = [(file, await self._look_at(file)) async for file in incoming]
+            repeated = [
+                (file, await HashedBody(file.body, self._limits).to_its_end())
+                async for file in incoming
+            ]
             raise AlreadyAnswered(attempt.for_repeat(*self._fingerprints(repeated)))
         async with self._idempotency.kept_alive(attempt):
             return await self.store(principal, incoming, announced, Recording(attempt, render))
-
-    async def _look_at(self, file: IncomingFile) -> bytes:
-        digest, size = hashlib.sha256(), 0
-        async for block in blocks(file.body, self._limits):
-            size += len(block)
-            if size > self._limits.max_file_size:
-                raise PayloadTooLarge
-            digest.update(block)
-        return digest.digest()
 
     async def store(
         self,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from on_api.core.models import EgressCounter, User
+from on_api.core.models import EgressCounter, EgressCredit, User
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import OWNER
 from on_api.core.services.metering import month_end
@@ -26,10 +27,11 @@ class StorageUsage:
 
 @dataclass(frozen=True, slots=True)
 class EgressUsage:
-    """Bytes spent this month, what is open at the moment included; allowed; and spent by the
-    month's end at the rate of this month so far."""
+    """Bytes spent this month, and how many of them processes hold as credit for what they are
+    sending; allowed; and spent by the month's end at the rate of this month so far."""
 
     bytes: int
+    reserved: int
     budget: int | None
     forecast: int
     period_end: datetime
@@ -46,11 +48,21 @@ class Usage:
 def usage_of(session: Session, user: User) -> Usage:
     """A user's usage at this moment."""
     now = utc_now()
-    counter = session.get(EgressCounter, (OWNER, user.id, now.strftime("%Y-%m")))
+    month = now.strftime("%Y-%m")
+    counter = session.get(EgressCounter, (OWNER, user.id, month))
     spent = counter.bytes if counter is not None else 0
+    reserved = session.scalar(
+        select(func.coalesce(func.sum(EgressCredit.bytes), 0)).where(
+            EgressCredit.subject_kind == OWNER,
+            EgressCredit.subject_id == user.id,
+            EgressCredit.month == month,
+        )
+    )
+    reserved = int(reserved or 0)
+    at_rate = forecast(spent - reserved, now)
     return Usage(
         storage=StorageUsage(user.usage.storage_bytes, user.storage_quota),
-        egress=EgressUsage(spent, user.egress_budget, forecast(spent, now), month_end(now)),
+        egress=EgressUsage(spent, reserved, user.egress_budget, at_rate, month_end(now)),
     )
 
 

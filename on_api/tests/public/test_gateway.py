@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import delete, select
 
 from on_api.core.ipfs.cid import DAG_PB, RAW, Cid
+from on_api.core.ipfs.dag import DAG_CBOR, links_of
 from on_api.core.models import AuditEvent, File, Traffic
 from on_api.core.services import deny_list
 from on_api.core.services.audit import COMMAND_LINE
@@ -21,8 +22,9 @@ from on_api.core.setting_groups import GatewaySettings, TrafficSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home, beside
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
+from on_api.tests.dags import linking
 from on_api.tests.deadline import until
-from on_api.tests.pins import add_pin, forms_of
+from on_api.tests.pins import add_pin, forms_of, version_0
 from on_api.tests.plain_http import NO_TLS
 from on_api.tests.public.gateway_corpus import RawClient, add_folder, raw_client
 
@@ -388,6 +390,95 @@ def test_local_serves_all_but_private_files(
                 root = str(Cid(codec, parsed.hash_code, parsed.digest))
                 for query in ("", "?format=raw", "?format=car"):
                     assert anonymous.get(f"/ipfs/{root}{query}").status_code == 404
+
+
+def children_of(kubo: Kubo, root: str) -> list[Cid]:
+    """What a root links to, from the node itself."""
+    address = f"{kubo.ipfs.gateway_url}/ipfs/{root}"
+    block = httpx.get(address, params={"format": "raw"}, verify=NO_TLS, trust_env=False)
+    return links_of(Cid.from_text(root).codec, block.content)
+
+
+def test_local_serves_no_block_of_a_private_file(
+    new_database: DatabaseMaker, settings_for: Make, kubo: Kubo
+) -> None:
+    """Neither the root nor what is below it, in whatever form, nor by a DAG that leads there; not
+    when the file has been deleted or made public since. Blocks of public files are served."""
+    settings = settings_for(new_database(), gateway=GatewaySettings(policy="local"))
+    with Server(settings) as server, server.client() as anonymous:
+        account = server.new_user()
+        with account.client as client:
+            data = os.urandom(2**21 + 5)
+            public = children_of(kubo, str(account.upload(data)["cid"]))
+            assert {anonymous.get(f"/ipfs/{cid}").status_code for cid in public} == {200}
+            private = account.upload(data, visibility="private")
+            hidden = [*children_of(kubo, str(private["cid"])), Cid.from_text(str(private["cid"]))]
+            assert len(hidden) == 4
+
+            def statuses(query: str = "") -> set[int]:
+                return {anonymous.get(f"/ipfs/{cid}{query}").status_code for cid in hidden}
+
+            for query in ("", "?format=raw", "?format=car", "?format=car&entity-bytes=0:9"):
+                assert statuses(query) == {404}
+            for form in written(hidden[0]) | written(hidden[-1]):
+                assert anonymous.get(f"/ipfs/{form}").status_code == 404
+            inline = Cid(DAG_CBOR, 0, linking(hidden[0])[1])
+            for query in ("/0", "/0?format=raw", "?format=car"):
+                assert anonymous.get(f"/ipfs/{inline}{query}").status_code == 404
+            assert {anonymous.get(f"/ipfs/{cid}").status_code for cid in public} == {200}
+            path = f"/v1/files/{private['id']}"
+            assert client.delete(path).status_code == 204
+            assert statuses() == {404}
+
+
+def written(cid: Cid) -> set[str]:
+    """The same multihash in other spellings."""
+    forms = set()
+    for codec in (RAW, DAG_PB):
+        text = str(Cid(codec, cid.hash_code, cid.digest))
+        forms |= {text, text.upper(), *(f for f in forms_of(text).values() if "/" not in f)}
+    return forms | {version_0(cid.digest)}
+
+
+def test_a_private_file_of_before_is_found(
+    sqlite_database: DatabaseMaker, settings_for: Make, kubo: Kubo
+) -> None:
+    """One that another policy has stored, at the first request; no block of it goes out before."""
+    url = sqlite_database()
+    with Server(settings_for(url)) as listed:
+        account = listed.new_user()
+        with account.client:
+            private = account.upload(os.urandom(2**21), visibility="private")
+    children = children_of(kubo, str(private["cid"]))
+    settings = settings_for(url, gateway=GatewaySettings(policy="local"))
+    with Server(settings) as local, local.client() as anonymous:
+        assert {anonymous.get(f"/ipfs/{cid}").status_code for cid in children} == {404}
+
+
+@pytest.mark.parametrize("policy", ["listed", "local"])
+def test_a_cid_that_is_its_own_content(
+    sqlite_database: DatabaseMaker, settings_for: Make, policy: str
+) -> None:
+    """Served to everybody: clients probe for it. One with links leads nowhere that it may not."""
+    settings = settings_for(sqlite_database(), gateway=GatewaySettings(policy=policy))
+    with Server(settings) as server, server.client() as anonymous:
+        account = server.new_user()
+        with account.client:
+            hidden = Cid.from_text(str(account.upload(b"x" * 300, visibility="private")["cid"]))
+            for cid, body in (("bafkqaaa", b""), (str(Cid(RAW, 0, b"inline")), b"inline")):
+                for query in ("", "?format=raw"):
+                    for method in ("GET", "HEAD"):
+                        answer = anonymous.request(method, f"/ipfs/{cid}{query}")
+                        assert answer.status_code == 200
+                        assert answer.content == (body if method == "GET" else b"")
+                probe = anonymous.get(
+                    f"/ipfs/{cid}", headers={"Accept": "application/vnd.ipld.raw"}
+                )
+                assert (probe.status_code, probe.content) == (200, body)
+                assert probe.headers["content-type"] == "application/vnd.ipld.raw"
+            leading = Cid(DAG_CBOR, 0, linking(hidden)[1])
+            for query in ("", "/0", "?format=raw", "?format=car"):
+                assert anonymous.get(f"/ipfs/{leading}{query}").status_code == 404
 
 
 def test_the_deny_list_by_command_beside_a_running_server(tmp_path: Path, kubo: Kubo) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import threading
 import uuid
@@ -153,7 +154,7 @@ def test_a_link_ends_by_the_clock(alice: Account, anonymous: httpx.Client) -> No
 
 
 def test_what_takes_a_download(server: Server, alice: Account, anonymous: httpx.Client) -> None:
-    """The file's beginning does; other parts only count their bytes; looking is free."""
+    """A file's worth of bytes is one, in whatever parts; looking is free."""
     data = os.urandom(1000)
     link = share(alice, alice.upload(data), max_downloads=2)
 
@@ -175,27 +176,83 @@ def test_what_takes_a_download(server: Server, alice: Account, anonymous: httpx.
     assert get("5-5") == 404
 
 
-def test_parts_are_free_until_the_bytes_are_used(
+WHOLE, FORM = "all of it", "the page's button"
+"""Beside ranges: ways to ask."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "downloads", "next_one"),
+    [
+        # A player looks at the beginning, then plays.
+        (["0-1", "0-"], 1, WHOLE),
+        (["0-1", "0-1", "0-99", WHOLE], 1, "0-1"),
+        (["0-1", FORM], 1, FORM),
+        # Or at the end, where the index is.
+        (["0-1", "-100", "2-"], 1, "0-1"),
+        (["0-499", "500-999"], 1, "999-999"),
+        (["500-999", "0-499"], 1, "0-0"),
+        ([f"{n}-{n + 99}" for n in range(0, 1000, 100)], 1, WHOLE),
+        ([WHOLE], 1, WHOLE),
+        ([WHOLE], 1, "0-"),
+        (["0-"], 1, FORM),
+        ([WHOLE, WHOLE], 2, WHOLE),
+        (["0-1", "0-", "0-1", "0-"], 2, "0-0"),
+        (["0-499", "500-999", WHOLE], 2, "5-5"),
+        # Leaving out the first byte is no way around it.
+        (["1-"], 1, "1-"),
+        (["1-"], 1, WHOLE),
+        (["1-", "1-", "2-"], 3, "1-"),
+        (["0-998", "1-"], 2, WHOLE),
+    ],
+)
+@pytest.mark.parametrize("private", [False, True])
+def test_downloads_in_parts(
+    alice: Account,
+    anonymous: httpx.Client,
+    asked: list[str],
+    downloads: int,
+    next_one: str,
+    private: bool,
+) -> None:
+    """How many these are, with a limit and without; one more is refused where the limit is that
+    many, also in what the page offers."""
+    data = os.urandom(1000)
+    options = {"visibility": "private"} if private else {}
+    file = alice.upload(data, **options)
+    limited, free = share(alice, file, max_downloads=downloads), share(alice, file)
+
+    def get(link: Link, how: str) -> httpx.Response:
+        if how == FORM:
+            return anonymous.post(link.path)
+        span = {} if how == WHOLE else {"Range": f"bytes={how}"}
+        return anonymous.get(link.path, headers=span)
+
+    for how in asked:
+        for link in (limited, free):
+            answer = get(link, how)
+            assert answer.is_success, how
+            assert answer.content in data
+    assert limited.downloads == free.downloads == downloads
+    assert get(limited, next_one).status_code == 404
+    assert get(limited, WHOLE).status_code == 404
+    assert anonymous.get(limited.path, headers=BROWSER).status_code == 404
+    assert get(free, next_one).is_success
+
+
+def test_no_more_than_so_many_bytes(
     server: Server, alice: Account, anonymous: httpx.Client
 ) -> None:
-    """No more than so many times the file's size, in whatever parts; a whole one that doesn't fit
-    any more isn't begun."""
-    link = share(alice, alice.upload(os.urandom(1000)), max_downloads=2)
-
-    def get(span: str) -> int:
-        return anonymous.get(link.path, headers={"Range": f"bytes={span}"}).status_code
-
-    assert get("1-") == 206
-    assert get("1-600") == 206
-    assert anonymous.get(link.path).status_code == 404
-    assert anonymous.get(link.path, headers=BROWSER).status_code == 404
-    assert anonymous.post(link.path).status_code == 404
-    assert get("0-100") == 206
-    assert get("1-301") == 404
-    assert get("1-300") == 206
-    assert get("1-1") == 404
-    assert anonymous.head(link.path).status_code == 404
-    assert (link.downloads, sent_bytes(server, link)) == (1, 2000)
+    """Whatever parts are asked for: the file's size for each download, and a quarter for what is
+    sent twice."""
+    link = share(alice, alice.upload(os.urandom(1000)), max_downloads=4)
+    received = 0
+    for _ in range(200):
+        first = random.randrange(1000)
+        last = random.randrange(first, 1000)
+        part = anonymous.get(link.path, headers={"Range": f"bytes={first}-{last}"})
+        received += len(part.content) if part.status_code == 206 else 0
+    assert 4000 <= received == sent_bytes(server, link) <= 4 * (1000 + 266)
+    assert link.downloads == 4
 
 
 def test_an_empty_file_can_be_shared(alice: Account, anonymous: httpx.Client) -> None:
@@ -230,25 +287,27 @@ def test_exactly_so_many_downloads_over_all_processes(
             assert (link.downloads, sent_bytes(servers[0], link)) == (7, 7 * len(data))
 
 
-def test_exactly_so_many_beginnings_over_all_processes(
+def test_probes_at_once_over_all_processes(
     new_database: DatabaseMaker, settings_for: Callable[..., Settings]
 ) -> None:
-    """However small: it is the downloads that are used up, not the bytes."""
+    """Twenty first bytes and two halves, at once on two servers, are one download."""
     with two_servers(new_database, settings_for) as servers:
         alice = servers[0].new_user()
         with alice.client:
-            link = share(alice, alice.upload(os.urandom(900)), max_downloads=3)
-            together = threading.Barrier(20)
+            link = share(alice, alice.upload(os.urandom(900)), max_downloads=1)
+            spans = ["0-0"] * 20 + ["20-459", "460-899"]
+            together = threading.Barrier(len(spans))
 
             def begin(number: int) -> int:
                 with servers[number % 2].client() as client:
                     together.wait(30)
-                    return client.get(link.path, headers={"Range": "bytes=0-0"}).status_code
+                    span = {"Range": f"bytes={spans[number]}"}
+                    return client.get(link.path, headers=span).status_code
 
-            with ThreadPoolExecutor(20) as threads:
-                statuses = list(threads.map(begin, range(20)))
-            assert sorted(statuses) == [206] * 3 + [404] * 17
-            assert (link.downloads, sent_bytes(servers[0], link)) == (3, 3)
+            with ThreadPoolExecutor(len(spans)) as threads:
+                statuses = list(threads.map(begin, range(len(spans))))
+            assert statuses == [206] * len(spans)
+            assert (link.downloads, sent_bytes(servers[0], link)) == (1, 900)
 
 
 def test_parts_never_pass_the_limit_over_all_processes(
@@ -268,7 +327,7 @@ def test_parts_never_pass_the_limit_over_all_processes(
             with ThreadPoolExecutor(20) as threads:
                 statuses = list(threads.map(part, range(40)))
             assert sorted(statuses) == [206] * 9 + [404] * 31
-            assert link.downloads == 0
+            assert link.downloads == 3
 
 
 def test_a_revocation_holds_in_every_process_at_once(
@@ -287,15 +346,17 @@ def test_a_revocation_holds_in_every_process_at_once(
 def test_an_aborted_download_is_one(
     server: Server, alice: Account, anonymous: httpx.Client
 ) -> None:
-    """It stays counted; the bytes that were never sent are there for who goes on with it."""
+    """It stays counted; the bytes that were never sent are there for who goes on with it, and not
+    for who begins anew."""
     size = 64 * MIB
-    link = share(alice, alice.upload(bytes(size)), max_downloads=2)
+    link = share(alice, alice.upload(bytes(size)), max_downloads=1)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"GET {link.path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         assert sent_bytes(server, link) == size
     until(lambda: 0 < sent_bytes(server, link) < size, "the rest is given back")
+    assert anonymous.get(link.path).status_code == 404
     rest = anonymous.get(link.path, headers={"Range": f"bytes={MIB}-"})
     assert len(rest.content) == size - MIB
     assert link.downloads == 1

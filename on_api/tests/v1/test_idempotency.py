@@ -194,8 +194,8 @@ def test_the_claim_of_a_crash_is_free_after_its_lease(server: Server, alice: Acc
     assert done.status_code == 201
     from on_api.core.errors import ServiceUnavailable
 
-    with pytest.raises(ServiceUnavailable):
-        service.finish_alone(crashed, Answered(bytes(32), 201, b"{}"))
+    with pytest.raises(ServiceUnavailable), database.session_scope() as session:
+        service.finish(session, crashed, Answered(bytes(32), 201, b"{}"))
     again = alice.client.put("/v1/files?name=x", content=b"x", headers=header)
     assert again.json() == done.json()
     with database.session_scope(write=False) as session:

@@ -89,7 +89,11 @@ def test_exactly_the_bytes_of_bodies_are_counted(metered: Server, ada: Account) 
     unchanged = ada.client.get(path, headers={"If-None-Match": answer.headers["etag"]})
     assert unchanged.status_code == 304
     assert ada.client.get(path, headers={"Range": f"bytes={SIZE}-"}).status_code == 416
+    spent = egress_of(ada)
+    # What was taken ahead for them is told apart from what went out.
+    assert spent["bytes"] - spent["reserved"] <= SIZE + 200 <= spent["bytes"]
     settles_at(ada, SIZE + 200)
+    assert egress_of(ada)["reserved"] == 0
     file_id = {"file_id": UUID(str(file["id"]))}
     assert counted(metered, kind="content", **file_id) == {
         "requests": 4,
@@ -172,11 +176,12 @@ def test_a_used_up_budget_sends_public_content_elsewhere(
     assert root.client.patch(f"/v1/users/{ada.id}", json={"egress_budget": SIZE}).status_code == 200
     whole = ada.client.get(f"/v1/files/{private['id']}/content")
     assert len(whole.content) == SIZE
-    assert egress_of(ada) | {"forecast": 0, "period_end": ""} == {
+    assert egress_of(ada) | {"forecast": 0, "period_end": "", "reserved": 0} == {
         "bytes": SIZE,
         "budget": SIZE,
         "forecast": 0,
         "period_end": "",
+        "reserved": 0,
     }
 
 

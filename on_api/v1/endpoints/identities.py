@@ -10,6 +10,7 @@ from on_api.core.dependencies import (
     KeysWrite,
     ServicesDep,
     SessionDep,
+    TransactionDep,
     act_as,
 )
 from on_api.core.errors import Conflict, Forbidden, SecretUnavailable, TooManyRequests
@@ -71,6 +72,7 @@ def export_my_identities(
     response: Response,
     principal: KeysWrite,
     services: ServicesDep,
+    transaction: TransactionDep,
     client: ClientDep,
 ) -> ExportedIdentities:
     """The secrets of your identities, for `age`: with them your private files can be read without
@@ -82,6 +84,9 @@ def export_my_identities(
         raise Forbidden("Log in with your password for this; an API key can't do it.")
     services.login.check_password(principal.user_id, body.password)
     response.headers["Cache-Control"] = "no-store"
-    with services.database.session_scope() as session:
+
+    def export(session: SessionDep) -> ExportedIdentities:
         found = services.identities.export(session, principal.user_id, act_as(principal, client))
         return ExportedIdentities.of(found)
+
+    return transaction.run(export)

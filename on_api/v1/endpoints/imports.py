@@ -31,6 +31,7 @@ from on_api.core.errors import (
     QuotaExceeded,
     RequestTimeout,
 )
+from on_api.core.models import Import as ImportRow
 from on_api.core.providers.base import CAR
 from on_api.core.routing import CAR_BODY, ApiRoute, documented
 from on_api.core.schemas.common import Absent, Text
@@ -42,7 +43,6 @@ from on_api.core.schemas.imports import (
     ImportList,
 )
 from on_api.core.services.access import Scope
-from on_api.core.services.idempotency import Claim
 from on_api.core.services.import_reports import REPORTS
 from on_api.core.services.imports import (
     find_import,
@@ -199,12 +199,19 @@ async def send_car(
     """Send the CAR (version 1 or 2) of an import of kind `car`. It streams to the node, every block
     verified; its roots are pinned when all of their blocks are there, and the import is done."""
     announced = announced_by_body(request.headers, services.settings.files.max_size, None)
-    await services.cars.take(principal, import_id, request.stream(), announced, name=name)
+    body = request.stream()
+    if attempt is None:
+        await services.cars.take(principal, import_id, body, announced, name=name)
+    else:
+
+        def render(session: SessionDep, row: ImportRow) -> bytes:
+            return Import.of(row, standing_of(session, row)).model_dump_json().encode()
+
+        await services.cars.take_once(
+            principal, import_id, body, announced, attempt, render, name=name
+        )
 
     def look() -> Import:
-        if isinstance(attempt, Claim):
-            # An import takes one CAR: a repeat needs no memory of this answer to be refused.
-            services.idempotency.release(attempt)
         with services.database.session_scope(write=False) as session:
             row = find_import(session, principal.user_id, import_id)
             return Import.of(row, standing_of(session, row))

@@ -14,9 +14,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import TypeAdapter, ValidationError
 
-from on_api.core.dependencies import PinsRead, PinsWrite, ServicesDep, SessionDep
+from on_api.core.dependencies import (
+    PinsRead,
+    PinsWrite,
+    ServicesDep,
+    SessionDep,
+    TransactionDep,
+)
 from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
+from on_api.core.models import Pin as PinRow
 from on_api.core.pagination import TimePage
 from on_api.core.plain import JsonAnswer, PlainRequest, served_plainly
 from on_api.core.routing import ApiRoute, documented
@@ -189,7 +196,9 @@ async def _add_pin_plainly(request: PlainRequest, _none: str) -> JsonAnswer | No
     if body is None:
         return None
     services = request.services
-    added = await add_pin(body, request.principal, services, await _delegates(services))
+    delegates = await _delegates(services)
+    row = await services.pins.add(request.principal.user_id, body.as_request())
+    added = PinStatus.of(row, delegates)
     return JsonAnswer(202, added.model_dump_json(exclude_none=True).encode())
 
 
@@ -203,10 +212,18 @@ async def _add_pin_plainly(request: PlainRequest, _none: str) -> JsonAnswer | No
 )
 @served_plainly(_add_pin_plainly)
 async def add_pin(
-    body: Pin, principal: PinsWrite, services: ServicesDep, delegates: DelegatesDep
+    body: Pin,
+    principal: PinsWrite,
+    services: ServicesDep,
+    transaction: TransactionDep,
+    delegates: DelegatesDep,
 ) -> PinStatus:
     """Add a new pin object for the current access token"""
-    row = await services.pins.add(principal.user_id, body.as_request())
+
+    def record(session: SessionDep, row: PinRow) -> None:
+        transaction.record(session, PinStatus.of(row, delegates))
+
+    row = await services.pins.add(principal.user_id, body.as_request(), record)
     return PinStatus.of(row, delegates)
 
 

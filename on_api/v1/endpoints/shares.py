@@ -14,6 +14,7 @@ from on_api.core.dependencies import (
     SessionDep,
     SharedFileQuery,
     SharesWrite,
+    TransactionDep,
     act_as,
 )
 from on_api.core.errors import NotFound
@@ -30,6 +31,7 @@ def create_share(
     body: ShareCreate,
     principal: SharesWrite,
     services: ServicesDep,
+    transaction: TransactionDep,
     client: ClientDep,
     response: Response,
 ) -> ShareCreated:
@@ -41,13 +43,16 @@ def create_share(
     """
     hashed = None if body.password is None else services.shares.hash_password(body.password)
     request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, hashed)
-    with services.database.session_scope() as session:
+    response.headers["Cache-Control"] = "no-store"
+
+    def create(session: SessionDep) -> ShareCreated:
         row, token = services.shares.create(
             session, principal.user_id, request, act_as(principal, client)
         )
-        shown = Share.of(row)
-    response.headers["Cache-Control"] = "no-store"
-    return ShareCreated(**shown.model_dump(), url=f"{services.settings.base_url}/s/{token}")
+        url = f"{services.settings.base_url}/s/{token}"
+        return ShareCreated(**Share.of(row).model_dump(), url=url)
+
+    return transaction.run(create)
 
 
 @v1_only.get("")

@@ -15,6 +15,7 @@ from on_api.core.dependencies import (
     PageQuery,
     ServicesDep,
     SessionDep,
+    TransactionDep,
     act_as,
 )
 from on_api.core.errors import Conflict, NotFound, TooManyRequests
@@ -60,13 +61,20 @@ def change_me(
 
 @router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
 def change_my_password(
-    body: PasswordChange, principal: KeysWrite, services: ServicesDep, client: ClientDep
+    body: PasswordChange,
+    principal: KeysWrite,
+    services: ServicesDep,
+    transaction: TransactionDep,
+    client: ClientDep,
 ) -> None:
     """Change your password. Every login ends, this one too; API keys stay."""
     services.login.check_password(principal.user_id, body.current_password)
     changes = {"password_hash": services.users.hash_password(body.new_password)}
-    with services.database.session_scope() as session:
+
+    def change(session: SessionDep) -> None:
         services.users.change(session, principal.user_id, changes, act_as(principal, client))
+
+    transaction.run(change)
 
 
 @router.get("/me/usage")
@@ -77,11 +85,16 @@ def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
 
 @router.post("", status_code=201, responses=documented(Conflict))
 def create_user(
-    body: UserCreate, principal: Admin, services: ServicesDep, client: ClientDep
+    body: UserCreate,
+    principal: Admin,
+    services: ServicesDep,
+    transaction: TransactionDep,
+    client: ClientDep,
 ) -> User:
     """Make an account."""
     password_hash = services.users.hash_password(body.password)
-    with services.database.session_scope() as session:
+
+    def create(session: SessionDep) -> User:
         user = services.users.create(
             session,
             body.username,
@@ -91,6 +104,8 @@ def create_user(
             limits={"storage_quota": body.storage_quota, "egress_budget": body.egress_budget},
         )
         return User.model_validate(user)
+
+    return transaction.run(create)
 
 
 @v1_only.get("")
