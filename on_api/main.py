@@ -138,7 +138,7 @@ def create_app(
         add_flat(app.router, version.router)
     add_flat(app.router, shares.router)
     app.router.middleware_stack = PlainRoutes(app.router.app, app.router.routes, services)
-    app.include_router(health.router)
+    add_flat(app.router, health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     return app
 

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
 from on_api.core.error_handlers import ErrorFormat
-from on_api.core.errors import BadRequest, Forbidden, OnApiError, Unauthorized
+from on_api.core.errors import BadRequest, Forbidden, OnApiError, Unauthorized, UnsupportedMediaType
 
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -81,6 +81,8 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat) -> None:
     shared: list[type[OnApiError]] = [BadRequest]
     if "security" in operation:
         shared += [Unauthorized, Forbidden]
+    if "requestBody" in operation:
+        shared.append(UnsupportedMediaType)
     for error in shared:
         responses.setdefault(
             str(error.status), {"description": f"`{error.reason}` {error.summary}"}

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request, Response
 
 from on_api.core.dependencies import ServicesDep
 from on_api.core.metrics import CONTENT_TYPE
+from on_api.core.routing import ApiRoute
 from on_api.core.schemas.node import Check, Health, Readiness
 from on_api.core.services.readiness import check_readiness
 from on_api.core.services.siblings import Sibling
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 
 @router.get("/healthz")

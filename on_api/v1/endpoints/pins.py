@@ -6,7 +6,6 @@ written out below because the framework has no comma-separated lists.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from on_api.core.dependencies import PinsRead, PinsWrite, ServicesDep, SessionDep
 from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
+from on_api.core.json_text import read_json
 from on_api.core.pagination import TimePage
 from on_api.core.plain import JsonAnswer, PlainRequest, served_plainly
 from on_api.core.routing import ApiRoute, documented
@@ -281,7 +281,7 @@ _META: TypeAdapter[dict[str, str]] = TypeAdapter(PinMeta)
 
 def _meta(text: str) -> dict[str, str]:
     try:
-        return _META.validate_python(json.loads(text))
+        return _META.validate_python(read_json(text))
     except ValidationError as error:
         raise BadRequest(f"meta: {describe(error.errors())}") from None
     except (ValueError, RecursionError):
