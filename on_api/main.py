@@ -25,7 +25,6 @@ from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
 from on_api.core.models.revisions import check_revision
 from on_api.core.plain import PlainRoutes
-from on_api.core.quick_uploads import QuickUploads
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.node import connect_node
@@ -60,9 +59,6 @@ class Application(FastAPI):
     """For on-api's own server: what it asks before it asks the usual way."""
     quick_relay: QuickRelay
     """The same; what it asks next."""
-
-    quick_upload: QuickUploads
-    """The same for an upload that has come as a whole."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -108,8 +104,6 @@ def create_app(
     )
     handlers.install(app)
     places = Places(settings.max_requests, services.metrics)
-    paths = [f"{version.prefix}/files" for version in VERSIONS]
-    app.quick_upload = QuickUploads(services, paths, handlers, places)
     app.add_middleware(Metering)  # innermost: an error that it raises is still rendered
     app.add_middleware(
         InFlightLimit,

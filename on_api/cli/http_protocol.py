@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
 from on_api.cli.receiver import Receiver
-from on_api.cli.wire_answers import TaskLess, common_lines, write_whole
+from on_api.cli.wire_answers import common_lines, write_whole
 from on_api.core.request_bodies import TAKE_BODY
 from on_api.public.gateway_answers import WRITE_WHOLE
 from on_api.public.gateway_request import ASKED, Said
@@ -75,8 +75,6 @@ class BoundedHttp(HttpToolsProtocol):
     """What came meanwhile."""
     _is_last = False
     """That answer is the connection's last one."""
-    _small: list[bytes] | None = None
-    """Of an upload that may be taken without a task, what has come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
@@ -105,8 +103,6 @@ class BoundedHttp(HttpToolsProtocol):
         self._arrived = self._before + self._gathered + len(data)
         super().data_received(cast(bytes, data))  # any buffer does as well
         self._piece = b""
-        if self._small is not None and not self.transport.is_closing():
-            self._begin_usually()  # the rest comes later, or slowly
         if self._moved:
             self._gathered, self._before = 0, len(data)
         else:
@@ -133,14 +129,12 @@ class BoundedHttp(HttpToolsProtocol):
                 raise HeadTooLarge
         if self._may_be_quick:
             self._may_be_quick = False
-            if self._is_usual() and (self._answer_at_once() or self._may_take_upload()):
+            if self._is_usual() and self._answer_at_once():
                 return
         self._begin_usually()
 
     def _begin_usually(self) -> None:
-        """Make scope, cycle and task for the request whose head is whole, and give it what came of
-        its body."""
-        received, self._small = self._small, None
+        """Make scope, cycle and task for the request whose head is whole."""
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
@@ -155,17 +149,12 @@ class BoundedHttp(HttpToolsProtocol):
         if self._length > LARGE_BYTES and is_next:
             extended[TAKE_BODY] = partial(LargeBody, self, self.cycle, self._left)
             self.flow.pause_reading()  # until somebody wants it
-        if received:
-            self.on_body(b"".join(received))
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
         if self._quick:
             return  # none was announced
-        if self._small is not None:
-            self._small.append(body)
-            return
         self._received += len(body)
         super().on_body(body)
 
@@ -194,9 +183,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is whole."""
         self._moved = True
-        if self._quick or (self._small is not None and self._take_upload(self._small)):
-            return
-        super().on_message_complete()
+        if not self._quick:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP, and to what ends the parsing."""
@@ -218,30 +206,6 @@ class BoundedHttp(HttpToolsProtocol):
             or self.transport.is_closing()
             or self.root_path
         )
-
-    def _may_take_upload(self) -> bool:
-        """Wait for the body, if it is the rest of what has come now and worth a look."""
-        if self.parser.get_method() != b"PUT" or not hasattr(self.app, "quick_upload"):
-            return False
-        for name, _ in self.headers:
-            if name == b"expect" or name == b"transfer-encoding":
-                return False
-        if not 0 < _content_length(self.headers) < self._arrived:
-            return False
-        self._small = []
-        return True
-
-    def _take_upload(self, pieces: list[bytes]) -> bool:
-        """Have the application take an upload that came as a whole; or begin as usual."""
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        client = self.client[0] if self.client else "-"
-        cycle = TaskLess(self)
-        if not self.app.quick_upload(self.url, self.headers, body, client, cycle.answer):
-            self._begin_usually()
-            return False
-        self._small = None
-        self.cycle = cycle  # type: ignore[assignment]  # all that uvicorn asks of one
-        return True
 
     def _answer_at_once(self) -> bool:
         """Answer without a task, if the application knows the answer already."""

@@ -230,7 +230,6 @@ CursorQuery = Annotated[Cursors, Depends()]
 
 
 async def get_upload_options(
-    request: Request,
     services: ServicesDep,
     name: Annotated[
         str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
@@ -259,11 +258,11 @@ async def get_upload_options(
             "instead of keys. It isn't kept: without it the file is lost.",
         ),
     ] = None,
+    exposed: Annotated[str | Absent, Query(alias="passphrase", include_in_schema=False)] = None,
 ) -> UploadOptions:
     """An upload's options from the query; form fields may add to them."""
-    if "passphrase" in request.query_params:
-        # Ignored, it would be a file that is encrypted otherwise than its owner believes.
-        check_option("passphrase", "")
+    if exposed is not None:
+        check_option("passphrase", "")  # says where it belongs
     options = UploadOptions(
         services.settings.files.default_visibility, check_passphrase(passphrase, new=True)
     )

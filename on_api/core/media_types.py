@@ -15,6 +15,10 @@ _MEDIA_TYPE = re.compile(
     rf'{_TOKEN}/{_TOKEN}(?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|"[\x20-\x21\x23-\x5b\x5d-\x7e]*"))*',
     re.ASCII,
 )
+_PARAMETER = rf'{_TOKEN}=(?:{_TOKEN}|"[\x20-\x21\x23-\x5b\x5d-\x7e]*")'
+_WITH_EMPTY_PARAMETERS = re.compile(
+    rf"\s*({_TOKEN}/{_TOKEN})((?:\s*;\s*(?:{_PARAMETER})?)*)\s*", re.ASCII
+)
 # Python's own table only: what the machine has in /etc must not change the answer.
 _BY_NAME = mimetypes.MimeTypes(filenames=())
 
@@ -22,6 +26,17 @@ _BY_NAME = mimetypes.MimeTypes(filenames=())
 def is_well_formed(media_type: str) -> bool:
     """Whether this is `type/subtype`, parameters allowed (RFC 9110, section 8.3.1)."""
     return len(media_type) <= 255 and _MEDIA_TYPE.fullmatch(media_type) is not None
+
+
+def tidied(media_type: str) -> str | None:
+    """The same without the empty parameters that RFC 9110 allows (section 5.6.6), as `text/plain;`
+    has one; None for what is no media type."""
+    if is_well_formed(media_type):
+        return media_type
+    found = _WITH_EMPTY_PARAMETERS.fullmatch(media_type) if len(media_type) <= 255 else None
+    if found is None:
+        return None
+    return "; ".join([found[1], *re.findall(_PARAMETER, found[2])])
 
 
 def sniff(name: str, head: bytes) -> str:

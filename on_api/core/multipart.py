@@ -6,30 +6,31 @@ Works on an iterator of bytes; knows no web framework and no meaning of any part
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
-from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+from on_api.core.header_values import TEXT_CODINGS, read_filename, read_parameters, read_text
 
 MAX_HEADERS = 16
 MAX_HEADER_BYTES = 8 * 1024
 """Of one header of a part."""
 MAX_FIELD_BYTES = 64 * 1024
 """Of one form field's value."""
+MAX_PREAMBLE_BYTES = 64 * 1024
+"""Before the first boundary (RFC 2046, section 5.1.1)."""
 
-# RFC 7578 forbids it here, but older clients send a name that is not ASCII in no other way.
-_EXTENDED_FILENAME = re.compile(rb"filename\*\s*=\s*utf-8'[\w-]*'([^\s;]+)", re.IGNORECASE)
+_PLAIN_CODINGS = {"", "7bit", "8bit", "binary"}
+"""Values of a part's Content-Transfer-Encoding that change no byte (RFC 2045)."""
 
 
 class _End:
@@ -52,14 +53,21 @@ class Part:
             yield item
 
     async def text(self) -> str:
-        """The whole body of a form field. Raises `BadRequest` when it is too long or no UTF-8."""
+        """The whole body of a form field, in the charset that its Content-Type names, else UTF-8.
+        Raises `BadRequest` when it is too long or in another charset than it should be."""
+        charset = "utf-8"
+        if self.media_type is not None:
+            charset = read_parameters(self.media_type)[1].get("charset", charset)
+        coding = TEXT_CODINGS.get(charset.lower())
+        if coding is None:
+            raise UnsupportedMediaType("Send form fields as UTF-8.")
         body = bytearray()
         async for chunk in self.chunks():
             body += chunk
             if len(body) > MAX_FIELD_BYTES:
                 raise BadRequest(f"A form field is over {MAX_FIELD_BYTES} bytes.")
         try:
-            return body.decode()
+            return body.decode(coding)
         except UnicodeDecodeError:
             raise BadRequest("A form field is not UTF-8.") from None
 
@@ -73,14 +81,18 @@ class MultipartReader:
         self._queue: deque[Part | Bytes | type[_End]] = deque()
         self._header_name = bytearray()
         self._header_value = bytearray()
-        self._headers: dict[str, bytes] = {}
+        self._headers: dict[str, str] = {}
         self._finished = False
+        self._preamble: int | None = 0
+        boundary = _boundary(content_type)
         self._parser = MultipartParser(
-            _boundary(content_type),
+            boundary,
             self._callbacks(),
             max_header_count=MAX_HEADERS,
             max_header_size=MAX_HEADER_BYTES,
         )
+        # The parser knows no preamble: to it, this is a part's data, which is dropped.
+        self._parser.write(b"--%b\r\n\r\n\r\n" % boundary)
 
     async def parts(self) -> AsyncIterator[Part]:
         """Every part in turn; what was not read of one is skipped. Raises `BadRequest` for a
@@ -112,11 +124,13 @@ class MultipartReader:
             "on_header_end": self._end_header,
             "on_headers_finished": self._end_headers,
             "on_part_data": self._take_data,
-            "on_part_end": lambda: self._queue.append(_End),
+            "on_part_end": self._end_part,
             "on_end": self._finish,
         }
 
     def _begin_part(self) -> None:
+        if self._preamble is not None:
+            return
         self._left -= 1
         if self._left < 0:
             raise PayloadTooLarge("The multipart body has too many parts.")
@@ -129,49 +143,65 @@ class MultipartReader:
         self._header_value.extend(data[start:end])
 
     def _end_header(self) -> None:
-        self._headers[self._header_name.decode("latin-1").lower()] = bytes(self._header_value)
+        name = self._header_name.decode("latin-1").lower()
+        if name in self._headers and name.startswith("content-"):
+            raise BadRequest(f"A part has the header {name[:32]} twice.")
+        self._headers[name] = self._header_value.decode("latin-1").strip(" \t")
         self._header_name.clear()
         self._header_value.clear()
 
     def _end_headers(self) -> None:
-        disposition, options = parse_options_header(self._headers.get("content-disposition"))
-        name = options.get(b"name")
-        if disposition != b"form-data" or name is None:
-            raise BadRequest("A part has no Content-Disposition: form-data with a name.")
-        filename = options.get(b"filename")
-        extended = _EXTENDED_FILENAME.search(self._headers.get("content-disposition", b""))
-        if filename is None and extended is not None:
-            filename = unquote_to_bytes(extended[1])
-        media_type = self._headers.get("content-type")
-        self._queue.append(
-            Part(
-                name=_text(name),
-                filename=None if filename is None else _text(filename),
-                media_type=None if media_type is None else media_type.decode("latin-1").strip(),
-                _reader=self,
-            )
-        )
+        if self._preamble is None:
+            name, filename = _names(self._headers.get("content-disposition", ""))
+            _refuse_coded(self._headers)
+            media_type = self._headers.get("content-type")
+            self._queue.append(Part(name, filename, media_type, self))
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
-        self._queue.append(memoryview(data)[start:end])
+        if self._preamble is None:
+            self._queue.append(memoryview(data)[start:end])
+            return
+        self._preamble += end - start
+        if self._preamble > MAX_PREAMBLE_BYTES:
+            raise BadRequest("The multipart body doesn't begin with its boundary.")
+
+    def _end_part(self) -> None:
+        if self._preamble is None:
+            self._queue.append(_End)
+        self._preamble = None
 
     def _finish(self) -> None:
         self._finished = True
 
 
 def _boundary(content_type: str) -> bytes:
-    media_type, options = parse_options_header(content_type)
-    if media_type != b"multipart/form-data":
+    media_type, parameters = read_parameters(content_type)
+    if media_type != "multipart/form-data":
         raise UnsupportedMediaType("Send multipart/form-data, or the bytes alone by PUT.")
-    boundary = options.get(b"boundary", b"")
+    boundary = parameters.get("boundary", "").encode("latin-1")
     if not 1 <= len(boundary) <= 256:
         raise BadRequest("The Content-Type names no usable multipart boundary.")
     return boundary
 
 
-def _text(raw: bytes) -> str:
-    """Names as browsers and curl write them: UTF-8, a quote as %22 (WHATWG HTML) or escaped."""
-    try:
-        return raw.decode().replace("%22", '"')
-    except UnicodeDecodeError:
-        raise BadRequest("A part's name is not UTF-8.") from None
+def _names(disposition: str) -> tuple[str, str | None]:
+    """The part's own name and that of its file."""
+    kind, parameters = read_parameters(disposition)
+    if kind != "form-data" or "name" not in parameters:
+        raise BadRequest("A part has no Content-Disposition: form-data with a name.")
+    return read_text(parameters["name"]), read_filename(parameters)
+
+
+def _refuse_coded(headers: Mapping[str, str]) -> None:
+    """Refuse a part whose bytes would not be those of its file: they are kept as they come."""
+    transfer = headers.get("content-transfer-encoding", "").lower()
+    if transfer not in _PLAIN_CODINGS:
+        raise UnsupportedMediaType(
+            "A part has a Content-Transfer-Encoding: send its bytes as they are."
+        )
+    if headers.get("content-encoding", "").lower() not in {"", "identity"}:
+        raise UnsupportedMediaType("A part has a Content-Encoding: send its bytes as they are.")
+    if "content-range" in headers:
+        raise BadRequest("A part has a Content-Range: a part of a file can't be stored.")
+    if headers.get("content-type", "").lower().startswith("multipart/"):
+        raise UnsupportedMediaType("A part is a form itself: send each file in a part of its own.")

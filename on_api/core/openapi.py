@@ -18,6 +18,7 @@ from on_api.core.errors import (
     InProgress,
     OnApiError,
     Unauthorized,
+    UnsupportedMediaType,
 )
 
 IDEMPOTENCY_KEY = {
@@ -100,6 +101,8 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat) -> None:
     shared: list[type[OnApiError]] = [BadRequest]
     if "security" in operation:
         shared += [Unauthorized, Forbidden]
+    if "requestBody" in operation:
+        shared.append(UnsupportedMediaType)
     for error in shared:
         responses.setdefault(
             str(error.status), {"description": f"`{error.reason}` {error.summary}"}

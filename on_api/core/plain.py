@@ -10,14 +10,12 @@ to the one place that words them. What it raises is rendered as everywhere.
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextvars import Context
 from dataclasses import dataclass
 from inspect import unwrap
 from typing import TypeVar
-from urllib.parse import parse_qsl
 
 from anyio import to_thread
 from pydantic import BaseModel
@@ -25,6 +23,9 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from on_api.core.dependencies import bearer_key, scopes_of
+from on_api.core.errors import BadRequest
+from on_api.core.inputs import UNUSUAL, read_pairs
+from on_api.core.json_text import read_json
 from on_api.core.routing import MAX_BODY_BYTES
 from on_api.core.services import access
 from on_api.core.services.access import Principal
@@ -40,19 +41,21 @@ Model = TypeVar("Model", bound=BaseModel)
 class PlainRequest:
     """A request of a caller who may make it, and carries no `Idempotency-Key`."""
 
-    __slots__ = ("_receive", "_taken", "headers", "principal", "scope", "services")
+    __slots__ = ("_receive", "_taken", "headers", "principal", "query", "scope", "services")
 
     def __init__(
         self,
         scope: Scope,
         receive: Receive,
         headers: dict[bytes, bytes],
+        query: dict[str, str],
         principal: Principal,
         services: Services,
     ) -> None:
         self.scope = scope
         self.headers = headers
-        """Of one that came twice the first."""
+        self.query = query
+        """The parameters that the short cut reads, no others, each once."""
         self.principal = principal
         self.services = services
         self._receive = receive
@@ -61,10 +64,6 @@ class PlainRequest:
     async def receive(self) -> Message:
         """The server's messages, those first that were taken already."""
         return self._taken.pop(0) if self._taken else await self._receive()
-
-    def query(self, known: Collection[str]) -> dict[str, str] | None:
-        """The query's parameters, where none but those known are there, each once."""
-        return read_query(self.scope["query_string"], known)
 
     async def json(self, model: type[Model]) -> Model | None:
         """The body, where it is JSON that the model takes; None where FastAPI has to say what is
@@ -81,7 +80,7 @@ class PlainRequest:
             has_more = message.get("more_body", False)
         body = b"".join(message.get("body", b"") for message in taken)
         try:
-            return model.model_validate(json.loads(body))
+            return model.model_validate(read_json(body))
         except (ValueError, RecursionError):  # Pydantic's errors are ValueErrors
             return None
 
@@ -105,20 +104,29 @@ class JsonAnswer:
         await send({"type": "http.response.body", "body": self.body})
 
 
-def served_plainly(serve: PlainServer) -> Callable[[Endpoint], Endpoint]:
-    """Give an endpoint its short cut: `serve` is asked first. To be written below the router's
-    decorator."""
+def served_plainly(
+    serve: PlainServer, *, query: Collection[str] = ()
+) -> Callable[[Endpoint], Endpoint]:
+    """Give an endpoint its short cut: `serve` is asked first, where the query has no other
+    parameters than these. To be written below the router's decorator."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
-        setattr(endpoint, _SERVED, serve)
+        setattr(endpoint, _SERVED, (serve, frozenset(query)))
         return endpoint
 
     return mark
 
 
 def read_query(text: bytes, known: Collection[str]) -> dict[str, str] | None:
-    """A query's parameters, where none but those known are there, each once."""
-    given = parse_qsl(text.decode("latin-1"), keep_blank_values=True)
+    """A query's parameters, where none but those known are there, each once, in UTF-8."""
+    if not text:
+        return {}
+    if b";" in text:
+        return None
+    try:
+        given = list(read_pairs(text))
+    except BadRequest:
+        return None
     query = dict(given)
     return query if len(query) == len(given) and query.keys() <= set(known) else None
 
@@ -136,6 +144,8 @@ def canonical_id(text: str) -> uuid.UUID | None:
 class _Plain:
     route: Route
     serve: PlainServer
+    known: frozenset[str]
+    """The parameters in a query that `serve` reads."""
     scopes: tuple[access.Scope, ...]
 
 
@@ -157,9 +167,10 @@ class PlainRoutes:
                 continue
             resource, shape, _ = _read(route.path)
             self._near.setdefault(resource, []).append(route)
-            serve = getattr(route.endpoint, _SERVED, None)
-            if serve is not None:
-                plain = _Plain(route, serve, scopes_of(unwrap(route.endpoint)))
+            marked = getattr(route.endpoint, _SERVED, None)
+            if marked is not None:
+                serve, known = marked
+                plain = _Plain(route, serve, known, scopes_of(unwrap(route.endpoint)))
                 self._plain.update({(method, shape): plain for method in route.methods or ()})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,14 +200,17 @@ class PlainRoutes:
 
     async def _admit(self, scope: Scope, receive: Receive, plain: _Plain) -> PlainRequest | None:
         """The request, if its caller may make it and nothing has to be counted for that."""
-        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(headers) < len(scope["headers"]) or not headers.keys().isdisjoint(UNUSUAL):
+            return None
+        query = read_query(scope["query_string"], plain.known)
         key = bearer_key(headers.get(b"authorization", b"").decode("latin-1"))
-        if key is None or b"idempotency-key" in headers:
+        if key is None or query is None:
             return None
         principal = self._services.authenticator.recall(key) or await self._learn(key)
         if principal is None or not all(map(principal.allows, plain.scopes)):
             return None
-        return PlainRequest(scope, receive, headers, principal, self._services)
+        return PlainRequest(scope, receive, headers, query, principal, self._services)
 
     async def _learn(self, key: str) -> Principal | None:
         """The same from the database: once for all who come with a key while it is asked."""

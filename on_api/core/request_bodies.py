@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from starlette.requests import Request
 
 from on_api.core.blocks import Bytes, Room
+from on_api.core.digests import SentDigests
 
 TAKE_BODY = "on_api.take_body"
 """Where in the scope the function is that makes a `BlockedBody`; it is given the room where its
 blocks go."""
+
+Block = TypeVar("Block", bound=Bytes)
 
 
 class BlockedBody(Protocol):
@@ -33,14 +36,25 @@ async def body_of(request: Request, room: Room) -> AsyncIterator[AsyncIterator[B
     end gives the blocks back, however much of the body was read.
 
     Each piece may be read until the next one is asked for; what is needed for longer is copied.
-    Reading raises `ClientDisconnect`.
+    Reading raises `ClientDisconnect`, and `BadRequest` at the end of a body that isn't what its
+    sender's digest says.
     """
     take: Callable[[Room], BlockedBody] | None = request.scope.get(TAKE_BODY)
     if take is None:
-        yield request.stream()
+        yield checked_stream(request)
         return
     body = take(room)
     try:
-        yield aiter(body)
+        yield _checked(request, aiter(body))
     finally:
         body.release()
+
+
+def checked_stream(request: Request) -> AsyncIterator[bytes]:
+    """The same as the framework hands it over."""
+    return _checked(request, request.stream())
+
+
+def _checked(request: Request, body: AsyncIterator[Block]) -> AsyncIterator[Block]:
+    digests = SentDigests(request.scope["headers"])
+    return digests.checked(body) if digests else body

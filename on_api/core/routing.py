@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from copy import copy
 from functools import wraps
@@ -11,15 +11,24 @@ from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from anyio import CancelScope
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request, Response, params
+from fastapi.dependencies.utils import get_dependant
 from fastapi.utils import generate_unique_id
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import compile_path
 from starlette.types import Message, Receive
 
+from on_api.core.digests import SentDigests
 from on_api.core.errors import OnApiError, PayloadTooLarge
 from on_api.core.head_requests import HeadRoute
+from on_api.core.inputs import (
+    DeclaredOptions,
+    WholeRequest,
+    read_form,
+    refuse_misread,
+    refuse_other_charset,
+)
 from on_api.core.models import Database
 from on_api.core.services.idempotency import (
     AlreadyAnswered,
@@ -80,7 +89,8 @@ class Transaction:
 
 
 class ApiRoute(HeadRoute):
-    """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`.
+    """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`. What
+    it doesn't declare, in a query or in a form, is refused.
 
     A plain endpoint runs in one visit to a thread, its transaction with it. One that streams is a
     coroutine and takes the `Request` itself, and its attempt from `dependencies.AttemptDep`. The
@@ -123,19 +133,32 @@ class ApiRoute(HeadRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
+        query = DeclaredOptions.of_query(self.dependant)
+
+        async def check_query(request: Request) -> None:
+            query.check_query(request.scope["query_string"])
+
+        # The last dependency, so that who asks is known before it is said what is wrong.
+        self.dependant.dependencies.append(get_dependant(path=self.path, call=check_query))
         handle = super().get_route_handler()
         reads_whole_body = self.body_field is not None
         streams = not reads_whole_body and iscoroutinefunction(self._made_of[0])
+        body = None if self.body_field is None else self.body_field.field_info
+        form = DeclaredOptions.of_form(body) if isinstance(body, params.Form) else None
 
         async def handle_once(request: Request) -> Response:
+            refuse_misread(request.scope)
             digest = None
             if not streams and "idempotency-key" in request.headers:
                 digest = hashlib.sha256(request.url.query.encode())
                 request.state.body_digest = digest
             if reads_whole_body:
                 _refuse_too_large(request)
-                look = None if digest is None else digest.update
-                request = Request(request.scope, _bounded(request.receive, look))
+                refuse_other_charset(request.headers.get("content-type", ""))
+                receive = _bounded(request.receive, None if digest is None else digest.update)
+                request = WholeRequest(request.scope, _compared(receive, request.scope["headers"]))
+                if form is not None:
+                    request = await read_form(request, form)
             try:
                 return await handle(request)
             except AlreadyAnswered as repeat:
@@ -228,6 +251,23 @@ def _bounded(receive: Receive, look: Callable[[bytes], None] | None) -> Receive:
         return message
 
     return receive_bounded
+
+
+def _compared(receive: Receive, headers: Iterable[tuple[bytes, bytes]]) -> Receive:
+    """Pass messages on, and compare the body with the digests that the headers declare."""
+    digests = SentDigests(headers)
+    if not digests:
+        return receive
+
+    async def receive_compared() -> Message:
+        message = await receive()
+        if message["type"] == "http.request":
+            digests.update(message.get("body", b""))
+            if not message.get("more_body", False):
+                digests.check()
+        return message
+
+    return receive_compared
 
 
 def _again(answer: Answered) -> Response:

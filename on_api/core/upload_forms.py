@@ -6,7 +6,6 @@ Between the multipart reader, which knows no meaning, and the upload service, wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from on_api.core.blocks import Bytes
 from on_api.core.error_texts import describe
-from on_api.core.errors import BadRequest, PayloadTooLarge
-from on_api.core.media_types import is_well_formed
+from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+from on_api.core.json_text import RepeatedName, read_json
+from on_api.core.media_types import BINARY, tidied
 from on_api.core.models.file import PRIVATE
 from on_api.core.multipart import MultipartReader, Part
 from on_api.core.schemas.common import Meta
@@ -30,8 +30,9 @@ FORM_OVERHEAD = 64 * 1024
 """Bytes that a form's boundaries, headers and fields are taken to need: only an early refusal
 depends on it."""
 
-# curl's own word for `--data-binary`: it says nothing about the file.
-_MEANINGLESS = "application/x-www-form-urlencoded"
+# curl's own word for `--data-binary`, and everybody's for what they don't know: they say nothing
+# about the file.
+_MEANINGLESS = frozenset({"application/x-www-form-urlencoded", BINARY})
 
 _OPTIONS: dict[str, TypeAdapter[Any]] = {
     "name": TypeAdapter(FileName),
@@ -83,13 +84,9 @@ class UploadOptions:
         """An incoming file under these options. Raises `BadRequest` for a name or media type that
         is none."""
         name = self.name or _check_name(filename)
-        if media_type is not None and media_type.lower() == _MEANINGLESS:
-            media_type = None
-        if media_type is not None and not is_well_formed(media_type):
-            raise BadRequest("The file's Content-Type is not a media type.")
         return IncomingFile(
             name=name,
-            media_type=media_type or None,
+            media_type=_check_media_type(media_type) if media_type else None,
             meta=self.meta or {},
             body=body,
             audience=self._audience(),
@@ -109,6 +106,18 @@ class UploadOptions:
             if getattr(self, option) is not None:
                 raise BadRequest(f"{option}: only for private files; give visibility=private too.")
         return None
+
+
+def raw_media_type(headers: Mapping[str, str]) -> str | None:
+    """The Content-Type of a body that is one file. Raises `UnsupportedMediaType` for a form, whose
+    boundaries would be stored with it."""
+    media_type = headers.get("content-type")
+    if media_type is not None and media_type.strip().lower().startswith("multipart/"):
+        raise UnsupportedMediaType(
+            "This is a form. Send the file's bytes alone, as `curl -T FILE` does, or the form by "
+            "POST /files."
+        )
+    return media_type
 
 
 def check_option(field: str, value: str) -> Any:
@@ -222,9 +231,23 @@ def _check_name(name: str | None) -> str:
         raise BadRequest(f"filename: {describe(error.errors())}") from None
 
 
+def _check_media_type(text: str) -> str | None:
+    """A file's Content-Type without what is empty in it (`text/plain;`); None where it says nothing
+    about the file."""
+    media_type = tidied(text)
+    if media_type is None:
+        raise BadRequest("The file's Content-Type is not a media type.")
+    essence = media_type.partition(";")[0].rstrip().lower()
+    return None if essence in _MEANINGLESS else media_type
+
+
 def _last_step(filename: str | None) -> str | None:
     """A path in a part's filename is the sender's own business (RFC 7578, section 4.2)."""
-    return None if filename is None else filename.rpartition("/")[2]
+    if filename is None:
+        return None
+    if filename[1:3] == ":\\" or filename[:2] == "\\\\":  # of a machine with Windows
+        filename = filename.rpartition("\\")[2]
+    return filename.rpartition("/")[2]
 
 
 def _content_length(headers: Mapping[str, str]) -> int | None:
@@ -234,7 +257,9 @@ def _content_length(headers: Mapping[str, str]) -> int | None:
 
 def _json_object(text: str) -> object:
     try:
-        return json.loads(text)
+        return read_json(text)
+    except RepeatedName as error:
+        raise BadRequest(f"meta: {error}.") from None
     except (ValueError, RecursionError):
         raise BadRequest("meta: not valid JSON.") from None
 

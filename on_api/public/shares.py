@@ -60,8 +60,14 @@ async def open_share(
     request: Request,
     services: ServicesDep,
     download: Annotated[bool, Query()] = False,
+    exposed: Annotated[str | None, Query(alias="password", include_in_schema=False)] = None,
 ) -> Response:
     """The file, or the page for a person."""
+    if exposed is not None:
+        raise SharePasswordRequired(
+            "A link's password is taken in the header On-Api-Share-Password or by the page's "
+            "form, never in a URL, which others may keep."
+        )
     headers = request.headers
     for_person = "range" not in headers and not download and _prefers_html(headers)
     password = _secret(headers, PASSWORD_HEADER)
@@ -85,8 +91,9 @@ async def download_share(
     services: ServicesDep,
     password: Secret = None,
     passphrase: Secret = None,
+    _download: Annotated[bool, Query(alias="download")] = False,
 ) -> Response:
-    """The whole file for who has pressed the page's button."""
+    """The whole file for who has pressed the page's button, whose form keeps the page's query."""
     shared = await run_in_threadpool(services.shares.find, token)
     try:
         file = await _reading(services, shared, password, passphrase)

@@ -73,11 +73,6 @@ class Bundler:
         self._storing = 0
         self._together: set[asyncio.Task[None]] = set()
 
-    @property
-    def is_gathering(self) -> bool:
-        """Whether who comes now doesn't go alone at once."""
-        return bool(self._waiting) or not self._may_begin()
-
     def takes(self, most: int | None) -> bool:
         """Whether an upload of at most so many bytes may be held in memory now."""
         return most is not None and most <= self._largest and self._held + most <= MOST_HELD
@@ -95,28 +90,13 @@ class Bundler:
         """Store an upload with whatever else there is, or by `alone`. Raises what that raises, or
         what became of all that were together: a `NodeError`, `DatabaseUnavailable`,
         `ServiceUnavailable`."""
-        if not self.is_gathering:
+        if not self._waiting and self._may_begin():
             return await self.by_itself(alone)
         waiting = _Waiting(upload)
         self._waiting.append(waiting)
         self._begin()
         files = await waiting.future
         return await self.by_itself(alone) if files is None else files
-
-    def gather(self, upload: SmallUpload) -> asyncio.Future[Sequence[FileFacts] | None] | None:
-        """Have an upload go with those that wait, without a task: its files are told, or None when
-        it has to go alone. None: it would go alone at once, or doesn't fit into memory."""
-        if not self.is_gathering or not self.takes(upload.size):
-            return None
-        waiting = _Waiting(upload)
-        self._held += upload.size
-        waiting.future.add_done_callback(lambda _: self._let_go(upload.size))
-        self._waiting.append(waiting)
-        self._begin()
-        return waiting.future
-
-    def _let_go(self, size: int) -> None:
-        self._held -= size
 
     async def close(self) -> None:
         """Give up what waits and what is under way, and the lease."""

@@ -33,17 +33,6 @@ class Capacity:
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
-    def allows(self, size: int) -> bool:
-        """Whether `size` more bytes have room, as far as the last look tells; then they are
-        counted."""
-        if time.monotonic() - self._looked_at > LOOK_SECONDS:
-            return False
-        if self._free is not None:
-            if self._free - size < self._min_free:
-                return False
-            self._free -= size
-        return True
-
     async def require(self, size: int) -> None:
         """Raise `InsufficientStorage` unless `size` more bytes leave `min_free` over.
 

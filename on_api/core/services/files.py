@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import NotFound
@@ -17,6 +17,7 @@ from on_api.core.models import File, UserUsage
 from on_api.core.models.json_contains import Contains
 from on_api.core.services import contents, events
 from on_api.core.services.access import owned
+from on_api.core.services.names import spellings
 from on_api.core.services.paging import Listing
 
 
@@ -111,9 +112,11 @@ def _mine(user_id: uuid.UUID) -> Select[File]:
 
 def _matching(statement: Select[File], wanted: FileFilter) -> Select[File]:
     if wanted.name is not None:
-        statement = statement.where(File.name == wanted.name)
+        statement = statement.where(or_(*(File.name == name for name in spellings(wanted.name))))
     if wanted.name_contains is not None:
-        statement = statement.where(File.name.icontains(wanted.name_contains, autoescape=True))
+        parts = spellings(wanted.name_contains)
+        contained = (File.name.icontains(part, autoescape=True) for part in parts)
+        statement = statement.where(or_(*contained))
     if wanted.cid is not None:
         statement = statement.where(File.cid == normalise(wanted.cid))
     if wanted.media_type is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, NotFound
@@ -26,6 +26,7 @@ from on_api.core.models.pin import FAILED, PINNED_STATUS, QUEUED
 from on_api.core.pagination import TimePage
 from on_api.core.services import contents, events
 from on_api.core.services.access import owned
+from on_api.core.services.names import spellings
 from on_api.core.services.paging import Listing
 from on_api.core.services.together import Together
 
@@ -324,7 +325,8 @@ def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
     if wanted.cids:
         statement = statement.where(Pin.cid.in_([normalise(cid) for cid in wanted.cids]))
     if wanted.name is not None:
-        statement = statement.where(_named(wanted.name, wanted.match))
+        ways = (_named(name, wanted.match) for name in spellings(wanted.name))
+        statement = statement.where(or_(*ways))
     if wanted.effective_statuses:
         statement = statement.where(Pin.status.in_(wanted.effective_statuses))
     if wanted.meta:

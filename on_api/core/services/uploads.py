@@ -7,7 +7,6 @@ No database connection is held while bytes flow: one short transaction before (t
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
@@ -61,9 +60,6 @@ from on_api.core.services.together import Together
 __all__ = ["IncomingFile", "Recording", "UploadService"]
 
 logger = logging.getLogger(__name__)
-
-Done = Callable[[Sequence[FileFacts] | BaseException], None]
-"""Is told of the files that were stored, or why there are none."""
 
 NO_FILE = "No file was sent: name the part `file`."
 
@@ -159,7 +155,6 @@ class UploadService:
         self._meter = meter
         self._bundler = bundler
         self._stored = metrics.uploads.labels("stored")
-        self._alone: set[asyncio.Task[Any]] = set()
         self._recording = Together(self._record_all)
 
     async def store_once(
@@ -220,45 +215,6 @@ class UploadService:
         self._count_stored(principal, files)
         return files
 
-    def offer(self, principal: Principal, incoming: IncomingFile, plain: bytes, done: Done) -> bool:
-        """Store a small public file with those that are being gathered, without a task; `done` is
-        called with what becomes of it. False: it has to be stored the usual way."""
-        if (
-            principal.max_bytes is not None
-            or not 0 < len(plain) <= min(CHUNK_BYTES, self._limits.max_file_size)
-            or not self._bundler.is_gathering
-            or not self._capacity.allows(len(plain))
-        ):
-            return False
-        whole = _Whole.of(incoming, plain, plain, None)
-        files, sent = [whole.as_stored()], [(whole.cid, whole.block)]
-        future = self._bundler.gather(SmallUpload(principal.user_id, files, sent))
-        if future is None:
-            return False
-
-        async def by_itself() -> Sequence[FileFacts]:
-            return await self._bundler.by_itself(
-                lambda: self._store_alone(principal, files, sent, None)
-            )
-
-        def ended(outcome: asyncio.Future[Any]) -> None:
-            if not outcome.cancelled() and not outcome.exception() and outcome.result() is None:
-                task = asyncio.create_task(by_itself())
-                self._alone.add(task)
-                task.add_done_callback(self._alone.discard)
-                task.add_done_callback(ended)
-                return
-            error = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
-            if error is not None:
-                self._count_failed(error)
-                done(error)
-            else:
-                self._count_stored(principal, outcome.result())
-                done(outcome.result())
-
-        future.add_done_callback(ended)
-        return True
-
     def _count_failed(self, error: BaseException) -> None:
         reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
         self._metrics.uploads.labels(reason).inc()
@@ -272,9 +228,6 @@ class UploadService:
 
     async def close(self) -> None:
         """Give up what is under way here."""
-        for task in self._alone:
-            task.cancel()
-        await asyncio.gather(*self._alone, return_exceptions=True)
         await self._bundler.close()
 
     async def _store_by_itself(

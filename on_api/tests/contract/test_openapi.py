@@ -161,6 +161,65 @@ def test_what_is_for_administrators_is_403_for_others(alice: Account, operation:
     assert call(alice.client, operation, **some_ids(operation)).status_code == 403
 
 
+def refused(client: httpx.Client, operation: Operation, query: str) -> str:
+    """What is said of an operation asked for with these options besides its own."""
+    kind = f"{operation.method} {operation.path[3:]}"
+    body = dict(BODIES.get(kind, {}))
+    own = httpx.QueryParams(body.pop("params", {}))
+    url = f"{operation.path.format(**some_ids(operation))}?{query}&{own}"
+    answer = client.request(operation.method, url, **body)
+    assert answer.status_code == 400, f"{operation} ?{query}"
+    if operation.method == "HEAD":
+        return query
+    said = answer.json()
+    return str(said["detail"] if "detail" in said else said["error"]["details"])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_unknown_and_repeated_options_are_400(admin: Account, operation: Operation) -> None:
+    """With the option's name, whatever is there: one that is passed over makes another request
+    than the one that was meant."""
+    assert "visiblity" in refused(admin.client, operation, "visiblity=private")
+    assert "Limit" in refused(admin.client, operation, "Limit=1")
+    for parameter in operation.body.get("parameters", []):
+        if parameter["in"] != "query":
+            continue
+        name = parameter["name"]
+        described = parameter.get("schema", {})
+        if described.get("type") != "array":
+            assert name in refused(admin.client, operation, f"{name}=1&{name}=1")
+        assert name.upper() in refused(admin.client, operation, f"{name.upper()}=1")
+
+
+def test_fields_that_are_not_known_are_errors() -> None:
+    """In every JSON body, at every depth: a typo is no silent loss. Only the Pinning Service API's
+    own object may have fields of other services."""
+    for text in documents().values():
+        document = json.loads(text)
+        schemas = document["components"]["schemas"]
+        wanted = [
+            content["schema"]
+            for methods in document["paths"].values()
+            for operation in methods.values()
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items()
+            if kind == "application/json"
+        ]
+        seen: set[str] = set()
+        while wanted:
+            schema = wanted.pop()
+            if isinstance(schema, dict):
+                wanted += schema.values()
+                name = str(schema.get("$ref", "")).rpartition("/")[2]
+                if name and name not in seen:
+                    seen.add(name)
+                    wanted.append(schemas[name])
+                if "properties" in schema and schema is not schemas["Pin"]:
+                    assert schema.get("additionalProperties") is False, schema.get("title")
+            elif isinstance(schema, list):
+                wanted += schema
+        assert {"Pin", "FileUpdate", "ImportCreate"} <= seen
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 def test_the_documents_tell_the_whole(operation: Operation) -> None:
     """Each operation has a summary and a description, its errors have the version's body."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
-from on_api.core.multipart import MAX_FIELD_BYTES, MultipartReader
+from on_api.core.multipart import MAX_FIELD_BYTES, MAX_PREAMBLE_BYTES, MultipartReader
 
 FORM = "multipart/form-data; boundary=b0undary"
 Seen = list[tuple[str, str | None, str | None, bytes]]
@@ -90,8 +90,19 @@ def test_noise_is_an_error_of_ours(body: bytes, prefix: bool) -> None:
         ('name="file"; filename="日本.txt"', "日本.txt"),
         ("name=\"file\"; filename*=UTF-8''%e6%97%a5.txt", "日.txt"),
         ("name=\"file\"; filename*=utf-8'en'a%20b", "a b"),
-        ('name="file"; filename="plain"; filename*=UTF-8\'\'%e6%97%a5', "plain"),
+        ('name="file"; filename="plain"; filename*=UTF-8\'\'%e6%97%a5', "日"),
+        ("name=file; filename=\"=?utf-8?B?w6kudHh0?=\"; filename*=utf-8''%C3%A9.txt", "é.txt"),
+        ('name=file; filename="=?utf-8?B?w6kudHh0?="', "é.txt"),
+        ('name=file; filename="=?iso-8859-1?q?=E9_a.txt?="', "é a.txt"),
+        ('name=file; filename="=?utf-8?B?w6k=?= =?UTF-8?B?LnR4dA==?="', "é.txt"),
+        ("name=file; filename*=ISO-8859-1''%e9.txt", "é.txt"),
+        ("name=file; filename*=koi8-r''%c1; filename=\"a\"", "a"),
+        ("name=file; filename*=utf-8''%ff; filename=\"a\"", "a"),
         ('name="file"; filename=""', ""),
+        ('name="file"; filename="a\\\\b"', "a\\b"),
+        ('name="file"; filename="a\\"', "a\\"),
+        ('name="file"; filename="a\\b;c.txt";', "a\\b;c.txt"),
+        ('name="file";; Filename = "a" ; size=1', "a"),
         ('name="file"', None),
         ("name=file; filename=unquoted.txt", "unquoted.txt"),
     ],
@@ -112,12 +123,114 @@ def test_filenames_as_clients_spell_them(parameters: str, filename: str | None) 
         b"No-Colon\r\n\r\n",
         b"X: " + b"y" * 10_000 + b"\r\n\r\n",
         b"".join(b"X%d: y\r\n" % n for n in range(50)) + b"\r\n",
+        b'Content-Disposition: form-data; name="x"; name="y"\r\n\r\n',
+        b'Content-Disposition: form-data; name="x"; filename="a"; filename="b"\r\n\r\n',
+        b'Content-Disposition: form-data; name="x"; filename="\xe9.txt"\r\n\r\n',
+        b"Content-Disposition: form-data; name=x; filename*=koi8-r''%c1\r\n\r\n",
+        b'Content-Disposition: form-data; name="x"; filename="=?utf-8?B?!?="\r\n\r\n',
+        b'Content-Disposition: form-data; name="x"; filename="a\r\n\r\n',
+        b"Content-Disposition: form-data; name=x\r\ncontent-disposition: form-data; name=y\r\n\r\n",
+        b"Content-Disposition: form-data; name=x\r\nContent-Range: bytes 0-1/2\r\n\r\n",
+        b"Content-Disposition: form-data; name=x\r\n" + 2 * b"Content-Type: a/b\r\n" + b"\r\n",
     ],
 )
 def test_parts_that_are_none(part: bytes) -> None:
     """400, before anything of them is used."""
     with pytest.raises(BadRequest):
         read([b"--b0undary\r\n" + part + b"data\r\n--b0undary--\r\n"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Content-Transfer-Encoding: base64",
+        "Content-Transfer-Encoding: Quoted-Printable",
+        "Content-Encoding: gzip",
+        "Content-Type: multipart/mixed; boundary=inner",
+    ],
+)
+def test_parts_whose_bytes_are_other_ones(header: str) -> None:
+    """415: they would be stored as they were coded."""
+    head = f'--b0undary\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n{header}'
+    with pytest.raises(UnsupportedMediaType):
+        read([f"{head}\r\n\r\neA==\r\n--b0undary--\r\n".encode()])
+
+
+@pytest.mark.parametrize("coding", ["7bit", "8bit", "Binary", ""])
+def test_parts_that_say_they_are_not_coded(coding: str) -> None:
+    """As Java's and PHP's clients do."""
+    head = f"Content-Disposition: form-data; name=x\r\nContent-Transfer-Encoding: {coding}\r\n"
+    body = f"--b0undary\r\n{head}Content-Encoding: identity\r\n\r\ndata\r\n--b0undary--"
+    assert [data for _, _, _, data in read([body.encode()])] == [b"data"]
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"A preamble - with --b0und\r\n--b\r\n\r\n"])
+@pytest.mark.parametrize("padding", [b"", b" ", b"\t  "])
+@pytest.mark.parametrize("after", [b"", b"\r\n", b" \r\nAn epilogue\r\n--b0undary\r\n"])
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_around_the_parts(before: bytes, padding: bytes, after: bytes, piece: int) -> None:
+    """A preamble and an epilogue are dropped, and blanks behind a boundary belong to it (RFC 2046,
+    5.1.1), however the body is cut."""
+    part = b"--b0undary%b\r\nContent-Disposition: form-data; name=%b\r\n\r\n%b\r\n"
+    body = before + part % (padding, b"a", b"1") + part % (padding, b"b", b"\r\n--b0und")
+    body += b"--b0undary--" + after
+    chunks = [body[at : at + piece] for at in range(0, len(body), piece)]
+    seen = [(name, data) for name, _, _, data in read(chunks)]
+    assert seen == [("a", b"1"), ("b", b"\r\n--b0und")]
+
+
+def test_a_body_without_its_boundary_is_not_read_to_its_end() -> None:
+    """Else a whole film would be read before it is refused."""
+    taken = 0
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield bytes(MAX_PREAMBLE_BYTES)
+
+    async def run() -> None:
+        async for _ in MultipartReader(FORM, source(), max_parts=1).parts():
+            pass
+
+    with pytest.raises(BadRequest):
+        asyncio.run(run())
+    assert taken < 5
+
+
+@pytest.mark.parametrize(
+    ("media_type", "raw", "text"),
+    [
+        ("text/plain; charset=UTF-8", "é".encode(), "é"),
+        ("text/plain; charset=ISO-8859-1", b"\xc3\xa9", "Ã©"),
+        ("text/plain; charset=us-ascii;", b"e", "e"),
+        ("application/json", "é".encode(), "é"),
+    ],
+)
+def test_fields_in_the_charset_that_they_name(media_type: str, raw: bytes, text: str) -> None:
+    """RFC 7578, section 4.5; Apache's Java client says ISO-8859-1 by itself."""
+    assert read_text_of(media_type, raw) == text
+
+
+def test_fields_in_a_charset_that_is_not_read() -> None:
+    """415: the wrong letters would be stored."""
+    with pytest.raises(UnsupportedMediaType):
+        read_text_of("text/plain; charset=utf-16", b"a\0")
+
+
+def read_text_of(media_type: str, raw: bytes) -> str:
+    """The text of a field of this Content-Type."""
+    head = f"--b0undary\r\nContent-Disposition: form-data; name=x\r\nContent-Type: {media_type}"
+    body = head.encode() + b"\r\n\r\n" + raw + b"\r\n--b0undary--"
+
+    async def source() -> AsyncIterator[bytes]:
+        yield body
+
+    async def run() -> str:
+        parts = MultipartReader(FORM, source(), max_parts=1).parts()
+        return await (await anext(parts)).text()
+
+    return asyncio.run(run())
 
 
 def test_bounds() -> None:
@@ -148,6 +261,7 @@ def test_bounds() -> None:
         ("multipart/form-data", BadRequest),
         ("multipart/form-data; boundary=", BadRequest),
         (f"multipart/form-data; boundary={'x' * 300}", BadRequest),
+        ("multipart/form-data; boundary=x; boundary=y", BadRequest),
     ],
 )
 def test_content_types(content_type: str, error: type[Exception]) -> None:

@@ -177,7 +177,7 @@ def test_pins_are_taken_alike_both_ways(server: Server, alice: Account, version:
     for content_type in TYPES:
         both_ways(alice.client, "POST", url, {"Content-Type": content_type}, content=good)
     pieces = (good[start : start + 5] for start in range(0, len(good), 5))
-    assert alice.client.post(f"{url}?x=1", headers=JSON_TYPE, content=pieces).status_code == 202
+    assert alice.client.post(url, headers=JSON_TYPE, content=pieces).status_code == 202
     with server.client() as anonymous:
         for who in callers(alice):
             both_ways(anonymous, "POST", url, {**JSON_TYPE, **who}, content=good)
@@ -189,7 +189,9 @@ UPLOADS = [
     "?name=a&visibility=secret", "?name=a&visibility=", "?name=a&meta={}", "?name=a&meta={",
     "?name=a&meta=[]", '?name=a&meta={"a":1}', "?name=a&meta=" + "[" * 10_000,
     "?name=a&passphrase=x", "?name=a&recipients=x", "?name=a&owner_access=false", "?name=a&x=1",
-    "?NAME=a", "?name=a;visibility=private", "?name=a&visibility=private&owner_access=true",
+    "?NAME=a", "?name=a;visibility=private", "?name=a&visiblity=private", "?name=a&n%61me=b",
+    "?name=%C3%A9&&", "?=x&name=a", "?name=a&visibility", "?name=a&%ff=x", "?name=%ED%A0%80",
+    "?name=a&visibility=private&owner_access=true",
 ]  # fmt: skip
 UPLOAD_HEADERS: list[dict[str, str]] = [
     {"Content-Type": "text/plain"},
@@ -198,6 +200,12 @@ UPLOAD_HEADERS: list[dict[str, str]] = [
     {"Content-Range": "bytes 0-1/2"},
     {"On-Api-Passphrase": "long enough"},
     {"On-Api-Passphrase": "x"},
+    {"Content-Type": "multipart/form-data; boundary=b"},
+    {"Content-Type": "application/octet-stream"},
+    {"Content-Type": "text/plain;"},
+    {"Content-Encoding": "gzip"},
+    {"Content-Encoding": "identity"},
+    {"Content-MD5": "AAAA"},
 ]
 
 
@@ -211,6 +219,11 @@ def test_uploads_are_taken_alike_both_ways(server: Server, alice: Account) -> No
     for headers in UPLOAD_HEADERS:
         for query in ("?name=a", "?name=a&visibility=private"):
             both_ways(alice.client, "PUT", f"/v2/files{query}", headers, content=b"x")
+    for name in ("Content-Type", "Authorization", "On-Api-Passphrase"):
+        twice = [(name, "text/plain"), (name, "text/plain")]
+        answer = alice.client.put("/v1/files?name=a", headers=twice, content=b"x")
+        assert answer.status_code == 400
+        assert name in answer.json()["error"]["details"]
     with server.client() as anonymous:
         for who in callers(alice):
             both_ways(anonymous, "PUT", "/v1/files?name=a", who, content=b"x")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from email.message import Message
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import httpx
@@ -377,3 +378,23 @@ def test_uploads_name_their_pins(server: Server, alice: Account) -> None:
     name = answer.json()["Keys"][cid]["Name"]
     assert name.startswith("on-api/")
     assert len(name.split("/")) == 3
+
+
+def test_names_are_found_however_their_letters_are_composed(alice: Account) -> None:
+    """A Mac writes é as e and an accent (NFD), a keyboard types one letter (NFC); each finds the
+    other's, in both versions, and every name stays as it was given."""
+    name = "Éléphant 地図 が.txt"
+    composed, decomposed = (normalize(form, name) for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    alice.upload(b"1", composed)
+    alice.upload(b"2", decomposed)
+    alice.upload(b"3", "Elephant 地図 か.txt")
+    for version in ("v1", "v2"):
+        for typed in (composed, decomposed):
+            for filters in (
+                {"name": typed},
+                {"name_contains": typed[3:-3]},
+                {"name_contains": normalize("NFC", typed)[0].lower()},
+            ):
+                found = alice.client.get(f"/{version}/files", params=filters).json()["items"]
+                assert [file["name"] for file in found] == [decomposed, composed], filters

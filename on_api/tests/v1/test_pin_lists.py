@@ -7,6 +7,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from sqlalchemy import event
@@ -97,6 +98,16 @@ def test_four_ways_to_match_a_name(
     assert names(carol, name=name, match=match) == expected
     if match == "exact":
         assert names(carol, name=name) == expected
+
+
+@pytest.mark.parametrize("match", ["exact", "iexact", "partial", "ipartial"])
+def test_names_are_found_however_their_letters_are_composed(carol: Account, match: str) -> None:
+    """A letter and its accent are one text, whether in one piece or in two."""
+    spelled = {normalize(form, "Éléphant.txt") for form in ("NFC", "NFD")}
+    for given in (*spelled, "Elephant.txt"):
+        add_pin(carol, name=given)
+    for typed in spelled:
+        assert names(carol, name=typed, match=match) == spelled
 
 
 def test_meta_must_hold_every_pair(carol: Account) -> None:

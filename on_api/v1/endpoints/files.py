@@ -22,7 +22,6 @@ from on_api.core.dependencies import (
     UploadQuery,
 )
 from on_api.core.errors import (
-    BadRequest,
     Conflict,
     ContentDamaged,
     EgressBudgetExceeded,
@@ -39,7 +38,6 @@ from on_api.core.errors import (
     RangeNotSatisfiable,
     RequestTimeout,
     SecretUnavailable,
-    UnsupportedMediaType,
     WrongPassphrase,
 )
 from on_api.core.models import File as FileRow
@@ -77,6 +75,7 @@ from on_api.core.upload_forms import (
     announced_by_body,
     announced_by_form,
     incoming_files,
+    raw_media_type,
 )
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
@@ -115,7 +114,7 @@ _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "",
     status_code=201,
-    responses={**_UPLOAD_ERRORS, **documented(UnsupportedMediaType)},
+    responses=_UPLOAD_ERRORS,
     openapi_extra={"requestBody": UPLOAD_FORM},
 )
 async def upload_files(
@@ -145,21 +144,25 @@ async def upload_files(
 
 async def _upload_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
     """`upload_file` of a public file, or of a private one for its owner alone."""
-    given = request.query(PLAIN_OPTIONS)
-    if given is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
+    if PASSPHRASE_HEADER.lower().encode() in request.headers:
         return None
     services = request.services
     options = UploadOptions(services.settings.files.default_visibility)
     for option in PLAIN_OPTIONS:
-        if option in given:
-            options.set(option, given[option])
+        if option in request.query:
+            options.set(option, request.query[option])
     whole = Request(request.scope, request.receive)
     file = await upload_file(whole, request.principal, None, options, services)
     return JsonAnswer(201, file.model_dump_json().encode())
 
 
-@router.put("", status_code=201, responses=_UPLOAD_ERRORS, openapi_extra={"requestBody": RAW_BODY})
-@served_plainly(_upload_plainly)
+@router.put(
+    "",
+    status_code=201,
+    responses=_UPLOAD_ERRORS,
+    openapi_extra={"requestBody": RAW_BODY},
+)
+@served_plainly(_upload_plainly, query=PLAIN_OPTIONS)
 async def upload_file(
     request: Request,
     principal: FilesWrite,
@@ -167,12 +170,14 @@ async def upload_file(
     options: UploadQuery,
     services: ServicesDep,
 ) -> File:
-    """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`."""
-    if "content-range" in request.headers:
-        # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
-        raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
+    """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`.
+
+    The bytes are stored as they come: a form or a Content-Encoding is refused. A digest that is
+    sent along (`Content-Digest`, `Repr-Digest`, `Content-MD5`) is compared with them.
+    """
+    media_type = raw_media_type(request.headers)
     async with body_of(request, services.room) as body:
-        file = options.describe_file(body, None, request.headers.get("content-type"))
+        file = options.describe_file(body, None, media_type)
 
         async def only_this() -> AsyncIterator[IncomingFile]:
             yield file
@@ -279,19 +284,19 @@ def delete_one_file(file_id: uuid.UUID, principal: FilesWrite, session: SessionD
 
 async def _get_content_plainly(request: PlainRequest, file_id: str) -> Response | None:
     """`get_content` of a file that needs no passphrase, or is refused without one."""
-    wanted, given = canonical_id(file_id), request.query(("download",))
-    if wanted is None or given is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
+    wanted = canonical_id(file_id)
+    if wanted is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
         return None
-    if given.get("download", "1") != "1":
+    if request.query.get("download", "1") != "1":
         return None
     whole, services = Request(request.scope, request.receive), request.services
-    download = "download" in given
+    download = "download" in request.query
     return await get_content(wanted, whole, request.principal, services, None, download)
 
 
 @router.head("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
 @router.get("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
-@served_plainly(_get_content_plainly)
+@served_plainly(_get_content_plainly, query=("download",))
 async def get_content(
     file_id: uuid.UUID,
     request: Request,

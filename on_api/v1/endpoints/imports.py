@@ -33,6 +33,7 @@ from on_api.core.errors import (
 )
 from on_api.core.models import Import as ImportRow
 from on_api.core.providers.base import CAR
+from on_api.core.request_bodies import checked_stream
 from on_api.core.routing import CAR_BODY, ApiRoute, documented
 from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.imports import (
@@ -51,7 +52,7 @@ from on_api.core.services.imports import (
     standing_of,
     standings_of,
 )
-from on_api.core.upload_forms import announced_by_body
+from on_api.core.upload_forms import announced_by_body, raw_media_type
 
 router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
@@ -198,8 +199,9 @@ async def send_car(
 ) -> Import:
     """Send the CAR (version 1 or 2) of an import of kind `car`. It streams to the node, every block
     verified; its roots are pinned when all of their blocks are there, and the import is done."""
+    raw_media_type(request.headers)
     announced = announced_by_body(request.headers, services.settings.files.max_size, None)
-    body = request.stream()
+    body = checked_stream(request)
     if attempt is None:
         await services.cars.take(principal, import_id, body, announced, name=name)
     else:

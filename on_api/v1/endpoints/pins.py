@@ -6,7 +6,6 @@ written out below because the framework has no comma-separated lists.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from on_api.core.dependencies import (
 )
 from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
+from on_api.core.json_text import read_json
 from on_api.core.models import Pin as PinRow
 from on_api.core.pagination import TimePage
 from on_api.core.plain import JsonAnswer, PlainRequest, served_plainly
@@ -298,7 +298,7 @@ _META: TypeAdapter[dict[str, str]] = TypeAdapter(PinMeta)
 
 def _meta(text: str) -> dict[str, str]:
     try:
-        return _META.validate_python(json.loads(text))
+        return _META.validate_python(read_json(text))
     except ValidationError as error:
         raise BadRequest(f"meta: {describe(error.errors())}") from None
     except (ValueError, RecursionError):
