@@ -13,7 +13,7 @@ from alembic import op
 from on_api.core.models.downgrades import refuse_loss
 
 revision: str = "0014"
-down_revision: str | None = "0010"
+down_revision: str | None = "0012"
 branch_labels: str | None = None
 depends_on: str | None = None
 
