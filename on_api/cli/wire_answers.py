@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+
 def write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
     """Answer with a status line and headers as they go over the wire, and with the body whose
     length they tell. False when it has to go the usual way: the client is slow, or gone."""
