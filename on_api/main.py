@@ -15,10 +15,12 @@ from importlib.metadata import version as release_of
 from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from on_api.core.error_handlers import ErrorHandlers
+from on_api.core.errors import OnApiError
 from on_api.core.head_requests import SlashRedirect
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
@@ -59,6 +61,8 @@ class Application(FastAPI):
     """For on-api's own server: what it asks before it asks the usual way."""
     quick_relay: QuickRelay
     """The same; what it asks next."""
+    render_error: Callable[[str, OnApiError], Response]
+    """For on-api's own server: the answer to what is no request, for the path that it names."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -103,6 +107,7 @@ def create_app(
         | {shares.PREFIX: shares.ERRORS}
     )
     handlers.install(app)
+    app.render_error = handlers.refusal
     places = Places(settings.max_requests, services.metrics)
     app.add_middleware(Metering)  # innermost: an error that it raises is still rendered
     app.add_middleware(

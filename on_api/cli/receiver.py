@@ -25,6 +25,9 @@ class Fed(Protocol):
     def data_received(self, data: memoryview) -> None:
         """Take a piece; nothing of it may be kept."""
 
+    def eof_received(self) -> bool:
+        """Say whether the connection stays open for what is still to be said."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
 
@@ -36,7 +39,7 @@ class Fed(Protocol):
 
 
 class Receiver(asyncio.BufferedProtocol):
-    """Receives for a `BoundedHttp`, which is no `BufferedProtocol` since uvicorn's isn't: into one
+    """Receives for a `FramedHttp`, which is no `BufferedProtocol` since uvicorn's isn't: into one
     buffer that all of them share, as each piece is parsed before the next one comes."""
 
     _first = memoryview(bytearray(FIRST_BYTES))
@@ -45,6 +48,7 @@ class Receiver(asyncio.BufferedProtocol):
     def __init__(self, http: Fed) -> None:
         self._http = http
         self._buffer = self._first
+        self.eof_received = http.eof_received  # type: ignore[method-assign]
         self.connection_lost = http.connection_lost  # type: ignore[method-assign]
         self.pause_writing = http.pause_writing  # type: ignore[method-assign]
         self.resume_writing = http.resume_writing  # type: ignore[method-assign]

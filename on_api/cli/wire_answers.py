@@ -3,7 +3,8 @@ every header of every answer anew. Keeps what it has to know: that a request is 
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 
 def write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
@@ -34,3 +35,12 @@ def common_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
         text = b"".join(b"%s: %s\r\n" % header for header in headers)
         _Lines.headers, _Lines.text = headers, text
     return _Lines.text
+
+
+def refusal(response: Response, common: list[tuple[bytes, bytes]], is_head: bool) -> bytes:
+    """An answer as it goes over the wire, which is its connection's last; without its body if
+    `is_head`."""
+    lines = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+    body = b"" if is_head else bytes(response.body)
+    head = STATUS_LINE[response.status_code] + common_lines(common) + lines
+    return head + b"connection: close\r\n\r\n" + body

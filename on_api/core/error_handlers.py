@@ -27,6 +27,7 @@ from on_api.core.errors import (
     ServiceUnavailable,
 )
 from on_api.core.logging import request_id
+from on_api.core.middleware import NOSNIFF, REQUEST_ID, new_request_id
 from on_api.core.schemas.errors import Failure, FailureError, Problem
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,17 @@ class ErrorHandlers:
     def too_busy(self, path: str) -> Response:
         """The 503 for a request over the number that may be under way at once."""
         return self.render(path, ServiceUnavailable("Too many requests at once.", retry_after=1))
+
+    def refusal(self, path: str, error: OnApiError) -> Response:
+        """The response to what is no request, and so has gone through no middleware."""
+        identity = new_request_id()
+        token = request_id.set(identity)
+        try:
+            response = self.render(path, error)
+        finally:
+            request_id.reset(token)
+        response.raw_headers += [(REQUEST_ID, identity.encode()), NOSNIFF]
+        return response
 
     def answer(self, path: str, error: OnApiError) -> Response:
         """The response for what was raised on a path; the log tells why it was our side's."""

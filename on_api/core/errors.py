@@ -227,6 +227,22 @@ class RangeNotSatisfiable(OnApiError):
         )
 
 
+class HeadersTooLarge(OnApiError):
+    """A request's line, headers or trailers are over what is held in memory of them."""
+
+    status, reason, summary = 431, "HEADERS_TOO_LARGE", "The request's headers are too large."
+
+
+class UnknownTransferCoding(OnApiError):
+    """A body comes in a Transfer-Encoding other than `chunked`."""
+
+    status, reason, summary = (
+        501,
+        "NOT_IMPLEMENTED",
+        "The only Transfer-Encoding that is read here is chunked.",
+    )
+
+
 class _RetryLater(OnApiError):
     """Base of the errors that pass by themselves: they carry `Retry-After` in seconds."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -237,6 +238,8 @@ def test_a_client_that_hangs_up(place: Place, folder: str) -> None:
         with closing(connect(place)) as connection:
             connection.sendall(get(f"{folder}/small"))
             until(lambda: place.waiting == 1, "it waits")
+            by_reset = struct.pack("ii", 1, 0)  # else it might still want to read the answer
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, by_reset)
         until(lambda: len(place.server._server.server_state.connections) == 0, "it is gone")
     finally:
         place.proxy.mood = Mood.GOOD
