@@ -165,6 +165,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     keeps_house = sibling is None or sibling.is_first
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     services.invalidations.start()
+    services.presence.start()
     background = [
         asyncio.create_task(services.watch.run()),
         asyncio.create_task(services.meter.run()),
@@ -188,6 +189,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await worker.stop()
         if keeps_house:
             await to_thread.run_sync(housekeeper.stop)
+        await to_thread.run_sync(services.presence.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()
 

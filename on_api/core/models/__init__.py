@@ -10,6 +10,7 @@ from on_api.core.models.idempotency import IdempotencyRecord
 from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
+from on_api.core.models.process import Process, SecretInUse
 from on_api.core.models.share import Share
 from on_api.core.models.traffic import (
     AccelCharge,
@@ -44,6 +45,8 @@ __all__ = [
     "Maintenance",
     "MeteringProcess",
     "Pin",
+    "Process",
+    "SecretInUse",
     "Share",
     "Traffic",
     "TrafficTotal",

@@ -20,6 +20,7 @@ from on_api.core.models.key import KEY
 from on_api.core.services import audit
 from on_api.core.services.access import Principal, Scope, owned
 from on_api.core.services.audit import Actor
+from on_api.core.services.master_secret import version_in_use
 from on_api.core.services.paging import Listing
 
 
@@ -86,7 +87,7 @@ class KeyService:
         secret."""
         if request.expires_at is not None and request.expires_at <= utc_now():
             raise BadRequest("expires_at lies in the past.")
-        secret, version = tokens.new_key(), self._keyring.version
+        secret, version = tokens.new_key(), version_in_use(session, self._keyring)
         key = ApiKey(
             id=new_id(),
             user_id=user_id,

@@ -30,7 +30,10 @@ async def check_readiness(database: Database, node: IpfsNode, keyring: Keyring) 
         to_thread.run_sync(_check_database, database), _check_node(node)
     )
     # Looked at when the process started: it takes a look at every row.
-    secret = Check("secret", ok=keyring.warning is None, details=keyring.warning or "here")
+    problem = keyring.warning
+    if problem is None and keyring.lacks_the_one_in_use:
+        problem = "the master secret that is in use now is not here"
+    secret = Check("secret", ok=problem is None, details=problem or "here")
     return [*of_database, of_node, secret]
 
 
