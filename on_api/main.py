@@ -43,6 +43,8 @@ from on_api.worker.runner import Worker
 logger = logging.getLogger(__name__)
 
 VERSIONS = (V1, V2)
+NEWS_SECONDS = 5.0
+"""How long a start waits until the news of other processes are heard."""
 
 QuickAnswer = Callable[[bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bytes] | None]
 """See `Memory.quick_answer`."""
@@ -165,6 +167,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     keeps_house = sibling is None or sibling.is_first
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     services.invalidations.start()
+    await to_thread.run_sync(services.invalidations.wait, NEWS_SECONDS)
     services.presence.start()
     background = [
         asyncio.create_task(services.watch.run()),

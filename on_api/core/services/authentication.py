@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from datetime import datetime, timedelta
@@ -30,6 +31,8 @@ from on_api.core.services.throttling import count_attempt
 from on_api.core.setting_groups import AuthSettings
 
 CACHED_KEYS = 10_000
+REMEMBERED_SECONDS = 60.0
+"""A key is looked at anew so often even if no news came."""
 LAST_USED_PRECISION = timedelta(seconds=60)
 """`last_used_at` is written at most this often per key, so that reading costs no write."""
 
@@ -45,14 +48,17 @@ class Authenticator:
         self._keyring = keyring
         self._invalidations = invalidations
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, Principal] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
         self._used_at: dict[uuid.UUID, datetime] = {}
         self._generation = 0
         invalidations.subscribe(self._forget)
 
     @property
     def generation(self) -> int:
-        """Rises with all news: what was found out before it may be wrong."""
+        """Rises with all news, and while none can be heard: what was found out before it may be
+        wrong."""
+        if not self._invalidations.trusted:
+            self._forget()
         return self._generation
 
     def authenticate(self, key: str) -> Principal:
@@ -103,7 +109,8 @@ class Authenticator:
         if not self._invalidations.trusted:
             return None
         with self._lock:
-            return self._known.get(digest)
+            principal, until = self._known.get(digest, (None, 0.0))
+        return principal if time.monotonic() < until else None
 
     def _digest(self, key: str, version: int | None = None) -> bytes:
         return tokens.digest(key, self._keyring.subkey(Purpose.API_KEYS, version))
@@ -132,7 +139,7 @@ class Authenticator:
             )
 
     def _look_up(self, key: str, now: datetime, *, may_count: bool) -> Principal | None:
-        generation = self._generation
+        generation, until = self._generation, time.monotonic() + REMEMBERED_SECONDS
         digests = [self._digest(key, version) for version in self._keyring.versions]
         with self._database.session_scope(write=False) as session:
             row = session.scalar(
@@ -159,7 +166,7 @@ class Authenticator:
         with self._lock:
             # What changed while we looked would otherwise be remembered as it was before.
             if generation == self._generation:
-                self._known[digests[0]] = principal
+                self._known[digests[0]] = principal, until
                 while len(self._known) > CACHED_KEYS:
                     self._known.popitem(last=False)
         return principal
