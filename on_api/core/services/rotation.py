@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from on_api.core.crypto.sealing import Sealed
@@ -29,8 +29,9 @@ from on_api.core.models import (
     Process,
     SecretInUse,
 )
-from on_api.core.models.database import dialect_of, insert_unless_there, utc_now
+from on_api.core.models.database import dialect_of, insert_unless_there
 from on_api.core.models.invalidation import Invalidations
+from on_api.core.services.keys import is_in_force
 from on_api.core.services.master_secret import RowSealer, learn_version_in_use
 from on_api.core.services.presence import live_processes
 from on_api.core.settings import Settings
@@ -130,7 +131,7 @@ def rotate_rows(
         in_use = _lock(session).version
         needed = needed_versions(session)
         keys_left = session.scalar(
-            select(func.count()).where(_is_live(), ApiKey.secret_version != version)
+            select(func.count()).where(is_in_force(), ApiKey.secret_version != version)
         )
         kept = {in_use, *needed}
         for process in live_processes(session):
@@ -200,7 +201,7 @@ def needed_versions(session: Session) -> dict[int, int]:
     needed: dict[int, int] = {}
     counts = [
         select(ApiKey.secret_version, func.count())
-        .where(_is_live())
+        .where(is_in_force())
         .group_by(ApiKey.secret_version),
         *(
             select(table.secret_version, func.count())
@@ -277,11 +278,3 @@ def _due(
         .limit(BATCH)
         .with_for_update()
     ).all()
-
-
-def _is_live() -> ColumnElement[bool]:
-    """Keys that could still be used."""
-    return and_(
-        ApiKey.revoked_at.is_(None),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()),
-    )
