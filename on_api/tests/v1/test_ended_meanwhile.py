@@ -7,7 +7,7 @@ import asyncio
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -20,6 +20,9 @@ from on_api.core.models import ApiKey, File, IdempotencyRecord, Lease, Pin, User
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
 from on_api.core.services.files import FileFacts
+from on_api.core.services.idempotency import Answered
+from on_api.core.services.reservations import Announced
+from on_api.core.services.stored_files import IncomingFile
 from on_api.tests.conftest import PASSWORD, Account, Server
 from on_api.tests.deadline import until
 from on_api.tests.worker.bundles import AT_ONCE, beside, upload
@@ -43,17 +46,29 @@ class Slow:
         yield self.data[half:]
 
 
+def is_used(server: Server, account: Account) -> bool:
+    """Whether the server has let anybody in by the key that is about to end."""
+    mine = (ApiKey.user_id == uuid.UUID(account.id), ApiKey.name.in_(("k", "login")))
+    used = select(ApiKey.id).where(*mine, ApiKey.last_used_at.is_not(None))
+    with server.services.database.session_scope(write=False) as session:
+        return session.scalar(used) is not None
+
+
 def meanwhile(
-    server: Server, send: Callable[[Slow], httpx.Response], size: int, end: Callable[[], object]
+    server: Server,
+    account: Account,
+    send: Callable[[Slow], httpx.Response],
+    size: int,
+    end: Callable[[], object],
 ) -> httpx.Response:
-    """The answer to what is sent, if `end` happens while the server waits for the rest of it."""
+    """The answer to what is sent with a key that wasn't used before, if `end` happens while the
+    server waits for the rest of it."""
     slow, answers = Slow(os.urandom(size)), []
     sending = threading.Thread(target=lambda: answers.append(send(slow)), daemon=True)
     sending.start()
     try:
         assert slow.started.wait(60)
-        under_way = server.services.metrics.in_flight
-        until(lambda: under_way.collect()[0].samples[0].value >= 1, "the server has begun")
+        until(lambda: is_used(server, account), "it is let in")
         end()
     finally:
         slow.go_on.set()
@@ -170,7 +185,11 @@ def test_an_upload_under_way(
     made = alice.client.post("/v1/keys", json=wanted).json()
     with server.client(made["key"]) as client:
         answer = meanwhile(
-            server, lambda slow: sort(client, slow), size, lambda: end(server, alice, made["id"])
+            server,
+            alice,
+            lambda slow: sort(client, slow),
+            size,
+            lambda: end(server, alice, made["id"]),
         )
     assert (answer.status_code, answer.json()["error"]["reason"]) == (401, "UNAUTHORIZED")
     until(lambda: nothing_is_left(server, uuid.UUID(alice.id)), "nothing is left")
@@ -184,6 +203,7 @@ def test_an_upload_under_way_under_a_login(server: Server, alice: Account) -> No
     with server.client(token) as client:
         answer = meanwhile(
             server,
+            alice,
             lambda slow: streamed(client, slow),
             MIB,
             lambda: change_password(server, alice, ""),
@@ -195,19 +215,33 @@ def test_an_upload_under_way_under_a_login(server: Server, alice: Account) -> No
 def test_a_repeat_under_way(server: Server, alice: Account) -> None:
     """What was answered before is not told again."""
     made = alice.client.post("/v1/keys", json={"name": "k", "scopes": ["files:write"]}).json()
-    data = os.urandom(MIB)
     with server.client(made["key"]) as client:
-        headers = {"Idempotency-Key": "once"}
-        first = client.put("/v1/files?name=x", content=data, headers=headers)
-        assert first.status_code == 201
+        once(client, Slow(b"data", go_on=gone_on())).raise_for_status()
 
-        def send(slow: Slow) -> httpx.Response:
-            slow.data = data
-            return once(client, slow)
+    async def files() -> AsyncIterator[IncomingFile]:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"data"
 
-        answer = meanwhile(server, send, MIB, lambda: revoke(server, alice, made["id"]))
-    assert answer.status_code == 401
-    assert first.json()["id"] not in answer.text
+        yield IncomingFile("x", None, {}, body())
+
+    async def run(services: Services) -> None:
+        principal = services.authenticator.authenticate(made["key"])
+        answered = services.idempotency.claim(principal, "PUT /v1/files", "once")
+        assert isinstance(answered, Answered)
+        revoke(server, alice, made["id"])
+        with pytest.raises(Unauthorized):
+            await services.uploads.store_once(
+                principal, files(), Announced(4, 4), answered, lambda _: b""
+            )
+
+    beside(server.settings, run)
+
+
+def gone_on() -> threading.Event:
+    """For a body that doesn't stop."""
+    event = threading.Event()
+    event.set()
+    return event
 
 
 @pytest.mark.parametrize("end", WAYS, ids=lambda way: way.__name__)
@@ -246,7 +280,7 @@ def test_a_car_under_way(server: Server, alice: Account) -> None:
                 slow.data = car
                 return client.put(f"/v1/imports/{asked['id']}/car", content=iter(slow))
 
-            answer = meanwhile(server, send, 1, lambda: revoke(server, carol, mine["id"]))
+            answer = meanwhile(server, carol, send, 1, lambda: revoke(server, carol, mine["id"]))
         assert answer.status_code == 401
         assert carol.client.get("/v1/pins").json()["count"] == 0
         again = carol.client.put(f"/v1/imports/{asked['id']}/car", content=car)
@@ -264,6 +298,6 @@ def test_a_pin_that_is_asked_for_slowly(server: Server, alice: Account) -> None:
             headers = {"Content-Type": "application/json", "Content-Length": str(len(slow.data))}
             return client.post("/v1/pins", content=iter(slow), headers=headers)
 
-        answer = meanwhile(server, send, 1, lambda: revoke(server, alice, made["id"]))
+        answer = meanwhile(server, alice, send, 1, lambda: revoke(server, alice, made["id"]))
     assert answer.status_code == 401
     assert alice.client.get("/v1/pins").json()["count"] == 0
