@@ -118,4 +118,5 @@ def database_now(session: Session) -> datetime:
     """The moment by the clock that all processes share; SQLite's are on one machine."""
     if dialect_of(session) != "postgresql":
         return utc_now()
-    return session.scalars(select(func.clock_timestamp())).one()
+    now: datetime = session.scalars(select(func.clock_timestamp())).one()
+    return now
