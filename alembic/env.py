@@ -10,11 +10,14 @@ from logging.config import fileConfig
 from typing import Any, Literal
 
 from alembic.autogenerate.api import AutogenContext
+from alembic.util import CommandError
 from pydantic import SecretStr
 from sqlalchemy import JSON, Connection, text
 from sqlalchemy.engine import make_url
 
 from alembic import context
+from on_api.cli.context import load_settings as read_settings
+from on_api.core.errors import StartupError
 from on_api.core.models import Base, Database
 from on_api.core.models.database import UTCDateTime
 from on_api.core.settings import Settings
@@ -34,9 +37,13 @@ def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Liter
 
 
 def load_settings() -> Settings:
-    """on-api's settings, with the URL of `-x url=` when it is given."""
+    """on-api's settings, with the URL of `-x url=` when it is given. Raises `CommandError`, which
+    Alembic prints as one line, naming each wrong variable and never its value."""
     url = context.get_x_argument(as_dictionary=True).get("url")
-    return Settings(database_url=SecretStr(url)) if url else Settings()
+    try:
+        return read_settings(database_url=SecretStr(url)) if url else read_settings()
+    except StartupError as error:
+        raise CommandError(error.details) from None
 
 
 def configure(settings: Settings, connection: Connection | None = None) -> None:

@@ -45,6 +45,8 @@ from on_api.worker.runner import Worker
 logger = logging.getLogger(__name__)
 
 VERSIONS = (V1, V2)
+NEWS_SECONDS = 5.0
+"""How long a start waits until the news of other processes are heard."""
 
 QuickAnswer = Callable[[bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bytes] | None]
 """See `Memory.quick_answer`."""
@@ -167,6 +169,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     keeps_house = sibling is None or sibling.is_first
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     services.invalidations.start()
+    await to_thread.run_sync(services.invalidations.wait, NEWS_SECONDS)
+    services.presence.start()
     background = [
         asyncio.create_task(services.watch.run()),
         asyncio.create_task(services.meter.run()),
@@ -190,6 +194,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await worker.stop()
         if keeps_house:
             await to_thread.run_sync(housekeeper.stop)
+        await to_thread.run_sync(services.presence.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()
 

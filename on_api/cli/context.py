@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from on_api.core.services.container import Services
 
 
-def load_settings() -> Settings:
-    """Settings from the environment and `.env`. Raises `StartupError` naming each wrong variable,
-    never its value."""
+def load_settings(**given: object) -> Settings:
+    """Settings from the environment and `.env`, but for those given. Raises `StartupError` naming
+    each wrong variable, never its value."""
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]  # checked by Pydantic
     except UnknownSettingError as error:
         raise StartupError(f"The settings are wrong: {error}.") from None
     except SettingsError as error:

@@ -80,26 +80,39 @@ def revoke(user: User, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.
 
 
 @app.command("rotate-master")
-def rotate_master(as_json: AsJson = False) -> None:
+def rotate_master(
+    as_json: AsJson = False,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost", help="The secret in use is lost for good: use the one that is here."
+        ),
+    ] = False,
+) -> None:
     """Replace the master secret; safe beside a running on-api, and to be repeated.
 
     With ON_API_SECRET_KEY: first set the new one there and the old one in
-    ON_API_PREVIOUS_SECRET_KEYS for every process, and restart them; then call this. Without, it
-    makes the new secret itself. Repeat it until no key needs the old one.
+    ON_API_PREVIOUS_SECRET_KEYS for every process, and restart them (until this is called they go on
+    with the old one); then call this. Without, it makes the new secret itself. Repeat it until no
+    key needs the old one.
     """
-    from on_api.core.crypto.secrets import Keyring, rotate_secret_file
+    from on_api.core.crypto.secrets import Keyring
     from on_api.core.services.audit import COMMAND_LINE, record
-    from on_api.core.services.rotation import rotate_rows
+    from on_api.core.services.rotation import begin_rotation, rotate_rows
 
     with account_scope() as (accounts, session):
         settings = accounts.settings
-        keyring = Keyring.load(settings)
-        begun = len(keyring.versions) > 1
-        if settings.secret_key is None and not begun:
-            rotate_secret_file(settings.home)
-            keyring = Keyring.load(settings)
+        begun = len(Keyring.load(settings).versions) > 1
+        keyring = begin_rotation(session, settings, lost=lost)
         record(session, COMMAND_LINE, "secret.rotate", "secret")
-    done = rotate_rows(accounts.database, keyring, settings)
+        accounts.invalidations.announce(session)
+    done = rotate_rows(
+        accounts.database,
+        keyring,
+        settings,
+        accounts.invalidations,
+        lambda t: typer.echo(t, err=True),
+    )
     accounts.database.dispose()
     if as_json:
         print_json(asdict(done))
@@ -110,10 +123,16 @@ def rotate_master(as_json: AsJson = False) -> None:
             f"{done.keys_left} keys were not used since: the old secret is kept for them. "
             "They need it no more after their next use, or when they end."
         )
-    elif settings.secret_key is not None and begun:
-        typer.echo("Nothing needs the old secrets: empty ON_API_PREVIOUS_SECRET_KEYS.")
-    else:
-        typer.echo("Nothing needs the old secret: it is gone.")
+    if done.waiting_for:
+        typer.echo(
+            f"{', '.join(done.waiting_for)} have not seen the new secret in use: the old one is "
+            "kept for them. Call this again."
+        )
+    if done.secrets_left == 0:
+        if settings.secret_key is not None and begun:
+            typer.echo("Nothing needs the old secrets: empty ON_API_PREVIOUS_SECRET_KEYS.")
+        else:
+            typer.echo("Nothing needs the old secret: it is gone.")
     if done.lost:
         typer.echo(f"{done.lost} rows belong to a master secret that is not here.", err=True)
         raise typer.Exit(1)

@@ -41,6 +41,7 @@ async def _work(settings: Settings) -> None:
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
     running = Worker(services)
     services.invalidations.start()
+    services.presence.start()
     housekeeper.start()
     running.start()
     typer.echo("on-api: the worker works; Ctrl-C ends it", err=True)
@@ -49,5 +50,6 @@ async def _work(settings: Settings) -> None:
     finally:
         await running.stop()
         await asyncio.to_thread(housekeeper.stop)
+        await asyncio.to_thread(services.presence.stop)
         await asyncio.to_thread(services.invalidations.stop)
         await services.close()

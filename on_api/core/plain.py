@@ -41,7 +41,16 @@ Model = TypeVar("Model", bound=BaseModel)
 class PlainRequest:
     """A request of a caller who may make it, and carries no `Idempotency-Key`."""
 
-    __slots__ = ("_receive", "_taken", "headers", "principal", "query", "scope", "services")
+    __slots__ = (
+        "_admitted",
+        "_receive",
+        "_taken",
+        "headers",
+        "principal",
+        "query",
+        "scope",
+        "services",
+    )
 
     def __init__(
         self,
@@ -58,6 +67,7 @@ class PlainRequest:
         """The parameters that the short cut reads, no others, each once."""
         self.principal = principal
         self.services = services
+        self._admitted = services.authenticator.generation
         self._receive = receive
         self._taken: list[Message] = []
 
@@ -67,7 +77,8 @@ class PlainRequest:
 
     async def json(self, model: type[Model]) -> Model | None:
         """The body, where it is JSON that the model takes; None where FastAPI has to say what is
-        wrong with it. It can be read anew after that."""
+        wrong with it, or has to ask for the key anew: while the body came it may have ended. It can
+        be read anew after that."""
         if self.headers.get(b"content-type") != _JSON:
             return None
         taken, size, has_more = self._taken, 0, True
@@ -78,6 +89,8 @@ class PlainRequest:
             if message["type"] != "http.request" or size > MAX_BODY_BYTES:
                 return None
             has_more = message.get("more_body", False)
+        if self.services.authenticator.generation != self._admitted:
+            return None
         body = b"".join(message.get("body", b"") for message in taken)
         try:
             return model.model_validate(read_json(body))

@@ -20,6 +20,8 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from on_api.core.setting_groups import (
     AuthSettings,
@@ -62,6 +64,8 @@ class Settings(BaseSettings):
         # What is not ours in `.env` is somebody else's; what is ours but misspelt is found below.
         extra="ignore",
         frozen=True,
+        # A value that is refused may be a secret: whoever prints the error prints none.
+        hide_input_in_errors=True,
     )
 
     home: Path = Field(
@@ -163,6 +167,12 @@ class Settings(BaseSettings):
         if not separator or scheme not in {"postgresql+psycopg2", "sqlite", "sqlite+pysqlite"}:
             msg = "ON_API_DATABASE_URL must start with postgresql+psycopg2:// or sqlite:///"
             raise ValueError(msg)
+        try:
+            make_url(url)
+        except (ArgumentError, ValueError):
+            # Its text may be part of the password.
+            msg = "ON_API_DATABASE_URL can't be read: percent-encode what is special in its parts"
+            raise ValueError(msg) from None
         return SecretStr(f"{scheme}://{rest}")
 
     @model_validator(mode="after")

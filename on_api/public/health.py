@@ -25,7 +25,9 @@ async def get_health() -> Health:
 @router.get("/readyz")
 async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     """Database, its structure, and node; 503 unless all are well."""
-    checks = await check_readiness(services.database, services.node, services.keyring)
+    checks = await check_readiness(
+        services.database, services.node, services.keyring, services.invalidations
+    )
     ready = all(check.ok for check in checks)
     response.status_code = 200 if ready else 503
     return Readiness(ready=ready, checks=[Check.model_validate(check) for check in checks])

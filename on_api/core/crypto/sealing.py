@@ -23,15 +23,16 @@ class Sealed:
 
 
 class Sealer:
-    """Seals for one purpose under the present master secret; opens under any that is here."""
+    """Seals for one purpose under the master secret in use; opens under any that is here. What goes
+    into a row is sealed by `services/master_secret.py`."""
 
     def __init__(self, keyring: Keyring, purpose: Purpose) -> None:
         self._keyring = keyring
         self._purpose = purpose
 
-    def seal(self, plain: bytes, context: bytes) -> Sealed:
-        """Opens only with the same `context`."""
-        version = self._keyring.version
+    def seal(self, plain: bytes, context: bytes, version: int | None = None) -> Sealed:
+        """Opens only with the same `context`. `version`: of another secret than the one in use."""
+        version = self._keyring.version if version is None else version
         nonce = secrets.token_bytes(NONCE_BYTES)
         cipher = ChaCha20_Poly1305.new(key=self._subkey(version), nonce=nonce)
         cipher.update(context)

@@ -6,6 +6,7 @@ Nothing outside this module sees a master secret itself.
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import secrets
 from collections.abc import Container, Iterable, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from on_api.core.crypto.kdf import KEY_BYTES, hkdf
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 SECRET_FILE = "secret.key"  # noqa: S105 (a file's name)
 PREVIOUS_FILE = "secret.key.previous"
@@ -65,8 +68,10 @@ class MasterSecret:
 
 
 class Keyring:
-    """The present master secret and those before it that rows still need. Thread-safe.
+    """The master secrets that are here: the latest one, and those before it that rows still need.
+    Thread-safe.
 
+    Which of them is in use is the database's to say (`services/master_secret.py`): `use` tells it.
     `problem` says, for a person, why what secrets protect can't be had: then nothing of it can.
     """
 
@@ -81,6 +86,7 @@ class Keyring:
         self._secrets = (current, *previous)
         self._source = source
         self._stamp = None if source is None else _stamp(source)
+        self._used: int | None = None
         self.problem = problem
         self.warning = problem
         """What was found amiss at the start, a problem or not, for those who ask."""
@@ -107,39 +113,68 @@ class Keyring:
         return cls(MasterSecret(secrets.token_bytes(KEY_BYTES)), problem=problem)
 
     @property
-    def version(self) -> int:
-        """Of the present secret: new rows get it."""
+    def latest(self) -> int:
+        """The version of the secret that stands first: the one in use, or the one that a rotation
+        is about to put into use."""
         return self._secrets[0].version
 
     @property
+    def version(self) -> int:
+        """Of the secret in use, as far as this process knows: the latest until it was told."""
+        here, used = self._secrets, self._used
+        return next((each.version for each in here if each.version == used), here[0].version)
+
+    @property
     def versions(self) -> Sequence[int]:
-        """Of every secret that is here, the present one first."""
-        return [secret.version for secret in self._secrets]
+        """Of every secret that is here, the one in use first."""
+        return [secret.version for secret in self._in_order()]
+
+    @property
+    def lacks_the_one_in_use(self) -> bool:
+        """Whether the database was last seen to use a secret that is not here."""
+        used = self._used
+        return used is not None and all(each.version != used for each in self._secrets)
+
+    def use(self, version: int) -> bool:
+        """Take over which secret is in use. Returns whether it is here, even after a look for new
+        ones."""
+        self._used = version
+        return not self.lacks_the_one_in_use or (self.refresh() and not self.lacks_the_one_in_use)
 
     def subkey(self, purpose: Purpose, version: int | None = None) -> bytes:
-        """32 bytes for one purpose, of the present secret or of a version.
+        """32 bytes for one purpose, of the secret in use or of a version.
 
         Raises `UnknownSecretError` for a version that is not here, even after a look for new ones.
         """
+        wanted = self.version if version is None else version
         for secret in self._secrets:
-            if version is None or secret.version == version:
+            if secret.version == wanted:
                 return secret.subkey(purpose)
         if self.refresh():
             return self.subkey(purpose, version)
         raise UnknownSecretError
 
     def subkeys(self, purpose: Purpose) -> Sequence[bytes]:
-        """Of every secret that is here, the present one's first."""
-        return [secret.subkey(purpose) for secret in self._secrets]
+        """Of every secret that is here, first of the one in use."""
+        return [secret.subkey(purpose) for secret in self._in_order()]
 
     def refresh(self) -> bool:
         """Read the files again if they have changed: another process may have rotated the secret.
-        Returns whether they had."""
+        Returns whether they had. While they can't be read, what was known stays."""
         if self._source is None or (stamp := _stamp(self._source)) == self._stamp:
             return False
+        try:
+            found = Keyring.load(self._source)._secrets
+        except StartupError as error:
+            logger.warning("the master secret can't be read again: %s", error.details)
+            found = self._secrets
         self._stamp = stamp
-        self._secrets = Keyring.load(self._source)._secrets
+        self._secrets = found
         return True
+
+    def _in_order(self) -> Sequence[MasterSecret]:
+        used = self._used
+        return sorted(self._secrets, key=lambda secret: secret.version != used)
 
 
 def create_secret_file(home: Path) -> bool:
@@ -154,7 +189,8 @@ def create_secret_file(home: Path) -> bool:
 def rotate_secret_file(home: Path) -> None:
     """Make a new `home/secret.key`; the one before is kept beside it for as long as rows need it.
 
-    Killed at any moment, no secret is lost: it is kept before it is replaced.
+    Killed at any moment, no secret is lost: it is kept before it is replaced. One at a time: the
+    caller sees to that (`services/rotation.py`).
     """
     present = _read_secret(home / SECRET_FILE)
     _write(home / PREVIOUS_FILE, dict.fromkeys([present, *_lines(home / PREVIOUS_FILE)]))
@@ -170,6 +206,7 @@ def keep_previous(home: Path, needed: Container[int]) -> None:
         _write(path, kept)
     elif lines:
         path.unlink()
+        _sync_folder(home)
 
 
 def _secret(text: str) -> MasterSecret:
@@ -212,15 +249,27 @@ def _write(path: Path, lines: Iterable[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    _sync_folder(path.parent)
 
 
-def _stamp(settings: Settings) -> tuple[int, int]:
+def _sync_folder(folder: Path) -> None:
+    # The new name has to survive a power cut before anything is sealed with what it leads to.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stamp(settings: Settings) -> tuple[tuple[int, int], ...]:
     """Changes when a file of secrets does."""
 
-    def of(name: str) -> int:
+    def of(name: str) -> tuple[int, int]:
         try:
-            return (settings.home / name).stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+            stat = (settings.home / name).stat()
+        except OSError:
+            return 0, 0
+        # The number too: two that are written in one tick of the clock have one time.
+        return stat.st_ino, stat.st_mtime_ns
 
     return of(SECRET_FILE), of(PREVIOUS_FILE)

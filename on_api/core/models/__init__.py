@@ -18,6 +18,7 @@ from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.private_block import PrivateBlock
+from on_api.core.models.process import Process, SecretInUse
 from on_api.core.models.share import Share
 from on_api.core.models.traffic import (
     AccelCharge,
@@ -53,7 +54,9 @@ __all__ = [
     "MeteringProcess",
     "Pin",
     "PrivateBlock",
+    "Process",
     "QuarantinedPin",
+    "SecretInUse",
     "Share",
     "Traffic",
     "TrafficTotal",

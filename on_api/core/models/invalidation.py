@@ -3,9 +3,12 @@ others.
 
 A writer announces within its transaction. When that commits, subscribers of this process are told
 at once; those of other processes by NOTIFY (PostgreSQL), or by the file's change counter (SQLite)
-within half a second. There are three kinds of news: that something changed, anything; which
-contents are referred to otherwise than before; and which files' rows are not what they were, or are
-gone. That last one nobody has to announce: the mapper sees it. Knows nothing of what is cached.
+within half a second. That news still come is proved again and again: a connection can fall silent
+without ending, and a thread can hang.
+
+There are three kinds of news: that something changed, anything; which contents are referred to
+otherwise than before; and which files' rows are not what they were, or are gone. That last one
+nobody has to announce: the mapper sees it. Knows nothing of what is cached.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ from __future__ import annotations
 import logging
 import select
 import threading
+import time
+import uuid
 from collections.abc import Callable, Collection
+from contextlib import closing
 
-import psycopg2
-from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT, connection
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session, object_session
 
 from on_api.core.models.database import Database
 from on_api.core.models.file import File
+from on_api.core.models.patient_connection import PatientConnection
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +39,14 @@ _FILES = "on_api_files_changed"
 _FILE = "file:"
 """Before the id of a file, in news; no CID begins with it."""
 _ANY = ""
+_BEAT = "beat:"
+"""Before a listener's name and the number of a heartbeat, in news that is for that listener."""
 POLL_SECONDS = 0.5
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 4.0
+"""How long it is believed that all news have come: after that nothing cached is used."""
+ANSWER_SECONDS = 5.0
+"""How long PostgreSQL may take to let a listener in."""
 RECONNECT_SECONDS = 1.0
 
 
@@ -64,13 +76,17 @@ class Invalidations:
         self._file_subscribers: list[FilesChanged] = []
         self._stopping = threading.Event()
         self._trusted = threading.Event()
+        self._proved_at = float("-inf")
+        """On the clock of `time.monotonic`: all news from before that moment have come."""
+        self._is_lost = False
         self._thread: threading.Thread | None = None
         database.on_commit(self._before_commit, self._after_commit)
 
     @property
     def trusted(self) -> bool:
         """Whether changes of other processes are being heard at the moment."""
-        return self._trusted.is_set()
+        # By the clock as well: whoever would say that nothing comes any more may hang itself.
+        return self._trusted.is_set() and time.monotonic() - self._proved_at < SILENCE_SECONDS
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Call `callback` (quick, thread-safe) after every change: forget what you hold."""
@@ -99,6 +115,10 @@ class Invalidations:
             target=self._keep, args=(target,), name="on-api-invalidations", daemon=True
         )
         self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the others are heard for the first time, but no longer than that."""
+        self._trusted.wait(seconds)
 
     def stop(self) -> None:
         """Stop listening."""
@@ -146,36 +166,62 @@ class Invalidations:
                 target()
             except Exception as error:
                 self._trusted.clear()
-                logger.warning("lost the news of other processes: %s", type(error).__name__)
+                if not self._is_lost:  # once, and not at each attempt
+                    logger.warning("lost the news of other processes: %s", type(error).__name__)
+                self._is_lost = True
                 self._stopping.wait(RECONNECT_SECONDS)
 
-    def _begin_to_trust(self) -> None:
+    def _begin_to_trust(self, proved_at: float) -> None:
         # First forget, then trust: changes made before we listened went unheard.
         self._tell()
+        self._proved_at = proved_at
         self._trusted.set()
+        if self._is_lost:
+            logger.warning("the news of other processes are heard again")
+        self._is_lost = False
 
     def _listen(self) -> None:
         url = self._database.engine.url
         dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        listener: connection = psycopg2.connect(dsn, connect_timeout=5, application_name="on-api")
-        try:
-            listener.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
-            with listener.cursor() as cursor:
-                cursor.execute(f"LISTEN {CHANNEL}")
-            self._begin_to_trust()
-            while not self._stopping.is_set():
-                if select.select([listener], [], [], POLL_SECONDS)[0]:
-                    listener.poll()
-                    news = [notify.payload for notify in listener.notifies]
-                    listener.notifies.clear()
-                    if _ANY in news:
-                        self._tell()
-                    elif news:
-                        self._hear({word for said in news for word in said.split()})
-        finally:
-            listener.close()
+        with (
+            closing(PatientConnection(dsn, ANSWER_SECONDS)) as listener,
+            closing(PatientConnection(dsn, ANSWER_SECONDS)) as sender,
+        ):
+            began = time.monotonic()
+            listener.execute(f"LISTEN {CHANNEL}")
+            self._begin_to_trust(began)
+            self._hear_on(listener, sender)
+
+    def _hear_on(self, listener: PatientConnection, sender: PatientConnection) -> None:
+        """Pass on what is heard. Our own heartbeats come the same way, after all news from before
+        they were sent. Raises `TimeoutError` when none has come back for long."""
+        name = f"{_BEAT}{uuid.uuid4().hex}:"
+        sent = 0
+        sent_at: dict[str, float] = {}
+        due = time.monotonic()
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now - self._proved_at > SILENCE_SECONDS:
+                raise TimeoutError
+            # Each time: an answer that isn't read would wake us for ever.
+            if sender.is_idle() and now >= due:
+                sent, due = sent + 1, now + BEAT_SECONDS
+                sent_at[f"{name}{sent}"] = now
+                sender.begin(f"NOTIFY {CHANNEL}, '{name}{sent}'")
+            wait = POLL_SECONDS if due <= now else min(POLL_SECONDS, due - now)
+            select.select([listener, sender], [], [], wait)
+            news = listener.notifies()
+            if _ANY in news:
+                self._tell()
+            elif news:
+                self._hear({word for said in news for word in said.split()})
+            # Last: by now everything that came before it has been told.
+            for said in news:
+                if said in sent_at:
+                    self._proved_at = sent_at.pop(said)
 
     def _hear(self, words: Collection[str]) -> None:
+        words = {word for word in words if not word.startswith(_BEAT)}
         files = {word.removeprefix(_FILE) for word in words if word.startswith(_FILE)}
         if files:
             self._tell_files(files)
@@ -192,12 +238,17 @@ class Invalidations:
                 # Changes when another connection has committed; no lock, no transaction.
                 return int(raw.execute("PRAGMA data_version").fetchone()[0])
 
-            seen = version()
-            self._begin_to_trust()
+            looked_at, seen = time.monotonic(), version()
+            self._begin_to_trust(looked_at)
             while not self._stopping.wait(POLL_SECONDS):
-                if (now := version()) != seen:
+                looked_at, now = time.monotonic(), version()
+                if now != seen:
                     seen = now
                     self._tell()
+                if looked_at - self._proved_at > SILENCE_SECONDS:
+                    silent = looked_at - self._proved_at
+                    logger.warning("nobody looked for news of other processes for %.0f s", silent)
+                self._proved_at = looked_at
 
 
 @event.listens_for(File, "after_update")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session, joinedload
 from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import Keyring, Purpose
-from on_api.core.errors import BadRequest, Unauthorized
+from on_api.core.errors import BadRequest, SecretUnavailable, Unauthorized
 from on_api.core.models import ApiKey, Database, LoginThrottle, User
 from on_api.core.models.database import insert_or_lock, utc_now
 from on_api.core.models.invalidation import Invalidations
@@ -25,10 +26,13 @@ from on_api.core.services import audit
 from on_api.core.services.access import Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.keys import KeyRequest, KeyService, every_scope
+from on_api.core.services.master_secret import version_in_use
 from on_api.core.services.throttling import count_attempt
 from on_api.core.setting_groups import AuthSettings
 
 CACHED_KEYS = 10_000
+REMEMBERED_SECONDS = 60.0
+"""A key is looked at anew so often even if no news came."""
 LAST_USED_PRECISION = timedelta(seconds=60)
 """`last_used_at` is written at most this often per key, so that reading costs no write."""
 
@@ -44,14 +48,17 @@ class Authenticator:
         self._keyring = keyring
         self._invalidations = invalidations
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, Principal] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
         self._used_at: dict[uuid.UUID, datetime] = {}
         self._generation = 0
         invalidations.subscribe(self._forget)
 
     @property
     def generation(self) -> int:
-        """Rises with all news: what was found out before it may be wrong."""
+        """Rises with all news, and while none can be heard: what was found out before it may be
+        wrong."""
+        if not self._invalidations.trusted:
+            self._forget()
         return self._generation
 
     def authenticate(self, key: str) -> Principal:
@@ -102,47 +109,53 @@ class Authenticator:
         if not self._invalidations.trusted:
             return None
         with self._lock:
-            return self._known.get(digest)
+            principal, until = self._known.get(digest, (None, 0.0))
+        return principal if time.monotonic() < until else None
 
     def _digest(self, key: str, version: int | None = None) -> bytes:
         return tokens.digest(key, self._keyring.subkey(Purpose.API_KEYS, version))
 
     def _find(self, key: str, now: datetime, *, may_count: bool = True) -> Principal:
-        """Look under the present master secret, then under those before it."""
-        for version in self._keyring.versions:
-            digest = self._digest(key, version)
-            if (principal := self._look_up(digest, now, may_count=may_count)) is not None:
-                if version != self._keyring.version:
-                    self._digest_anew(principal.key_id, key)
-                return principal
-        if self._keyring.refresh():  # another process has rotated the secret
-            return self._find(key, now, may_count=may_count)
-        raise Unauthorized
+        """Look under every master secret that is here, at once: a key that is digested anew
+        meanwhile would be missed by two looks."""
+        principal = self._look_up(key, now, may_count=may_count)
+        if principal is None and self._keyring.refresh():  # another process has rotated the secret
+            principal = self._look_up(key, now, may_count=may_count)
+        if principal is None:
+            raise Unauthorized
+        return principal
 
     def _digest_anew(self, key_id: uuid.UUID, key: str) -> None:
         """A key that was digested under an earlier master secret needs that one no more."""
-        version = self._keyring.version
         with self._database.session_scope() as session:
+            try:
+                version = version_in_use(session, self._keyring)
+            except SecretUnavailable:
+                return
             session.execute(
                 update(ApiKey)
                 .where(ApiKey.id == key_id)
                 .values(digest=self._digest(key, version), secret_version=version)
             )
 
-    def _look_up(self, digest: bytes, now: datetime, *, may_count: bool) -> Principal | None:
-        generation = self._generation
+    def _look_up(self, key: str, now: datetime, *, may_count: bool) -> Principal | None:
+        generation, until = self._generation, time.monotonic() + REMEMBERED_SECONDS
+        digests = [self._digest(key, version) for version in self._keyring.versions]
         with self._database.session_scope(write=False) as session:
-            key = session.scalar(
-                select(ApiKey).where(ApiKey.digest == digest).options(joinedload(ApiKey.user))
+            row = session.scalar(
+                select(ApiKey).where(ApiKey.digest.in_(digests)).options(joinedload(ApiKey.user))
             )
-            if key is None:
+            if row is None:
                 return None
-            if key.revoked_at is not None or not _may_act(key.user):
+            if row.revoked_at is not None or not _may_act(row.user):
                 raise Unauthorized
-            if key.expires_at is not None and key.expires_at <= now:
+            if row.expires_at is not None and row.expires_at <= now:
                 raise Unauthorized
-            principal = _principal(key)
-            counted = key.max_uses is not None
+            principal = _principal(row)
+            counted = row.max_uses is not None
+            is_old = row.digest != digests[0]
+        if is_old:
+            self._digest_anew(principal.key_id, key)
         if counted:
             if not may_count:
                 raise Unauthorized
@@ -153,7 +166,7 @@ class Authenticator:
         with self._lock:
             # What changed while we looked would otherwise be remembered as it was before.
             if generation == self._generation:
-                self._known[digest] = principal
+                self._known[digests[0]] = principal, until
                 while len(self._known) > CACHED_KEYS:
                     self._known.popitem(last=False)
         return principal

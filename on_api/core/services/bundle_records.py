@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import ServiceUnavailable
+from on_api.core.errors import ServiceUnavailable, Unauthorized
 from on_api.core.ipfs.bundle import Block, Bundle
 from on_api.core.models import Database
 from on_api.core.models.database import utc_now
@@ -35,6 +35,7 @@ from on_api.core.services.bundle_statements import (
 )
 from on_api.core.services.files import FileFacts
 from on_api.core.services.idempotency import Answered, Claim, IdempotencyService
+from on_api.core.services.keys import keys_in_force
 from on_api.core.services.leases import GIVEN_UP
 from on_api.core.services.standing_lease import HeldLease
 from on_api.core.services.stored_files import MICROSECOND, StoredFile, facts_in
@@ -55,6 +56,7 @@ class SmallUpload:
     """
 
     user_id: uuid.UUID
+    key_id: uuid.UUID
     files: Sequence[StoredFile]
     blocks: Sequence[Block]
     claim: Claim | None = None
@@ -77,10 +79,11 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The files of each upload that was admitted; None for one that could not go with the others.
-    `collecting`: garbage is about to be collected, and waits for the lease to end."""
+    """The files of each upload that was admitted; None for one that could not go with the others,
+    an error for one that may not be stored at all. `collecting`: garbage is about to be collected,
+    and waits for the lease to end."""
 
-    files: Sequence[Files | None]
+    files: Sequence[Files | Unauthorized | None]
     collecting: bool
 
 
@@ -114,9 +117,12 @@ class BundleRecords:
         uploads = admitted.uploads
         with self._database.session_scope() as session:
             accounts = _accounts(session, uploads, lock=True)
-            claims = [upload.claim for upload in uploads if upload.claim is not None]
+            # Revoked while the bytes came, or with their users.
+            keys = keys_in_force(session, {upload.key_id for upload in uploads})
+            allowed = [upload for upload in uploads if upload.key_id in keys]
+            claims = [upload.claim for upload in allowed if upload.claim is not None]
             held = self._idempotency.lock(session, claims)
-            fit = [upload for upload in uploads if upload.claim is None or upload.claim.id in held]
+            fit = [upload for upload in allowed if upload.claim is None or upload.claim.id in held]
             fit = _that_fit(accounts, fit)
             sizes = {file.cid: file.dag_size for upload in fit for file in upload.files}
             there = lock_contents(session, sizes, bundle, admitted.fresh)
@@ -127,7 +133,11 @@ class BundleRecords:
             _settle(session, accounts, recorded, charged)
             stamp(session, bundle, there, {cid for _, cid in charged})
             collecting = _is_collecting(session, lease)
-            return Recorded([recorded.get(upload) for upload in uploads], collecting)
+            outcomes = [
+                recorded.get(upload) if upload.key_id in keys else Unauthorized()
+                for upload in uploads
+            ]
+            return Recorded(outcomes, collecting)
 
     def _insert(
         self, session: Session, accounts: _Accounts, uploads: Sequence[SmallUpload]

@@ -16,7 +16,7 @@ from contextvars import Context
 
 from anyio import to_thread
 
-from on_api.core.errors import Conflict
+from on_api.core.errors import Conflict, Unauthorized
 from on_api.core.ipfs.bundle import MOST_LINKS, Bundle, make_bundle
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.metrics import Metrics
@@ -89,7 +89,7 @@ class Bundler:
     async def store(self, upload: SmallUpload, alone: Alone) -> Sequence[FileFacts]:
         """Store an upload with whatever else there is, or by `alone`. Raises what that raises, or
         what became of all that were together: a `NodeError`, `DatabaseUnavailable`,
-        `ServiceUnavailable`."""
+        `ServiceUnavailable`; or `Unauthorized` when its key has ended meanwhile."""
         if not self._waiting and self._may_begin():
             return await self.by_itself(alone)
         waiting = _Waiting(upload)
@@ -171,12 +171,17 @@ class Bundler:
                     waiting.future.set_exception(error)
             return
         for waiting in batch:
-            if not waiting.future.done():
-                waiting.future.set_result(outcomes.get(waiting.upload))
+            if waiting.future.done():
+                continue
+            outcome = outcomes.get(waiting.upload)
+            if isinstance(outcome, Unauthorized):
+                waiting.future.set_exception(outcome)
+            else:
+                waiting.future.set_result(outcome)
 
     async def _bundled(
         self, uploads: Sequence[SmallUpload]
-    ) -> dict[SmallUpload, Sequence[FileFacts] | None]:
+    ) -> dict[SmallUpload, Sequence[FileFacts] | Unauthorized | None]:
         async with self._lease.lent() as lease:
             admitted, bundle = await self._stored(lease, uploads)
             if not admitted.uploads:
@@ -188,7 +193,9 @@ class Bundler:
             self._metrics.bundles.inc()
             self._metrics.bundled_files.inc(len(bundle.blocks))
         outcomes = dict(zip(admitted.uploads, recorded.files, strict=True))
-        stored = sum(upload.size for upload, files in outcomes.items() if files is not None)
+        stored = sum(
+            upload.size for upload, files in outcomes.items() if isinstance(files, Sequence)
+        )
         self._metrics.uploaded_bytes.inc(stored)
         return outcomes
 

@@ -10,7 +10,6 @@ from datetime import timedelta
 
 from on_api.core.blocks import Room
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.crypto.sealing import Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.measured import MeasuredNode
@@ -39,10 +38,12 @@ from on_api.core.services.intake import Intake, IntakeLimits
 from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import UPLOAD, LeaseService
+from on_api.core.services.master_secret import RowSealer
 from on_api.core.services.metering import Meter
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
+from on_api.core.services.presence import Presence
 from on_api.core.services.private_blocks import PrivateBlocks
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.rate_limits import RateLimits
@@ -71,6 +72,7 @@ class Services:
     gateway: GatewayPolicy
     private_blocks: PrivateBlocks
     invalidations: Invalidations
+    presence: Presence
     authenticator: Authenticator
     login: LoginService
     users: UserService
@@ -123,7 +125,7 @@ class Services:
         )
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
-            database, Sealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
+            database, RowSealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
         )
         capacity = Capacity(node, settings)
         names = PinNames(database)
@@ -151,6 +153,7 @@ class Services:
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
             private_blocks=PrivateBlocks(database, node),
             invalidations=invalidations,
+            presence=Presence(database, keyring, invalidations),
             authenticator=Authenticator(database, keyring, invalidations),
             login=LoginService(database, hasher, accounts.keys, settings.auth),
             users=accounts.users,

@@ -34,6 +34,8 @@ QUICK_SECONDS = 1.0
 """A slice used up in less doubles the next one."""
 SLOW_SECONDS = 8.0
 """One that lasts longer halves it."""
+REMEMBERED_SECONDS = 60.0
+"""A budget is looked at anew so often even if no news came."""
 
 _UNLIMITED = 2**62
 
@@ -173,7 +175,11 @@ class Credit:
 
     def is_fresh(self, account: Account) -> bool:
         """Whether its budget is known as it is now."""
-        return account.generation == self._generation and self._invalidations.trusted
+        return (
+            account.generation == self._generation
+            and time.monotonic() - account.checked_at < REMEMBERED_SECONDS
+            and self._invalidations.trusted
+        )
 
     def spend(self, accounts: Sequence[Account], n: int) -> bool:
         """Count `n` bytes on each account. False: on one of them credit is short, and nothing was

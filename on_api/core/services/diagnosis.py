@@ -197,8 +197,8 @@ async def _ask_for_config(settings: Settings) -> dict[str, object]:
 
 
 def _pool(settings: Settings, allowed: int) -> Finding:
-    # One more in each process hears the news of the others.
-    of_one = settings.database.pool_size + settings.database.max_overflow + 1
+    # Two more in each process: one hears the news of the others, one proves that it does.
+    of_one = settings.database.pool_size + settings.database.max_overflow + 2
     wanted = of_one * settings.processes
     details = (
         f"{wanted} at most of {settings.processes} serving process(es), {allowed} allowed by the"

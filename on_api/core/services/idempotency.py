@@ -19,13 +19,14 @@ from typing import Self
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.crypto.sealing import Sealed, Sealer
+from on_api.core.crypto.sealing import Sealed
 from on_api.core.crypto.secrets import UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, InProgress, ServiceUnavailable
 from on_api.core.models import Database, IdempotencyRecord
 from on_api.core.models.database import insert_or_lock, new_id, utc_now
 from on_api.core.models.idempotency import KEY_LENGTH, ROUTE_LENGTH
 from on_api.core.services.access import Principal
+from on_api.core.services.master_secret import RowSealer
 from on_api.core.services.renewal import renewed
 
 MEMORY = timedelta(hours=24)
@@ -94,7 +95,7 @@ class IdempotencyService:
     """Claims keys and records answers, over all processes. A claim of a crash is free after
     `lease_seconds`."""
 
-    def __init__(self, database: Database, sealer: Sealer, lease_seconds: int) -> None:
+    def __init__(self, database: Database, sealer: RowSealer, lease_seconds: int) -> None:
         self._database = database
         self._sealer = sealer
         self._life = timedelta(seconds=lease_seconds)
@@ -155,7 +156,7 @@ class IdempotencyService:
         Raises `ServiceUnavailable` when the claim is not ours any more: then nothing may be done
         under it.
         """
-        sealed = self._sealer.seal(answer.as_bytes(), claim.id.bytes)
+        sealed = self._sealer.seal(session, answer.as_bytes(), claim.id.bytes)
         record = session.scalar(
             update(IdempotencyRecord)
             .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)

@@ -14,7 +14,7 @@ from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto.age import BadKey, X25519Identity
-from on_api.core.crypto.sealing import Sealed, Sealer
+from on_api.core.crypto.sealing import Sealed
 from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, SecretUnavailable
 from on_api.core.models import Identity
@@ -22,6 +22,7 @@ from on_api.core.models.database import new_id
 from on_api.core.services import audit
 from on_api.core.services.access import owned
 from on_api.core.services.audit import Actor
+from on_api.core.services.master_secret import RowSealer
 from on_api.core.services.users import get_user
 
 MOST_IDENTITIES = 1000
@@ -34,7 +35,7 @@ class IdentityService:
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._sealer = Sealer(keyring, Purpose.IDENTITIES)
+        self._sealer = RowSealer(keyring, Purpose.IDENTITIES)
 
     def active(self, session: Session, user_id: uuid.UUID) -> Identity:
         """The identity that new files are encrypted to; made where there is none yet.
@@ -111,10 +112,8 @@ class IdentityService:
     def _keep(
         self, session: Session, user_id: uuid.UUID, secret: X25519Identity, *, active: bool
     ) -> Identity:
-        if self._keyring.problem is not None:
-            raise SecretUnavailable  # what is sealed now could never be opened again
         identity_id = new_id()
-        sealed = self._sealer.seal(secret.secret, identity_id.bytes)
+        sealed = self._sealer.seal(session, secret.secret, identity_id.bytes)
         identity = Identity(
             id=identity_id,
             user_id=user_id,

@@ -34,6 +34,7 @@ from on_api.core.services.import_lists import ITEM_STEP
 from on_api.core.services.imports import find_import
 from on_api.core.services.intake import FilePassage, HashedBody, Intake, IntakeLimits
 from on_api.core.services.keeper import Keeper
+from on_api.core.services.keys import require_in_force
 from on_api.core.services.leases import UPLOAD, Holder, LeaseHandle, LeaseService
 from on_api.core.services.pins import PinRequest, PinService
 from on_api.core.services.renewal import renewed
@@ -128,7 +129,8 @@ class CarImports:
 
         `name` is that of the pin, where there is one root. Raises `NotFound`; `Conflict` unless it
         waits for a CAR; `BadCar`; `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
-        `InsufficientStorage` for too much; `RequestTimeout`; a `NodeError`.
+        `InsufficientStorage` for too much; `RequestTimeout`; `Unauthorized` when the key has ended
+        meanwhile; a `NodeError`.
         """
         token = await self._in_database(lambda s: self._claim(s, holder.user_id, import_id))
         lease: LeaseHandle | None = None
@@ -156,7 +158,14 @@ class CarImports:
                         record(session, row, sent)
 
                 await self._record(
-                    import_id, token, lease, roots, started_at, intake.received, finish
+                    import_id,
+                    holder.key_id,
+                    token,
+                    lease,
+                    roots,
+                    started_at,
+                    intake.received,
+                    finish,
                 )
         except BaseException as error:
             with CancelScope(shield=True):
@@ -175,6 +184,7 @@ class CarImports:
     async def _record(
         self,
         import_id: uuid.UUID,
+        key_id: uuid.UUID | None,
         token: uuid.UUID,
         lease: LeaseHandle,
         roots: Sequence[_Root],
@@ -186,6 +196,8 @@ class CarImports:
 
         def record(session: Session) -> None:
             usage = contents.lock_usage(session, lease.user_id)
+            if key_id is not None:
+                require_in_force(session, key_id)  # it may have ended while the bytes came
             row = _mine(session, import_id, token)
             row.started_at = started_at
             contents.lock_all(session, [root.cid for root in roots])

@@ -13,7 +13,7 @@ from datetime import timedelta
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.crypto.sealing import Sealed, Sealer
+from on_api.core.crypto.sealing import Sealed
 from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
 from on_api.core.models import File, Import, ImportItem, Pin
@@ -35,6 +35,7 @@ from on_api.core.outbound import check_url
 from on_api.core.providers.base import CAR, KUBO, ON_API, PINATA, SourceSpec
 from on_api.core.services import contents
 from on_api.core.services.access import owned
+from on_api.core.services.master_secret import RowSealer
 from on_api.core.services.paging import Listing
 from on_api.core.services.pins import PinService
 
@@ -83,8 +84,7 @@ class ImportService:
         *,
         allow_private: bool,
     ) -> None:
-        self._keyring = keyring
-        self._sealer = Sealer(keyring, Purpose.IMPORTS)
+        self._sealer = RowSealer(keyring, Purpose.IMPORTS)
         self._pins = pins
         self._ring = ring
         self._allow_private = allow_private
@@ -136,9 +136,7 @@ class ImportService:
             started_at=utc_now() if starts else None,
         )
         if not _waits_for_car(spec):
-            if self._keyring.problem is not None:
-                raise SecretUnavailable  # what is sealed now could never be opened again
-            sealed = self._sealer.seal(spec.to_json().encode(), row.id.bytes)
+            sealed = self._sealer.seal(session, spec.to_json().encode(), row.id.bytes)
             row.secrets, row.secret_version = sealed.data, sealed.version
             row.due_at = utc_now()
             self._ring(session)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto import tokens
 from on_api.core.crypto.secrets import Keyring, Purpose
-from on_api.core.errors import BadRequest, Forbidden, NotFound
+from on_api.core.errors import BadRequest, Forbidden, NotFound, Unauthorized
 from on_api.core.models import ApiKey, User
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
@@ -20,6 +20,7 @@ from on_api.core.models.key import KEY
 from on_api.core.services import audit
 from on_api.core.services.access import Principal, Scope, owned
 from on_api.core.services.audit import Actor
+from on_api.core.services.master_secret import version_in_use
 from on_api.core.services.paging import Listing
 
 
@@ -86,7 +87,7 @@ class KeyService:
         secret."""
         if request.expires_at is not None and request.expires_at <= utc_now():
             raise BadRequest("expires_at lies in the past.")
-        secret, version = tokens.new_key(), self._keyring.version
+        secret, version = tokens.new_key(), version_in_use(session, self._keyring)
         key = ApiKey(
             id=new_id(),
             user_id=user_id,
@@ -133,10 +134,7 @@ def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
 
 def keys_of(user_id: uuid.UUID) -> Listing[ApiKey]:
     """A user's keys that are neither revoked nor expired; login tokens are not among them."""
-    statement = _live_keys(user_id).where(
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now())
-    )
-    return Listing(statement, ApiKey.created_at, ApiKey.id)
+    return Listing(_live_keys(user_id).where(is_in_force()), ApiKey.created_at, ApiKey.id)
 
 
 def every_scope(user: User) -> frozenset[Scope]:
@@ -150,6 +148,31 @@ def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
         return frozenset(Scope(word) for word in words)
     except ValueError:
         raise BadRequest(f"Unknown scope; known are: {', '.join(Scope)}.") from None
+
+
+def is_in_force() -> ColumnElement[bool]:
+    """That a key is neither revoked nor expired."""
+    return and_(
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()),
+    )
+
+
+def keys_in_force(session: Session, key_ids: Collection[uuid.UUID]) -> Collection[uuid.UUID]:
+    """Those of these keys that may be used at this moment, as their users may: asked again before
+    anything is recorded that has taken its time."""
+    statement = (
+        select(ApiKey.id)
+        .join(User, User.id == ApiKey.user_id)
+        .where(ApiKey.id.in_(key_ids), is_in_force(), User.active, User.deleted_at.is_(None))
+    )
+    return set(session.scalars(statement))
+
+
+def require_in_force(session: Session, key_id: uuid.UUID) -> None:
+    """Raise `Unauthorized` unless a key may be used at this moment."""
+    if key_id not in keys_in_force(session, [key_id]):
+        raise Unauthorized
 
 
 def _live_keys(user_id: uuid.UUID) -> Select[ApiKey]:

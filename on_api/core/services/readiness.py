@@ -12,6 +12,7 @@ from on_api.core.crypto.secrets import Keyring
 from on_api.core.errors import NodeError, OnApiError
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Database
+from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.revisions import check_revision
 
 
@@ -24,14 +25,23 @@ class Check:
     details: str
 
 
-async def check_readiness(database: Database, node: IpfsNode, keyring: Keyring) -> Sequence[Check]:
+async def check_readiness(
+    database: Database, node: IpfsNode, keyring: Keyring, invalidations: Invalidations
+) -> Sequence[Check]:
     """Look at everything at once. Takes no longer than the time-outs of database and node."""
     of_database, of_node = await asyncio.gather(
         to_thread.run_sync(_check_database, database), _check_node(node)
     )
     # Looked at when the process started: it takes a look at every row.
-    secret = Check("secret", ok=keyring.warning is None, details=keyring.warning or "here")
-    return [*of_database, of_node, secret]
+    problem = keyring.warning
+    if problem is None and keyring.lacks_the_one_in_use:
+        problem = "the master secret that is in use now is not here"
+    secret = Check("secret", ok=problem is None, details=problem or "here")
+    checks = [*of_database, of_node, secret]
+    if not invalidations.trusted:
+        silence = "changes that other processes make are not heard: nothing cached is used"
+        checks.append(Check("news", ok=False, details=silence))
+    return checks
 
 
 def _check_database(database: Database) -> Sequence[Check]:

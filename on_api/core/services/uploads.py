@@ -21,13 +21,20 @@ from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.blocks import Bytes
-from on_api.core.errors import BadRequest, OnApiError, PayloadTooLarge, Unauthorized
+from on_api.core.errors import (
+    BadRequest,
+    Conflict,
+    NotFound,
+    OnApiError,
+    PayloadTooLarge,
+    Unauthorized,
+)
 from on_api.core.ipfs.bundle import Block
 from on_api.core.ipfs.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
 from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
-from on_api.core.models import Database, File, User, UserUsage
+from on_api.core.models import Database, File, UserUsage
 from on_api.core.services import contents, events
 from on_api.core.services.access import Principal
 from on_api.core.services.bundle_records import SmallUpload
@@ -50,6 +57,7 @@ from on_api.core.services.intake import (
     blocks,
 )
 from on_api.core.services.keeper import Keeper
+from on_api.core.services.keys import keys_in_force, require_in_force
 from on_api.core.services.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.metering import Charge, Kind, Meter
 from on_api.core.services.private_files import PrivateFiles, Sealing
@@ -118,6 +126,7 @@ class _Ended:
     """
 
     user_id: uuid.UUID
+    key_id: uuid.UUID
     lease: LeaseHandle
     stored: Sequence[StoredFile]
     recording: Recording | None
@@ -176,9 +185,14 @@ class UploadService:
                 (file, await HashedBody(file.body, self._limits).to_its_end())
                 async for file in incoming
             ]
+            await to_thread.run_sync(self._require_in_force, principal)
             raise AlreadyAnswered(attempt.for_repeat(*self._fingerprints(repeated)))
         async with self._idempotency.kept_alive(attempt):
             return await self.store(principal, incoming, announced, Recording(attempt, render))
+
+    def _require_in_force(self, principal: Principal) -> None:
+        with self._database.session_scope(write=False) as session:
+            require_in_force(session, principal.key_id)
 
     async def store(
         self,
@@ -192,28 +206,42 @@ class UploadService:
         What is announced is refused before a byte is read where it can't be had. Raises
         `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
         `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
-        `NodeError` when the node fails, what `PrivateFiles.seal` raises. What the node has pinned
-        by then is left with a dead lease and no record.
+        `NodeError` when the node fails, `Unauthorized` when the key has ended meanwhile, what
+        `PrivateFiles.seal` raises. What the node has pinned by then is left with a dead lease and
+        no record.
         """
         await self._capacity.require(announced.least)
-        most = announced.most
         try:
-            # A key's own limit is settled one by one.
-            if most is not None and principal.max_bytes is None and self._bundler.takes(most):
-                with self._bundler.room(most):
-                    files = await self._store_small(principal, incoming, most, recording)
-            else:
-
-                async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
-                    async for file in incoming:
-                        yield await self._send(principal, file, lease, intake)
-
-                files = await self._store_by_itself(principal, announced, send, recording)
+            files = await self._store(principal, incoming, announced, recording)
         except BaseException as error:
             self._count_failed(error)
             raise
         self._count_stored(principal, files)
         return files
+
+    async def _store(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        announced: Announced,
+        recording: Recording | None,
+    ) -> Sequence[FileFacts]:
+        most = announced.most
+        try:
+            # A key's own limit is settled one by one.
+            if most is not None and principal.max_bytes is None and self._bundler.takes(most):
+                with self._bundler.room(most):
+                    return await self._store_small(principal, incoming, most, recording)
+
+            async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+                async for file in incoming:
+                    yield await self._send(principal, file, lease, intake)
+
+            return await self._store_by_itself(principal, announced, send, recording)
+        except (Conflict, NotFound):
+            # Of an account that is being removed something is missing already.
+            await to_thread.run_sync(self._require_in_force, principal)
+            raise
 
     def _count_failed(self, error: BaseException) -> None:
         reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
@@ -243,7 +271,7 @@ class UploadService:
                     stored.append(file)
                 if not stored:
                     raise BadRequest(NO_FILE)
-                upload = _Ended(principal.user_id, lease, stored, recording)
+                upload = _Ended(principal.user_id, principal.key_id, lease, stored, recording)
                 files = await self._record_secured(upload)
                 self._metrics.uploaded_bytes.inc(sum(file.stored_size for file in stored))
                 return files
@@ -272,7 +300,7 @@ class UploadService:
 
         if not all(0 < len(block) <= CHUNK_BYTES for _, block in sent):
             return await alone()
-        upload = SmallUpload(principal.user_id, files, sent)
+        upload = SmallUpload(principal.user_id, principal.key_id, files, sent)
         if recording is not None:
             answer = partial(self._answer, files, recording)
             upload = replace(upload, claim=recording.claim, answer=answer)
@@ -350,8 +378,9 @@ class UploadService:
         user_id = uploads[0].user_id
         with self._database.session_scope() as session:
             usage = contents.lock_usage(session, user_id)
-            if session.get_one(User, user_id).deleted_at is not None:
-                raise Unauthorized  # deleted while the bytes came
+            keys = {upload.key_id for upload in uploads}
+            if len(keys_in_force(session, keys)) < len(keys):
+                raise Unauthorized  # revoked while the bytes came, or with its user
             # In order of CID, as everyone locks content.
             stored = [(file, upload.secured) for upload in uploads for file in upload.stored]
             for one, secured in sorted(stored, key=lambda pair: pair[0].cid):

@@ -184,11 +184,12 @@ def working(
     """`on-api worker` with the settings of a server, at work; killed in the end."""
     log = settings.home / f"worker-{uuid.uuid4()}.log"
     secret, rpc_auth = settings.secret_key, settings.ipfs.rpc_auth
+    named = {"ON_API_SECRET_KEY": secret.get_secret_value()} if secret else {}
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("ON_API_")},
         "ON_API_HOME": str(settings.home),
         "ON_API_DATABASE_URL": settings.sqlalchemy_url,
-        "ON_API_SECRET_KEY": secret.get_secret_value() if secret else "",
+        **named,
         "ON_API_IPFS__RPC_URL": settings.rpc_url,
         "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
         "ON_API_IPFS__RPC_AUTH": rpc_auth.get_secret_value() if rpc_auth else "",

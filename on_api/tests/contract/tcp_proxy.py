@@ -43,6 +43,8 @@ class TcpProxy:
         self._good = threading.Event()
         self._good.set()
         self._mood = Mood.GOOD
+        self._listening: set[socket.socket] = set()
+        self._mute: set[socket.socket] = set()
         self._ended = False
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -66,6 +68,11 @@ class TcpProxy:
     def connections(self) -> int:
         """How many pass through it at the moment."""
         return len(self._open) // 2
+
+    def mute_listeners(self) -> None:
+        """Swallow from now on all that connections say, or hear, which have sent a `LISTEN` before:
+        open, and silent, as behind a router that has forgotten them."""
+        self._mute |= self._listening
 
     def close(self) -> None:
         """Cut everything and end."""
@@ -110,6 +117,10 @@ class TcpProxy:
             while data := source.recv(65536):
                 self._good.wait()
                 passed += len(data)
+                if b"LISTEN " in data:
+                    self._listening |= {source, target}
+                if source in self._mute:
+                    continue
                 stops = Mood.LOSE_COMMITS if spoil else Mood.STOP_COMMITS
                 if self._mood is stops and b"COMMIT\0" in data:
                     return

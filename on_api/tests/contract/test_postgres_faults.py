@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
+from on_api.core.services.accounts import Accounts
+from on_api.core.services.audit import COMMAND_LINE
 from on_api.core.setting_groups import DatabaseSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
@@ -49,6 +52,27 @@ def proxy_and_server(
         settings = settings_for(url.render_as_string(hide_password=False), database=limits)
         with Server(settings) as server:
             yield proxy, server
+
+
+def test_a_revoked_key_and_a_connection_that_fell_silent(
+    proxy_and_server: tuple[TcpProxy, Server],
+) -> None:
+    """Its end is told by another process to a listener that hears nothing any more: what is known
+    of keys is not believed for long."""
+    proxy, server = proxy_and_server
+    account = server.new_user()
+    with account.client as client:
+        made = client.post("/v1/keys", json={"name": "k", "scopes": ["files:read"]}).json()
+        with server.client(made["key"]) as other:
+            assert [other.get("/v1/files").status_code for _ in range(3)] == [200] * 3
+            proxy.mute_listeners()
+            accounts = Accounts.build(server.settings)
+            with accounts.database.session_scope() as session:
+                accounts.keys.revoke(
+                    session, uuid.UUID(account.id), uuid.UUID(made["id"]), COMMAND_LINE
+                )
+            accounts.database.dispose()
+            until(lambda: other.get("/v1/files").status_code == 401, "it is refused", 20)
 
 
 @pytest.mark.parametrize("mood", [Mood.REFUSE, Mood.HANG, Mood.CUT, Mood.GARBAGE])

@@ -3,17 +3,20 @@ trusted."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
-from on_api.core.models import Database, LoginThrottle
+from on_api.core.models import Database, LoginThrottle, invalidation
 from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
+from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until
 
 
@@ -105,3 +108,63 @@ def test_what_can_not_be_heard_is_not_trusted(settings: Settings) -> None:
         again = heard.times
         change(database, invalidations)
         until(lambda: heard.times > again, "it hears again")
+
+
+@pytest.fixture
+def distant(
+    postgres_database: DatabaseMaker, settings_for: Callable[..., Settings]
+) -> Iterator[tuple[Settings, TcpProxy]]:
+    """A database of one's own, behind a network that can be told to misbehave."""
+    url = make_url(postgres_database())
+    path = f"{url.query['host']}/.s.PGSQL.{url.port or 5432}"
+
+    def dial() -> socket.socket:
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(path)
+        return server
+
+    with proxied(dial) as proxy:
+        there = url.set(host="127.0.0.1", port=proxy.port, query={})
+        yield settings_for(there.render_as_string(hide_password=False)), proxy
+
+
+def test_a_listener_that_falls_silent_is_not_trusted(
+    distant: tuple[Settings, TcpProxy], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection stays open, and nothing comes any more. It takes another one, forgets what it
+    holds, and says so once."""
+    settings, proxy = distant
+    with listening(settings) as (database, invalidations, heard):
+        before = heard.times
+        proxy.mute_listeners()
+        until(lambda: not invalidations.trusted, "it distrusts")
+        until(lambda: invalidations.trusted, "it listens again")
+        assert heard.times > before
+        again = heard.times
+        change(database, invalidations)
+        until(lambda: heard.times > again, "it hears again")
+    said = [record.message for record in caplog.records if "news" in record.message]
+    assert len(said) == 2
+    assert "lost" in said[0]
+    assert "again" in said[1]
+
+
+def test_a_network_that_swallows_everything(distant: tuple[Settings, TcpProxy]) -> None:
+    """New connections too: it stays distrustful, stops when told to, and comes back by itself."""
+    settings, proxy = distant
+    with listening(settings) as (_, invalidations, heard):
+        before = heard.times
+        proxy.mood = Mood.HANG
+        until(lambda: not invalidations.trusted, "it distrusts")
+        proxy.mood = Mood.GOOD
+        until(lambda: invalidations.trusted, "it listens again")
+        assert heard.times > before
+
+
+def test_trust_ends_by_itself(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when nobody is left to say that no news come: the thread that would may hang."""
+    with listening(settings) as (_, invalidations, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(invalidation, "SILENCE_SECONDS", 0.0)
+            assert not invalidations.trusted
+        until(lambda: invalidations.trusted, "it hears all the time")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import SettingsError
 
 from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings, UnknownSettingError
@@ -125,3 +130,49 @@ def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(_env_file=None)
     for shown in (repr(settings), str(settings), str(settings.model_dump())):
         assert "hunter2" not in shown
+
+
+REFUSED = [
+    "mysql://ada:hunter2@db/x",
+    "postgresql://ada:pass@db:hunter2/x",
+    "hunter2",
+    '{"hunter2": ["hunter2"]}',
+    '["hunter2 "]',
+]
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in every_setting()])
+def test_no_error_shows_what_was_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that nobody turns into a sentence: whatever starts the application may print
+    it."""
+    for value in REFUSED:
+        monkeypatch.setenv(name, value)
+        try:
+            Settings(_env_file=None)
+        except (ValidationError, SettingsError):
+            assert "hunter2" not in traceback.format_exc()
+
+
+@pytest.mark.parametrize("value", REFUSED[:2])
+def test_alembic_shows_nothing_of_a_refused_url(value: str, tmp_path: Path) -> None:
+    """One sentence that names the variable, from the command and with `-x url=`."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("ON_API_")}
+    alembic = Path(sys.executable).parent / "alembic"
+    for options, added in (
+        ([], {"ON_API_DATABASE_URL": value}),
+        (["-x", f"url={value}"], {}),
+    ):
+        done = subprocess.run(
+            [alembic, *options, "current"],
+            env={**inherited, "ON_API_HOME": str(tmp_path), **added},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        said = done.stdout + done.stderr
+        assert "ON_API_DATABASE_URL" in said
+        assert "hunter2" not in said
+        assert "Traceback" not in said

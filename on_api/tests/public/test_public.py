@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +13,13 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.models import Database
+from on_api.core.services.container import Services
+from on_api.core.services.readiness import Check, check_readiness
 from on_api.core.setting_groups import CorsSettings, IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.deadline import until
+from on_api.tests.worker.bundles import beside
 
 
 def test_health_asks_nobody(anonymous: httpx.Client) -> None:
@@ -58,6 +61,19 @@ def test_not_ready_without_the_node(
             assert client.get("/v1/files").json() == {"count": 0, "items": []}
             assert client.get("/healthz").status_code == 200
             assert client.head("/readyz").status_code == 503
+
+
+def test_not_ready_while_no_news_come(server: Server) -> None:
+    """In a process that doesn't hear the others: named only then."""
+
+    async def look(services: Services) -> Sequence[Check]:
+        return await check_readiness(
+            services.database, services.node, services.keyring, services.invalidations
+        )
+
+    checks = {check.name: check.ok for check in beside(server.settings, look)}
+    assert checks.pop("news") is False
+    assert all(checks.values())
 
 
 def test_a_database_that_is_behind_is_not_served(

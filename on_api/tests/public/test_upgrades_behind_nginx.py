@@ -5,6 +5,7 @@ connections on which other people's requests follow."""
 from __future__ import annotations
 
 import json
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack

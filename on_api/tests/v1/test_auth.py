@@ -10,6 +10,7 @@ import pytest
 
 from on_api.core.models import ApiKey, User
 from on_api.core.models.database import utc_now
+from on_api.core.services import authentication
 from on_api.tests.conftest import PASSWORD, Account, Server
 
 FORM = "/v1/auth/token"
@@ -214,6 +215,21 @@ def test_expired_keys_stop(server: Server, alice: Account) -> None:
         assert client.get("/v1/files").status_code == 401
     past = {"name": "k", "scopes": ["files:read"], "expires_at": "2020-01-01T00:00:00Z"}
     assert alice.client.post("/v1/keys", json=past).status_code == 400
+
+
+def test_no_key_is_believed_for_ever(
+    server: Server, alice: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes the database from outside (a person with SQL) announces nothing: a key is looked
+    at anew all the same."""
+    monkeypatch.setattr(authentication, "REMEMBERED_SECONDS", 0.0)
+    key = alice.make_key("files:read")
+    with server.client(key) as client:
+        assert client.get("/v1/files").status_code == 200
+        with server.services.database.session_scope() as session:
+            mine = session.query(ApiKey).filter(ApiKey.prefix == key[:12])
+            mine.update({"revoked_at": utc_now()})
+        assert client.get("/v1/files").status_code == 401
 
 
 def test_a_key_never_exceeds_its_maker(server: Server, alice: Account) -> None:

@@ -1,0 +1,45 @@
+"""Which master secret is in use, and the processes that are up: what a rotation of the secret has
+to know."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from on_api.core.models.database import Base, JSONDocument, new_id, utc_now
+
+HOST_LENGTH = 255
+
+
+class SecretInUse(Base):
+    """The one row that says by its version which master secret seals new rows.
+
+    Whoever seals reads it under a lock that is shared until their commit, so that after its change
+    nothing more is sealed under the secret before.
+    """
+
+    __tablename__ = "secret_in_use"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column()
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
+class Process(Base):
+    """A process that is up, as it shows itself every few seconds; taken for dead when it has been
+    silent for long, by the database's clock."""
+
+    __tablename__ = "processes"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
+    host: Mapped[str] = mapped_column(String(HOST_LENGTH))
+    pid: Mapped[int] = mapped_column()
+    seen_at: Mapped[datetime] = mapped_column(default=utc_now)
+    used_version: Mapped[int | None] = mapped_column()
+    """Of the master secret that it takes to be in use; None: it has none."""
+    secret_versions: Mapped[list[int]] = mapped_column(JSONDocument)
+    """Of all master secrets that it has."""
