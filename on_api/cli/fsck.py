@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import build_services, load_settings, print_json
+from on_api.cli.context import build_services, command_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.fsck.findings import Report
@@ -29,7 +29,7 @@ def fsck(
     from on_api.core.services.fsck.findings import MEANINGS
     from on_api.core.services.fsck.runner import as_document
 
-    report = asyncio.run(_run(load_settings(), repair=repair, walk=not quick))
+    report = asyncio.run(_run(command_settings(warns=False), repair=repair, walk=not quick))
     if as_json:
         print_json(as_document(report))
     else:

@@ -56,6 +56,7 @@ def serve(
     _check_database(settings)
 
     from on_api.core.logging import configure_logging
+    from on_api.core.services.instance import published
 
     configure_logging(settings.log)
     with ExitStack() as stack:
@@ -71,6 +72,7 @@ def serve(
                     settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
                 )
             )
+        stack.enter_context(published(settings, serves=True))
         if settings.processes > 1:
             _serve_by_many(settings, listeners, node)
         else:

@@ -40,6 +40,8 @@ from on_api.core.services.keeper import Keeper
 from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import UPLOAD, LeaseService
 from on_api.core.services.metering import Meter
+from on_api.core.services.node import connect_node
+from on_api.core.services.node_adoption import RecordedNode, Unknown
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
@@ -103,15 +105,24 @@ class Services:
     """Set while the node's pins have to be looked through."""
 
     @classmethod
-    def build(cls, settings: Settings, node: IpfsNode) -> Services:
+    def build(
+        cls,
+        settings: Settings,
+        node: IpfsNode | None = None,
+        unknown_node: Unknown = Unknown.RECORD,
+    ) -> Services:
         """Wire everything up. Opens no connection.
 
+        Without a `node` it is the Kubo that the settings name; `unknown_node` says what to do with
+        one that the database doesn't know.
         Without a master secret everything goes on that needs none: `keyring.problem` says so.
         """
         accounts = Accounts.build(settings)
         keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
         database, invalidations = accounts.database, accounts.invalidations
         metrics = _watched(database)
+        if node is None:
+            node = connect_node(settings, RecordedNode(database, unknown_node))
         node = MeasuredNode(node, metrics)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(

@@ -33,6 +33,8 @@ from on_api.core.services.walking import DamagedError, read_block, read_dag
 
 logger = logging.getLogger(__name__)
 
+EMPTY_FOLDER = "QmUNLLsPACCz1vLxQVkXqX5L1X345qqfHbsf67hvA3Nn"
+"""What `ipfs init` pins in each new repo. on-api pins it, if anybody wants it, by its CIDv1."""
 PAGE = 500
 WALKS_AT_ONCE = 4
 FETCH_SECONDS = 60.0
@@ -206,6 +208,8 @@ class NodeChecks:
         return await to_thread.run_sync(set_pinned)
 
     async def _look_at_unknown(self, pin: PinStatus) -> None:
+        if pin.cid == EMPTY_FOLDER and not pin.name:
+            return
         job = await to_thread.run_sync(self._names.job_of, pin.name)
         if job is None:
             details = f"named {pin.name!r}" if pin.name else "without a name"

@@ -1,0 +1,116 @@
+"""The identity of a node that somebody else runs: recorded when on-api first uses it, compared from
+then on (ADR 0024).
+
+Another one at the same address is refused until an operator says that it is meant: `on-api node
+adopt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum, auto
+
+from anyio import to_thread
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import BadRequest, NodeUnavailable, OnApiError, WrongNode
+from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.models import Database, Deployment
+from on_api.core.models.content import NODE_ID_LENGTH
+from on_api.core.services import audit
+from on_api.core.services.audit import Actor
+from on_api.core.services.node import connect_node
+from on_api.core.services.pin_names import deployment
+from on_api.core.settings import Settings
+
+
+class Unknown(Enum):
+    """What to do with a node while the database names none."""
+
+    RECORD = auto()
+    """Use it from now on: servers and workers."""
+    REFUSE = auto()
+    """Commands: one that was given another home or address must not make it its own."""
+    ASK_ON = auto()
+    """Only questions are asked, and the answer may be that there is no database."""
+
+
+class RecordedNode:
+    """The node that the database names, as an `ExpectedNode`."""
+
+    def __init__(self, database: Database, unknown: Unknown) -> None:
+        self._database = database
+        self._unknown = unknown
+        self._expected: str | None = None
+
+    async def may_be_told(self) -> bool:
+        """Not before it has answered: anybody may listen at the address."""
+        return False
+
+    async def check(self, peer_id: str) -> None:
+        """See `ExpectedNode.check`. Asks the database unless it is the one of the last time."""
+        if peer_id == self._expected:
+            return
+        try:
+            expected = await to_thread.run_sync(self._look, peer_id)
+        except (OnApiError, SQLAlchemyError) as error:
+            if self._unknown is Unknown.ASK_ON:
+                return
+            raise NodeUnavailable(
+                "Whether the IPFS node is this deployment's can't be told without the database."
+            ) from error
+        if expected is None and self._unknown is Unknown.ASK_ON:
+            return
+        if expected is None:
+            raise WrongNode(
+                f"This database has never been used with an IPFS node; {peer_id} answers at the"
+                " address: start `on-api serve` with it, or accept it by `on-api node adopt`."
+            )
+        if expected != peer_id:
+            raise WrongNode(
+                f"The IPFS node {peer_id} answers in place of {expected}, which this database is"
+                " for: nothing was asked of it. Correct ON_API_IPFS__RPC_URL, or accept the other"
+                " node by `on-api node adopt`."
+            )
+        self._expected = peer_id
+
+    def _look(self, peer_id: str) -> str | None:
+        with self._database.session_scope(write=False) as session:
+            expected = session.scalar(select(Deployment.node_id))
+        if expected is not None or self._unknown is not Unknown.RECORD:
+            return expected
+        with self._database.session_scope() as session:
+            row = deployment(session, lock=True)
+            if row.node_id is None:
+                row.node_id = checked_id(peer_id)
+            return row.node_id
+
+
+def adopt(session: Session, peer_id: str, actor: Actor) -> str | None:
+    """Make this node the deployment's. Returns the one that it was before."""
+    row = deployment(session, lock=True)
+    before, row.node_id = row.node_id, checked_id(peer_id)
+    audit.record(session, actor, "node.adopt", "node", node_id=peer_id, before=before)
+    session.flush()
+    return before
+
+
+@asynccontextmanager
+async def asking(settings: Settings) -> AsyncIterator[KuboNode]:
+    """The node of the settings, for questions about itself; without a database too."""
+    database = Database(settings)
+    try:
+        async with connect_node(settings, RecordedNode(database, Unknown.ASK_ON)) as node:
+            yield node
+    finally:
+        database.dispose()
+
+
+def checked_id(peer_id: str) -> str:
+    """An identity as the node says it. Raises `BadRequest` for one that is none."""
+    if not peer_id.isalnum() or len(peer_id) > NODE_ID_LENGTH:
+        raise BadRequest("What the node says of itself is no libp2p identity.")
+    return peer_id
