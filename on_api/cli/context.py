@@ -107,13 +107,11 @@ def build_services(settings: Settings, *, is_worker: bool = False) -> Services:
     """
     from on_api.core.services.container import Services
     from on_api.core.services.instance import running_instance
-    from on_api.core.services.node_adoption import Unknown
 
     instance = running_instance(settings.home)
     if instance is not None and not instance.uses_database_of(settings):
         raise StartupError(f"{instance.told_database()}.")
-    unknown = Unknown.RECORD if is_worker else Unknown.REFUSE
-    services = Services.build(settings, unknown_node=unknown)
+    services = Services.build(settings, records_node=is_worker)
     try:
         _check_revision(services.database)
     except BaseException:

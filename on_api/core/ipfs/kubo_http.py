@@ -28,6 +28,7 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.identity import ExpectedNode, Headers, NodeIdentity
 from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.node_gateway import gateway_http
 from on_api.core.ipfs.node_http import NodeHttp
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
@@ -74,7 +75,7 @@ class KuboHttp:
         self.rpc_url = settings.rpc_url
         self.identity = NodeIdentity(expected, authorization, self._ask_for_id)
         """Who answers: asked for its headers before each call."""
-        self._gateway = NodeHttp(settings.gateway_url, settings.ipfs)
+        self._gateway = gateway_http(settings)
         self._questions = NodeHttp(settings.rpc_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None
@@ -255,6 +256,8 @@ def _refusal(status: int, body: bytes) -> NodeError | InsufficientStorage | BadC
         return NodeRefused()
     if status in {504, 408}:
         return NodeTimeout()
+    if 300 <= status < 400:
+        return NodeError(f"The IPFS node sends on-api elsewhere (HTTP {status}).")
     return failure(message)
 
 

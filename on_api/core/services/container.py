@@ -41,7 +41,7 @@ from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import UPLOAD, LeaseService
 from on_api.core.services.metering import Meter
 from on_api.core.services.node import connect_node
-from on_api.core.services.node_adoption import RecordedNode, Unknown
+from on_api.core.services.node_adoption import RecordedNode
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
@@ -106,15 +106,12 @@ class Services:
 
     @classmethod
     def build(
-        cls,
-        settings: Settings,
-        node: IpfsNode | None = None,
-        unknown_node: Unknown = Unknown.RECORD,
+        cls, settings: Settings, node: IpfsNode | None = None, *, records_node: bool = True
     ) -> Services:
         """Wire everything up. Opens no connection.
 
-        Without a `node` it is the Kubo that the settings name; `unknown_node` says what to do with
-        one that the database doesn't know.
+        Without a `node` it is the Kubo that the settings name; see `RecordedNode` for
+        `records_node`.
         Without a master secret everything goes on that needs none: `keyring.problem` says so.
         """
         accounts = Accounts.build(settings)
@@ -122,7 +119,7 @@ class Services:
         database, invalidations = accounts.database, accounts.invalidations
         metrics = _watched(database)
         if node is None:
-            node = connect_node(settings, RecordedNode(database, unknown_node))
+            node = connect_node(settings, RecordedNode(database, records=records_node))
         node = MeasuredNode(node, metrics)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from enum import Enum, auto
 
 from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import BadRequest, NodeUnavailable, OnApiError, WrongNode
+from on_api.core.errors import (
+    BadRequest,
+    DatabaseUnavailable,
+    NodeUnavailable,
+    OnApiError,
+    WrongNode,
+)
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.models import Database, Deployment
 from on_api.core.models.content import NODE_ID_LENGTH
@@ -27,23 +32,16 @@ from on_api.core.services.pin_names import deployment
 from on_api.core.settings import Settings
 
 
-class Unknown(Enum):
-    """What to do with a node while the database names none."""
-
-    RECORD = auto()
-    """Use it from now on: servers and workers."""
-    REFUSE = auto()
-    """Commands: one that was given another home or address must not make it its own."""
-    ASK_ON = auto()
-    """Only questions are asked, and the answer may be that there is no database."""
-
-
 class RecordedNode:
-    """The node that the database names, as an `ExpectedNode`."""
+    """The node that the database names, as an `ExpectedNode`.
 
-    def __init__(self, database: Database, unknown: Unknown) -> None:
+    While it names none, one that `records` (a server, a worker) has it name the node that answers;
+    others (a command: with the wrong home or address) refuse it.
+    """
+
+    def __init__(self, database: Database, *, records: bool) -> None:
         self._database = database
-        self._unknown = unknown
+        self._records = records
         self._expected: str | None = None
 
     async def may_be_told(self) -> bool:
@@ -56,14 +54,12 @@ class RecordedNode:
             return
         try:
             expected = await to_thread.run_sync(self._look, peer_id)
-        except (OnApiError, SQLAlchemyError) as error:
-            if self._unknown is Unknown.ASK_ON:
-                return
+        except DatabaseUnavailable as error:
             raise NodeUnavailable(
                 "Whether the IPFS node is this deployment's can't be told without the database."
             ) from error
-        if expected is None and self._unknown is Unknown.ASK_ON:
-            return
+        except BadRequest as error:
+            raise WrongNode(error.details) from error
         if expected is None:
             raise WrongNode(
                 f"This database has never been used with an IPFS node; {peer_id} answers at the"
@@ -80,7 +76,7 @@ class RecordedNode:
     def _look(self, peer_id: str) -> str | None:
         with self._database.session_scope(write=False) as session:
             expected = session.scalar(select(Deployment.node_id))
-        if expected is not None or self._unknown is not Unknown.RECORD:
+        if expected is not None or not self._records:
             return expected
         with self._database.session_scope() as session:
             row = deployment(session, lock=True)
@@ -100,13 +96,24 @@ def adopt(session: Session, peer_id: str, actor: Actor) -> str | None:
 
 @asynccontextmanager
 async def asking(settings: Settings) -> AsyncIterator[KuboNode]:
-    """The node of the settings, for questions about itself; without a database too."""
+    """The node of the settings, for questions about itself: where the database can't be asked, or
+    names none, whichever is at the address."""
     database = Database(settings)
     try:
-        async with connect_node(settings, RecordedNode(database, Unknown.ASK_ON)) as node:
+        known = await to_thread.run_sync(_known, database)
+        recorded = RecordedNode(database, records=False) if known is not None else None
+        async with connect_node(settings, recorded) as node:
             yield node
     finally:
         database.dispose()
+
+
+def _known(database: Database) -> str | None:
+    try:
+        with database.session_scope(write=False) as session:
+            return session.scalar(select(Deployment.node_id))
+    except (OnApiError, SQLAlchemyError):
+        return None  # `doctor` says what is wrong with it
 
 
 def checked_id(peer_id: str) -> str:

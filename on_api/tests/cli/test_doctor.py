@@ -83,7 +83,8 @@ async def test_a_daemon_of_another_version(home: Home) -> None:
 
     config = says(json.dumps({"Datastore": {"Spec": {}}}).encode())
     version = says(json.dumps({"Version": "0.99.0"}).encode())
-    async with faulty_node({"/api/v0/version": version, "/api/v0/config": config}) as settings:
+    paths = {"/api/v0/version": version, "/api/v0/config": config, "/ipfs/": says(b"")}
+    async with faulty_node(paths) as settings:
         assert settings.ipfs.rpc_url is not None
         urls = {
             "ON_API_IPFS__RPC_URL": settings.ipfs.rpc_url,
