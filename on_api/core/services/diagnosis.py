@@ -287,10 +287,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
     instance = running_instance(settings.home)
     is_ours = instance is not None and instance.port == settings.port
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        taken = probe.connect_ex((settings.host, settings.port)) == 0
-    if not taken:
+    if instance is None and settings.manages_node:
+        yield from _node_ports(settings)
+    if not _is_taken(settings.host, settings.port):
         yield Finding("ports", Verdict.OK, f"{settings.port} is free")
     elif is_ours and _is_on_api(settings):
         yield Finding("ports", Verdict.OK, f"{settings.port} is on-api's")
@@ -308,6 +307,31 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             f"{settings.port} is taken by another program",
             "stop it, or choose another port with ON_API_PORT",
         )
+
+
+def _node_ports(settings: Settings) -> Iterator[Finding]:
+    """Those that the node of this home will want, while it may run without us or not at all."""
+    from on_api.core.ipfs.whose import rpc_port_of
+
+    if rpc_port_of(settings.home / "ipfs") is not None:
+        return
+    for port, name in (
+        (settings.node.rpc_port, "RPC_PORT"),
+        (settings.node.gateway_port, "GATEWAY_PORT"),
+    ):
+        if _is_taken("127.0.0.1", port):
+            yield Finding(
+                "node's ports",
+                Verdict.BROKEN,
+                f"{port} is taken by another program, which is left alone",
+                f"stop it, or choose another with ON_API_NODE__{name} (make run {name}=…)",
+            )
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, port)) == 0
 
 
 def _is_on_api(settings: Settings) -> bool:

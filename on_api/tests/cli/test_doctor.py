@@ -122,6 +122,15 @@ def test_a_port_that_another_program_holds(home: Home) -> None:
     assert "ON_API_PORT" in found["ports"]["cure"]
 
 
+def test_a_nodes_port_that_another_program_holds(home: Home) -> None:
+    """Before the node is started there, in vain."""
+    with socket.create_server(("127.0.0.1", home.rpc_port)):
+        code, found = findings(home)
+    assert code == 1
+    assert str(home.rpc_port) in found["node's ports"]["details"]
+    assert "ON_API_NODE__RPC_PORT" in found["node's ports"]["cure"]
+
+
 def test_a_secret_that_others_can_read_or_guess(home: Home) -> None:
     """The file's mode; a word repeated."""
     (home.path / "secret.key").chmod(0o644)
