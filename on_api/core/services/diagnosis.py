@@ -184,8 +184,8 @@ def _node(settings: Settings) -> Iterator[Finding]:
     try:
         yield asyncio.run(ask())
     except WrongNode as error:
-        details, _, cure = error.details.partition(": nothing was asked of it")
-        yield Finding("node", Verdict.BROKEN, details, cure.strip(". ") or _START_IT)
+        details, _, advice = error.details.partition(": nothing was asked of it")
+        yield Finding("node", Verdict.BROKEN, details, advice.strip(". ") or _START_IT)
     except OnApiError as error:
         cure = _START_IT if settings.manages_node else None
         yield Finding("node", Verdict.BROKEN, error.details, cure)

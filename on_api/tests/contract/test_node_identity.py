@@ -59,12 +59,18 @@ def settings(sqlite_database: DatabaseMaker, tmp_path: Path) -> Settings:
 
 @asynccontextmanager
 async def node_at(
-    settings: Settings, *, records: bool = True, **ipfs: str
+    settings: Settings, urls: Mapping[str, str], *, records: bool = True
 ) -> AsyncIterator[KuboNode]:
     """A client of an external node, and of its gateway at the same place unless it has one."""
-    ipfs.setdefault("gateway_url", ipfs["rpc_url"])
-    limits = {"control_timeout": 5, "connect_timeout": 5}
-    external = IpfsSettings.model_validate({**ipfs, **limits, "rpc_auth": SecretStr(RPC_SECRET)})
+    external = IpfsSettings.model_validate(
+        {
+            "gateway_url": urls["rpc_url"],
+            **urls,
+            "control_timeout": 5,
+            "connect_timeout": 5,
+            "rpc_auth": SecretStr(RPC_SECRET),
+        }
+    )
     database = Database(settings)
     try:
         changed = settings.model_copy(update={"ipfs": external})
@@ -122,7 +128,7 @@ async def test_no_method_asks_another_node(settings: Settings, stranger: Strange
     """Each raises `WrongNode`, and nothing there is changed."""
     cid = stranger("add", "-Q", "--cid-version=1", "--raw-leaves", data=b"both have it")
     before = stranger.state()
-    async with node_at(settings, **stranger.urls()) as node:
+    async with node_at(settings, stranger.urls()) as node:
         for call in calls(node, cid).values():
             with pytest.raises(WrongNode, match=OURS):
                 await call()
@@ -148,7 +154,7 @@ async def test_the_secret_goes_to_nobody_who_says_another_identity(
     settings: Settings, reply: Reply
 ) -> None:
     """Who asks for no secret hears none, and is asked for its identity alone."""
-    async with service(lambda _: reply) as other, node_at(settings, rpc_url=other.url) as node:
+    async with service(lambda _: reply) as other, node_at(settings, {"rpc_url": other.url}) as node:
         for call in calls(node, str(block_of(b"x")[0])).values():
             with pytest.raises(NodeUnavailable):
                 await call()
@@ -161,7 +167,7 @@ async def test_who_hangs_up_hears_no_secret(settings: Settings) -> None:
     """Nor who never answers as HTTP."""
     for answer in (b"", b"SSH-2.0-OpenSSH_9.6\r\n"):
         with listener(answer=answer) as heard:
-            async with node_at(settings, rpc_url=f"http://127.0.0.1:{heard.port}") as node:
+            async with node_at(settings, {"rpc_url": f"http://127.0.0.1:{heard.port}"}) as node:
                 with pytest.raises((NodeUnavailable, TimeoutError)):
                     async with asyncio.timeout(2):
                         await node.collect_garbage()
@@ -176,17 +182,17 @@ async def test_a_node_that_wants_its_secret_is_asked_with_it(
     """The first use records it; another identity in the database refuses it; adopting takes it."""
     settings = make_settings(tmp_path, sqlite_database())
     urls = {"rpc_url": str(kubo.ipfs.rpc_url), "gateway_url": str(kubo.ipfs.gateway_url)}
-    async with node_at(settings, records=False, **urls) as node:
+    async with node_at(settings, urls, records=False) as node:
         with pytest.raises(WrongNode, match="on-api node adopt"):
             await node.version()
-    async with node_at(settings, **urls) as node:
+    async with node_at(settings, urls) as node:
         peer_id = await node.peer_id()
-    async with node_at(settings, records=False, **urls) as node:
+    async with node_at(settings, urls, records=False) as node:
         assert await node.peer_id() == peer_id
     database = Database(settings)
     with database.session_scope() as session:
         assert node_adoption.adopt(session, OURS, COMMAND_LINE) == peer_id
-    async with node_at(settings, **urls) as node:
+    async with node_at(settings, urls) as node:
         with pytest.raises(WrongNode, match=peer_id):
             await node.repo_stat()
         with database.session_scope() as session:
