@@ -13,15 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
-from on_api.core.errors import (
-    NodeError,
-    NodeRefused,
-    NodeTimeout,
-    NodeTruncated,
-    NodeUnavailable,
-    StartupError,
-    WrongNode,
-)
+from on_api.core.errors import NodeRefused, NodeUnavailable, StartupError, WrongNode
 from on_api.core.ipfs.repo import peer_id_of
 from on_api.core.ipfs.whose import rpc_port_of
 
@@ -31,7 +23,6 @@ MOST_SECONDS = 3.0
 """And so long at most: meanwhile it is asked anew beside the calls."""
 
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-_NO_NODE = "What answers at the IPFS node's address is no IPFS node: nothing was asked of it."
 
 Headers = Mapping[str, str]
 AskForId = Callable[[Headers], Awaitable[tuple[int, str | None]]]
@@ -136,23 +127,15 @@ class NodeIdentity:
         began, doubts = asyncio.get_running_loop().time(), self._doubts
         # By its answer to a question without the secret a node is told that asks for none.
         is_ours = await expected.may_be_told() or not self._headers
-        status, peer_id = await self._asked(self._headers if is_ours else {})
+        status, peer_id = await self._ask(self._headers if is_ours else {})
         if not is_ours and status in _REFUSED:
-            status, peer_id = await self._asked(self._headers)
+            status, peer_id = await self._ask(self._headers)
         if status in _REFUSED:
             raise NodeRefused
         if peer_id is None:
-            raise WrongNode(_NO_NODE)
+            raise WrongNode(
+                "What answers at the IPFS node's address is no IPFS node: nothing was asked of it."
+            )
         await expected.check(peer_id)
         if doubts == self._doubts:
             self._proved_at = began
-
-    async def _asked(self, headers: Headers) -> tuple[int, str | None]:
-        try:
-            return await self._ask(headers)
-        except (NodeUnavailable, NodeTimeout):
-            raise
-        except NodeTruncated as error:  # it ends, or begins
-            raise NodeUnavailable from error
-        except NodeError as error:
-            raise WrongNode(_NO_NODE) from error

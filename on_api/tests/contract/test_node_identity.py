@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from on_api.core.errors import NodeRefused, NodeUnavailable, WrongNode
+from on_api.core.errors import NodeError, NodeRefused, WrongNode
 from on_api.core.ipfs.bundle import make_bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.kubo import KuboNode
@@ -156,7 +156,7 @@ async def test_the_secret_goes_to_nobody_who_says_another_identity(
     """Who asks for no secret hears none, and is asked for its identity alone."""
     async with service(lambda _: reply) as other, node_at(settings, {"rpc_url": other.url}) as node:
         for call in calls(node, str(block_of(b"x")[0])).values():
-            with pytest.raises(NodeUnavailable):
+            with pytest.raises(NodeError):
                 await call()
     assert set(other.paths()) == {"/api/v0/id"}
     assert all("authorization" not in each.headers for each in other.asked)
@@ -168,7 +168,7 @@ async def test_who_hangs_up_hears_no_secret(settings: Settings) -> None:
     for answer in (b"", b"SSH-2.0-OpenSSH_9.6\r\n"):
         with listener(answer=answer) as heard:
             async with node_at(settings, {"rpc_url": f"http://127.0.0.1:{heard.port}"}) as node:
-                with pytest.raises((NodeUnavailable, TimeoutError)):
+                with pytest.raises((NodeError, TimeoutError)):
                     async with asyncio.timeout(2):
                         await node.collect_garbage()
         assert b"POST /api/v0/id " in heard.all_heard
