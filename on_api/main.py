@@ -29,7 +29,6 @@ from on_api.core.models.revisions import check_revision
 from on_api.core.plain import PlainRoutes
 from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
-from on_api.core.services.node import connect_node
 from on_api.core.services.rotation import secret_problem
 from on_api.core.services.siblings import Sibling
 from on_api.core.settings import Settings
@@ -86,7 +85,7 @@ def create_app(
     Without the master secret what needs none goes on, and the log says so.
     """
     settings = settings or Settings()
-    services = Services.build(settings, node or connect_node(settings))
+    services = Services.build(settings, node)
     app = Application(
         title="on-api",
         openapi_url=None,

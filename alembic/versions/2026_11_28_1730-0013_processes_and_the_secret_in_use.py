@@ -1,7 +1,7 @@
 """processes and the secret in use
 
 Revision ID: 0013
-Revises: 0010
+Revises: 0012
 Created: 2026-11-28 17:30:12.118204+00:00
 """
 
@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from alembic import op
 
 revision: str = "0013"
-down_revision: str | None = "0010"
+down_revision: str | None = "0012"
 branch_labels: str | None = None
 depends_on: str | None = None
 

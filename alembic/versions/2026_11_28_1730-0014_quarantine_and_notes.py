@@ -1,7 +1,7 @@
 """quarantine of unknown pins, notes of imports
 
 Revision ID: 0014
-Revises: 0010
+Revises: 0013
 Created: 2026-11-28 17:30:00.000000+00:00
 """
 
@@ -13,7 +13,7 @@ from alembic import op
 from on_api.core.models.downgrades import refuse_loss
 
 revision: str = "0014"
-down_revision: str | None = "0012"
+down_revision: str | None = "0013"
 branch_labels: str | None = None
 depends_on: str | None = None
 

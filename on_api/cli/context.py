@@ -50,6 +50,23 @@ def load_settings(**given: object) -> Settings:
         raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
 
 
+def command_settings(*, warns: bool = True) -> Settings:
+    """Settings of a command beside a running on-api: with the addresses of the one in this home.
+
+    With `warns` the person is told of one that uses another database than this command would;
+    `build_services` refuses that.
+    """
+    from on_api.core.services.instance import running_instance
+
+    settings = load_settings()
+    instance = running_instance(settings.home)
+    if instance is None:
+        return settings
+    if warns and not instance.uses_database_of(settings):
+        typer.echo(f"on-api: warning: {instance.told_database()}.", err=True)
+    return instance.applied_to(settings)
+
+
 def prepare_home(home: Path) -> None:
     """Make `ON_API_HOME` (mode 0700). Raises `StartupError` where that can't be."""
     try:
@@ -81,12 +98,26 @@ def open_database(settings: Settings) -> Database:
     return database
 
 
-def build_services(settings: Settings) -> Services:
-    """Everything, wired up, for a command that does more than look something up."""
-    from on_api.core.services.container import Services
-    from on_api.core.services.node import connect_node
+def build_services(settings: Settings, *, is_worker: bool = False) -> Services:
+    """Everything, wired up, for a command that does more than look something up.
 
-    services = Services.build(settings, connect_node(settings))
+    A worker takes a node that somebody else runs as a server does, at its first use. Raises
+    `StartupError` for a database that is not at this code's revision, or isn't that of the on-api
+    which runs in this home: its node would be changed by what another database says.
+    """
+    from on_api.core.services.container import Services
+    from on_api.core.services.instance import running_instance
+
+    instance = running_instance(settings.home)
+    if instance is not None and not instance.uses_database_of(settings):
+        raise StartupError(f"{instance.told_database()}.")
+    services = Services.build(settings, records_node=is_worker)
+    try:
+        _check_revision(services.database)
+    except BaseException:
+        services.hashers.shutdown()
+        services.database.dispose()
+        raise
     collector.begin()
     return services
 
@@ -95,9 +126,8 @@ def build_services(settings: Settings) -> Services:
 def command_services() -> Iterator[Services]:
     """Services on a database that is at this code's revision, for a command of more than one
     transaction."""
-    services = build_services(load_settings())
+    services = build_services(command_settings(warns=False))
     try:
-        _check_revision(services.database)
         yield services
     finally:
         services.hashers.shutdown()
@@ -116,7 +146,7 @@ def account_scope() -> Iterator[tuple[Accounts, Session]]:
     """As `command_scope`, for what needs accounts and keys only: it starts twice as fast."""
     from on_api.core.services.accounts import Accounts
 
-    accounts = Accounts.build(load_settings())
+    accounts = Accounts.build(command_settings())
     try:
         _check_revision(accounts.database)
         with accounts.database.session_scope() as session:

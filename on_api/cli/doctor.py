@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from on_api.cli.context import load_settings, print_json
+from on_api.cli.context import command_settings, print_json
 
 
 def doctor(
@@ -15,7 +15,7 @@ def doctor(
     """Look at everything that is known to go wrong. Exit code 1 when something is."""
     from on_api.core.services.diagnosis import Verdict, diagnose
 
-    findings = diagnose(load_settings())
+    findings = diagnose(command_settings(warns=False))
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import build_services, load_settings
+from on_api.cli.context import build_services, command_settings
 from on_api.cli.progress import size
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def export(
         raise BadRequest(f"--format: one of {', '.join(_FORMATS)}.")
     if output is None and format_ == "car" and sys.stdout.isatty():
         raise BadRequest("A CAR is nothing for a terminal: name a file by --output.")
-    settings = load_settings()
+    settings = command_settings(warns=False)
     if output is None:
         asyncio.run(_write(settings, user, format_, lambda data: sys.stdout.buffer.write(data)))
         sys.stdout.buffer.flush()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import build_services, load_settings, print_json
+from on_api.cli.context import build_services, command_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.container import Services
@@ -50,7 +50,7 @@ def fsck(
     """
     if now and not repair:
         raise typer.BadParameter("--now goes with --repair.")
-    settings = load_settings()
+    settings = command_settings(warns=False)
     if drop_lost:
         asyncio.run(_drop_lost(settings, walk=not quick, yes=yes, as_json=as_json))
         return

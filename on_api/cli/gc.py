@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import build_services, load_settings, print_json
+from on_api.cli.context import build_services, command_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.garbage import Collection
@@ -22,7 +22,7 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Free what no pin covers. Uploads wait meanwhile. Exit code 1 when it was put off."""
-    settings = load_settings()
+    settings = command_settings(warns=False)
     done = asyncio.run(_collect(settings, settings.gc.patience if patience is None else patience))
     if as_json:
         print_json(asdict(done))

@@ -17,7 +17,7 @@ import typer
 from on_api.cli.context import (
     build_services,
     command_scope,
-    load_settings,
+    command_settings,
     open_database,
     print_json,
     print_table,
@@ -91,9 +91,12 @@ def start(
             import_id = row.id
     else:
         spec = _spec(source, place, token, login, password)
+        settings = command_settings(warns=False)
+        if source == "car":
+            asyncio.run(_require_node(settings))
         import_id = _create(user, spec, route, gateway, start=not preview)
         if source == "car":
-            asyncio.run(_send_car(load_settings(), import_id, Path(place or "")))
+            asyncio.run(_send_car(settings, import_id, Path(place or "")))
     if detach:
         print_json({"id": str(import_id)}) if as_json else typer.echo(str(import_id))
         return
@@ -110,7 +113,7 @@ def status(
     if follow:
         _follow(import_id, until_listed=False, as_json=as_json)
         return
-    database = open_database(load_settings())
+    database = open_database(command_settings())
     shown = _shown(database, import_id)
     database.dispose()
     print_json(shown) if as_json else _print(shown)
@@ -132,7 +135,7 @@ def report(
     """
     from on_api.core.services.import_reports import REPORTS, verdict_of
 
-    database = open_database(load_settings())
+    database = open_database(command_settings())
     try:
         with database.session_scope(write=False) as session:
             owner = _owner(session, import_id)
@@ -241,6 +244,16 @@ def _create(
         return row.id
 
 
+async def _require_node(settings: Settings) -> None:
+    """Raise a `NodeError` unless the node that a file would go to is there, and ours: before
+    anything is recorded of it."""
+    services = build_services(settings)
+    try:
+        await services.node.peer_id()
+    finally:
+        await services.close()
+
+
 async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> None:
     """Stream a file to the node."""
     from on_api.core.providers.car import chunks_of
@@ -267,7 +280,7 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
     """Show an import until it has ended, or until its source's list was read."""
     from on_api.core.services.import_reports import verdict_of
 
-    database = open_database(load_settings())
+    database = open_database(command_settings())
     line = ProgressLine()
     begun_at, told = time.monotonic(), False
     try:

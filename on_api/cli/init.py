@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from on_api.cli import admin_keys
 from on_api.cli.context import load_settings, open_database, prepare_home
 
 if TYPE_CHECKING:
     from on_api.core.models import Database
     from on_api.core.settings import Settings
-
-ADMIN_KEY_FILE = "admin.key"
 
 
 def init(
@@ -34,6 +31,12 @@ def init(
                 path = settings.home / "secret.key"
                 typer.echo(f"on-api: made the master secret {path}: back it up.")
             _create_first_administrator(settings, database, username)
+        else:
+            with database.session_scope(write=False) as session:
+                # A kill right after the commit has left it under its own name.
+                found = admin_keys.find(settings.home, session)
+            if found is not None:
+                admin_keys.give_name(found)
     finally:
         database.dispose()
 
@@ -50,19 +53,23 @@ def _create_first_administrator(settings: Settings, database: Database, username
     invalidations = Invalidations(database)
     keys = KeyService(Keyring.load(settings), invalidations)
     hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
-    path = settings.home / ADMIN_KEY_FILE
     with database.session_scope() as session:
         users = UserService(hasher, keys, invalidations)
         user = users.create(session, username, None, COMMAND_LINE, is_admin=True)
         request = KeyRequest(name="first key", scopes=every_scope(user))
         _, secret = keys.issue(session, user.id, request, COMMAND_LINE)
-        # Before the commit: a kill in between leaves a file without an administrator, which the
-        # next `init` replaces, and never an administrator whose key nobody knows.
-        _write_secret(path, secret)
+        # Before the commit: a kill in between leaves a file without an administrator, and never an
+        # administrator whose key nobody knows.
+        path = admin_keys.keep(settings.home, secret)
+    path = admin_keys.give_name(path)
     typer.echo(
         f"on-api: made the administrator {user.username!r}. "
         f"Its key, also in {path}:\n\n    {secret}\n"
     )
+    if path.name != admin_keys.MAIN_FILE:
+        typer.echo(
+            f"on-api: {admin_keys.MAIN_FILE} there has the key of another database, and stays."
+        )
 
 
 def _has_accounts(database: Database) -> bool:
@@ -72,11 +79,3 @@ def _has_accounts(database: Database) -> bool:
 
     with database.session_scope(write=False) as session:
         return session.scalar(select(User.id).limit(1)) is not None
-
-
-def _write_secret(path: Path, secret: str) -> None:
-    draft = path.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secret + "\n")
-    draft.replace(path)

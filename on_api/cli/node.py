@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from on_api.cli import collector
-from on_api.cli.context import end_politely_when_told, load_settings
+from on_api.cli.context import command_settings, end_politely_when_told, load_settings
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.settings import Settings
@@ -37,6 +37,7 @@ def run() -> None:
     from on_api.core.ipfs.node import ManagedNode
     from on_api.core.ipfs.repo import rpc_auth_for
     from on_api.core.logging import configure_logging
+    from on_api.core.services.instance import published
 
     settings = load_settings()
     if not settings.manages_node:
@@ -49,7 +50,7 @@ def run() -> None:
     end_politely_when_told()
     node = ManagedNode(settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), _say)
     try:
-        with node:
+        with node, published(settings, serves=False):
             typer.echo(f"RPC      {settings.rpc_url}")
             typer.echo(f"gateway  {settings.gateway_url}/ipfs/CID")
             typer.echo(f"repo     {node.repo}")
@@ -66,7 +67,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the node's version, identity, peers and store. Exit code 1 when it can't be reached."""
-    settings = load_settings()
+    settings = command_settings(warns=False)
     description: NodeDescription | None = None
     problem: str | None = None
     try:
@@ -87,6 +88,31 @@ def status(
 
 
 @app.command()
+def adopt() -> None:
+    """Accept the node at ON_API_IPFS__RPC_URL as this deployment's, in place of another one.
+
+    on-api asks nothing of a node but the one that it was first used with: this is how you say that
+    another one is meant. Look with `on-api fsck` whether it has what the database says.
+    """
+    from on_api.cli.context import account_scope
+    from on_api.core.services import node_adoption
+    from on_api.core.services.audit import COMMAND_LINE
+
+    settings = command_settings(warns=False)
+    if settings.manages_node:
+        msg = "on-api runs its node itself, in ON_API_HOME: there is none to accept."
+        raise StartupError(msg)
+    peer_id = asyncio.run(_identity(settings))
+    with account_scope() as (_, session):
+        before = node_adoption.adopt(session, peer_id, COMMAND_LINE)
+    if before == peer_id:
+        typer.echo(f"{peer_id} is this deployment's node already")
+    else:
+        instead = "" if before is None else f", in place of {before}"
+        typer.echo(f"{peer_id} is this deployment's node now{instead}; `on-api fsck` looks at it")
+
+
+@app.command()
 def config() -> None:
     """Show, as JSON, the Kubo settings that on-api wants and how the node's config file differs.
 
@@ -102,7 +128,7 @@ def config() -> None:
         wanted_config,
     )
 
-    settings = load_settings()
+    settings = command_settings(warns=False)
     repo = settings.home / "ipfs"
     answer: dict[str, object] = {
         "config_file": None,
@@ -120,10 +146,18 @@ def config() -> None:
 
 
 async def _describe(settings: Settings) -> NodeDescription:
-    from on_api.core.services.node import connect_node, describe_node
+    from on_api.core.services.node import describe_node
+    from on_api.core.services.node_adoption import asking
+
+    async with asking(settings) as node:
+        return await describe_node(node)
+
+
+async def _identity(settings: Settings) -> str:
+    from on_api.core.services.node import connect_node
 
     async with connect_node(settings) as node:
-        return await describe_node(node)
+        return await node.peer_id()
 
 
 def _as_object(

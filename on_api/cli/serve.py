@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli import collector
+from on_api.cli import admin_keys, collector
 from on_api.cli.context import (
     end_politely_when_told,
     load_settings,
@@ -53,9 +53,10 @@ def serve(
     from on_api.cli.serving import open_listeners
 
     listeners = open_listeners(settings, settings.processes)
-    _check_database(settings)
+    key_file = _look_at_database(settings)
 
     from on_api.core.logging import configure_logging
+    from on_api.core.services.instance import published
 
     configure_logging(settings.log)
     with ExitStack() as stack:
@@ -71,13 +72,16 @@ def serve(
                     settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), typer.echo
                 )
             )
+        stack.enter_context(published(settings, serves=True))
         if settings.processes > 1:
-            _serve_by_many(settings, listeners, node)
+            _serve_by_many(settings, listeners, node, key_file)
         else:
-            _serve_alone(settings, listeners[0], node)
+            _serve_alone(settings, listeners[0], node, key_file)
 
 
-def _serve_alone(settings: Settings, listener: socket.socket, node: ManagedNode | None) -> None:
+def _serve_alone(
+    settings: Settings, listener: socket.socket, node: ManagedNode | None, key_file: Path | None
+) -> None:
     from on_api.cli.serving import build_server, keep_freed_memory, run_server
     from on_api.main import create_app
 
@@ -87,12 +91,15 @@ def _serve_alone(settings: Settings, listener: socket.socket, node: ManagedNode 
     if node is not None:
         node.on_restart = app.state.services.distrust_pins
     server = build_server(app)
-    _say_what_to_try(settings)
+    _say_what_to_try(settings, key_file)
     run_server(server, listener)
 
 
 def _serve_by_many(
-    settings: Settings, listeners: list[socket.socket], node: ManagedNode | None
+    settings: Settings,
+    listeners: list[socket.socket],
+    node: ManagedNode | None,
+    key_file: Path | None,
 ) -> None:
     from on_api.cli.crew import Crew
     from on_api.core.services.siblings import prepare_folder
@@ -103,24 +110,26 @@ def _serve_by_many(
     collector.begin()
     if node is not None:
         node.on_restart = crew.node_restarted
-    _say_what_to_try(settings)
+    _say_what_to_try(settings, key_file)
     crew.run()
 
 
-def _check_database(settings: Settings) -> None:
+def _look_at_database(settings: Settings) -> Path | None:
+    """Raise `StartupError` unless the database can be used. Returns the file with its first
+    administrator's key, if the home still has it."""
     from on_api.core.models.revisions import check_revision
 
     database = open_database(settings)
     try:
         with database.session_scope(write=False) as session:
             check_revision(session.connection())
+            return admin_keys.find(settings.home, session)
     finally:
         database.dispose()
 
 
-def _say_what_to_try(settings: Settings) -> None:
-    key = settings.home / "admin.key"
-    shown = f"$(cat {_shell_path(key)})" if key.exists() else "YOUR_KEY"
+def _say_what_to_try(settings: Settings, key_file: Path | None) -> None:
+    shown = "YOUR_KEY" if key_file is None else f"$(cat {_shell_path(key_file)})"
     typer.echo(
         f"""
 on-api is at {settings.base_url}   (Ctrl-C ends it)

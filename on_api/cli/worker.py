@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from on_api.cli.context import build_services, load_settings
+from on_api.cli.context import build_services, command_settings
 
 if TYPE_CHECKING:
     from on_api.core.settings import Settings
@@ -21,19 +21,16 @@ def worker() -> None:
     """
     from on_api.core.logging import configure_logging
 
-    settings = load_settings()
+    settings = command_settings(warns=False)
     configure_logging(settings.log)
     asyncio.run(_work(settings))
 
 
 async def _work(settings: Settings) -> None:
-    from on_api.core.models.revisions import check_revision
     from on_api.worker.housekeeping import Housekeeper
     from on_api.worker.runner import Worker
 
-    services = build_services(settings)
-    with services.database.session_scope(write=False) as session:
-        check_revision(session.connection())
+    services = build_services(settings, is_worker=True)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

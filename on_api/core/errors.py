@@ -36,6 +36,7 @@ clients match on.
     │   ├── NodeTruncated     502 NODE_TRUNCATED           its answer ended too soon
     │   ├── ContentDamaged    502 CONTENT_DAMAGED          a private file isn't what was stored
     │   ├── NodeUnavailable   503 NODE_UNAVAILABLE         it can't be reached
+    │   │   └── WrongNode     503 WRONG_NODE               another node answers in its place
     │   └── NodeTimeout       504 NODE_TIMEOUT             it didn't answer in time
     ├── SourceError           502 SOURCE_ERROR             another service that content comes from
     │   ├── SourceUnauthorized 502 SOURCE_UNAUTHORIZED     its token is wrong, or is over
@@ -333,6 +334,16 @@ class NodeUnavailable(NodeError):
         503,
         "NODE_UNAVAILABLE",
         "The IPFS node can't be reached at the moment.",
+    )
+
+
+class WrongNode(NodeUnavailable):
+    """Another node answers where this deployment's is expected. Nothing is asked of it."""
+
+    reason, summary = (
+        "WRONG_NODE",
+        "Another IPFS node answers in place of this deployment's; the operator should run "
+        "`on-api doctor`.",
     )
 
 

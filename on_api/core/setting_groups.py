@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -65,10 +66,15 @@ class IpfsSettings(Group):
         300, description="Seconds for the node to store and pin a file already sent."
     )
 
-    @field_validator("rpc_url", "gateway_url")
+    @field_validator("rpc_url")
     @classmethod
-    def _is_plain_http_url(cls, value: str | None) -> str | None:
-        return None if value is None else http_origin(value)
+    def _is_rpc(cls, value: str | None) -> str | None:
+        return None if value is None else http_origin(value).removesuffix("/api/v0")
+
+    @field_validator("gateway_url")
+    @classmethod
+    def _is_gateway(cls, value: str | None) -> str | None:
+        return None if value is None else http_origin(value).removesuffix("/ipfs")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -337,9 +343,17 @@ class LogSettings(Group):
 
 
 def http_origin(value: str) -> str:
-    """A URL without its trailing slash. Raises `ValueError` for one that is no plain origin."""
-    scheme, separator, rest = value.rstrip("/").partition("://")
-    if scheme not in {"http", "https"} or not separator or not rest or "@" in rest:
-        msg = "must be an http:// or https:// URL without a user or password in it"
+    """An http:// or https:// URL without its trailing slash; it may have a path.
+
+    Raises `ValueError`, which doesn't show it, for any other.
+    """
+    msg = "must be an http:// or https:// URL without a user or password in it, a query or a #"
+    try:
+        parts = urlsplit(value)
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # what stands for a port or an IPv6 address is none
+        raise ValueError(msg) from None
+    is_plain = value.isprintable() and not any(mark in value for mark in " @?#\\")
+    if parts.scheme not in {"http", "https"} or not is_whole or not is_plain:
         raise ValueError(msg)
-    return f"{scheme}://{rest}"
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"

@@ -23,6 +23,7 @@ from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavaila
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
+from on_api.core.ipfs.identity import ExpectedNode
 from on_api.core.ipfs.kubo_data import KuboData
 from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
 from on_api.core.ipfs.kubo_pins import KuboPins
@@ -42,20 +43,29 @@ T = TypeVar("T")
 
 
 class KuboNode(KuboPins):
-    """One Kubo, by its RPC and its gateway. Bound to the event loop of its first call."""
+    """One Kubo, by its RPC and its gateway. Bound to the event loop of its first call.
 
-    def __init__(self, settings: Settings, rpc_auth: str | None = None) -> None:
+    No call goes to its RPC before it was proved to be the node that is `expected`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rpc_auth: str | None = None,
+        expected: ExpectedNode | None = None,
+    ) -> None:
         self._timeout = settings.ipfs.control_timeout
         self._threads = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="on-api-kubo")
         header = authorization(rpc_auth)
         # Never `connect()`: it checks the version against a list that ended in 2021.
         self._client = ipfshttpclient.Client(
             multiaddr_of(settings.rpc_url),
+            f"{urlsplit(settings.rpc_url).path}/api/v0".removeprefix("/"),
             session=True,
             timeout=(settings.ipfs.connect_timeout, settings.ipfs.control_timeout),
             headers={} if header is None else {"Authorization": header},
         )
-        super().__init__(KuboHttp(settings, header), settings.ipfs)
+        super().__init__(KuboHttp(settings, header, expected), settings.ipfs)
         self._data = KuboData(self._http, settings.ipfs, self.pin_status)
         self._warned = False
 
@@ -137,6 +147,7 @@ class KuboNode(KuboPins):
 
     async def _ask(self, question: Callable[[], T]) -> T:
         """Ask in a thread; back in bounded time with the answer or a `NodeError`."""
+        await self._http.identity.headers()
         loop = asyncio.get_running_loop()
         try:
             # The client's own time-out is per read; this one is for the whole, waiting for a thread
@@ -146,6 +157,7 @@ class KuboNode(KuboPins):
         except (TimeoutError, requests.Timeout, ipfshttpclient.exceptions.TimeoutError) as error:
             raise NodeTimeout from error
         except (requests.ConnectionError, ipfshttpclient.exceptions.ConnectionError) as error:
+            self._http.identity.distrust()
             raise NodeUnavailable from error
         except ipfshttpclient.exceptions.StatusError as error:
             refused = error.original.response is not None and (

@@ -161,6 +161,10 @@ class KuboData:
         self, command: str, params: Mapping[str, str], source: AsyncIterator[Bytes], sent: _Sent
     ) -> bytes:
         boundary = secrets.token_hex(16)
+        headers = {
+            **await self._http.identity.headers(),
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+        }
         # A fault may come as an error of the connection while Kubo has already said why: read that
         # first.
         try:
@@ -168,10 +172,7 @@ class KuboData:
                 async with self._http.session().post(
                     f"{self._http.rpc_url}/api/v0/{command}",
                     params=params,
-                    headers={
-                        **self._http.headers,
-                        "Content-Type": f"multipart/form-data; boundary={boundary}",
-                    },
+                    headers=headers,
                     data=_Body(self._framed(source, boundary, sent, clock)),
                 ) as response:
                     if response.status != 200:
@@ -185,6 +186,7 @@ class KuboData:
         except (aiohttp.ClientError, TimeoutError) as error:
             if sent.failure is not None:
                 raise sent.failure from None
+            self._http.identity.distrust()
             raise translate(error) from error
 
     async def _framed(

@@ -26,7 +26,9 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
+from on_api.core.ipfs.identity import ExpectedNode, Headers, NodeIdentity
 from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.node_gateway import gateway_http
 from on_api.core.ipfs.node_http import NodeHttp
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
@@ -67,10 +69,13 @@ def open_session(limits: IpfsSettings) -> aiohttp.ClientSession:
 class KuboHttp:
     """RPC and gateway of one Kubo. Bound to the event loop of its first call."""
 
-    def __init__(self, settings: Settings, authorization: str | None) -> None:
+    def __init__(
+        self, settings: Settings, authorization: str | None, expected: ExpectedNode | None
+    ) -> None:
         self.rpc_url = settings.rpc_url
-        self.headers = {} if authorization is None else {"Authorization": authorization}
-        self._gateway = NodeHttp(settings.gateway_url, settings.ipfs)
+        self.identity = NodeIdentity(expected, authorization, self._ask_for_id)
+        """Who answers: asked for its headers before each call."""
+        self._gateway = gateway_http(settings)
         self._questions = NodeHttp(settings.rpc_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None
@@ -83,6 +88,7 @@ class KuboHttp:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self.identity.close()
         await self._gateway.close()
         await self._questions.close()
         if self._session is not None:
@@ -112,11 +118,29 @@ class KuboHttp:
         By our own client, which takes less than half of aiohttp's time; it may ask twice. Raises as
         `call` does.
         """
-        headers = [*self.headers.items(), ("Content-Length", "0")]
+        target = f"/api/v0/{command}?{urlencode(params)}"
+        status, body = await self._ask(target, await self.identity.headers())
+        if status != 200:
+            raise _refusal(status, body)
+        return _last_object(body)
+
+    async def _ask_for_id(self, headers: Headers) -> tuple[int, str | None]:
+        """See `identity.AskForId`."""
+        status, body = await self._ask("/api/v0/id", headers)
+        if status != 200:
+            return status, None
+        try:
+            peer_id: object = json.loads(body)["ID"]
+        except (ValueError, KeyError, TypeError):
+            return status, None
+        return status, peer_id if isinstance(peer_id, str) and peer_id else None
+
+    async def _ask(self, target: str, headers: Headers) -> tuple[int, bytes]:
         try:
             async with asyncio.timeout(self._limits.control_timeout):
-                target = f"/api/v0/{command}?{urlencode(params)}"
-                answer = await self._questions.ask("POST", target, headers)
+                answer = await self._questions.ask(
+                    "POST", target, [*headers.items(), ("Content-Length", "0")]
+                )
                 try:
                     body = bytearray()
                     async for chunk in answer.chunks():
@@ -127,9 +151,10 @@ class KuboHttp:
                     answer.close()
         except TimeoutError as error:
             raise NodeTimeout from error
-        if answer.status != 200:
-            raise _refusal(answer.status, bytes(body))
-        return _last_object(bytes(body))
+        except (NodeUnavailable, NodeTruncated):
+            self.identity.distrust()
+            raise
+        return answer.status, bytes(body)
 
     async def lines(
         self, command: str, params: Params, stall: float | None = None
@@ -141,10 +166,11 @@ class KuboHttp:
         that Kubo only tells in its trailer is not seen here: look whether the last object is the
         one that had to come.
         """
+        headers = await self.identity.headers()
         try:
             async with asyncio.timeout(stall):
                 response = await self.session().post(
-                    f"{self.rpc_url}/api/v0/{command}", params=params, headers=self.headers
+                    f"{self.rpc_url}/api/v0/{command}", params=params, headers=headers
                 )
             try:
                 if response.status != 200:
@@ -169,6 +195,7 @@ class KuboHttp:
         except TimeoutError as error:
             raise NodeTimeout from error
         except aiohttp.ClientError as error:
+            self.identity.distrust()
             raise translate(error) from error
 
     async def get_content(
@@ -229,6 +256,8 @@ def _refusal(status: int, body: bytes) -> NodeError | InsufficientStorage | BadC
         return NodeRefused()
     if status in {504, 408}:
         return NodeTimeout()
+    if 300 <= status < 400:
+        return NodeError(f"The IPFS node sends on-api elsewhere (HTTP {status}).")
     return failure(message)
 
 

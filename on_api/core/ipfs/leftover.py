@@ -6,19 +6,15 @@ port that this takes. Ends no process by force: what can't be asked is not ours 
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import json
-import os
-import re
-import struct
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.repo import peer_id_of
+from on_api.core.ipfs.whose import lock_holder, rpc_port_of
 
 LOOPBACK = "127.0.0.1"
 
@@ -28,17 +24,17 @@ _POLL = 0.05
 def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str], None]) -> None:
     """Stop a Kubo on this repo that an on-api which was killed has left, and wait for its end.
 
-    It is ours only if it answers with the repo's identity to our secret; the secret goes to the
-    address in the repo's `api` file only while somebody holds the repo. A Kubo that is shutting
-    down already is waited for. Raises `StartupError` when the repo isn't free `timeout` seconds on.
+    It is ours only if it answers with the repo's identity to our secret; the secret goes only to
+    whoever holds the repo (`whose.py`). A Kubo that is shutting down already is waited for. Raises
+    `StartupError` when the repo isn't free `timeout` seconds on.
     """
     lock = repo / "repo.lock"
-    if _lock_holder(lock) is None:
+    if lock_holder(lock) is None:
         return
     say("waiting for the IPFS node of an earlier run to stop")
     deadline = time.monotonic() + timeout + 1
     asked = False
-    while (holder := _lock_holder(lock)) is not None:
+    while (holder := lock_holder(lock)) is not None:
         if not asked:  # one that is still starting does not answer yet
             asked = _ask_to_stop(repo, rpc_auth)
         if time.monotonic() >= deadline:
@@ -81,32 +77,11 @@ def ask(
 
 
 def _ask_to_stop(repo: Path, rpc_auth: str) -> bool:
-    try:
-        address = (repo / "api").read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    port = rpc_port_of(repo)
+    if port is None or peer_id_at(port, rpc_auth) != peer_id_of(repo):
         return False
-    form = re.fullmatch(r"/ip4/127\.0\.0\.1/tcp/(\d{1,5})", address)
-    if form is None or peer_id_at(int(form[1]), rpc_auth) != peer_id_of(repo):
-        return False
-    answer = ask("POST", int(form[1]), "/api/v0/shutdown", _authorization(rpc_auth))
+    answer = ask("POST", port, "/api/v0/shutdown", _authorization(rpc_auth))
     return answer is not None and answer[0] == http.HTTPStatus.OK
-
-
-def _lock_holder(lock: Path) -> int | None:
-    """The process that holds Kubo's lock on `lock` (a POSIX record lock), without taking it."""
-    # struct flock: Linux has type, whence, start, length, pid; the BSDs and macOS the last first.
-    linux = sys.platform == "linux"
-    layout = "hhqqi4x" if linux else "qqihh"
-    write = fcntl.F_WRLCK
-    question = (write, os.SEEK_SET, 0, 0, 0) if linux else (0, 0, 0, write, os.SEEK_SET)
-    try:
-        with lock.open("rb") as file:
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *question))
-    except FileNotFoundError:
-        return None
-    fields = struct.unpack(layout, answer)
-    kind, pid = (fields[0], fields[4]) if linux else (fields[3], fields[2])
-    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def _authorization(rpc_auth: str) -> dict[str, str]:

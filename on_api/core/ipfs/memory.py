@@ -112,7 +112,8 @@ class MemoryNode:
 
     async def block(self, cid: str) -> bytes | None:
         """See `IpfsNode.block`."""
-        return self._blocks.get(Cid.from_text(cid))
+        asked = Cid.from_text(cid)
+        return self._blocks.get(asked) if asked.inline is None else asked.inline
 
     async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
         """See `IpfsNode.import_blocks`."""

@@ -25,6 +25,7 @@ from on_api.core.errors import StartupError
 from on_api.core.ipfs.binary import kubo_binary
 from on_api.core.ipfs.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
 from on_api.core.ipfs.repo import gateway_socket, kubo_environment, peer_id_of, prepare_repo
+from on_api.core.ipfs.whose import API_FILE, rpc_port_of
 from on_api.core.setting_groups import MIB, NodeSettings
 
 logger = logging.getLogger(__name__)
@@ -210,9 +211,11 @@ class ManagedNode:
             raise
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
-        left = gateway_socket(self.repo)
-        if left is not None:
-            left.unlink(missing_ok=True)  # by a Kubo that was killed; the next one refuses it
+        # What a Kubo that was killed has left: the next one refuses its socket, and until it has
+        # written its own address others would take the old one for it.
+        for left in (gateway_socket(self.repo), self.repo / API_FILE):
+            if left is not None:
+                left.unlink(missing_ok=True)
         command = [str(binary), "daemon", "--migrate=true"]
         if sys.platform == "linux" and sys.executable:
             isolated = [sys.executable, "-I", "-S", "-c", _TIED_TO_US]
@@ -258,7 +261,9 @@ class ManagedNode:
 
     def _answers(self) -> bool:
         """Whether RPC and gateway answer, and it is our node that does."""
-        if peer_id_at(self._settings.rpc_port, self._rpc_auth) != self._peer_id:
+        port = self._settings.rpc_port
+        # Somebody else may have taken the port since: the secret is for our own child only.
+        if rpc_port_of(self.repo) != port or peer_id_at(port, self._rpc_auth) != self._peer_id:
             return False
         answer = ask("GET", self._settings.gateway_port, _EMPTY_FILE)
         return answer is not None and answer[0] == http.HTTPStatus.OK

@@ -6,7 +6,10 @@ Knows nothing of who asks or what may be had. Never passes on more of a request 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.node_connection import NodeAnswer, Stale, Told
@@ -27,13 +30,27 @@ MOST_BY_SOCKET = 1024 * 1024
 what the kernel deems right: a gigabyte takes a fifth longer by the socket, 8 KiB a tenth less."""
 
 
+def gateway_http(settings: Settings, socket: Path | None = None) -> NodeHttp:
+    """Connections to the node's gateway, which are asked as an address, whatever its name.
+
+    By a name Kubo decides what kind of gateway it is: `localhost` is redirected to a subdomain for
+    each CID, so are all of `Gateway.PublicGateways` that use them, and others are looked up in DNS.
+    What speaks TLS is no Kubo but a proxy, which needs its name.
+    """
+    parts = urlsplit(settings.gateway_url)
+    host = None
+    if parts.scheme == "http" and not _is_address(parts.hostname or ""):
+        host = "127.0.0.1" if parts.port is None else f"127.0.0.1:{parts.port}"
+    return NodeHttp(settings.gateway_url, settings.ipfs, socket, host)
+
+
 class NodeGateway:
     """Bound to the event loop of its first call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._http = self._by_socket = NodeHttp(settings.gateway_url, settings.ipfs)
+        self._http = self._by_socket = gateway_http(settings)
         if (socket := own_gateway_socket(settings)) is not None:
-            self._by_socket = NodeHttp(settings.gateway_url, settings.ipfs, socket)
+            self._by_socket = gateway_http(settings, socket)
 
     async def ask(
         self, method: str, path: str, query: str, headers: Sequence[tuple[str, str]]
@@ -74,6 +91,14 @@ class NodeGateway:
         """Close every connection."""
         await self._http.close()
         await self._by_socket.close()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _passed_on(raw: Headers) -> Headers:

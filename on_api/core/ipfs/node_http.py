@@ -33,14 +33,21 @@ _BREAKS = re.compile(rb"[\r\n\x00]")
 class NodeHttp:
     """Connections to one origin. Bound to the event loop of its first call."""
 
-    def __init__(self, origin: str, limits: IpfsSettings, socket: Path | None = None) -> None:
-        """`socket`: where the origin may listen, too; while it doesn't, its port is asked."""
+    def __init__(
+        self,
+        origin: str,
+        limits: IpfsSettings,
+        socket: Path | None = None,
+        host: str | None = None,
+    ) -> None:
+        """`socket`: where the origin may listen, too; while it doesn't, its port is asked.
+        `host`: the header Host, in place of the origin's own."""
         parts = urlsplit(origin)
         self._prefix = parts.path
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._lines = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode()
+        self._lines = f" HTTP/1.1\r\nHost: {host or parts.netloc}\r\n".encode()
         self._limits = limits
         self._socket = socket
         self._look = min(LOOK_SECONDS, limits.stall_timeout / 8)

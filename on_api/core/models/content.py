@@ -13,6 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from on_api.core.models.database import Base, new_id, utc_now
 
 CID_LENGTH = 128
+NODE_ID_LENGTH = 128
+"""Of a libp2p identity; those of today have 46 to 62 characters."""
 
 PINNED = "pinned"
 UNPINNING = "unpinning"
@@ -121,6 +123,8 @@ class Deployment(Base):
     name: Mapped[str] = mapped_column(String(36))
     delegates: Mapped[list[str] | None] = mapped_column()
     """The node's addresses when it was last asked, each ending in its identity."""
+    node_id: Mapped[str | None] = mapped_column(String(NODE_ID_LENGTH))
+    """The libp2p identity of a node that somebody else runs; None before it was used."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

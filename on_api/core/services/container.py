@@ -40,6 +40,8 @@ from on_api.core.services.keys import KeyService
 from on_api.core.services.leases import UPLOAD, LeaseService
 from on_api.core.services.master_secret import RowSealer
 from on_api.core.services.metering import Meter
+from on_api.core.services.node import connect_node
+from on_api.core.services.node_adoption import RecordedNode
 from on_api.core.services.node_watch import NodeWatch
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
@@ -109,15 +111,21 @@ class Services:
     """Set while the node's pins have to be looked through."""
 
     @classmethod
-    def build(cls, settings: Settings, node: IpfsNode) -> Services:
+    def build(
+        cls, settings: Settings, node: IpfsNode | None = None, *, records_node: bool = True
+    ) -> Services:
         """Wire everything up. Opens no connection.
 
+        Without a `node` it is the Kubo that the settings name; see `RecordedNode` for
+        `records_node`.
         Without a master secret everything goes on that needs none: `keyring.problem` says so.
         """
         accounts = Accounts.build(settings)
         keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
         database, invalidations = accounts.database, accounts.invalidations
         metrics = _watched(database)
+        if node is None:
+            node = connect_node(settings, RecordedNode(database, records=records_node))
         node = MeasuredNode(node, metrics)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(

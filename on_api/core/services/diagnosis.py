@@ -13,15 +13,18 @@ from importlib import metadata
 from pathlib import Path
 
 import httpx
-from sqlalchemy import text
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import on_api
-from on_api.core.errors import OnApiError, StartupError
+from on_api.core.errors import OnApiError, StartupError, WrongNode
+from on_api.core.ipfs.cid import Cid
 from on_api.core.settings import Settings
 
 SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
 SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
+_START_IT = "start it: `on-api serve` or `on-api node run`"
 WEAK_BELOW = 10
 """Different characters in a master secret given by hand."""
 
@@ -51,7 +54,9 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
         "encryption": _encryption,
         "master secret": _secret,
         "database": _database,
+        "instance": _instance,
         "node": _node,
+        "gateway": _gateway,
         "node's settings": _node_settings,
         "ports": _ports,
         "Swagger UI": _swagger,
@@ -146,12 +151,26 @@ def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
         yield Finding(name, Verdict.BROKEN, details, cure)
 
 
+def _instance(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.services.instance import running_instance
+
+    name = "instance"
+    instance = running_instance(settings.home)
+    if instance is None:
+        yield Finding(name, Verdict.OK, "none runs in this home")
+    elif instance.uses_database_of(settings):
+        yield Finding(name, Verdict.OK, f"process {instance.pid} runs in this home")
+    else:
+        details, _, cure = instance.told_database().partition(": ")
+        yield Finding(name, Verdict.BROKEN, details, cure)
+
+
 def _node(settings: Settings) -> Iterator[Finding]:
     from on_api.core.ipfs.version import TESTED_RANGE
-    from on_api.core.services.node import connect_node
+    from on_api.core.services.node_adoption import asking
 
     async def ask() -> Finding:
-        async with connect_node(settings) as node:
+        async with asking(settings) as node:
             version = await node.version()
         if version.tested:
             return Finding("node", Verdict.OK, f"{version.agent} {version.version}")
@@ -164,9 +183,58 @@ def _node(settings: Settings) -> Iterator[Finding]:
 
     try:
         yield asyncio.run(ask())
+    except WrongNode as error:
+        details, _, advice = error.details.partition(": nothing was asked of it")
+        yield Finding("node", Verdict.BROKEN, details, advice.strip(". ") or _START_IT)
     except OnApiError as error:
-        cure = "start it: `on-api serve` or `on-api node run`" if settings.manages_node else None
+        cure = _START_IT if settings.manages_node else None
         yield Finding("node", Verdict.BROKEN, error.details, cure)
+
+
+def _gateway(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.services.node_adoption import asking
+    from on_api.core.services.readiness import gateway_problem
+    from on_api.core.services.walking import DamagedError, read_block
+
+    async def ask() -> str | None:
+        async with asking(settings) as node:
+            problem = await gateway_problem(node)
+            known = _some_content(settings)
+            if problem is None and known is not None:
+                try:
+                    await read_block(node, known)
+                except DamagedError as error:
+                    return f"It lacks what the database says is kept: {error}."
+            return problem
+
+    name = "gateway"
+    problem = asyncio.run(ask())
+    if problem is None:
+        yield Finding(name, Verdict.OK, "gives out what it is asked for")
+    elif settings.manages_node:
+        yield Finding(name, Verdict.BROKEN, problem, f"{_START_IT}; else look by `on-api fsck`")
+    else:
+        cure = (
+            "ON_API_IPFS__GATEWAY_URL must be the gateway of the node at ON_API_IPFS__RPC_URL;"
+            " `on-api fsck` looks for what is damaged"
+        )
+        yield Finding(name, Verdict.BROKEN, problem, cure)
+
+
+def _some_content(settings: Settings) -> Cid | None:
+    """A content that the node must have, if there is any."""
+    from on_api.core.models import Content, Database
+    from on_api.core.models.content import PINNED
+
+    database = Database(settings)
+    try:
+        with database.session_scope(write=False) as session:
+            found = session.scalar(select(Content.cid).where(Content.state == PINNED).limit(1))
+            return None if found is None else Cid.from_text(found)
+    except (OnApiError, SQLAlchemyError):
+        return None  # told already
+    finally:
+        database.dispose()
 
 
 def _node_settings(settings: Settings) -> Iterator[Finding]:
@@ -190,9 +258,9 @@ def _node_settings(settings: Settings) -> Iterator[Finding]:
 
 
 async def _ask_for_config(settings: Settings) -> dict[str, object]:
-    from on_api.core.services.node import connect_node
+    from on_api.core.services.node_adoption import asking
 
-    async with connect_node(settings) as node:
+    async with asking(settings) as node:
         return await node.config()
 
 
@@ -214,14 +282,24 @@ def _pool(settings: Settings, allowed: int) -> Finding:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    """Whether ours can be taken; one that a healthy on-api holds is fine."""
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        taken = probe.connect_ex((settings.host, settings.port)) == 0
-    if not taken:
+    """Whether ours can be taken; one that the on-api of this home holds is fine."""
+    from on_api.core.services.instance import running_instance
+
+    instance = running_instance(settings.home)
+    is_ours = instance is not None and instance.port == settings.port
+    if instance is None and settings.manages_node:
+        yield from _node_ports(settings)
+    if not _is_taken(settings.host, settings.port):
         yield Finding("ports", Verdict.OK, f"{settings.port} is free")
-    elif _is_on_api(settings):
+    elif is_ours and _is_on_api(settings):
         yield Finding("ports", Verdict.OK, f"{settings.port} is on-api's")
+    elif _is_on_api(settings):
+        yield Finding(
+            "ports",
+            Verdict.WARNING,
+            f"{settings.port} is taken by an on-api that this home doesn't tell of",
+            "set ON_API_HOME to its home, or choose another port with ON_API_PORT",
+        )
     else:
         yield Finding(
             "ports",
@@ -229,6 +307,31 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             f"{settings.port} is taken by another program",
             "stop it, or choose another port with ON_API_PORT",
         )
+
+
+def _node_ports(settings: Settings) -> Iterator[Finding]:
+    """Those that the node of this home will want, while it may run without us or not at all."""
+    from on_api.core.ipfs.whose import rpc_port_of
+
+    if rpc_port_of(settings.home / "ipfs") is not None:
+        return
+    for port, name in (
+        (settings.node.rpc_port, "RPC_PORT"),
+        (settings.node.gateway_port, "GATEWAY_PORT"),
+    ):
+        if _is_taken("127.0.0.1", port):
+            yield Finding(
+                "node's ports",
+                Verdict.BROKEN,
+                f"{port} is taken by another program, which is left alone",
+                f"stop it, or choose another with ON_API_NODE__{name} (make run {name}=…)",
+            )
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, port)) == 0
 
 
 def _is_on_api(settings: Settings) -> bool:

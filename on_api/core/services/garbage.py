@@ -55,12 +55,16 @@ class GarbageCollector:
         self._node = node
         self._fsck = fsck
         self._metrics = metrics
+        self._not_before = float("-inf")
+        """When the next one may be tried, after one that could not begin: nobody records that."""
 
     async def collect(self, patience: float) -> Collection:
         """Free what no pin covers. Waits up to `patience` seconds for uploads to end.
 
-        Raises `Conflict` while another one runs.
+        Raises `Conflict` while another one runs, a `NodeError` when the node can't be asked: then
+        none has begun.
         """
+        await self._node.peer_id()
         turn = await to_thread.run_sync(Turn, self._database, GARBAGE)
         started = time.monotonic()
         done = Collection("failed")
@@ -92,11 +96,14 @@ class GarbageCollector:
 
     async def collect_when_due(self, interval: timedelta, patience: float) -> bool:
         """Collect if the last one ended `interval` ago or more. Returns whether it did."""
+        if time.monotonic() < self._not_before:
+            return False
         if not await to_thread.run_sync(self._is_due, interval):
             return False
         try:
             await self.collect(patience)
         except OnApiError as error:
+            self._not_before = time.monotonic() + RETRY.total_seconds()
             logger.warning("garbage collection failed: %s", error.details)
         return True
 

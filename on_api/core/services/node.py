@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.client import Exchanged, IpfsNode
+from on_api.core.ipfs.identity import ExpectedNode, ManagedNodeExpected
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.repo import rpc_auth_of
 from on_api.core.ipfs.version import TESTED_RANGE
@@ -76,9 +77,20 @@ async def _exchanged(node: IpfsNode) -> Exchanged | None:
         return None
 
 
-def connect_node(settings: Settings) -> KuboNode:
-    """The Kubo that the settings name; nothing is sent to it yet."""
-    return KuboNode(settings, node_auth(settings))
+def connect_node(settings: Settings, recorded: ExpectedNode | None = None) -> KuboNode:
+    """The Kubo that the settings name; nothing is sent to it yet.
+
+    One that on-api runs itself must be that of the home; of others `recorded` says which it must
+    be, and None takes whichever is at the address.
+    """
+    return KuboNode(settings, node_auth(settings), expected_node(settings, recorded))
+
+
+def expected_node(settings: Settings, recorded: ExpectedNode | None) -> ExpectedNode | None:
+    """The node that RPC calls are for."""
+    if not settings.manages_node:
+        return recorded
+    return ManagedNodeExpected(settings.home / "ipfs", settings.node.rpc_port)
 
 
 def node_auth(settings: Settings) -> str | None:

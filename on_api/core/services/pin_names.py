@@ -42,7 +42,8 @@ class PinNames:
         return f"on-api/{self._deployment}/"
 
 
-def deployment(session: Session) -> Deployment:
-    """This deployment's row, made at the first call."""
+def deployment(session: Session, *, lock: bool = False) -> Deployment:
+    """This deployment's row, made at the first call; with `lock` nobody else changes it."""
     insert_unless_there(session, Deployment, id=1, name=new_id().hex[:12], created_at=utc_now())
-    return session.scalars(select(Deployment)).one()
+    statement = select(Deployment)
+    return session.scalars(statement.with_for_update() if lock else statement).one()

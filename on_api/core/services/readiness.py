@@ -15,6 +15,9 @@ from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.revisions import check_revision
 
+EMPTY_FILE = "bafkqaaa"
+"""An identity CID, which is its own content: every gateway has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -63,4 +66,17 @@ async def _check_node(node: IpfsNode) -> Check:
         version = await node.version()
     except NodeError as error:
         return Check("node", ok=False, details=error.details)
+    problem = await gateway_problem(node)
+    if problem is not None:
+        return Check("node", ok=False, details=problem)
     return Check("node", ok=True, details=f"{version.agent} {version.version}")
+
+
+async def gateway_problem(node: IpfsNode) -> str | None:
+    """What keeps the node's gateway, by which every download comes, from giving out what it is
+    asked for; None when it does."""
+    try:
+        found = await node.block(EMPTY_FILE)
+    except NodeError as error:
+        return f"Its gateway: {error.details}"
+    return None if found == b"" else "What answers at its gateway's address is no gateway."

@@ -83,7 +83,8 @@ async def test_a_daemon_of_another_version(home: Home) -> None:
 
     config = says(json.dumps({"Datastore": {"Spec": {}}}).encode())
     version = says(json.dumps({"Version": "0.99.0"}).encode())
-    async with faulty_node({"/api/v0/version": version, "/api/v0/config": config}) as settings:
+    paths = {"/api/v0/version": version, "/api/v0/config": config, "/ipfs/": says(b"")}
+    async with faulty_node(paths) as settings:
         assert settings.ipfs.rpc_url is not None
         urls = {
             "ON_API_IPFS__RPC_URL": settings.ipfs.rpc_url,
@@ -119,6 +120,15 @@ def test_a_port_that_another_program_holds(home: Home) -> None:
         code, found = findings(home)
     assert code == 1
     assert "ON_API_PORT" in found["ports"]["cure"]
+
+
+def test_a_nodes_port_that_another_program_holds(home: Home) -> None:
+    """Before the node is started there, in vain."""
+    with socket.create_server(("127.0.0.1", home.rpc_port)):
+        code, found = findings(home)
+    assert code == 1
+    assert str(home.rpc_port) in found["node's ports"]["details"]
+    assert "ON_API_NODE__RPC_PORT" in found["node's ports"]["cure"]
 
 
 def test_a_secret_that_others_can_read_or_guess(home: Home) -> None:

@@ -17,7 +17,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsError
 
+from on_api.cli.context import load_settings
+from on_api.core.errors import StartupError
 from on_api.core.models.revisions import PROJECT
+from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings, UnknownSettingError
 
 EXAMPLE = PROJECT / ".env.example"
@@ -121,6 +124,57 @@ def test_what_can_not_be(monkeypatch: pytest.MonkeyPatch, name: str, value: str)
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("http://kubo:8080", "http://kubo:8080"),
+        ("http://localhost:8080///", "http://localhost:8080"),
+        ("HTTP://[::1]:8080/", "http://[::1]:8080"),
+        ("https://gateway.example/node/", "https://gateway.example/node"),
+        ("http://10.0.0.7", "http://10.0.0.7"),
+        ("http://my_kubo:8080/ipfs/", "http://my_kubo:8080"),
+    ],
+)
+def test_addresses_of_a_node(given: str, meant: str) -> None:
+    """By name, by address of both kinds, below a path."""
+    ipfs = IpfsSettings(rpc_url=given.replace("/ipfs", "/api/v0"), gateway_url=given)
+    assert (ipfs.rpc_url, ipfs.gateway_url) == (meant, meant)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@kubo:5001",
+        "http://hunter2@kubo:5001",
+        "http://kubo:5001?token=hunter2",
+        "http://kubo:5001/#hunter2",
+        "http://kubo:hunter2",
+        "http://kubo:0/hunter2",
+        "http://kubo:70000/hunter2",
+        "http://[::hunter2]:5001",
+        "http://:5001/hunter2",
+        "http:///hunter2",
+        "http://kubo/a b hunter2",
+        "http://kubo\n/hunter2",
+        "unix:///run/hunter2.sock",
+        "ftp://kubo/hunter2",
+        "/ip4/127.0.0.1/tcp/5001/hunter2",
+        "kubo:5001/hunter2",
+        "//kubo:5001/hunter2",
+        "file:///hunter2",
+    ],
+)
+@pytest.mark.parametrize("name", ["RPC_URL", "GATEWAY_URL"])
+def test_addresses_that_are_none(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    """One sentence that names the setting and not what stands in it."""
+    for each in ("RPC_URL", "GATEWAY_URL"):
+        monkeypatch.setenv(f"ON_API_IPFS__{each}", "http://127.0.0.1:5001")
+    monkeypatch.setenv(f"ON_API_IPFS__{name}", url)
+    with pytest.raises(StartupError, match=f"ON_API_IPFS__{name}: must be") as raised:
+        load_settings()
+    assert "hunter2" not in raised.value.details
 
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,11 @@ from on_api.core.services.walking import DamagedError, read_block, read_dag
 
 logger = logging.getLogger(__name__)
 
+EMPTY_FOLDERS = {
+    "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354",
+    "QmUNLLsPACCz1vLxQVkXqX5L1X345qqfHbsf67hvA3Nn",
+}
+"""What `ipfs init` pins in each new repo, without a name; pins of ours have one."""
 PAGE = 500
 WALKS_AT_ONCE = 4
 FETCH_SECONDS = 60.0
@@ -209,6 +214,8 @@ class NodeChecks:
         return await to_thread.run_sync(set_pinned)
 
     async def _look_at_unknown(self, pin: PinStatus, quarantine: Quarantine, *, now: bool) -> None:
+        if pin.cid in EMPTY_FOLDERS and not pin.name:
+            return
         job = await to_thread.run_sync(self._names.job_of, pin.name)
         if job is None:
             details = f"named {pin.name!r}" if pin.name else "without a name"

@@ -51,8 +51,9 @@ class Fsck:
         `walk` read every block.
 
         Raises `Conflict` while another one runs, a `NodeError` or `DatabaseUnavailable` when it
-        can't be done.
+        can't be done. One that the node didn't let begin is not recorded.
         """
+        await self._node.peer_id()
         report = Report()
         turn = await to_thread.run_sync(Turn, self._database, FSCK)
         result: dict[str, Any] = {"outcome": "failed"}

@@ -1,0 +1,25 @@
+"""which node a deployment uses
+
+Revision ID: 0016
+Revises: 0014
+Created: 2026-11-28 17:35:00.000000+00:00
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from alembic import op
+
+revision: str = "0016"
+down_revision: str | None = "0014"
+branch_labels: str | None = None
+depends_on: str | None = None
+
+
+def upgrade() -> None:
+    op.add_column("deployment", sa.Column("node_id", sa.String(length=128), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("deployment", "node_id")

@@ -1,0 +1,234 @@
+"""No call and no secret goes to a node but the one that is expected: every method of the port,
+against a real stranger and against listeners that say what they like."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from on_api.core.errors import NodeError, NodeRefused, WrongNode
+from on_api.core.ipfs.bundle import make_bundle
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.node import ManagedNode
+from on_api.core.models import Database
+from on_api.core.services import node_adoption
+from on_api.core.services.audit import COMMAND_LINE
+from on_api.core.services.node import connect_node
+from on_api.core.services.node_adoption import RecordedNode
+from on_api.core.setting_groups import IpfsSettings, NodeSettings
+from on_api.core.settings import Settings
+from on_api.tests.conftest import RPC_SECRET, DatabaseMaker, Kubo, free_port, make_settings
+from on_api.tests.dags import block_of
+from on_api.tests.deadline import until
+from on_api.tests.foreign import HTML, Reply, says, service
+from on_api.tests.strangers import Listener, StrangeKubo, listener, strange_kubo
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = RPC_SECRET.removeprefix("bearer:")
+OURS = "12D3KooWOurs"
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StrangeKubo]:
+    """Somebody's Kubo, with something pinned and something not."""
+    with strange_kubo(tmp_path_factory.mktemp("stranger")) as kubo:
+        kubo("add", "-q", "--pin=false", data=b"theirs, not pinned")
+        kubo("add", "-q", data=b"theirs")
+        yield kubo
+
+
+@pytest.fixture
+def settings(sqlite_database: DatabaseMaker, tmp_path: Path) -> Settings:
+    """With a database that names another node than any that answers."""
+    made = make_settings(tmp_path, sqlite_database())
+    database = Database(made)
+    with database.session_scope() as session:
+        node_adoption.adopt(session, OURS, COMMAND_LINE)
+    database.dispose()
+    return made
+
+
+@asynccontextmanager
+async def node_at(
+    settings: Settings, urls: Mapping[str, str], *, records: bool = True
+) -> AsyncIterator[KuboNode]:
+    """A client of an external node, and of its gateway at the same place unless it has one."""
+    external = IpfsSettings.model_validate(
+        {
+            "gateway_url": urls["rpc_url"],
+            **urls,
+            "control_timeout": 5,
+            "connect_timeout": 5,
+            "rpc_auth": SecretStr(RPC_SECRET),
+        }
+    )
+    database = Database(settings)
+    try:
+        changed = settings.model_copy(update={"ipfs": external})
+        async with connect_node(changed, RecordedNode(database, records=records)) as node:
+            yield node
+    finally:
+        database.dispose()
+
+
+async def pieces(*data: bytes) -> AsyncIterator[bytes]:
+    """A body."""
+    for each in data:
+        yield each
+
+
+async def blocks(*given: tuple[Cid, bytes]) -> AsyncIterator[tuple[Cid, bytes]]:
+    """Blocks to store."""
+    for each in given:
+        yield each
+
+
+async def all_of(iterator: AsyncIterator[object]) -> list[object]:
+    """A list, read to its end."""
+    return [each async for each in iterator]
+
+
+def calls(node: KuboNode, cid: str) -> Mapping[str, Callable[[], Awaitable[object]]]:
+    """Every method of the port that speaks to the RPC."""
+    block = block_of(b"a block of ours")
+    return {
+        "add": lambda: node.add(pieces(b"ours"), pin_name="ours"),
+        "pin": lambda: node.pin(cid, name="ours", fetch=False),
+        "pin and fetch": lambda: node.pin(cid, name="ours", fetch=True),
+        "pin_all": lambda: node.pin_all([cid], name="ours"),
+        "unpin": lambda: node.unpin(cid),
+        "import_blocks": lambda: node.import_blocks(blocks(block)),
+        "store_bundle": lambda: node.store_bundle(make_bundle([block], bytes(16)), pin_name="ours"),
+        "connect": lambda: node.connect("/ip4/127.0.0.1/tcp/1/p2p/12D3KooWX"),
+        "collect_garbage": node.collect_garbage,
+        "dag_stat": lambda: node.dag_stat(cid, fetch=True),
+        "dag_stats": lambda: node.dag_stats([cid], seconds=5),
+        "pins": lambda: all_of(node.pins()),
+        "pin_status": lambda: node.pin_status(cid),
+        "addresses": node.addresses,
+        "version": node.version,
+        "peer_id": node.peer_id,
+        "peer_count": node.peer_count,
+        "exchanged": node.exchanged,
+        "repo_stat": node.repo_stat,
+        "config": node.config,
+    }
+
+
+async def test_no_method_asks_another_node(settings: Settings, stranger: StrangeKubo) -> None:
+    """Each raises `WrongNode`, and nothing there is changed."""
+    cid = stranger("add", "-Q", "--cid-version=1", "--raw-leaves", data=b"both have it")
+    before = stranger.state()
+    async with node_at(settings, stranger.urls()) as node:
+        for call in calls(node, cid).values():
+            with pytest.raises(WrongNode, match=OURS):
+                await call()
+    assert stranger.state() == before
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        says({"ID": "12D3KooWTheirs"}),
+        says({"ID": OURS + "X", "Addresses": None}),
+        says({"ID": ["12D3KooWTheirs"]}),
+        says(["ID"]),
+        HTML,
+        Reply(b"", "404 Not Found"),
+        Reply(b"", "500 Internal Server Error"),
+        Reply(b"", "307 Temporary Redirect", {"Location": "http://127.0.0.1:1/api/v0/id"}),
+        Reply(b"ID", length=10),
+    ],
+    ids=["another", "longer", "no name", "no object", "page", "404", "500", "redirect", "cut"],
+)
+async def test_the_secret_goes_to_nobody_who_says_another_identity(
+    settings: Settings, reply: Reply
+) -> None:
+    """Who asks for no secret hears none, and is asked for its identity alone."""
+    async with service(lambda _: reply) as other, node_at(settings, {"rpc_url": other.url}) as node:
+        for call in calls(node, str(block_of(b"x")[0])).values():
+            with pytest.raises(NodeError):
+                await call()
+    assert set(other.paths()) == {"/api/v0/id"}
+    assert all("authorization" not in each.headers for each in other.asked)
+    assert all(TOKEN not in str(each) for each in other.asked)
+
+
+async def test_who_hangs_up_hears_no_secret(settings: Settings) -> None:
+    """Nor who never answers as HTTP."""
+    for answer in (b"", b"SSH-2.0-OpenSSH_9.6\r\n"):
+        with listener(answer=answer) as heard:
+            async with node_at(settings, {"rpc_url": f"http://127.0.0.1:{heard.port}"}) as node:
+                with pytest.raises((NodeError, TimeoutError)):
+                    async with asyncio.timeout(2):
+                        await node.collect_garbage()
+        assert b"POST /api/v0/id " in heard.all_heard
+        assert TOKEN.encode() not in heard.all_heard
+        assert b"uthorization" not in heard.all_heard
+
+
+async def test_a_node_that_wants_its_secret_is_asked_with_it(
+    sqlite_database: DatabaseMaker, tmp_path: Path, kubo: Kubo
+) -> None:
+    """The first use records it; another identity in the database refuses it; adopting takes it."""
+    settings = make_settings(tmp_path, sqlite_database())
+    urls = {"rpc_url": str(kubo.ipfs.rpc_url), "gateway_url": str(kubo.ipfs.gateway_url)}
+    async with node_at(settings, urls, records=False) as node:
+        with pytest.raises(WrongNode, match="on-api node adopt"):
+            await node.version()
+    async with node_at(settings, urls) as node:
+        peer_id = await node.peer_id()
+    async with node_at(settings, urls, records=False) as node:
+        assert await node.peer_id() == peer_id
+    database = Database(settings)
+    with database.session_scope() as session:
+        assert node_adoption.adopt(session, OURS, COMMAND_LINE) == peer_id
+    async with node_at(settings, urls) as node:
+        with pytest.raises(WrongNode, match=peer_id):
+            await node.repo_stat()
+        with database.session_scope() as session:
+            node_adoption.adopt(session, peer_id, COMMAND_LINE)
+        assert await node.peer_id() == peer_id  # without a restart
+    database.dispose()
+
+
+async def test_a_wrong_secret_is_told_as_such(
+    sqlite_database: DatabaseMaker, tmp_path: Path, kubo: Kubo
+) -> None:
+    """By the error that says whose fault it is."""
+    settings = make_settings(tmp_path, sqlite_database())
+    external = kubo.ipfs.model_copy(update={"rpc_auth": SecretStr("bearer:wrong")})
+    database = Database(settings)
+    changed = settings.model_copy(update={"ipfs": external})
+    async with connect_node(changed, RecordedNode(database, records=True)) as node:
+        with pytest.raises(NodeRefused):
+            await node.version()
+    database.dispose()
+
+
+def test_a_port_taken_while_our_kubo_is_down(tmp_path: Path) -> None:
+    """Who takes the RPC's port between its death and its restart hears nothing of ours."""
+    settings = NodeSettings(rpc_port=free_port(), gateway_port=free_port())
+    with ManagedNode(tmp_path / "home", settings, RPC_SECRET, print) as node, ExitStack() as stack:
+        pid = node.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+        def taken() -> Listener | None:
+            try:
+                return stack.enter_context(listener(settings.rpc_port))
+            except OSError:
+                return None
+
+        heard = until(taken, "the port is taken", 30)
+        until(lambda: node.restarts >= 2, "on-api has tried to restart it", 60)
+    assert heard.heard == []
