@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
+from on_api.core.models.downgrades import refuse_loss
 
 revision: str = "0012"
 down_revision: str | None = "0010"
@@ -24,5 +25,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(revision, "shares.left_bytes", "shares.whole_begun")
     op.drop_column("shares", "whole_begun")
     op.drop_column("shares", "left_bytes")

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from alembic import op
+from on_api.core.models.downgrades import Loss, refuse_loss
 
 revision: str = "0013"
 down_revision: str | None = "0012"
@@ -43,5 +44,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(revision, Loss("secret_in_use", "version <> 1"))
     op.drop_table("processes")
     op.drop_table("secret_in_use")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
+from on_api.core.models.downgrades import refuse_loss
 
 revision: str = "0016"
 down_revision: str | None = "0014"
@@ -22,4 +23,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(revision, "deployment.node_id")
     op.drop_column("deployment", "node_id")

@@ -37,9 +37,17 @@ CHECKED: Mapping[tuple[str, str], Any] = {
     ("import_items", "status"): "done",
     ("keys", "kind"): "key",
     ("pins", "status"): "pinned",
+    ("secret_in_use", "version"): 2,
     ("visibility_changes", "visibility"): "private",
 }
-"""Values that a constraint wants."""
+"""Values that a constraint wants, or without which nothing is lost."""
+REBUILT = {
+    ("processes", None),
+    ("private_blocks", None),
+    ("files", "blocks_known"),
+    ("password_throttles", None),
+}
+"""What the code writes anew by itself, or forgets after a while: no data of anybody's."""
 SEALED = ("sealed_for", "identity_id", "sealed_size", "sealed_start")
 
 Columns = dict[str, set[str]]
@@ -129,6 +137,8 @@ def test_no_downgrade_destroys_a_row_silently(new_database: DatabaseMaker) -> No
             dropped = losses(before, columns_of(connection))
             command.upgrade(configured(connection), revision)
             for table, column in dropped:
+                if (table, column) in REBUILT:
+                    continue
                 put_row(connection, table, column)
                 name = table if column is None else f"{table}.{column}"
                 with pytest.raises(CommandError, match=rf"{name} \(1 row\).*allow-data-loss"):
