@@ -32,7 +32,6 @@ from on_api.core.settings import Settings
 from on_api.worker.pin_attempts import PinAttempts, Work
 from on_api.worker.pin_batches import MOST, PinBatch, PinBatches
 from on_api.worker.transactions import Transactions
-from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,6 @@ class PinWorker:
         node: IpfsNode,
         keeper: Keeper,
         names: PinNames,
-        unpinner: Unpinner,
         capacity: Capacity,
         metrics: Metrics,
         resolver: Resolver,
@@ -101,7 +99,6 @@ class PinWorker:
             node,
             keeper,
             names,
-            unpinner,
             capacity,
             metrics,
             resolver,
@@ -193,7 +190,7 @@ class PinWorker:
             )
 
         def claim(session: Session) -> Sequence[Claim]:
-            if maintenance.is_under_way(session, maintenance.GARBAGE):
+            if not maintenance.may_begin(session):
                 return ()
             user = next_user(session)
             if user is None:

@@ -1,7 +1,14 @@
 """Every table, so that importing the package fills `Base.metadata` (Alembic and the mappers rely
 on it)."""
 
-from on_api.core.models.content import Content, Deployment, Holding, Lease, Maintenance
+from on_api.core.models.content import (
+    Content,
+    Deployment,
+    Holding,
+    Lease,
+    LeasedPin,
+    Maintenance,
+)
 from on_api.core.models.database import Base, Database
 from on_api.core.models.denied import DeniedCid
 from on_api.core.models.event import Event
@@ -40,6 +47,7 @@ __all__ = [
     "Import",
     "ImportItem",
     "Lease",
+    "LeasedPin",
     "LoginThrottle",
     "Maintenance",
     "MeteringProcess",

@@ -124,10 +124,10 @@ class Services:
         capacity = Capacity(node, settings)
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
-        leases = LeaseService(database, names, settings.files.lease_seconds)
         lease_life = timedelta(seconds=settings.files.lease_seconds)
         fsck = Fsck(database, node, keeper, names)
         bell = Bell()
+        leases = LeaseService(database, names, settings.files.lease_seconds, bell.ring_after)
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
@@ -168,7 +168,7 @@ class Services:
                 Bundler(
                     node,
                     BundleRecords(database, idempotency),
-                    StandingLease(database, names, UPLOAD, lease_life),
+                    StandingLease(database, names, UPLOAD, lease_life, bell.ring_after),
                     metrics,
                     settings.files.bundle_below,
                 ),

@@ -17,7 +17,7 @@ from on_api.core.crypto.sealing import Sealed, Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
 from on_api.core.models import Import, ImportItem, Pin
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.models.imports import (
     CANCELLED,
     DONE,
@@ -138,7 +138,7 @@ class ImportService:
                 raise SecretUnavailable  # what is sealed now could never be opened again
             sealed = self._sealer.seal(spec.to_json().encode(), row.id.bytes)
             row.secrets, row.secret_version = sealed.data, sealed.version
-            row.due_at = utc_now()
+            row.due_at = database_now()
             self._ring(session)
         session.add(row)
         session.flush()
@@ -185,7 +185,7 @@ class ImportService:
             )
             row.failed = session.scalar(select(func.count()).where(*failed)) or 0
         row.status, row.error, row.attempts = RUNNING, None, 0
-        row.started_at, row.finished_at, row.due_at = utc_now(), None, utc_now()
+        row.started_at, row.finished_at, row.due_at = utc_now(), None, database_now()
         session.flush()
         self._ring(session)
         return row

@@ -74,8 +74,6 @@ class Intake:
         self._limits = limits
         self.received = 0
         """Bytes of all files so far, as the node gets them."""
-        self.began = False
-        """Whether the node may have pinned something."""
 
     def through(self, body: AsyncIterator[Bytes], passage: FilePassage) -> AsyncIterator[Bytes]:
         """Pass a file's body on in blocks, as the node is to have it; each is hashed and encrypted

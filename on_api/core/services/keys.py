@@ -14,7 +14,7 @@ from on_api.core.crypto import tokens
 from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.errors import BadRequest, Forbidden, NotFound
 from on_api.core.models import ApiKey, User
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import KEY
 from on_api.core.services import audit
@@ -134,7 +134,7 @@ def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
 def keys_of(user_id: uuid.UUID) -> Listing[ApiKey]:
     """A user's keys that are neither revoked nor expired; login tokens are not among them."""
     statement = _live_keys(user_id).where(
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now())
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > database_now())
     )
     return Listing(statement, ApiKey.created_at, ApiKey.id)
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from on_api.core.crypto.sealing import Sealed, Sealer
 from on_api.core.crypto.secrets import Keyring, Purpose, keep_previous
 from on_api.core.models import ApiKey, Database, IdempotencyRecord, Identity, Import
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import database_now
 from on_api.core.settings import Settings
 
 BATCH = 200
@@ -152,5 +152,5 @@ def _is_live() -> ColumnElement[bool]:
     """Keys that could still be used."""
     return and_(
         ApiKey.revoked_at.is_(None),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > database_now()),
     )
