@@ -75,6 +75,10 @@ class StorageUsage(Answer):
     bytes: int = Field(
         description="Bytes charged: each content once, with its overhead on the node."
     )
+    reserved: int = Field(
+        description="Bytes that count towards the quota beside these: of uploads under way, and of "
+        "those that failed until what they left on the node is removed."
+    )
     quota: int | None = Field(description=_QUOTA)
 
 

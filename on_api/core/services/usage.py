@@ -18,9 +18,10 @@ LEAST_ELAPSED = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StorageUsage:
-    """Bytes charged and allowed."""
+    """Bytes charged, reserved by leases, and allowed."""
 
     bytes: int
+    reserved: int
     quota: int | None
 
 
@@ -49,7 +50,9 @@ def usage_of(session: Session, user: User) -> Usage:
     counter = session.get(EgressCounter, (OWNER, user.id, now.strftime("%Y-%m")))
     spent = counter.bytes if counter is not None else 0
     return Usage(
-        storage=StorageUsage(user.usage.storage_bytes, user.storage_quota),
+        storage=StorageUsage(
+            user.usage.storage_bytes, user.usage.reserved_bytes, user.storage_quota
+        ),
         egress=EgressUsage(spent, user.egress_budget, forecast(spent, now), month_end(now)),
     )
 
