@@ -24,6 +24,7 @@ from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
+from on_api.tests.leftovers import remove_leftovers
 from on_api.worker.visibility import VisibilityWorker
 
 MIB = 1024 * 1024
@@ -61,6 +62,7 @@ def work(server: Server, spoil: Callable[[Services], None] | None = None) -> Non
             worker = VisibilityWorker(services)
             while await worker.step():
                 pass
+            await remove_leftovers(services)
             report = await services.fsck.run(repair=False, walk=True)
             assert report.clean, report.findings
         finally:
