@@ -7,14 +7,17 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
 
 from on_api.core.errors import ServiceUnavailable
-from on_api.core.models import Database, File, Lease, User, UserUsage
+from on_api.core.models import ApiKey, Database, File, Lease, User, UserUsage
 from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.services import contents, maintenance
+from on_api.core.services.accounts import Accounts
+from on_api.core.services.audit import COMMAND_LINE
 from on_api.core.services.maintenance import GARBAGE, LIFE, Turn
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.deadline import until
@@ -82,6 +85,54 @@ def test_an_account_is_removed_while_its_upload_is_recorded(postgresql: Database
     with postgresql.session_scope(write=False) as session:
         assert session.scalars(select(User.id)).all() == []
         assert session.scalars(select(File.id)).all() == []
+
+
+@pytest.mark.parametrize("changes", [None, {"active": False}], ids=["deleted", "deactivated"])
+def test_an_account_ends_while_its_upload_is_recorded(
+    postgresql: Database, tmp_path: Path, changes: dict[str, bool] | None
+) -> None:
+    """Whoever ends it waits for the upload, which has locked its key and then refers to its
+    user."""
+    users = Accounts.build(
+        make_settings(tmp_path, postgresql.engine.url.render_as_string(hide_password=False))
+    ).users
+    user_id, key_id = new_id(), new_id()
+    with postgresql.session_scope() as session:
+        user = User(id=user_id, username="ada", is_admin=False, active=True)
+        user.usage = UserUsage(file_count=0, storage_bytes=0, reserved_bytes=0)
+        session.add_all([user, User(id=new_id(), username="eve", is_admin=True, active=True)])
+        session.flush()
+        session.add(
+            ApiKey(
+                id=key_id,
+                user_id=user_id,
+                kind="token",
+                name="a key",
+                prefix="p",
+                digest=bytes(32),
+                secret_version=1,
+                scopes=[],
+            )
+        )
+
+    def end() -> None:
+        with postgresql.session_scope() as session:
+            if changes is None:
+                users.delete(session, user_id, COMMAND_LINE)
+            else:
+                users.change(session, user_id, changes, COMMAND_LINE)
+
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        session = stack.enter_context(postgresql.session_scope())
+        usage = contents.lock_usage(session, user_id)
+        session.get(ApiKey, key_id, with_for_update=True)
+        ending: Future[object] = pool.submit(end)
+        until(lambda: waits_or_is_done(postgresql, ending), "the account's end waits")
+        contents.add_reference(session, usage, "a cid", 10, {})
+        session.add(_file(user_id))
+        session.flush()
+        stack.close()
+        ending.result(60)
 
 
 def _file(user_id: uuid.UUID) -> File:
