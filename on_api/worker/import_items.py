@@ -35,7 +35,7 @@ from on_api.core.errors import (
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import ImportItem
 from on_api.core.models.pin import FAILED, PINNED_STATUS
-from on_api.core.services import contents, import_jobs
+from on_api.core.services import contents, import_jobs, leftovers
 from on_api.core.services.container import Services
 from on_api.core.services.import_jobs import Claim, Item, LostError
 from on_api.core.services.imports import AUTO, GATEWAY, IPFS
@@ -328,6 +328,8 @@ class Mover:
                 with suppress(NotFound):
                     self._services.pins.remove(session, usage.user_id, row.pin_id)
                 row.pin_id = None
+            # It may have been pinned again for this item, when its content was just being removed.
+            leftovers.leave(session, item.id, [item.cid])
             import_jobs.fail_item(session, self._claim, row, reason)
 
         await self._in_database(fail)

@@ -254,7 +254,7 @@ def release_dead_leases(database: Database, limit: int = 100) -> int:
     What they reserve stays so until what was pinned under them is removed.
     """
     is_due = (
-        Lease.lease_until < database_now(),
+        Lease.lease_until <= database_now(),
         Lease.kind.not_in((leftovers.DEAD, leftovers.LEFT)),
     )
     with database.session_scope(write=False) as session:

@@ -66,7 +66,7 @@ def list_pins(session: Session, lease_id: uuid.UUID, cids: Iterable[str]) -> Non
 def any_dead(session: Session) -> bool:
     """Whether there is anything to do: asked by reading alone, since on SQLite looking must not
     take the writer's place."""
-    return bool(session.scalar(select(exists().where(Lease.lease_until < database_now()))))
+    return bool(session.scalar(select(exists().where(Lease.lease_until <= database_now()))))
 
 
 def some_listed(session: Session, limit: int) -> Sequence[Leftover]:
@@ -107,7 +107,7 @@ def unlist(session: Session, leftover: Leftover) -> None:
 
 def to_be_swept(session: Session, limit: int) -> Sequence[uuid.UUID]:
     """Dead leases for whose name the node's pins are to be looked through."""
-    dead = select(Lease.id).where(Lease.kind == DEAD, Lease.lease_until < database_now())
+    dead = select(Lease.id).where(Lease.kind == DEAD, Lease.lease_until <= database_now())
     return session.scalars(dead.order_by(func.random()).limit(limit)).all()
 
 
