@@ -70,6 +70,7 @@ def wrong_worker(settings: Settings, hours: float) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("hours", [3, -3], ids=["ahead", "behind"])
 def test_a_worker_whose_clock_is_wrong(
     here: Peer,

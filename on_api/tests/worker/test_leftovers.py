@@ -248,6 +248,7 @@ def _is_ready(url: str) -> bool:
     return False
 
 
+@pytest.mark.timeout(900)
 def test_a_kill_between_the_nodes_pin_and_our_commit(
     settings: Settings, proxy: RpcProxy, here: Peer
 ) -> None:
