@@ -76,6 +76,14 @@ class LeftoverRemover:
             await self._end(lease_id)
         return len(listed) == BATCH and any(done)
 
+    async def remove_of(self, job: uuid.UUID) -> None:
+        """Remove at once what a job has listed with its end, as far as that can be. Raises a
+        `NodeError`."""
+        if await self._read(_is_collecting):
+            return
+        for leftover in await self._read(lambda s: leftovers.some_listed(s, BATCH, job)):
+            await self._remove(leftover)
+
     async def _end(self, lease_id: uuid.UUID) -> None:
         await self._write(lambda session: leftovers.end_cleared(session, lease_id))
 
@@ -176,11 +184,13 @@ class LeftoverRemover:
         return await to_thread.run_sync(run)
 
 
-def _has_work(session: Session) -> bool:
+def _is_collecting(session: Session) -> bool:
     # A node that collects garbage answers when it is done: long after a claim has ended.
-    if maintenance.is_under_way(session, GARBAGE):
-        return False
-    return leftovers.any_dead(session)
+    return maintenance.is_under_way(session, GARBAGE)
+
+
+def _has_work(session: Session) -> bool:
+    return not _is_collecting(session) and leftovers.any_dead(session)
 
 
 def _dead_leases(session: Session) -> tuple[Sequence[uuid.UUID], datetime]:

@@ -34,6 +34,7 @@ from on_api.core.services.pin_jobs import Claim
 from on_api.core.services.pin_names import PinNames
 from on_api.core.settings import Settings
 from on_api.worker.interruptible import Interruptible
+from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.transactions import Transactions
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class PinAttempts:
         transactions: Transactions,
         node: IpfsNode,
         keeper: Keeper,
+        leftovers: LeftoverRemover,
         names: PinNames,
         capacity: Capacity,
         metrics: Metrics,
@@ -105,6 +107,7 @@ class PinAttempts:
         self._transactions = transactions
         self._node = node
         self._keeper = keeper
+        self._leftovers = leftovers
         self._names = names
         self._capacity = capacity
         self._metrics = metrics
@@ -286,12 +289,12 @@ class PinAttempts:
         await self._look_after(claim)
 
     async def _look_after(self, claim: Claim) -> None:
-        """An attempt ended early may have dropped a pin of somebody's. One that it has left for
-        nobody is listed with its end."""
+        """An attempt ended early may have left a pin for nobody, or dropped one of somebody's."""
         try:
             await self._keeper.heal(claim.cid, claim.id)
+            await self._leftovers.remove_of(claim.id)
         except NodeError:
-            logger.info("could not look after %s: fsck will", claim.cid)
+            logger.info("could not look after %s yet", claim.cid)
 
 
 def _standstill(stat: DagStat | None) -> str:

@@ -29,6 +29,7 @@ from on_api.core.services.keeper import Keeper
 from on_api.core.services.pin_jobs import Claim
 from on_api.core.services.pin_names import PinNames
 from on_api.core.settings import Settings
+from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pin_attempts import PinAttempts, Work
 from on_api.worker.pin_batches import MOST, PinBatch, PinBatches
 from on_api.worker.transactions import Transactions
@@ -82,6 +83,7 @@ class PinWorker:
         database: Database,
         node: IpfsNode,
         keeper: Keeper,
+        leftovers: LeftoverRemover,
         names: PinNames,
         capacity: Capacity,
         metrics: Metrics,
@@ -98,6 +100,7 @@ class PinWorker:
             self._transactions,
             node,
             keeper,
+            leftovers,
             names,
             capacity,
             metrics,

@@ -59,6 +59,7 @@ class Worker:
             services.database,
             services.node,
             services.keeper,
+            self._leftovers,
             services.names,
             services.capacity,
             services.metrics,

@@ -69,16 +69,19 @@ def any_dead(session: Session) -> bool:
     return bool(session.scalar(select(exists().where(Lease.lease_until <= database_now()))))
 
 
-def some_listed(session: Session, limit: int) -> Sequence[Leftover]:
-    """Up to `limit` pins that are listed, any: one that has to wait is in nobody's way."""
-    found = session.execute(
+def some_listed(
+    session: Session, limit: int, lease_id: uuid.UUID | None = None
+) -> Sequence[Leftover]:
+    """Up to `limit` pins that are listed, by one lease or any: one that has to wait is in nobody's
+    way."""
+    listed = (
         select(LeasedPin.lease_id, LeasedPin.cid, Lease.lease_until < database_now(-SETTLED))
         .join(Lease, Lease.id == LeasedPin.lease_id)
         .where(Lease.kind.in_((DEAD, LEFT)))
-        .order_by(func.random())
-        .limit(limit)
     )
-    return [Leftover(*row) for row in found]
+    if lease_id is not None:
+        listed = listed.where(LeasedPin.lease_id == lease_id)
+    return [Leftover(*row) for row in session.execute(listed.order_by(func.random()).limit(limit))]
 
 
 def claim(session: Session, cid: str, life: timedelta) -> Removal | None:

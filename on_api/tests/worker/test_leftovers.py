@@ -95,7 +95,7 @@ def wait_until_clean(server: Server, here: Peer, held: set[str]) -> None:
     async def fsck(services: object) -> object:
         return await services.fsck.run(repair=False, walk=True)  # type: ignore[attr-defined]
 
-    report = beside(server.settings, fsck)  # type: ignore[arg-type]
+    report = beside(server.settings, fsck)
     assert report.clean, report.findings  # type: ignore[attr-defined]
 
 
