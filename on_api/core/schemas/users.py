@@ -73,11 +73,8 @@ class StorageUsage(Answer):
     """What lies on the node for the user."""
 
     bytes: int = Field(
-        description="Bytes charged: each content once, with its overhead on the node."
-    )
-    reserved: int = Field(
-        description="Bytes that count towards the quota beside these: of uploads under way, and of "
-        "those that failed until what they left on the node is removed."
+        description="Bytes charged: each content once, with its overhead on the node; and what "
+        "failed uploads have left there, until it is removed."
     )
     quota: int | None = Field(description=_QUOTA)
 

@@ -63,6 +63,14 @@ def list_pins(session: Session, lease_id: uuid.UUID, cids: Iterable[str]) -> Non
         insert_unless_there(session, LeasedPin, lease_id=lease_id, cid=cid)
 
 
+def reserved(session: Session, user_id: uuid.UUID) -> int:
+    """Bytes that count for a user since failures have left them on the node."""
+    total = select(func.coalesce(func.sum(Lease.reserved_bytes), 0)).where(
+        Lease.user_id == user_id, Lease.kind.in_((DEAD, LEFT))
+    )
+    return int(session.scalar(total) or 0)
+
+
 def any_dead(session: Session) -> bool:
     """Whether there is anything to do: asked by reading alone, since on SQLite looking must not
     take the writer's place."""

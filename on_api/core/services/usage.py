@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from on_api.core.models import EgressCounter, User
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import OWNER
+from on_api.core.services import leftovers
 from on_api.core.services.metering import month_end
 
 LEAST_ELAPSED = 3600.0
@@ -18,10 +19,9 @@ LEAST_ELAPSED = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StorageUsage:
-    """Bytes charged, reserved by leases, and allowed."""
+    """Bytes charged, with what failures have left on the node, and allowed."""
 
     bytes: int
-    reserved: int
     quota: int | None
 
 
@@ -51,7 +51,7 @@ def usage_of(session: Session, user: User) -> Usage:
     spent = counter.bytes if counter is not None else 0
     return Usage(
         storage=StorageUsage(
-            user.usage.storage_bytes, user.usage.reserved_bytes, user.storage_quota
+            user.usage.storage_bytes + leftovers.reserved(session, user.id), user.storage_quota
         ),
         egress=EgressUsage(spent, user.egress_budget, forecast(spent, now), month_end(now)),
     )

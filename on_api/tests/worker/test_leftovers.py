@@ -61,10 +61,10 @@ def failing(settings: Settings) -> Iterator[Server]:
         yield server
 
 
-def reserved(account: Account) -> int:
-    """Bytes that count towards the quota beside what is held."""
+def counted(account: Account) -> int:
+    """Bytes that their usage shows."""
     storage = account.client.get("/v1/users/me/usage").json()["storage"]
-    return int(storage["reserved"])
+    return int(storage["bytes"])
 
 
 def set_quota(server: Server, account: Account, quota: int) -> None:
@@ -130,11 +130,11 @@ def test_broken_uploads_are_counted_until_they_are_removed(
 
             with suppress(httpx.TransportError, ConnectionError):
                 send_form(ada, body())
-            until(lambda n=number: reserved(ada) in range((n + 1) * MIB, (n + 2) * MIB), "counted")  # type: ignore[misc]
+            until(lambda n=number: counted(ada) in range((n + 1) * MIB, (n + 2) * MIB), "counted")  # type: ignore[misc]
         answer = ada.client.put("/v1/files?name=x", content=os.urandom(MIB))
         assert answer.json()["error"]["reason"] == "STORAGE_QUOTA_EXCEEDED", answer.text
         removing.open()
-        until(lambda: reserved(ada) == 0, "it is given back", 60)
+        until(lambda: counted(ada) == 0, "it is given back", 60)
         file = ada.upload(os.urandom(2 * MIB))
         wait_until_clean(failing, here, {str(file["cid"])})
 
@@ -150,7 +150,7 @@ def test_a_keys_limit_is_kept_to(failing: Server, proxy: RpcProxy, here: Peer) -
             removing.wait_until_reached()
             assert client.put("/v1/files?name=x", content=os.urandom(MIB)).status_code == 403
             removing.open()
-            until(lambda: reserved(ada) == 0, "it is given back", 60)
+            until(lambda: counted(ada) == 0, "it is given back", 60)
             assert client.put("/v1/files?name=x", content=os.urandom(MIB)).status_code == 201
         held = {str(item["cid"]) for item in ada.client.get("/v1/files").json()["items"]}
         wait_until_clean(failing, here, held)
