@@ -1,7 +1,7 @@
 """bytes left of downloads
 
 Revision ID: 0012
-Revises: 0010
+Revises: 0011
 Created: 2026-11-28 17:30:02.718281+00:00
 """
 
@@ -13,7 +13,7 @@ from alembic import op
 from on_api.core.models.downgrades import refuse_loss
 
 revision: str = "0012"
-down_revision: str | None = "0010"
+down_revision: str | None = "0011"
 branch_labels: str | None = None
 depends_on: str | None = None
 

@@ -12,12 +12,11 @@ from sqlalchemy import delete
 
 from on_api.core.errors import OnApiError
 from on_api.core.models import ApiKey, Database, LoginThrottle
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import database_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.services.events import forget_old_events
 from on_api.core.services.idempotency import forget_old_answers
-from on_api.core.services.leases import release_dead_leases
 from on_api.core.services.traffic_upkeep import keep_traffic
 from on_api.core.setting_groups import TrafficSettings
 from on_api.worker.removal import remove_deleted_accounts
@@ -56,7 +55,6 @@ class Housekeeper:
         while not self._stopping.is_set():
             try:
                 remove_deleted_accounts(self._database)
-                release_dead_leases(self._database)
                 if time.monotonic() - swept_at >= PERIOD_SECONDS:
                     remove_what_has_ended(self._database)
                     keep_traffic(self._database, self._traffic)
@@ -72,11 +70,12 @@ class Housekeeper:
 
 def remove_what_has_ended(database: Database) -> None:
     """Delete logins that are over and throttles that nobody runs into any more."""
-    now = utc_now()
     with database.session_scope() as session:
-        session.execute(delete(ApiKey).where(ApiKey.kind == TOKEN, ApiKey.expires_at < now))
+        session.execute(
+            delete(ApiKey).where(ApiKey.kind == TOKEN, ApiKey.expires_at < database_now())
+        )
         forget_old_answers(session)
         forget_old_events(session)
         session.execute(
-            delete(LoginThrottle).where(LoginThrottle.updated_at < now - THROTTLE_MEMORY)
+            delete(LoginThrottle).where(LoginThrottle.updated_at < database_now(-THROTTLE_MEMORY))
         )

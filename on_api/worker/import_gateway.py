@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
@@ -20,12 +20,10 @@ from on_api.core.errors import BlocksMissing, OnApiError, PayloadTooLarge, Sourc
 from on_api.core.ipfs.cid import Cid, raw_leaf_cid
 from on_api.core.ipfs.client import DagStat
 from on_api.core.ipfs.retrieval import GatewayFetcher
-from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
 from on_api.core.services.import_jobs import Item
 from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
 from on_api.core.services.reservations import Announced
-from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +49,11 @@ class Bringer:
         services: Services,
         user_id: uuid.UUID,
         gateway: GatewayFetcher | None,
-        unpinner: Unpinner,
         threads: CapacityLimiter,
     ) -> None:
         self._services = services
         self._user_id = user_id
         self._gateway = gateway
-        self._unpinner = unpinner
         self._threads = threads
         self.seen: dict[uuid.UUID, DagStat] = {}
 
@@ -67,8 +63,9 @@ class Bringer:
         return self._gateway is not None
 
     @asynccontextmanager
-    async def brought(self, item: Item, ends_at: datetime) -> AsyncIterator[LeaseHandle]:
-        """Have all of an item's blocks on the node, pinned under a lease that the block must close.
+    async def brought(self, item: Item, ends_at: float) -> AsyncIterator[LeaseHandle]:
+        """Have all of an item's blocks on the node, pinned under a lease that the block must close,
+        before `ends_at` by `time.monotonic()`.
 
         Raises `GiveUpError`, a `NodeError`, or what reserving raises.
         """
@@ -82,23 +79,29 @@ class Bringer:
                 yield lease
         except BaseException:
             with CancelScope(shield=True):
-                await self._abandon(item, lease)
+                await self._abandon(lease)
             raise
         finally:
             self.seen.pop(item.id, None)
 
-    async def _bring(self, item: Item, lease: LeaseHandle, ends_at: datetime) -> None:
+    async def _bring(self, item: Item, lease: LeaseHandle, ends_at: float) -> None:
         """Have all of its blocks on the node, pinned under the lease."""
         node = self._services.node
         if await node.pin_status(item.cid) is None:
             try:
                 # What an earlier attempt has brought lies there.
-                await node.pin(item.cid, name=lease.pin_name, fetch=False)
+                await self._pin(item, lease)
             except BlocksMissing:
                 await self._fetch(item, lease, ends_at)
-                await node.pin(item.cid, name=lease.pin_name, fetch=False)
+                await self._pin(item, lease)
 
-    async def _fetch(self, item: Item, lease: LeaseHandle, ends_at: datetime) -> None:
+    async def _pin(self, item: Item, lease: LeaseHandle) -> None:
+        # Listed before: it may be pinned though the answer is lost.
+        lease.pinned[item.cid] = self.seen.get(item.id, DagStat(item.size or 0, 0)).size
+        stat = await self._services.node.pin(item.cid, name=lease.pin_name, fetch=False)
+        lease.pinned[item.cid] = stat.size
+
+    async def _fetch(self, item: Item, lease: LeaseHandle, ends_at: float) -> None:
         """Fetch what isn't here yet, reserving for it as it comes. Raises `GiveUpError`."""
         if item.cid == EMPTY:
             await self._services.node.import_blocks(_only_the_empty_block())
@@ -119,7 +122,7 @@ class Bringer:
                 if lease.covered is not None and size > lease.covered:
                     await self._cover(lease, size)
                 await self._services.capacity.require(0)
-                if utc_now() >= ends_at:
+                if time.monotonic() >= ends_at:
                     raise GiveUpError("Its time is over: it is too large, or the gateway too slow.")
             fetching.result()
         except (SourceError, PayloadTooLarge) as error:
@@ -131,13 +134,12 @@ class Bringer:
     async def _cover(self, lease: LeaseHandle, size: int) -> None:
         await self._in_thread(lambda: self._services.leases.cover(lease, size))
 
-    async def _abandon(self, item: Item, lease: LeaseHandle) -> None:
+    async def _abandon(self, lease: LeaseHandle) -> None:
         """What was brought for nobody goes; where that fails it is found by its dead lease."""
         try:
-            await self._in_thread(lambda: self._services.leases.abandon(lease, pinned=True))
-            await self._unpinner.unpin(item.cid)
+            await self._in_thread(lambda: self._services.leases.abandon(lease))
         except OnApiError as error:
-            logger.warning("could not clean up after lease %s: %s", lease.id, error.details)
+            logger.warning("could not give back lease %s: %s", lease.id, error.details)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await to_thread.run_sync(work, limiter=self._threads)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -34,9 +34,8 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import ImportItem
-from on_api.core.models.database import utc_now
 from on_api.core.models.pin import FAILED, PINNED_STATUS
-from on_api.core.services import contents, import_jobs
+from on_api.core.services import contents, import_jobs, leftovers
 from on_api.core.services.container import Services
 from on_api.core.services.import_jobs import Claim, Item, LostError
 from on_api.core.services.imports import AUTO, GATEWAY, IPFS
@@ -107,7 +106,7 @@ class Mover:
             except InsufficientStorage:
                 await self._fail(item, FULL)
             except OnApiError as error:
-                if _passes(error) and attempt < ATTEMPTS and utc_now() < self._ends_at(item):
+                if _passes(error) and attempt < ATTEMPTS and time.monotonic() < self._ends_at(item):
                     await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 1)))
                     continue
                 if isinstance(error, DatabaseUnavailable):
@@ -150,8 +149,8 @@ class Mover:
     def _has_gateway(self) -> bool:
         return self._claim.route == AUTO and self._bringer.has_gateway
 
-    def _ends_at(self, item: Item) -> datetime:
-        return item.started_at + timedelta(seconds=self._limits.deadline)
+    def _ends_at(self, item: Item) -> float:
+        return item.began + self._limits.deadline
 
     def _begin(self, session: Session, item: Item) -> _Begun:
         """Find out how to go on, and say so in the item's row."""
@@ -243,7 +242,7 @@ class Mover:
                 raise GiveUpError(
                     state.details or f"No block came for {self._limits.patience:g} seconds."
                 )
-            if utc_now() >= self._ends_at(item):
+            if time.monotonic() >= self._ends_at(item):
                 tried = f"It was tried for {self._limits.deadline} seconds."
                 raise GiveUpError(f"{state.details or 'Nobody gave all of it.'} {tried}")
 
@@ -340,6 +339,8 @@ class Mover:
                 row.pin_id = None
             if row.was_here and not import_jobs.is_still_here(session, usage.user_id, row):
                 row.pin_id, row.file_id, row.was_here = None, None, False
+            # It may have been pinned again for this item, when its content was just being removed.
+            leftovers.leave(session, item.id, [item.cid])
             import_jobs.fail_item(session, self._claim, row, reason)
 
         await self._in_database(fail)

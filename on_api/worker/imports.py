@@ -35,7 +35,6 @@ from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
 from on_api.worker.import_gateway import Bringer
 from on_api.worker.import_items import Mover
 from on_api.worker.pin_watch import PinWatch
-from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +54,8 @@ LISTING_ATTEMPTS = 3
 class ImportWorker:
     """One process's share of the imports."""
 
-    def __init__(self, services: Services, unpinner: Unpinner) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._unpinner = unpinner
         # Of its own: requests wait for the same database, not for the same threads.
         self._threads = CapacityLimiter(THREADS)
         self._outbound = Outbound(services.settings.imports)
@@ -121,9 +119,7 @@ class _Run:
         self._in_database = worker._in_database
         self._claim = claim
         self._watch = PinWatch()
-        self._bringer = Bringer(
-            self._services, claim.user_id, gateway, worker._unpinner, worker._threads
-        )
+        self._bringer = Bringer(self._services, claim.user_id, gateway, worker._threads)
         self._mover = Mover(self._services, claim, self._watch, self._bringer, worker._threads)
 
     async def run(self) -> None:

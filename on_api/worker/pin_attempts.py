@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Coroutine
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from on_api.core.errors import (
 from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.multiaddr import Resolver, dialable
 from on_api.core.metrics import Metrics
-from on_api.core.models.database import utc_now
 from on_api.core.services import contents, pin_jobs
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.keeper import Keeper
@@ -34,8 +34,8 @@ from on_api.core.services.pin_jobs import Claim
 from on_api.core.services.pin_names import PinNames
 from on_api.core.settings import Settings
 from on_api.worker.interruptible import Interruptible
+from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.transactions import Transactions
-from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ class PinAttempts:
         transactions: Transactions,
         node: IpfsNode,
         keeper: Keeper,
+        leftovers: LeftoverRemover,
         names: PinNames,
-        unpinner: Unpinner,
         capacity: Capacity,
         metrics: Metrics,
         resolver: Resolver,
@@ -107,8 +107,8 @@ class PinAttempts:
         self._transactions = transactions
         self._node = node
         self._keeper = keeper
+        self._leftovers = leftovers
         self._names = names
-        self._unpinner = unpinner
         self._capacity = capacity
         self._metrics = metrics
         self._resolver = resolver
@@ -222,13 +222,12 @@ class PinAttempts:
         claim, patience = work.claim, self._settings.pins.patience
         loop = asyncio.get_running_loop()
         # Whoever waited long for a place still gets one honest attempt.
-        grace = timedelta(seconds=min(patience, self._settings.pins.deadline))
-        ends_at = max(claim.deadline_at, utc_now() + grace)
         work.moved_at = loop.time()
+        ends_at = max(claim.ends_at, time.monotonic() + min(patience, self._settings.pins.deadline))
         task = asyncio.ensure_future(getting)
         try:
             while True:
-                left = (ends_at - utc_now()).total_seconds()
+                left = ends_at - time.monotonic()
                 still = loop.time() - work.moved_at
                 wait = min(patience - still, left, LOOK_SECONDS)
                 done, _ = await asyncio.wait([task], timeout=max(wait, 0.01))
@@ -236,7 +235,7 @@ class PinAttempts:
                     return task.result()
                 if work.stat and claim.room is not None and work.stat.size > claim.room:
                     raise InsufficientFunds
-                if utc_now() >= ends_at or loop.time() - work.moved_at >= patience:
+                if time.monotonic() >= ends_at or loop.time() - work.moved_at >= patience:
                     raise self._again(claim, _standstill(work.stat), self._pause(claim))
         finally:
             task.cancel()
@@ -244,7 +243,7 @@ class PinAttempts:
 
     def _again(self, claim: Claim, details: str, pause: float) -> _Stop | _GiveUp:
         """Another attempt later, or the end when its time is over."""
-        left = (claim.deadline_at - utc_now()).total_seconds()
+        left = claim.ends_at - time.monotonic()
         if left < LAST_ATTEMPT:
             tried = _duration(self._settings.pins.deadline)
             return _GiveUp(f"{details} It was tried for {tried}.")
@@ -293,12 +292,9 @@ class PinAttempts:
         """An attempt ended early may have left a pin for nobody, or dropped one of somebody's."""
         try:
             await self._keeper.heal(claim.cid, claim.id)
-            left = await self._node.pin_status(claim.cid)
-            # A pin of another name was there before us: it is for whoever made it to remove.
-            if left is not None and self._names.job_of(left.name) is not None:
-                await self._unpinner.unpin(claim.cid)
+            await self._leftovers.remove_of(claim.id)
         except NodeError:
-            logger.info("could not look after %s: fsck will", claim.cid)
+            logger.info("could not look after %s yet", claim.cid)
 
 
 def _standstill(stat: DagStat | None) -> str:

@@ -29,10 +29,10 @@ from on_api.core.services.keeper import Keeper
 from on_api.core.services.pin_jobs import Claim
 from on_api.core.services.pin_names import PinNames
 from on_api.core.settings import Settings
+from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pin_attempts import PinAttempts, Work
 from on_api.worker.pin_batches import MOST, PinBatch, PinBatches
 from on_api.worker.transactions import Transactions
-from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ class PinWorker:
         database: Database,
         node: IpfsNode,
         keeper: Keeper,
+        leftovers: LeftoverRemover,
         names: PinNames,
-        unpinner: Unpinner,
         capacity: Capacity,
         metrics: Metrics,
         resolver: Resolver,
@@ -100,8 +100,8 @@ class PinWorker:
             self._transactions,
             node,
             keeper,
+            leftovers,
             names,
-            unpinner,
             capacity,
             metrics,
             resolver,
@@ -193,7 +193,7 @@ class PinWorker:
             )
 
         def claim(session: Session) -> Sequence[Claim]:
-            if maintenance.is_under_way(session, maintenance.GARBAGE):
+            if not maintenance.may_begin(session):
                 return ()
             user = next_user(session)
             if user is None:

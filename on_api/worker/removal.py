@@ -6,9 +6,9 @@ from __future__ import annotations
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from on_api.core.models import Database, File, Import, ImportItem, Pin, User
+from on_api.core.models import Database, File, Import, ImportItem, Pin, User, UserUsage
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.services import contents
+from on_api.core.services import contents, leftovers
 
 BATCH = 200
 """Files removed in one transaction."""
@@ -19,16 +19,19 @@ def remove_deleted_accounts(database: Database) -> int:
     gone = 0
     while _any_left(database):
         with database.session_scope() as session:
+            # Counters first, as everywhere: an upload that has them locked refers to its user next.
             # Skipped: another process is at it.
-            user = session.scalar(
-                select(User)
+            usage = session.scalar(
+                select(UserUsage)
+                .join(User, User.id == UserUsage.user_id)
                 .where(User.deleted_at.is_not(None))
                 .order_by(User.deleted_at)
                 .limit(1)
-                .with_for_update(skip_locked=True)
+                .with_for_update(of=UserUsage, skip_locked=True)
             )
-            if user is None:
+            if usage is None:
                 break
+            user = session.get_one(User, usage.user_id)
             if not any(remove(session, user) for remove in _PIECES):
                 session.delete(user)
                 gone += 1
@@ -66,6 +69,8 @@ def _remove_pins(session: Session, user: User) -> bool:
         session.flush()
         if pin.status == PINNED_STATUS:
             contents.drop_reference(session, usage, pin.cid)
+        elif pin.attempts:  # the node may have pinned it, and nobody would look any more
+            leftovers.leave(session, pin.id, [pin.cid])
     return bool(found)
 
 

@@ -15,6 +15,7 @@ from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.events import number_events
 from on_api.worker.imports import ImportWorker
+from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
 from on_api.worker.unpinning import Unpinner
 from on_api.worker.visibility import VisibilityWorker
@@ -45,20 +46,28 @@ class Worker:
             grace=timedelta(seconds=settings.gc.grace),
             life=timedelta(seconds=settings.worker.lease_seconds),
         )
+        self._leftovers = LeftoverRemover(
+            services.database,
+            services.node,
+            services.keeper,
+            services.names,
+            services.metrics,
+            timedelta(seconds=settings.worker.lease_seconds),
+        )
         self._pins = PinWorker(
             settings,
             services.database,
             services.node,
             services.keeper,
+            self._leftovers,
             services.names,
-            self._unpinner,
             services.capacity,
             services.metrics,
             resolver or Resolver(),
             services.bell,
         )
-        self._visibility = VisibilityWorker(services, self._unpinner)
-        self._imports = ImportWorker(services, self._unpinner)
+        self._visibility = VisibilityWorker(services)
+        self._imports = ImportWorker(services)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -75,6 +84,7 @@ class Worker:
             (self._restore_pins, SLOW_LOOK_SECONDS, bell),
             (self._unpinner.step, slow, asyncio.sleep),
             (self._unpinner.thin_out, slow, asyncio.sleep),
+            (self._leftovers.step, slow, bell),
             (self._imports.step, self._poll, bell),
             *[(self._visibility.step, self._poll, bell)] * CHANGES_AT_ONCE,
         ]

@@ -103,4 +103,6 @@ class Unpinner:
 
     def _begin(self, cid: str) -> Removal | None:
         with self._database.session_scope() as session:
+            if not maintenance.may_begin(session):
+                return None
             return contents.begin_removal(session, cid, grace=self._grace, life=self._life)

@@ -31,7 +31,6 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.client import Added
 from on_api.core.models import File
-from on_api.core.models.database import utc_now
 from on_api.core.models.file import PRIVATE
 from on_api.core.services import contents, visibility
 from on_api.core.services.container import Services
@@ -42,7 +41,6 @@ from on_api.core.services.private_files import Audience, Sealing
 from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
 from on_api.core.services.visibility import Job
-from on_api.worker.unpinning import Unpinner
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +61,8 @@ class _Lost(Exception):
 class VisibilityWorker:
     """One process's share of the changes."""
 
-    def __init__(self, services: Services, unpinner: Unpinner) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._unpinner = unpinner
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
         # The node gives up by itself when nothing comes; what was stored before was no larger.
         self._limits = IntakeLimits(
@@ -133,7 +130,6 @@ class _Attempt:
         lease = await to_thread.run_sync(
             services.leases.open, UPLOAD, JobHolder(job.user_id), announced
         )
-        added: Added | None = None
         try:
             async with (
                 services.leases.kept_alive(lease),
@@ -143,7 +139,7 @@ class _Attempt:
                 await self._record(lease, file.cid, added, sealing)
         except BaseException:
             with CancelScope(shield=True):
-                await self._clean_up(lease, added)
+                await self._abandon(lease)
             raise
 
     async def _store(
@@ -155,10 +151,9 @@ class _Attempt:
         )
         passage = FilePassage(None if sealing is None else sealing.encryptor)
         with intake.passing(self._while_wanted(chunks), passage) as stream:
-            added = await services.node.add(stream, pin_name=lease.pin_name)
+            added = await services.node.add(lease.sent(stream), pin_name=lease.pin_name)
+        lease.told(added.cid, added.dag_size)
         if passage.digest.digest() != file.sha256:
-            with CancelScope(shield=True):
-                await self._unpin(added)
             raise ContentDamaged
         return added
 
@@ -186,17 +181,12 @@ class _Attempt:
         if not done:
             raise _Lost
 
-    async def _clean_up(self, lease: LeaseHandle, added: Added | None) -> None:
+    async def _abandon(self, lease: LeaseHandle) -> None:
         """What was stored for nobody goes; where that fails it is found by its dead lease."""
         try:
-            await to_thread.run_sync(lambda: self._services.leases.abandon(lease, pinned=True))
-            if added is not None:
-                await self._unpin(added)
+            await to_thread.run_sync(self._services.leases.abandon, lease)
         except OnApiError as error:
-            logger.warning("could not clean up after lease %s: %s", lease.id, error.details)
-
-    async def _unpin(self, added: Added) -> None:
-        await self._worker._unpinner.unpin(added.cid)
+            logger.warning("could not give back lease %s: %s", lease.id, error.details)
 
     async def _end(self, error: OnApiError) -> None:
         """Another attempt later, or the end."""
@@ -204,8 +194,7 @@ class _Attempt:
         try:
             if isinstance(error, NotFound):
                 return  # the file is gone, and the job with it
-            late = utc_now() - job.created_at > PATIENCE
-            if late or isinstance(error, QuotaExceeded) or self._is_refusal(error):
+            if job.age > PATIENCE or isinstance(error, QuotaExceeded) or self._is_refusal(error):
                 logger.warning("the change of file %s failed: %s", job.file_id, error.details)
                 await self._in_database(lambda s: visibility.give_up(s, job, error.details))
                 return

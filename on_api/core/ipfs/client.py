@@ -109,8 +109,8 @@ class IpfsNode(Protocol):
         """The recursive pin on exactly `cid`, or None."""
         ...
 
-    def pins(self) -> AsyncIterator[PinStatus]:
-        """Every recursive pin, as the node lists them.
+    def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
+        """Every recursive pin whose name contains `name`, as the node lists them.
 
         The list may be cut without a word: that a CID is missing from it proves nothing.
         """

@@ -131,9 +131,10 @@ class KuboData:
     async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
         """See `IpfsNode.store_bundle`."""
         await self.import_blocks(_all_of(bundle))
-        # All its blocks are there, so this walks on the node's own disk and asks nobody.
-        query = {"arg": str(bundle.cid), "name": pin_name}
-        pinned = await self._http.call("pin/add", query, self._limits.finish_timeout)
+        # All its blocks are there, so this walks on the node's own disk. Should one be gone again,
+        # Kubo would ask the network for it for as long as we wait.
+        query = {"arg": str(bundle.cid), "name": pin_name, "offline": "true"}
+        pinned = await self._http.call("pin/add", query, self._limits.stall_timeout)
         if pinned.get("Pins") != [str(bundle.cid)]:
             raise NodeTruncated("The IPFS node did not pin these files.")
 

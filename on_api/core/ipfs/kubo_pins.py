@@ -6,11 +6,12 @@ Kubo ends its work when the connection is closed: cancelling the caller cancels 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from on_api.core.errors import BlocksMissing, NodeError, NodeTruncated
+from on_api.core.errors import BlocksMissing, NodeError, NodeTimeout, NodeTruncated
 from on_api.core.ipfs.car import MAX_BLOCK_BYTES
 from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, PinStatus
@@ -43,9 +44,11 @@ class KuboPins:
         except (AttributeError, KeyError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
 
-    async def pins(self) -> AsyncIterator[PinStatus]:
+    async def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
         """See `IpfsNode.pins`."""
         query = {"type": "recursive", "stream": "true", "names": "true"}
+        if name:
+            query["name"] = name
         async with aclosing(
             self._http.lines("pin/ls", query, self._limits.finish_timeout)
         ) as lines:
@@ -71,14 +74,22 @@ class KuboPins:
         # While it works Kubo writes a line each half second, whether a block came or not.
         last: dict[str, Any] = {}
         stat = DagStat(0, 0)
+        loop = asyncio.get_running_loop()
+        moved_at = loop.time()
         async with aclosing(
             self._http.lines("pin/add", query, self._limits.stall_timeout)
         ) as lines:
             async for last in lines:
+                before = stat
                 if last.get("Progress"):
                     stat = DagStat(int(last.get("Bytes", 0)), int(last["Progress"]))
                     if progress is not None:
                         progress(stat)
+                if stat != before:
+                    moved_at = loop.time()
+                elif not fetch and loop.time() - moved_at > self._limits.stall_timeout:
+                    # A block has gone since: for a fetch whoever asked has a clock.
+                    raise NodeTimeout
         # Whether it failed in the end is told only by a trailer that Python does not show; what it
         # has pinned it says last, when the pin is on its disk.
         if not last.get("Pins"):

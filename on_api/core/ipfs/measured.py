@@ -46,9 +46,9 @@ class MeasuredNode:
         with self._measured("pin_status"):
             return await self._node.pin_status(cid)
 
-    def pins(self) -> AsyncIterator[PinStatus]:
+    def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
         """See `IpfsNode.pins`."""
-        return self._node.pins()
+        return self._node.pins(name=name)
 
     async def pin(
         self,

@@ -54,10 +54,11 @@ class MemoryNode:
         """See `IpfsNode.pin_status`."""
         return PinStatus(cid, self._pins[cid]) if cid in self._pins else None
 
-    async def pins(self) -> AsyncIterator[PinStatus]:
+    async def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
         """See `IpfsNode.pins`."""
-        for cid, name in list(self._pins.items()):
-            yield PinStatus(cid, name)
+        for cid, called in list(self._pins.items()):
+            if name in called:
+                yield PinStatus(cid, called)
 
     async def pin(
         self,

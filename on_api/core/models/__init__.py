@@ -6,6 +6,7 @@ from on_api.core.models.content import (
     Deployment,
     Holding,
     Lease,
+    LeasedPin,
     Maintenance,
     QuarantinedPin,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Import",
     "ImportItem",
     "Lease",
+    "LeasedPin",
     "LoginThrottle",
     "Maintenance",
     "MeteringProcess",

@@ -96,7 +96,9 @@ class Lease(Base):
     runs.
 
     Its id is in the name of every pin that the work makes, so that a pin left by a crash is told
-    from other people's pins: ours by its name, an orphan by its dead lease.
+    from other people's pins: ours by its name, an orphan by its dead lease. A lease whose work has
+    failed stays, dead and with what it reserves, until `worker/leftovers.py` has removed what was
+    pinned under it.
     """
 
     __tablename__ = "leases"
@@ -108,10 +110,23 @@ class Lease(Base):
     token: Mapped[uuid.UUID] = mapped_column(default=new_id)
     lease_until: Mapped[datetime] = mapped_column(index=True)
     reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Quota taken for what may still come."""
+    """Quota taken for what may still come, or for what a failure has left on the node."""
+    swept_at: Mapped[datetime | None] = mapped_column()
+    """Of a dead one: when the node's pins were first looked through for its name."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (Index("ix_leases_user_id", "user_id"),)
+
+
+class LeasedPin(Base):
+    """A content that is known to be pinned on the node under a lease whose work has failed."""
+
+    __tablename__ = "leased_pins"
+
+    lease_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("leases.id", ondelete="CASCADE"), primary_key=True
+    )
+    cid: Mapped[str] = mapped_column(String(CID_LENGTH), primary_key=True)
 
 
 class Deployment(Base):

@@ -11,7 +11,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg2
@@ -23,17 +23,23 @@ from sqlalchemy import (
     Dialect,
     Engine,
     ExceptionContext,
+    Float,
     MetaData,
     Table,
+    bindparam,
     create_engine,
     event,
+    select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from on_api.core.errors import Conflict, DatabaseUnavailable, QueryTooSlow
@@ -103,8 +109,46 @@ class Base(DeclarativeBase):
 
 
 def utc_now() -> datetime:
-    """The present moment, aware, in UTC."""
+    """The present moment by this process's clock, aware, in UTC. What another process compares is
+    told by the database's clock: `database_now`."""
     return datetime.now(UTC)
+
+
+class _DatabaseMoment(FunctionElement[datetime]):
+    """The moment so many seconds from now (its one argument), by the database's clock."""
+
+    name = "database_moment"
+    inherit_cache = True
+    type = UTCDateTime()
+
+
+@compiles(_DatabaseMoment, "postgresql")
+def _moment_on_postgresql(element: _DatabaseMoment, compiler: SQLCompiler, **more: Any) -> str:
+    # The statement's start: the transaction's would be too early, and for `clock_timestamp()`,
+    # which changes while a statement runs, no index is used.
+    seconds = compiler.process(element.clauses, **more)
+    return f"(statement_timestamp() + make_interval(secs => {seconds}))"
+
+
+@compiles(_DatabaseMoment, "sqlite")
+def _moment_on_sqlite(element: _DatabaseMoment, compiler: SQLCompiler, **more: Any) -> str:
+    seconds = compiler.process(element.clauses, **more)
+    # As the column is stored; SQLite knows milliseconds.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%.3f seconds', {seconds}))"
+
+
+def database_now(after: timedelta = timedelta()) -> _DatabaseMoment:
+    """The moment `after` from now (negative: before it) by the database's clock, as SQL.
+
+    Clocks of machines differ: whatever one process writes and another compares with the present is
+    written and compared by this.
+    """
+    return _DatabaseMoment(bindparam(None, after.total_seconds(), Float, unique=True))
+
+
+def moment_of(session: Session) -> datetime:
+    """The present moment by the database's clock, where a statement can't compare by itself."""
+    return session.execute(select(database_now())).scalar_one()
 
 
 Entity = TypeVar("Entity", bound=Base)

@@ -73,7 +73,8 @@ class StorageUsage(Answer):
     """What lies on the node for the user."""
 
     bytes: int = Field(
-        description="Bytes charged: each content once, with its overhead on the node."
+        description="Bytes charged: each content once, with its overhead on the node; and what "
+        "failed uploads have left there, until it is removed."
     )
     quota: int | None = Field(description=_QUOTA)
 

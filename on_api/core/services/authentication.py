@@ -18,7 +18,7 @@ from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.errors import BadRequest, SecretUnavailable, Unauthorized
 from on_api.core.models import ApiKey, Database, LoginThrottle, User
-from on_api.core.models.database import insert_or_lock, utc_now
+from on_api.core.models.database import insert_or_lock, moment_of, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.models.user import USERNAME_PATTERN
@@ -279,7 +279,7 @@ class LoginService:
             request = KeyRequest(
                 name="login",
                 scopes=scopes & allowed if scopes else allowed,
-                expires_at=utc_now() + timedelta(seconds=lifetime),
+                expires_at=moment_of(session) + timedelta(seconds=lifetime),
             )
             key, secret = self._keys.issue(session, user_id, request, actor, kind=TOKEN)
             audit.record(session, actor, "login", "user", user_id, key_id=str(key.id))
@@ -289,8 +289,8 @@ class LoginService:
     def _count_attempt(self, username: str) -> None:
         """Count first, forgive after the right password: so many at once can't slip through
         together."""
-        now = utc_now()
         with self._database.session_scope() as session:
+            now = moment_of(session)
             row = insert_or_lock(
                 session,
                 LoginThrottle,

@@ -11,14 +11,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import ColumnElement, bindparam, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.models import Content
 from on_api.core.models.content import ABSENT, PINNED
-from on_api.core.models.database import table_of, utc_now
+from on_api.core.models.database import database_now, moment_of, table_of, utc_now
 from on_api.core.services import bundles, contents
 from on_api.core.services.bundle_statements import COUNTED_HOLDINGS, LOCKED_CONTENTS
 from on_api.core.services.leases import GIVEN_UP
@@ -111,14 +111,16 @@ def stamp(session: Session, bundle: Bundle | None, there: Members, held: Collect
         return
     # What some of it was for could not go with the others.
     if idle := there.members - set(held):
-        _set_stamp(session, idle, utc_now())
+        _set_stamp(session, idle, database_now())
     if len(there.members) < len(bundle.blocks):
         row = contents.lock(session, str(bundle.cid))
         if row is not None:
-            bundles.look_through(session, row, utc_now())
+            bundles.look_through(session, row, moment_of(session))
 
 
-def _set_stamp(session: Session, cids: Collection[str], value: datetime | None) -> None:
+def _set_stamp(
+    session: Session, cids: Collection[str], value: ColumnElement[datetime] | None
+) -> None:
     session.execute(
         update(Content)
         .where(Content.cid.in_(cids))

@@ -21,7 +21,6 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import ServiceUnavailable, Unauthorized
 from on_api.core.ipfs.bundle import Block, Bundle
 from on_api.core.models import Database
-from on_api.core.models.database import utc_now
 from on_api.core.services import contents
 from on_api.core.services.bundle_contents import hold, lock_contents, stamp
 from on_api.core.services.bundle_statements import (
@@ -199,7 +198,7 @@ def _is_collecting(session: Session, lease: HeldLease) -> bool:
     row = session.connection().execute(holding_on(), mine).one_or_none()
     if row is None:
         raise ServiceUnavailable(GIVEN_UP)
-    return row.until is not None and row.until > utc_now()
+    return bool(row.collecting)
 
 
 def _settle(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, bindparam, select, update
+from sqlalchemy import Connection, CursorResult, bindparam, exists, select, update
 
 from on_api.core.models import (
     Content,
@@ -20,7 +20,7 @@ from on_api.core.models import (
     UserUsage,
 )
 from on_api.core.models.content import PINNED
-from on_api.core.models.database import Base, table_of
+from on_api.core.models.database import Base, database_now, table_of
 from on_api.core.services.maintenance import GARBAGE
 
 
@@ -57,12 +57,12 @@ def keeping() -> Any:
 
 @cache
 def holding_on() -> Any:
-    """That a lease (`id`, `token`) is there, which it then is to the transaction's end, and until
-    when garbage is collected."""
+    """That a lease (`id`, `token`) is there, which it then is to the transaction's end, and whether
+    garbage is collected."""
     lease, maintenance = table_of(Lease), table_of(Maintenance)
-    until = select(maintenance.c.lease_until).where(maintenance.c.kind == GARBAGE)
+    live = (maintenance.c.kind == GARBAGE) & (maintenance.c.lease_until > database_now())
     return (
-        select(until.scalar_subquery().label("until"))
+        select(exists().where(live).label("collecting"))
         .select_from(lease)
         .where(lease.c.id == bindparam("id"), lease.c.token == bindparam("token"))
         .with_for_update(of=lease, read=True, key_share=True)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from on_api.core.models import Content, Holding
 from on_api.core.models.content import PINNED
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import database_now
 
 LIVELY = 2
 """A bundle is thin when what lives in it is less than one part in so many of its bytes."""
@@ -72,25 +72,25 @@ def look_through(session: Session, bundle: Content, since: datetime) -> None:
         if not session.scalar(select(exists().where(Holding.cid == bundle.cid))):
             bundle.unreferenced_at = since
     elif size * LIVELY < bundle.dag_size and bundle.thinned_at is None:
-        bundle.thinned_at = utc_now()
+        bundle.thinned_at = database_now()
 
 
 def claim_thin(session: Session, pause: timedelta) -> str | None:
     """The thin bundle that has been due for longest; it is due again after `pause`."""
     bundle = session.scalar(
         select(Content)
-        .where(Content.thinned_at <= utc_now(), Content.state == PINNED)
+        .where(Content.thinned_at <= database_now(), Content.state == PINNED)
         .order_by(Content.thinned_at)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
     if bundle is None:
         return None
-    bundle.thinned_at = utc_now() + pause
+    bundle.thinned_at = database_now(pause)
     return bundle.cid
 
 
 def any_thin(session: Session) -> bool:
     """Asked by reading alone: on SQLite looking must not take the writer's place."""
-    due = exists().where(Content.thinned_at <= utc_now(), Content.state == PINNED)
+    due = exists().where(Content.thinned_at <= database_now(), Content.state == PINNED)
     return bool(session.scalar(select(due)))

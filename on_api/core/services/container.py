@@ -138,12 +138,12 @@ class Services:
         capacity = Capacity(node, settings)
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
-        leases = LeaseService(database, names, settings.files.lease_seconds)
         lease_life = timedelta(seconds=settings.files.lease_seconds)
         quarantine = timedelta(seconds=settings.gc.quarantine)
         headers = SealedHeaders(database, node, identities)
         fsck = Fsck(database, node, keeper, names, headers, quarantine)
         bell = Bell()
+        leases = LeaseService(database, names, settings.files.lease_seconds, bell.ring_after)
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
@@ -187,7 +187,7 @@ class Services:
                 Bundler(
                     node,
                     BundleRecords(database, idempotency),
-                    StandingLease(database, names, UPLOAD, lease_life),
+                    StandingLease(database, names, UPLOAD, lease_life, bell.ring_after),
                     metrics,
                     settings.files.bundle_below,
                 ),

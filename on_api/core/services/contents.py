@@ -9,6 +9,7 @@ upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before t
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,19 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import Unauthorized
 from on_api.core.models import Content, Holding, Pin, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
-from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.database import (
+    database_now,
+    insert_unless_there,
+    moment_of,
+    new_id,
+    utc_now,
+)
 from on_api.core.models.invalidation import contents_changed
 from on_api.core.models.pin import PINNING, QUEUED
 from on_api.core.services import bundles
+
+NEVER = timedelta(days=36_500)
+"""A grace that is over for nothing: only what isn't kept at all is claimed."""
 
 
 class NotSecuredError(Exception):
@@ -37,11 +47,11 @@ class NotSecuredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The right to unpin a content, until `ends_at`."""
+    """The right to unpin a content, until `ends_at` by `time.monotonic()`."""
 
     cid: str
     token: uuid.UUID
-    ends_at: datetime
+    ends_at: float
 
 
 def add_reference(
@@ -104,7 +114,7 @@ def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
     session.delete(holding)
     session.flush()
     if content is not None and not session.scalar(select(bundles.is_held(cid))):
-        content.unreferenced_at = utc_now()
+        content.unreferenced_at = database_now()
 
 
 def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
@@ -224,7 +234,7 @@ def let_go(session: Session, grace: timedelta, limit: int) -> int:
     gone = [content for content in ending if content.pin_root_id in locked]
     left: dict[str, datetime] = {}
     for content in gone:
-        since = content.unreferenced_at or utc_now()
+        since = content.unreferenced_at or moment_of(session)
         left[content.pin_root_id] = max(since, left.get(content.pin_root_id, since))
         content.generation += 1
         content.pin_root_id = content.cid
@@ -238,19 +248,20 @@ def let_go(session: Session, grace: timedelta, limit: int) -> int:
 def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
     """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone; but
     for what `let_go` ends."""
-    now = utc_now()
     # Two questions, each to an index of its own: one for both would go through all that is in its
     # time of grace.
     unreferenced = (
         select(Content.cid)
         .where(
             Content.state == PINNED,
-            Content.unreferenced_at <= now - grace,
+            Content.unreferenced_at <= database_now(-grace),
             ~bundles.is_member(),
         )
         .order_by(Content.unreferenced_at)
     )
-    left = select(Content.cid).where(Content.state == UNPINNING, Content.lease_until < now)
+    left = select(Content.cid).where(
+        Content.state == UNPINNING, Content.lease_until < database_now()
+    )
     found = session.scalars(left.limit(limit)).all()
     return [*found, *session.scalars(unreferenced.limit(limit - len(found)))]
 
@@ -277,7 +288,7 @@ def begin_removal(
     root = session.scalar(select(Content.pin_root_id).where(Content.cid == cid)) or cid
     locked = lock_all(session, (cid, root))
     content = locked[cid]
-    now = utc_now()
+    now, ends_at = moment_of(session), time.monotonic() + life.total_seconds()
     if content.state == UNPINNING and content.lease_until and content.lease_until > now:
         return None
     if content.pin_root_id not in locked:  # it has another one since we looked
@@ -295,7 +306,7 @@ def begin_removal(
     content.lease_until = now + life
     content.unreferenced_at = content.unreferenced_at or now
     bundles.leave(session, content, locked[root], content.unreferenced_at)
-    return Removal(cid, content.lease_token, content.lease_until)
+    return Removal(cid, content.lease_token, ends_at)
 
 
 def finish_removal(session: Session, removal: Removal) -> bool:
@@ -317,7 +328,7 @@ def make_absent(content: Content) -> None:
 def _is_let_go(grace: timedelta) -> ColumnElement[bool]:
     return and_(
         Content.state == PINNED,
-        Content.unreferenced_at <= utc_now() - grace,
+        Content.unreferenced_at <= database_now(-grace),
         bundles.is_member(),
         ~bundles.is_held(Content.cid),
         ~_is_awaited(Content.cid),

@@ -25,6 +25,8 @@ from on_api.core.settings import Settings
 SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
 SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 _START_IT = "start it: `on-api serve` or `on-api node run`"
+CLOCKS_DIFFER = 5.0
+"""Seconds between this machine's clock and the database's that are worth a warning."""
 WEAK_BELOW = 10
 """Different characters in a master secret given by hand."""
 
@@ -127,11 +129,26 @@ def _database(settings: Settings) -> Iterator[Finding]:
             else:
                 yield Finding("migrations", Verdict.OK, "at head")
                 yield from _secret_of_rows(session, settings)
+            yield _clock(session)
             if database.is_postgresql:
                 allowed = int(session.scalar(text("SHOW max_connections")) or 0)
                 yield _pool(settings, allowed)
     finally:
         database.dispose()
+
+
+def _clock(session: Session) -> Finding:
+    from on_api.core.models.database import moment_of, utc_now
+
+    before = utc_now()
+    there = moment_of(session)
+    after = utc_now()
+    ahead = (before + (after - before) / 2 - there).total_seconds()
+    details = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
+    if abs(ahead) <= CLOCKS_DIFFER:
+        return Finding("clock", Verdict.OK, details)
+    cure = "set the clocks of both machines by one time server: keys' expiry and traffic go by this"
+    return Finding("clock", Verdict.WARNING, details, cure)
 
 
 def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:

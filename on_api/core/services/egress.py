@@ -29,7 +29,7 @@ from on_api.core.models import (
     MeteringProcess,
     User,
 )
-from on_api.core.models.database import dialect_of, insert_into, insert_or_lock, utc_now
+from on_api.core.models.database import database_now, dialect_of, insert_into, insert_or_lock
 from on_api.core.models.traffic import EVERYBODY, INSTANCE, KEY, OWNER
 from on_api.core.services import events
 from on_api.core.services.traffic import Sums, add_traffic
@@ -273,9 +273,9 @@ def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> b
     One that was taken for dead is there anew: what it had open is counted once more, as lost.
     """
     row = insert_or_lock(
-        session, MeteringProcess, ["id"], id=process_id, seen_at=utc_now(), flushed=0
+        session, MeteringProcess, ["id"], id=process_id, seen_at=database_now(), flushed=0
     )
-    row.seen_at = utc_now()
+    row.seen_at = database_now()
     if flush is None or row.flushed >= flush.number:
         return False
     row.flushed = flush.number

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from on_api.core.models import Database, Event
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import database_now, moment_of
 
 MEMORY = timedelta(days=30)
 """How long an event is kept."""
@@ -42,7 +42,7 @@ def number_events(database: Database) -> int:
         last = session.scalar(select(func.max(Event.seq))) or 0
         # The newest may have gone with its user's account; its number must not come again. What
         # was numbered before was so at most at this microsecond.
-        last = max(last, int(utc_now().timestamp() * 1_000_000))
+        last = max(last, int(moment_of(session).timestamp() * 1_000_000))
         waiting = session.scalars(
             select(Event.id).where(Event.seq.is_(None)).order_by(Event.id).limit(BATCH)
         ).all()
@@ -59,4 +59,6 @@ def forget_old_events(session: Session) -> None:
     """Delete what is older than events are kept; the newest number stays, as the next one's
     ground."""
     newest = select(func.max(Event.seq)).scalar_subquery()
-    session.execute(delete(Event).where(Event.created_at < utc_now() - MEMORY, Event.seq < newest))
+    session.execute(
+        delete(Event).where(Event.created_at < database_now(-MEMORY), Event.seq < newest)
+    )

@@ -21,7 +21,7 @@ from on_api.core.ipfs.client import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Content, Database, Lease, Pin
 from on_api.core.models.content import UNPINNING
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import database_now, moment_of
 from on_api.core.services import maintenance
 from on_api.core.services.fsck.runner import Fsck
 from on_api.core.services.maintenance import GARBAGE, Turn
@@ -134,7 +134,7 @@ class GarbageCollector:
 
     def _is_busy(self) -> bool:
         """Whether an upload, a fetch or a removal is under way anywhere."""
-        now = utc_now()
+        now = database_now()
         with self._database.session_scope(write=False) as session:
             uploads = exists().where(Lease.lease_until > now)
             fetches = exists().where(Pin.status.in_(UNDER_WAY), Pin.lease_until > now)
@@ -146,11 +146,11 @@ class GarbageCollector:
 
     def _is_due(self, interval: timedelta) -> bool:
         with self._database.session_scope(write=False) as session:
-            last = maintenance.last_outcome(session, GARBAGE)
+            last, now = maintenance.last_outcome(session, GARBAGE), moment_of(session)
         if last.finished_at is None:
             with self._database.session_scope() as session:
                 maintenance.start_counting(session, GARBAGE)
             return False
         if last.result is not None and last.result["outcome"] != COLLECTED:
             interval = min(interval, RETRY)
-        return utc_now() - last.finished_at >= interval
+        return now - last.finished_at >= interval

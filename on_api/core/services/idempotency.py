@@ -23,7 +23,7 @@ from on_api.core.crypto.sealing import Sealed
 from on_api.core.crypto.secrets import UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, InProgress, ServiceUnavailable
 from on_api.core.models import Database, IdempotencyRecord
-from on_api.core.models.database import insert_or_lock, new_id, utc_now
+from on_api.core.models.database import database_now, insert_or_lock, moment_of, new_id
 from on_api.core.models.idempotency import KEY_LENGTH, ROUTE_LENGTH
 from on_api.core.services.access import Principal
 from on_api.core.services.master_secret import RowSealer
@@ -105,7 +105,7 @@ class IdempotencyService:
         the request."""
         if _KEY.fullmatch(key) is None:
             raise BadRequest(f"Idempotency-Key: 1 to {KEY_LENGTH} visible ASCII characters.")
-        now, token = utc_now(), new_id()
+        token = new_id()
         place = {
             "user_id": principal.user_id,
             "key_id": principal.key_id,
@@ -119,13 +119,14 @@ class IdempotencyService:
                 list(place),
                 id=new_id(),
                 token=token,
-                lease_until=now + self._life,
+                lease_until=database_now(self._life),
                 secret_version=0,  # nothing is sealed yet
-                created_at=now,
+                created_at=database_now(),
                 **place,
             )
             if record.token == token:
                 return Claim(record.id, token)
+            now = moment_of(session)
             if record.answer is not None and now - record.created_at < MEMORY:
                 return self._answered(record)
             if record.answer is None and record.lease_until > now:
@@ -190,7 +191,7 @@ class IdempotencyService:
             session.execute(
                 update(IdempotencyRecord)
                 .where(IdempotencyRecord.id == claim.id, IdempotencyRecord.token == claim.token)
-                .values(lease_until=utc_now() + self._life)
+                .values(lease_until=database_now(self._life))
             )
 
     def _answered(self, record: IdempotencyRecord) -> Answered:
@@ -216,5 +217,5 @@ def fingerprint(*parts: str | bytes) -> bytes:
 def forget_old_answers(session: Session) -> None:
     """Delete what is older than answers are kept."""
     session.execute(
-        delete(IdempotencyRecord).where(IdempotencyRecord.created_at < utc_now() - MEMORY)
+        delete(IdempotencyRecord).where(IdempotencyRecord.created_at < database_now(-MEMORY))
     )

@@ -18,7 +18,7 @@ from on_api.core.errors import BadCar, Conflict, OnApiError
 from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.retrieval import take_car
 from on_api.core.models import Database, Import, ImportItem
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, moment_of, new_id, utc_now
 from on_api.core.models.imports import DONE, DRAFT, SKIPPED
 from on_api.core.providers.base import CAR
 from on_api.core.services import contents, events, import_jobs
@@ -150,7 +150,8 @@ class CarImports:
                 sent = await body.to_its_end()
                 called = name if len(taken.roots) == 1 else None
                 roots = [
-                    _Root(cid, called, await self._secure(cid, lease)) for cid, _ in taken.roots
+                    _Root(cid, called, await self._secure(cid, lease, intake.received))
+                    for cid, _ in taken.roots
                 ]
 
                 def finish(session: Session, row: Import) -> None:
@@ -172,9 +173,10 @@ class CarImports:
                 await self._give_up(import_id, token, lease, error)
             raise
 
-    async def _secure(self, cid: str, lease: LeaseHandle) -> DagStat:
-        """Pin a root under the lease, and read all of it."""
+    async def _secure(self, cid: str, lease: LeaseHandle, size: int) -> DagStat:
+        """Pin a root under the lease, and read all of it: up to `size` bytes."""
         if await self._node.pin_status(cid) is None:
+            lease.pinned[cid] = size  # before: it may be pinned though the answer is lost
             await self._node.pin(cid, name=lease.pin_name, fetch=False)
         try:
             return await read_dag(self._node, cid)
@@ -233,14 +235,15 @@ class CarImports:
         row = find_import(session, user_id, import_id, lock=True)
         if row.kind != CAR or row.status != DRAFT:
             raise Conflict("This import waits for no CAR.")
-        if row.lease_until is not None and row.lease_until > utc_now():
+        if row.lease_until is not None and row.lease_until > moment_of(session):
             raise Conflict("A CAR is being sent to this import already.")
-        row.lease_token, row.lease_until = new_id(), utc_now() + self._life
-        return row.lease_token
+        token = row.lease_token = new_id()
+        row.lease_until = database_now(self._life)
+        return token
 
     def _renew(self, import_id: uuid.UUID, token: uuid.UUID) -> None:
         with self._database.session_scope() as session:
-            _mine(session, import_id, token).lease_until = utc_now() + self._life
+            _mine(session, import_id, token).lease_until = database_now(self._life)
 
     async def _give_up(
         self,
@@ -249,7 +252,7 @@ class CarImports:
         lease: LeaseHandle | None,
         error: BaseException,
     ) -> None:
-        """Free the import for another attempt; what was pinned is found by its dead lease."""
+        """Free the import for another attempt; what was pinned goes by its dead lease."""
 
         def free(session: Session) -> None:
             row = _mine(session, import_id, token)
@@ -259,7 +262,7 @@ class CarImports:
         try:
             if lease is not None:
                 held = lease
-                await to_thread.run_sync(lambda: self._leases.abandon(held, pinned=True))
+                await to_thread.run_sync(lambda: self._leases.abandon(held))
             await self._in_database(free)
         except OnApiError:
             logger.warning("could not clean up after the CAR of import %s", import_id)

@@ -7,6 +7,7 @@ locked before the import, as before everything else.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import Unauthorized
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import File, Import, ImportItem, Pin, User, UserUsage
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.models.imports import (
     DONE,
     DRAFT,
@@ -61,7 +62,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item to be moved."""
+    """An item to be moved, taken at `began` by `time.monotonic()`."""
 
     id: uuid.UUID
     cid: str
@@ -73,7 +74,7 @@ class Item:
     source_created_at: datetime | None
     size: int | None
     route: str | None
-    started_at: datetime
+    began: float
     pin_id: uuid.UUID | None
     file_id: uuid.UUID | None
     was_here: bool
@@ -105,7 +106,7 @@ def claim(session: Session, life: timedelta) -> Claim | None:
     )
     if row is None:
         return None
-    row.lease_token, row.lease_until = new_id(), utc_now() + life
+    row.lease_token, row.lease_until = new_id(), database_now(life)
     row.attempts += 1
     session.flush()
     return Claim(
@@ -132,7 +133,7 @@ def renew(
     kept = session.scalar(
         update(Import)
         .where(Import.id == claim.id, Import.lease_token == claim.token)
-        .values(lease_until=utc_now() + life)
+        .values(lease_until=database_now(life))
         .returning(Import.id)
     )
     if kept is None:
@@ -312,7 +313,7 @@ def put_back(
     except LostError:
         return
     row.lease_token = row.lease_until = None
-    row.due_at = utc_now() + due_in
+    row.due_at = database_now(due_in)
     row.error = None if error is None else error[:REASON_LENGTH]
     row.attempts -= not counted
 
@@ -346,7 +347,7 @@ def _as_item(row: ImportItem) -> Item:
         source_created_at=row.source_created_at,
         size=row.size,
         route=row.route,
-        started_at=row.started_at or utc_now(),
+        began=time.monotonic(),
         pin_id=row.pin_id,
         file_id=row.file_id,
         was_here=row.was_here,
@@ -368,7 +369,7 @@ def _seconds_since(moment: datetime | None) -> float:
 
 
 def _is_due() -> ColumnElement[bool]:
-    now = utc_now()
+    now = database_now()
     return and_(
         Import.due_at <= now,
         Import.status.in_((DRAFT, RUNNING)),

@@ -17,7 +17,7 @@ from on_api.core.crypto.sealing import Sealed
 from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
 from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
 from on_api.core.models import File, Import, ImportItem, Pin
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.models.file import FOR_RECIPIENTS, PRIVATE
 from on_api.core.models.imports import (
     CANCELLED,
@@ -138,7 +138,7 @@ class ImportService:
         if not _waits_for_car(spec):
             sealed = self._sealer.seal(session, spec.to_json().encode(), row.id.bytes)
             row.secrets, row.secret_version = sealed.data, sealed.version
-            row.due_at = utc_now()
+            row.due_at = database_now()
             self._ring(session)
         session.add(row)
         session.flush()
@@ -171,7 +171,7 @@ class ImportService:
                 )
             self._begin_anew(session, row)
         row.status, row.error, row.attempts = RUNNING, None, 0
-        row.started_at, row.finished_at, row.due_at = utc_now(), None, utc_now()
+        row.started_at, row.finished_at, row.due_at = utc_now(), None, database_now()
         session.flush()
         self._ring(session)
         return row

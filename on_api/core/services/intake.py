@@ -73,8 +73,6 @@ class Intake:
         self._limits = limits
         self.received = 0
         """Bytes of all files so far, as the node gets them."""
-        self.began = False
-        """Whether the node may have pinned something."""
 
     @contextmanager
     def passing(

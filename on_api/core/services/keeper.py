@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from datetime import timedelta
 
 from anyio import to_thread
+from sqlalchemy.orm import Session
 
 from on_api.core.errors import BlocksMissing, ServiceUnavailable
 from on_api.core.ipfs.client import IpfsNode
 from on_api.core.models import Content, Database
 from on_api.core.models.content import ABSENT, UNPINNING
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import moment_of
 from on_api.core.services import bundles, contents
-from on_api.core.services.contents import Removal
+from on_api.core.services.contents import NEVER, Removal
 from on_api.core.services.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 MARGIN_SECONDS = 5.0
-NEVER = timedelta(days=36_500)
-"""A grace that is over for nothing: only what isn't kept at all is claimed."""
 
 
 class Keeper:
@@ -59,7 +59,7 @@ class Keeper:
 
     async def remove(self, removal: Removal) -> bool:
         """Unpin a content under a claim. Returns whether it is gone."""
-        if utc_now() >= removal.ends_at:  # held up since: it may be somebody's by now
+        if time.monotonic() >= removal.ends_at:  # held up since: it may be somebody's by now
             return False
         await self._node.unpin(removal.cid)
         if await to_thread.run_sync(self._finish, removal):
@@ -121,11 +121,11 @@ class Keeper:
             content = session.get(Content, cid)
             if content is None:
                 return ABSENT, 0
-            if content.state != UNPINNING or not _is_left(content):
+            if content.state != UNPINNING or not _is_left(session, content):
                 return content.state, content.generation
         with self._database.session_scope() as session:
             content = contents.lock(session, cid)
-            if content is not None and content.state == UNPINNING and _is_left(content):
+            if content is not None and content.state == UNPINNING and _is_left(session, content):
                 contents.make_absent(content)
             return (ABSENT, 0) if content is None else (content.state, content.generation)
 
@@ -147,7 +147,7 @@ class Keeper:
             locked = contents.lock_all(session, (cid, bundle))
             content = locked[cid]
             if content.pin_root_id == bundle and content.generation == generation:
-                bundles.leave(session, content, locked[bundle], utc_now())
+                bundles.leave(session, content, locked[bundle], moment_of(session))
             elif content.state == ABSENT:
                 return contents.begin_removal(session, cid, grace=NEVER, life=self._life)
             return None
@@ -163,5 +163,5 @@ class Keeper:
             return contents.finish_removal(session, removal)
 
 
-def _is_left(content: Content) -> bool:
-    return content.lease_until is None or content.lease_until < utc_now()
+def _is_left(session: Session, content: Content) -> bool:
+    return content.lease_until is None or content.lease_until < moment_of(session)

@@ -1,22 +1,26 @@
 """Leases on work that pins something: opened before its first byte, renewed while it runs, closed
-with its result."""
+with its result. The database's clock tells when one is dead.
+
+What work that fails has pinned is listed by its dead lease, and stays reserved; what a crash has
+pinned is found by the pin's name. `worker/leftovers.py` removes both.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
 from on_api.core.models import Database, Lease, UserUsage
-from on_api.core.models.database import new_id, utc_now
-from on_api.core.services import contents, maintenance, reservations
+from on_api.core.models.database import database_now, new_id
+from on_api.core.services import contents, leftovers, maintenance, reservations
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
 from on_api.core.services.reservations import Announced
@@ -24,6 +28,9 @@ from on_api.core.services.together import Together
 
 UPLOAD = "upload"
 GIVEN_UP = "This took too long and was given up; send it again."
+
+
+T = TypeVar("T")
 
 
 class Holder(Protocol):
@@ -59,7 +66,8 @@ class LeaseHandle:
     """A lease held by this process. `pin_name` is what every pin made under it is called.
 
     `limited_key`: the key, if it has `max_bytes`. `covered`: how many bytes are reserved; None when
-    nothing limits the work.
+    nothing limits the work. `pinned`: bytes by CID of what the node has pinned under it, or may
+    have. `unsure`: it may have pinned something whose CID is not known.
     """
 
     id: uuid.UUID
@@ -69,13 +77,36 @@ class LeaseHandle:
     pin_name: str
     announced: Announced
     covered: int | None
+    pinned: dict[str, int] = field(default_factory=dict)
+    unsure: bool = False
+
+    async def sent(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Pass on what the node is to store and pin under the lease. Once it has had all of it,
+        only its answer (`told`) says what it did: of a body that breaks off it stores nothing."""
+        async for piece in source:
+            yield piece
+            del piece  # who waits for the next one holds none
+        self.unsure = True
+
+    def told(self, cid: str, size: int) -> None:
+        """The node has answered what it has pinned."""
+        self.pinned[cid] = size
+        self.unsure = False
 
 
 class LeaseService:
-    """Opens and renews leases of `seconds`; what is left of a crash is dead after that time."""
+    """Opens and renews leases of `seconds`; what is left of a crash is dead after that time. `ring`
+    is called after a commit that leaves work for the worker."""
 
-    def __init__(self, database: Database, names: PinNames, seconds: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        names: PinNames,
+        seconds: int,
+        ring: Callable[[Session], None],
+    ) -> None:
         self._database = database
+        self._ring = ring
         self._names = names
         self._life = timedelta(seconds=seconds)
         self._opening = Together(self._open_all)
@@ -116,7 +147,7 @@ class LeaseService:
             kind=kind,
             user_id=holder.user_id,
             key_id=holder.key_id,
-            lease_until=utc_now() + self._life,
+            lease_until=database_now(self._life),
             reserved_bytes=0,
         )
         quota = reservations.quota_of(session, holder.user_id)
@@ -184,51 +215,61 @@ class LeaseService:
             raise ServiceUnavailable(GIVEN_UP)
         reservations.settle(session, usage, handle.limited_key, reserved, uploaded)
 
-    def abandon(self, handle: LeaseHandle, *, pinned: bool) -> None:
-        """Give the work up. What may have been `pinned` leaves a dead lease, by which its pins
-        are found."""
+    def abandon(self, handle: LeaseHandle) -> None:
+        """Give the work up. What it has pinned, or may have, leaves a dead lease that lists it and
+        reserves its bytes until the worker has removed it."""
         with self._database.session_scope() as session:
-            usage = contents.lock_usage(session, handle.user_id)
+            usage = leftovers.usage_if_there(session, handle.user_id)
             lease = session.get(Lease, handle.id, with_for_update=True)
-            if lease is None:
+            nothing = not handle.pinned and not handle.unsure
+            if nothing:
+                if lease is not None:
+                    leftovers.end(session, usage, lease)
                 return
-            reservations.release(session, usage, lease)
-            if pinned:
-                lease.lease_until = utc_now()
+            if lease is None:
+                # Closed by a commit whose answer was lost, or ended by the worker while we slept.
+                leftovers.leave(session, handle.id, handle.pinned, unsure=handle.unsure)
             else:
-                session.delete(lease)
+                lease.kind = leftovers.DEAD if handle.unsure else leftovers.LEFT
+                lease.token, lease.lease_until = new_id(), database_now()
+                if usage is not None and not handle.unsure:
+                    left = sum(handle.pinned.values())
+                    reservations.change(session, usage, lease, left - lease.reserved_bytes)
+                leftovers.list_pins(session, handle.id, handle.pinned)
+            self._ring(session)
 
     def _renew(self, handle: LeaseHandle) -> None:
         with self._database.session_scope() as session:
             session.execute(
                 update(Lease)
                 .where(Lease.id == handle.id, Lease.token == handle.token)
-                .values(lease_until=utc_now() + self._life)
+                .values(lease_until=database_now(self._life))
             )
 
 
 def release_dead_leases(database: Database, limit: int = 100) -> int:
-    """Give back what up to `limit` dead leases have reserved. Returns how many there were.
+    """Take up to `limit` dead leases from their owners: should one only have been asleep, it can't
+    renew or close its lease any more. Returns how many there were.
 
-    The leases stay: by them the pins of their work are found.
+    What they reserve stays so until what was pinned under them is removed.
     """
-    # Without its user there is nobody to give back to.
-    is_due = (Lease.lease_until < utc_now(), Lease.reserved_bytes > 0, Lease.user_id.is_not(None))
+    is_due = (
+        Lease.lease_until <= database_now(),
+        Lease.kind.not_in((leftovers.DEAD, leftovers.LEFT)),
+    )
     with database.session_scope(write=False) as session:
-        dead = session.execute(select(Lease.id, Lease.user_id).where(*is_due).limit(limit)).all()
-    for lease_id, user_id in dead:
-        if user_id is None:
-            continue
-        with database.session_scope() as session:
-            usage = contents.lock_usage(session, user_id)
-            lease = session.scalar(
-                select(Lease).where(Lease.id == lease_id, *is_due).with_for_update()
-            )
-            if lease is not None:
-                # Another token: should its owner only have been asleep, it can't close it any more.
-                lease.token = new_id()
-                reservations.release(session, usage, lease)
-    return len(dead)
+        found = session.scalars(select(Lease.id).where(*is_due).limit(limit)).all()
+    if not found:
+        return 0
+    with database.session_scope() as session:
+        taken = session.scalars(
+            update(Lease)
+            .where(Lease.id.in_(found), *is_due)
+            .values(kind=leftovers.DEAD, token=new_id())
+            .returning(Lease.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(taken.all())
 
 
 def _mine(session: Session, handle: LeaseHandle) -> Lease:

@@ -8,17 +8,28 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Conflict, ServiceUnavailable
 from on_api.core.models import Database, Maintenance
-from on_api.core.models.database import insert_unless_there, new_id, utc_now
+from on_api.core.models.database import (
+    database_now,
+    dialect_of,
+    insert_unless_there,
+    moment_of,
+    new_id,
+)
 from on_api.core.services.renewal import renewed
 
 GARBAGE = "gc"
 FSCK = "fsck"
+SWEEP = "sweep"
+"""A look through the node's pins for those of dead leases."""
 LIFE = timedelta(seconds=60)
+_BEGINNING = 0x6F6E2D617069
+"""The number of PostgreSQL's advisory lock that whoever begins shares, and a collection has
+alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +48,13 @@ class Turn:
         self._database = database
         self._kind = kind
         self._token = new_id()
-        now = utc_now()
         with database.session_scope() as session:
+            if kind == GARBAGE and database.is_postgresql:
+                # After all who looked before, and have not committed yet what they begin.
+                session.execute(select(func.pg_advisory_xact_lock(_BEGINNING)))
             insert_unless_there(session, Maintenance, kind=kind)
             row = _lock(session, kind)
+            now = moment_of(session)
             if row.lease_until is not None and row.lease_until > now:
                 raise Conflict(f"A {kind} is under way already.")
             row.token, row.lease_until, row.started_at = self._token, now + LIFE, now
@@ -55,25 +69,37 @@ class Turn:
             row = _lock(session, self._kind)
             if row.token == self._token:
                 row.token = row.lease_until = None
-                row.finished_at, row.result = utc_now(), result
+                row.finished_at, row.result = moment_of(session), result
 
     def _renew(self) -> None:
         with self._database.session_scope() as session:
             row = _lock(session, self._kind)
             if row.token == self._token:
-                row.lease_until = utc_now() + LIFE
+                row.lease_until = database_now(LIFE)
 
 
 def is_under_way(session: Session, kind: str) -> bool:
     """Whether somebody does it right now."""
-    until = session.scalar(select(Maintenance.lease_until).where(Maintenance.kind == kind))
-    return until is not None and until > utc_now()
+    live = exists().where(Maintenance.kind == kind, Maintenance.lease_until > database_now())
+    return bool(session.scalar(select(live)))
+
+
+def may_begin(session: Session) -> bool:
+    """Whether work may begin that must not be under way while garbage is collected: then no
+    collection begins before this transaction's end, and sees what is written in it. Asked before
+    anything is locked.
+    """
+    # On SQLite a transaction that writes is alone. On PostgreSQL neither would see the other's
+    # uncommitted row: a statement of its own, as the next one must see what was committed before.
+    if dialect_of(session) == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock_shared(_BEGINNING)))
+    return not is_under_way(session, GARBAGE)
 
 
 def require_no_collection(session: Session) -> None:
-    """Raise `ServiceUnavailable` while garbage is collected: asked by whoever is about to store
+    """Raise `ServiceUnavailable` unless one `may_begin`: asked by whoever is about to store
     something."""
-    if is_under_way(session, GARBAGE):
+    if not may_begin(session):
         raise ServiceUnavailable("The node is being tidied up; send it again soon.")
 
 
@@ -85,7 +111,7 @@ def last_outcome(session: Session, kind: str) -> Outcome:
 
 def start_counting(session: Session, kind: str) -> None:
     """Count its schedule from now on, where it never ran."""
-    insert_unless_there(session, Maintenance, kind=kind, finished_at=utc_now())
+    insert_unless_there(session, Maintenance, kind=kind, finished_at=database_now())
 
 
 def _lock(session: Session, kind: str) -> Maintenance:

@@ -6,11 +6,12 @@ claimed, so it never turns back.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select, update
@@ -20,9 +21,9 @@ from sqlalchemy.orm import Session, aliased
 from on_api.core.errors import InsufficientFunds, Unauthorized
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Pin, UserUsage
-from on_api.core.models.database import dialect_of, new_id, utc_now
+from on_api.core.models.database import database_now, dialect_of, moment_of, new_id
 from on_api.core.models.pin import DETAILS_LENGTH, FAILED, PINNING, QUEUED
-from on_api.core.services import contents, events, pins
+from on_api.core.services import contents, events, leftovers, pins
 
 UNDER_WAY = (QUEUED, PINNING)
 MOST_COUNTED = 10_000
@@ -38,8 +39,8 @@ class Claim:
     """A pin to be worked on by whoever holds the token, and what the work needs to know of it.
 
     `attempts` counts this one; `details` are the last one's. `room`: bytes that the user's quota
-    leaves; None: no limit. `known`: bytes of the DAG if on-api keeps it already, and no removal
-    begins while this pin waits.
+    leaves; None: no limit. `ends_at`: when it is given up, by `time.monotonic()`. `known`: bytes of
+    the DAG if on-api keeps it already, and no removal begins while this pin waits.
     """
 
     id: uuid.UUID
@@ -48,7 +49,7 @@ class Claim:
     cid: str
     origins: tuple[str, ...]
     attempts: int
-    deadline_at: datetime
+    ends_at: float
     removed: bool
     room: int | None
     details: str | None
@@ -98,7 +99,7 @@ def claim(
     if not taken:
         return []
     token, freed = new_id(), _freed_by(session, user_id, [row.id for row in taken])
-    changes: dict[str, Any] = {"lease_token": token, "lease_until": utc_now() + life}
+    changes: dict[str, Any] = {"lease_token": token, "lease_until": database_now(life)}
     session.execute(
         update(Pin)
         .where(Pin.id.in_([row.id for row in taken]))
@@ -109,6 +110,7 @@ def claim(
     usage = session.get(UserUsage, user_id)
     room = None if usage is None else contents.room_of(session, usage)
     known = contents.kept_sizes(session, rows)
+    now, here = moment_of(session), time.monotonic()
     return [
         Claim(
             id=row.id,
@@ -117,7 +119,7 @@ def claim(
             cid=row.cid,
             origins=tuple(row.origins),
             attempts=row.attempts + 1,
-            deadline_at=row.deadline_at,
+            ends_at=here + (row.deadline_at - now).total_seconds(),
             removed=row.removed_at is not None,
             room=None if room is None else max(room, 0) + freed.get(row.id, 0),
             details=row.details,
@@ -143,7 +145,7 @@ def renew(
     session.execute(
         update(Pin)
         .where(Pin.id.in_([row.id for row in ours]))
-        .values(lease_until=utc_now() + life)
+        .values(lease_until=database_now(life))
         .execution_options(synchronize_session=False)
     )
     for row in ours:
@@ -166,6 +168,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
     usage = _lock_usage(session, claim)
     pin = _mine(session, claim)
     if usage is None or pin is None:
+        leftovers.leave(session, claim.id, [claim.cid])
         return False
     if pin.removed_at is not None:
         _end_removed(session, usage, pin)
@@ -187,11 +190,13 @@ def fail(session: Session, claim: Claim, details: str) -> bool:
     usage = _lock_usage(session, claim)
     pin = _mine(session, claim)
     if usage is None or pin is None:
+        leftovers.leave(session, claim.id, [claim.cid])
         return False
     if pin.removed_at is not None:
         _end_removed(session, usage, pin)
         return False
     pins.release_kept(session, usage, pin.id)
+    leftovers.leave(session, pin.id, [pin.cid])
     pin.status, pin.details = FAILED, details[:DETAILS_LENGTH]
     pin.lease_token = pin.lease_until = None
     events.record(session, pin.user_id, "pin.failed", pin.id, cid=pin.cid, details=pin.details)
@@ -212,11 +217,12 @@ def put_back(
     usage = _lock_usage(session, claim)
     pin = _mine(session, claim)
     if usage is None or pin is None:
+        leftovers.leave(session, claim.id, [claim.cid])
         return
     if pin.removed_at is not None:
         _end_removed(session, usage, pin)
         return
-    pin.status, pin.due_at = QUEUED, utc_now() + due_in
+    pin.status, pin.due_at = QUEUED, database_now(due_in)
     pin.lease_token = pin.lease_until = None
     pin.needs_fetch = pin.needs_fetch or needs_fetch
     pin.details = None if details is None else details[:DETAILS_LENGTH]
@@ -232,7 +238,7 @@ def queue_length(session: Session) -> int:
 
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:
     """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
-    now = utc_now()
+    now = database_now()
     return and_(
         _IS_UNDER_WAY,
         Pin.needs_fetch.is_(fetch),
@@ -253,7 +259,9 @@ def _worked_on(session: Session, cids: Collection[str]) -> Sequence[str]:
     each = func.unnest(postgresql.array(cids)).column_valued("each")
     lock = func.pg_try_advisory_xact_lock(func.hashtextextended(each, 0))
     got = dict(session.execute(select(each, lock)).all())
-    leased = session.scalars(select(Pin.cid).where(Pin.cid.in_(cids), Pin.lease_until > utc_now()))
+    leased = session.scalars(
+        select(Pin.cid).where(Pin.cid.in_(cids), Pin.lease_until > database_now())
+    )
     return list({cid for cid in cids if not got[cid]}.union(leased))
 
 
@@ -271,6 +279,7 @@ def _freed_by(
 
 def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:
     pins.release_kept(session, usage, pin.id)
+    leftovers.leave(session, pin.id, [pin.cid])
     session.delete(pin)
     session.flush()
 

@@ -23,11 +23,11 @@ class PinNames:
 
     def of(self, job: uuid.UUID) -> str:
         """The name of a pin made by an upload or job."""
-        return f"{self._prefix()}{job}"
+        return f"{self.prefix()}{job}"
 
     def job_of(self, pin_name: str) -> uuid.UUID | None:
         """The upload or job that made a pin; None for a pin that isn't ours."""
-        prefix = self._prefix()
+        prefix = self.prefix()
         if not pin_name.startswith(prefix):
             return None
         try:
@@ -35,7 +35,8 @@ class PinNames:
         except ValueError:
             return None
 
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
+        """What the names of all pins of this deployment begin with."""
         if self._deployment is None:
             with self._database.session_scope() as session:
                 self._deployment = deployment(session).name

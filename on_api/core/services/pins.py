@@ -19,7 +19,7 @@ from on_api.core.ipfs.cid import normalise
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import moment_of, new_id
 from on_api.core.models.invalidation import contents_changed
 from on_api.core.models.json_contains import Contains
 from on_api.core.models.pin import FAILED, PINNED_STATUS, QUEUED
@@ -103,7 +103,8 @@ class PinService:
         """Pin several things of one user, all or none. Raises as `add` does."""
         usage = contents.lock_usage(session, user_id)
         known = contents.lock_all(session, (normalise(request.cid) for request in requests))
-        return [self._add(session, usage, request, known, freed=0) for request in requests]
+        now = moment_of(session)
+        return [self._add(session, usage, request, known, now, freed=0) for request in requests]
 
     def add_pinned(
         self,
@@ -119,7 +120,7 @@ class PinService:
         it to say.
         """
         cid = normalise(request.cid)
-        pin = self._new(usage, request, cid)
+        pin = self._new(usage, request, cid, moment_of(session))
         contents.add_reference(session, usage, cid, stat.size, secured)
         pin.blocks = stat.blocks or None
         session.add(pin)
@@ -140,7 +141,7 @@ class PinService:
         kept = [*kept_cids(session, old.id), *([old.cid] if old.status == PINNED_STATUS else [])]
         known = contents.lock_all(session, [normalise(request.cid), *kept])
         freed = contents.freed_by(session, user_id, kept)
-        new = self._add(session, usage, request, known, freed=freed)
+        new = self._add(session, usage, request, known, moment_of(session), freed=freed)
         if new.status == PINNED_STATUS:
             release_kept(session, usage, old.id)
             _remove(session, usage, old)
@@ -148,7 +149,7 @@ class PinService:
         # What the old one was itself kept for waits for the new one as well.
         session.execute(update(Pin).where(Pin.kept_for == old.id).values(kept_for=new.id))
         if old.status == PINNED_STATUS:
-            old.removed_at, old.kept_for = utc_now(), new.id
+            old.removed_at, old.kept_for = moment_of(session), new.id
             usage.pinned_count -= 1
             contents_changed(session, old.cid)
             events.record(session, user_id, "pin.removed", old.id, cid=old.cid)
@@ -183,12 +184,13 @@ class PinService:
         usage: UserUsage,
         request: PinRequest,
         known: Mapping[str, Content],
+        now: datetime,
         *,
         freed: int,
     ) -> Pin:
         """`known`: the contents that there are, locked, among those that are asked for."""
         cid = normalise(request.cid)
-        pin = self._new(usage, request, cid)
+        pin = self._new(usage, request, cid, now)
         content = known.get(cid)
         if content is not None and content.state == PINNED:
             _require_room(session, usage, cid, content.dag_size, freed)
@@ -204,8 +206,7 @@ class PinService:
             self._ring(session)
         return pin
 
-    def _new(self, usage: UserUsage, request: PinRequest, cid: str) -> Pin:
-        now = utc_now()
+    def _new(self, usage: UserUsage, request: PinRequest, cid: str, now: datetime) -> Pin:
         return Pin(
             id=new_id(),
             user_id=usage.user_id,
@@ -296,7 +297,7 @@ def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
         session.delete(pin)
         session.flush()
     else:
-        pin.removed_at = pin.due_at = utc_now()
+        pin.removed_at = pin.due_at = moment_of(session)
         session.flush()
 
 

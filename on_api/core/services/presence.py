@@ -13,15 +13,15 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto.secrets import Keyring
 from on_api.core.errors import OnApiError
 from on_api.core.models import Database, Process
-from on_api.core.models.database import dialect_of, new_id, utc_now
+from on_api.core.models.database import database_now, moment_of, new_id
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.process import HOST_LENGTH
 from on_api.core.services.master_secret import learn_version_in_use
@@ -91,7 +91,7 @@ class Presence:
     def _tell(self) -> None:
         has_any = self._keyring.problem is None
         with self._database.session_scope() as session:
-            now = database_now(session)
+            now = moment_of(session)
             session.execute(delete(Process).where(Process.seen_at < now - FORGOTTEN_AFTER))
             session.merge(
                 Process(
@@ -109,14 +109,6 @@ def live_processes(session: Session) -> Sequence[Process]:
     """Those that are up."""
     return session.scalars(
         select(Process)
-        .where(Process.seen_at > database_now(session) - DEAD_AFTER)
+        .where(Process.seen_at > database_now(-DEAD_AFTER))
         .order_by(Process.host, Process.pid)
     ).all()
-
-
-def database_now(session: Session) -> datetime:
-    """The moment by the clock that all processes share; SQLite's are on one machine."""
-    if dialect_of(session) != "postgresql":
-        return utc_now()
-    now: datetime = session.scalars(select(func.clock_timestamp())).one()
-    return now

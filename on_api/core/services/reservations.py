@@ -75,7 +75,7 @@ def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, ne
         left = min(left, key.max_bytes - key.bytes_used)
         if before + left < needed:
             raise KeyLimitReached
-    _add(session, usage, lease, left)
+    change(session, usage, lease, left)
 
 
 def settle(
@@ -101,19 +101,12 @@ def settle(
 
 def release(session: Session, usage: UserUsage, lease: Lease) -> None:
     """Give everything back that a lease has reserved, as when its work is given up or dead."""
-    _add(session, usage, lease, -lease.reserved_bytes)
+    change(session, usage, lease, -lease.reserved_bytes)
 
 
-def quota_of(session: Session, user_id: uuid.UUID) -> int | None:
-    """A user's quota in bytes; None: no limit. Raises `Unauthorized` when they are gone."""
-    found = session.execute(select(User.storage_quota).where(User.id == user_id)).one_or_none()
-    if found is None:
-        raise Unauthorized
-    quota: int | None = found.storage_quota
-    return quota
-
-
-def _add(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
+def change(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
+    """Reserve `size` bytes more (negative: fewer) for a lease, without asking for room; `usage` is
+    locked."""
     lease.reserved_bytes += size
     usage.reserved_bytes += size
     if lease.key_id is not None:
@@ -123,3 +116,12 @@ def _add(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
             .values(bytes_used=ApiKey.bytes_used + size)
         )
     session.flush()
+
+
+def quota_of(session: Session, user_id: uuid.UUID) -> int | None:
+    """A user's quota in bytes; None: no limit. Raises `Unauthorized` when they are gone."""
+    found = session.execute(select(User.storage_quota).where(User.id == user_id)).one_or_none()
+    if found is None:
+        raise Unauthorized
+    quota: int | None = found.storage_quota
+    return quota

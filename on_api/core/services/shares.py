@@ -33,7 +33,7 @@ from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.errors import BadRequest, NotFound, SharePasswordRequired
 from on_api.core.models import Database, File, Share, User
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, moment_of, new_id, utc_now
 from on_api.core.models.file import FOR_RECIPIENTS
 from on_api.core.services import audit, events
 from on_api.core.services.access import owned
@@ -187,7 +187,8 @@ class ShareService:
             raise SharePasswordRequired("Wrong password.")
         if self._right.remembers(share, password):
             return
-        refuse_during_pause(share, utc_now())
+        with self._database.session_scope(write=False) as session:
+            refuse_during_pause(share, moment_of(session))
         # One after the other: parts asked for at once would else count as many wrong passwords.
         with self._locks[share.id.int % _LOCKS]:
             if self._right.remembers(share, password):
@@ -255,7 +256,7 @@ class ShareService:
             share = session.scalar(select(Share).where(Share.id == share_id).with_for_update())
             if share is None:
                 raise NotFound(_NOT_VALID)
-            count_attempt(share, self._settings, utc_now())
+            count_attempt(share, self._settings, moment_of(session))
 
     def _forgive_attempts(self, share_id: uuid.UUID) -> None:
         with self._database.session_scope() as session:
@@ -310,5 +311,5 @@ def _mine(user_id: uuid.UUID) -> Select[Share]:
 
 
 def _is_valid() -> ColumnElement[bool]:
-    lasts = or_(Share.expires_at.is_(None), Share.expires_at > utc_now())
+    lasts = or_(Share.expires_at.is_(None), Share.expires_at > database_now())
     return Share.revoked_at.is_(None) & lasts

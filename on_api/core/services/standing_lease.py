@@ -12,16 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from anyio import to_thread
 from sqlalchemy import delete, update
+from sqlalchemy.orm import Session
 
 from on_api.core.errors import OnApiError
 from on_api.core.models import Database, Lease
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, new_id
 from on_api.core.services import maintenance
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
@@ -55,10 +56,19 @@ class HeldLease:
 
 
 class StandingLease:
-    """Lends the one lease, which lives for `life` after each renewal. On one event loop."""
+    """Lends the one lease, which lives for `life` after each renewal. On one event loop. `ring` is
+    called after a commit that leaves work for the worker."""
 
-    def __init__(self, database: Database, names: PinNames, kind: str, life: timedelta) -> None:
+    def __init__(
+        self,
+        database: Database,
+        names: PinNames,
+        kind: str,
+        life: timedelta,
+        ring: Callable[[Session], None],
+    ) -> None:
         self._database = database
+        self._ring = ring
         self._names = names
         self._kind = kind
         self._life = life
@@ -121,7 +131,7 @@ class StandingLease:
         name = self._names.of(lease_id)  # the very first name needs a transaction of its own
         with self._database.session_scope() as session:
             maintenance.require_no_collection(session)
-            until = utc_now() + self._life
+            until = database_now(self._life)
             session.add(Lease(id=lease_id, token=token, kind=self._kind, lease_until=until))
         return lease_id, token, name
 
@@ -130,13 +140,14 @@ class StandingLease:
             session.execute(
                 update(Lease)
                 .where(Lease.id == lease.id, Lease.token == lease.token)
-                .values(lease_until=utc_now() + self._life)
+                .values(lease_until=database_now(self._life))
             )
 
     def _end(self, lease: HeldLease) -> None:
         mine = Lease.id == lease.id, Lease.token == lease.token
         with self._database.session_scope() as session:
             if lease.failed:
-                session.execute(update(Lease).where(*mine).values(lease_until=utc_now()))
+                session.execute(update(Lease).where(*mine).values(lease_until=database_now()))
+                self._ring(session)
             else:
                 session.execute(delete(Lease).where(*mine))

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from on_api.core.models import EgressCredit, MeteringProcess, Traffic, TrafficTotal
-from on_api.core.models.database import UTCDateTime, utc_now
+from on_api.core.models.database import UTCDateTime, moment_of, utc_now
 from on_api.core.models.traffic import INSTANCE, OWNER
 from on_api.core.services.metering import month_end
 from on_api.core.services.traffic import COUNTS, Kind
@@ -136,7 +136,7 @@ def make_report(session: Session, request: ReportRequest, settings: TrafficSetti
     begin = _floor(
         max(request.begin or end - _REACH[request.interval], _EARLIEST), request.interval
     )
-    dead = _dead(session, utc_now() - silence(settings))
+    dead = _dead(session, moment_of(session) - silence(settings))
     seen, period = _seen(session, request, dead, begin, end, request.group_by)
     groups: list[ColumnElement[Any]] = [period]
     if request.group_by is not None:

@@ -13,7 +13,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from on_api.core.models import AccelCharge, Database, EgressCredit, MeteringProcess, Traffic
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import moment_of
 from on_api.core.models.traffic import DAY, HOUR, INSTANCE, MONTH, OWNER
 from on_api.core.services.traffic import COUNTS, Charge, Kind, Sums, add_traffic
 from on_api.core.services.traffic_reports import last_moment
@@ -32,7 +32,9 @@ def keep_traffic(
     database: Database, settings: TrafficSettings, now: datetime | None = None
 ) -> None:
     """Do all of it, as far as it is due."""
-    now = now or utc_now()
+    if now is None:
+        with database.session_scope(write=False) as session:
+            now = moment_of(session)
     while _bury_one(database, now - BURIED_AFTER):
         pass
     with database.session_scope() as session:

@@ -207,8 +207,8 @@ class UploadService:
         `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
         `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
         `NodeError` when the node fails, `Unauthorized` when the key has ended meanwhile, what
-        `PrivateFiles.seal` raises. What the node has pinned by then is left with a dead lease and
-        no record.
+        `PrivateFiles.seal` raises. What the node has pinned by then is listed by a dead lease, and
+        removed by the worker.
         """
         await self._capacity.require(announced.least)
         try:
@@ -277,7 +277,7 @@ class UploadService:
                 return files
         except BaseException:
             with CancelScope(shield=True):
-                await self._abandon(lease, pinned=intake.began)
+                await self._abandon(lease)
             raise
 
     async def _store_small(
@@ -315,9 +315,9 @@ class UploadService:
     ) -> Sequence[FileFacts]:
         """Store what is in memory by itself."""
 
-        async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+        async def send(lease: LeaseHandle, _intake: Intake) -> AsyncIterator[StoredFile]:
             for file, (_, block) in zip(files, sent, strict=True):
-                added = await self._add(_once(block), lease, intake)
+                added = await self._add(_once(block), lease)
                 yield replace(file, cid=added.cid, dag_size=added.dag_size)
 
         size = sum(len(block) for _, block in sent)
@@ -343,7 +343,7 @@ class UploadService:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
         passage = FilePassage(None if sealing is None else sealing.encryptor)
         with intake.passing(file.body, passage) as stream:
-            added = await self._add(stream, lease, intake)
+            added = await self._add(stream, lease)
         return StoredFile(
             incoming=file,
             cid=added.cid,
@@ -355,14 +355,15 @@ class UploadService:
             sealing=sealing,
         )
 
-    async def _add(self, source: AsyncIterator[Bytes], lease: LeaseHandle, intake: Intake) -> Added:
-        intake.began = True
+    async def _add(self, source: AsyncIterator[Bytes], lease: LeaseHandle) -> Added:
         try:
-            return await self._node.add(source, pin_name=lease.pin_name)
+            added = await self._node.add(lease.sent(source), pin_name=lease.pin_name)
         except StoredUnpinned as error:
             # The removal of the same content has come between the node's pin and our look at it.
-            await self._keeper.secure(error.added.cid, lease.id)
-            return error.added
+            added = error.added
+            await self._keeper.secure(added.cid, lease.id)
+        lease.told(added.cid, added.dag_size)
+        return added
 
     async def _record_secured(self, upload: _Ended) -> Sequence[FileFacts]:
         """Record it, after making sure of whatever was being unpinned while it was sent."""
@@ -426,9 +427,9 @@ class UploadService:
             for passphrases in zip(*digests, strict=True)
         ]
 
-    async def _abandon(self, lease: LeaseHandle, *, pinned: bool) -> None:
+    async def _abandon(self, lease: LeaseHandle) -> None:
         try:
-            await to_thread.run_sync(lambda: self._leases.abandon(lease, pinned=pinned))
+            await to_thread.run_sync(self._leases.abandon, lease)
         except OnApiError:
             # It dies by itself; the reason of the failure is on its way to the client.
             logger.warning("could not give back lease %s", lease.id)

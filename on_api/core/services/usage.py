@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from on_api.core.models import EgressCounter, EgressCredit, User
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import OWNER
+from on_api.core.services import leftovers
 from on_api.core.services.metering import month_end
 
 LEAST_ELAPSED = 3600.0
@@ -19,7 +20,7 @@ LEAST_ELAPSED = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StorageUsage:
-    """Bytes charged and allowed."""
+    """Bytes charged, with what failures have left on the node, and allowed."""
 
     bytes: int
     quota: int | None
@@ -61,7 +62,9 @@ def usage_of(session: Session, user: User) -> Usage:
     reserved = int(reserved or 0)
     at_rate = forecast(spent - reserved, now)
     return Usage(
-        storage=StorageUsage(user.usage.storage_bytes, user.storage_quota),
+        storage=StorageUsage(
+            user.usage.storage_bytes + leftovers.reserved(session, user.id), user.storage_quota
+        ),
         egress=EgressUsage(spent, reserved, user.egress_budget, at_rate, month_end(now)),
     )
 

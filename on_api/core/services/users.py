@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, joinedload
 
 from on_api.core.crypto.passwords import PasswordHasher
@@ -14,7 +14,7 @@ from on_api.core.errors import Conflict, NotFound
 from on_api.core.models import ApiKey, IdempotencyRecord, Identity, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
-from on_api.core.services import audit
+from on_api.core.services import audit, contents
 from on_api.core.services.audit import Actor
 from on_api.core.services.keys import KeyService
 from on_api.core.services.paging import Listing
@@ -70,12 +70,13 @@ class UserService:
         A new password or deactivation ends every login; deactivation stops the keys too, while it
         lasts. Raises `NotFound`, or `Conflict` when nobody would be left to administer.
         """
-        user = get_user(session, user_id, lock=True)
+        ends = changes.get("active") is False or changes.get("is_admin") is False
+        user = _lock(session, user_id, administrators=ends)
         for name, value in changes.items():
             setattr(user, name, value)
         if "password_hash" in changes or changes.get("active") is False:
             self._keys.revoke_tokens(session, user_id)
-        if changes.get("active") is False or changes.get("is_admin") is False:
+        if ends:
             _keep_an_administrator(session)
         audit.record(session, actor, "user.change", "user", user.id, fields=sorted(changes))
         self._invalidations.announce(session)
@@ -100,7 +101,7 @@ class UserService:
         Keys go at once, and so do its identities: nobody can read its private files any more. Its
         files and holdings follow by the worker (`worker/removal.py`).
         """
-        user = get_user(session, user_id, lock=True)
+        user = _lock(session, user_id, administrators=True)
         user.deleted_at = utc_now()
         user.active = False
         # The name is free again at once.
@@ -119,7 +120,9 @@ def get_user(session: Session, user_id: uuid.UUID, *, lock: bool = False) -> Use
     statement = select(User).where(User.id == user_id, User.deleted_at.is_(None))
     # A row lock can't reach over the join: the usage is then read by itself.
     user = session.scalar(
-        statement.with_for_update() if lock else statement.options(joinedload(User.usage))
+        statement.with_for_update().execution_options(populate_existing=True)
+        if lock
+        else statement.options(joinedload(User.usage))
     )
     if user is None:
         raise NotFound
@@ -149,14 +152,22 @@ def _claim_name(session: Session, username: str) -> None:
         raise Conflict("This username is taken.")
 
 
+def _lock(session: Session, user_id: uuid.UUID, *, administrators: bool) -> User:
+    """An account, locked in the order that all keep: its counters first, since an upload that has
+    them locks its key and refers to its user next. `administrators`: with all of these, in one
+    order, so that two can't remove each other at the same moment. Raises `NotFound`."""
+    get_user(session, user_id)
+    contents.lock_usage(session, user_id)
+    if administrators:
+        session.execute(_administrators().order_by(User.id).with_for_update())
+    return get_user(session, user_id, lock=True)
+
+
 def _keep_an_administrator(session: Session) -> None:
     session.flush()
-    # Locked in one order, so that two administrators can't remove each other at the same moment.
-    left = session.scalars(
-        select(User.id)
-        .where(User.is_admin, User.active, User.deleted_at.is_(None))
-        .order_by(User.id)
-        .with_for_update()
-    ).all()
-    if not left:
+    if session.scalar(_administrators().limit(1)) is None:
         raise Conflict("This is the last active administrator.")
+
+
+def _administrators() -> Select[uuid.UUID]:
+    return select(User.id).where(User.is_admin, User.active, User.deleted_at.is_(None))

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import Conflict, Unauthorized
 from on_api.core.ipfs.client import Added
 from on_api.core.models import File, User, VisibilityChange
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, moment_of, new_id
 from on_api.core.models.file import FOR_OWNER, PRIVATE, PUBLIC
 from on_api.core.services import contents, events
 from on_api.core.services.files import get_file
@@ -39,7 +39,8 @@ NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A change to be carried out by whoever holds the token. `attempts` counts this one."""
+    """A change to be carried out by whoever holds the token. `attempts` counts this one;
+    `age` is the time since it was asked for."""
 
     id: uuid.UUID
     token: uuid.UUID
@@ -47,7 +48,7 @@ class Job:
     file_id: uuid.UUID
     visibility: str
     attempts: int
-    created_at: datetime
+    age: timedelta
 
 
 class VisibilityService:
@@ -73,14 +74,15 @@ class VisibilityService:
             return None
         if file.visibility == PRIVATE and file.sealed_for != FOR_OWNER:
             raise Conflict("The server can't open this file, so it can't make it public.")
+        now = moment_of(session)
         if change is None:
             change = VisibilityChange(
-                id=new_id(), file_id=file_id, user_id=user_id, visibility=visibility
+                id=new_id(), file_id=file_id, user_id=user_id, visibility=visibility, created_at=now
             )
             session.add(change)
         elif has_failed(change):
-            change.attempts, change.details, change.created_at = 0, None, utc_now()
-        change.due_at = utc_now()
+            change.attempts, change.details, change.created_at = 0, None, now
+        change.due_at = now
         session.flush()
         self._ring(session)
         return change
@@ -159,7 +161,7 @@ def claim(session: Session, life: timedelta) -> Job | None:
     )
     if change is None:
         return None
-    change.lease_token, change.lease_until = new_id(), utc_now() + life
+    change.lease_token, change.lease_until = new_id(), database_now(life)
     change.attempts += 1
     return Job(
         id=change.id,
@@ -168,7 +170,7 @@ def claim(session: Session, life: timedelta) -> Job | None:
         file_id=change.file_id,
         visibility=change.visibility,
         attempts=change.attempts,
-        created_at=change.created_at,
+        age=moment_of(session) - change.created_at,
     )
 
 
@@ -177,7 +179,7 @@ def renew(session: Session, job: Job, life: timedelta) -> bool:
     kept = session.scalar(
         update(VisibilityChange)
         .where(VisibilityChange.id == job.id, VisibilityChange.lease_token == job.token)
-        .values(lease_until=utc_now() + life)
+        .values(lease_until=database_now(life))
         .returning(VisibilityChange.id)
     )
     return kept is not None
@@ -191,7 +193,7 @@ def put_back(
     change = _mine(session, job)
     if change is not None:
         change.lease_token = change.lease_until = None
-        change.due_at = utc_now() + due_in
+        change.due_at = database_now(due_in)
         change.details = None if details is None else details[:DETAILS_LENGTH]
         change.attempts -= not counted
 
@@ -209,7 +211,7 @@ def give_up(session: Session, job: Job, details: str) -> None:
 
 
 def _is_due() -> ColumnElement[bool]:
-    now = utc_now()
+    now = database_now()
     return and_(
         VisibilityChange.due_at <= now,
         or_(VisibilityChange.lease_until.is_(None), VisibilityChange.lease_until < now),

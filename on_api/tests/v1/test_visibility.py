@@ -7,7 +7,6 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
 
 import pytest
 from anyio import to_thread
@@ -25,7 +24,7 @@ from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
-from on_api.worker.unpinning import Unpinner
+from on_api.tests.leftovers import remove_leftovers
 from on_api.worker.visibility import VisibilityWorker
 
 MIB = 1024 * 1024
@@ -60,16 +59,10 @@ def work(server: Server, spoil: Callable[[Services], None] | None = None) -> Non
         try:
             if spoil is not None:
                 spoil(services)
-            unpinner = Unpinner(
-                services.database,
-                services.keeper,
-                services.metrics,
-                grace=timedelta(0),
-                life=timedelta(minutes=1),
-            )
-            worker = VisibilityWorker(services, unpinner)
+            worker = VisibilityWorker(services)
             while await worker.step():
                 pass
+            await remove_leftovers(services)
             report = await services.fsck.run(repair=False, walk=True)
             assert report.clean, report.findings
         finally:

@@ -248,7 +248,8 @@ async def _store_and_die(services: Services, principal: Principal, data: bytes) 
         yield data
 
     await services.node.add(source(), pin_name=lease.pin_name)  # type: ignore[arg-type]
-    await asyncio.to_thread(lambda: leases.abandon(lease, pinned=True))
+    lease.unsure = True
+    await asyncio.to_thread(leases.abandon, lease)
 
 
 def _walk(life: ContentLife, steps: int, seed: int) -> None:

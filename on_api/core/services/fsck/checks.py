@@ -20,11 +20,12 @@ from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
 from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import IpfsNode, PinStatus
 from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
-from on_api.core.models import Content, Database, Holding, Lease, Pin
+from on_api.core.models import Content, Database, Holding, Lease, LeasedPin, Pin
 from on_api.core.models.content import PINNED, UNPINNING
-from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.database import database_now, new_id
 from on_api.core.services import bundles, contents
 from on_api.core.services.fsck.findings import Finding, Kind, Report
+from on_api.core.services.fsck.ledger import SLACK
 from on_api.core.services.fsck.node_pins import NodePins
 from on_api.core.services.fsck.quarantine import Quarantine
 from on_api.core.services.keeper import Keeper
@@ -299,7 +300,7 @@ class NodeChecks:
             return session.scalars(select(Content.cid).where(Content.state != PINNED, held)).all()
 
     def _left_removals(self) -> Sequence[str]:
-        left = (Content.state == UNPINNING) & (Content.lease_until < utc_now() - REMOVAL_LIFE)
+        left = (Content.state == UNPINNING) & (Content.lease_until < database_now(-REMOVAL_LIFE))
         with self._database.session_scope(write=False) as session:
             return session.scalars(select(Content.cid).where(left)).all()
 
@@ -319,9 +320,16 @@ class NodeChecks:
     def _is_in_flight(self, job: uuid.UUID, cid: str) -> bool:
         """Whether the work goes on that made a pin on `cid`, or such work as may take it over:
         pins that go together are all named after the first."""
-        now = utc_now()
+        listed = exists().where(
+            LeasedPin.cid == cid,
+            LeasedPin.lease_id == Lease.id,
+            Lease.lease_until > database_now(-SLACK),
+        )
         with self._database.session_scope(write=False) as session:
-            upload = exists().where(Lease.id == job, Lease.lease_until > now)
+            # What has just failed is the worker's to remove; a repair does it at once.
+            if not self._repair and session.scalar(select(listed)):
+                return True
+            upload = exists().where(Lease.id == job, Lease.lease_until > database_now())
             pin = exists().where(Pin.id == job, Pin.status.in_(UNDER_WAY))
             kin = exists().where(Pin.cid == cid, Pin.status.in_(UNDER_WAY))
             return bool(session.scalar(select(upload | pin | kin)))

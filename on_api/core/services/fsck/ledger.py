@@ -27,7 +27,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from on_api.core.models import Content, Database, File, Holding, Lease, Pin, UserUsage
 from on_api.core.models.content import PINNED
-from on_api.core.models.database import utc_now
+from on_api.core.models.database import database_now
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services import bundles, contents, reservations
 from on_api.core.services.fsck.findings import Finding, Kind
@@ -148,14 +148,14 @@ def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
             if content is None or is_held == (content.unreferenced_at is None):
                 continue
             if repair:
-                content.unreferenced_at = None if is_held else utc_now()
+                content.unreferenced_at = None if is_held else database_now()
             details = "somebody holds it" if is_held else "nobody holds it"
             yield Finding(Kind.WRONG_STATE, cid, f"{details}, its row says not so", mended=repair)
 
 
 def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
     """A crash leaves leases behind; their pins are found by `checks.py`, before they go."""
-    ended = utc_now() - SLACK
+    ended = database_now(-SLACK)
     with database.session_scope(write=False) as session:
         uploads = session.execute(
             select(Lease.id, Lease.user_id).where(Lease.lease_until < ended)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import delete, select
 
 from on_api.core.models import Database, Lease, Pin, QuarantinedPin
-from on_api.core.models.database import insert_unless_there, new_id
+from on_api.core.models.database import insert_unless_there, moment_of, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +44,14 @@ class Quarantine:
             leased = select(Lease.lease_until).where(Lease.id == job)
             until = session.scalar(leased)
             if until is not None:
-                return until + self._wait > _now(session)
+                return until + self._wait > moment_of(session)
             mine = select(Pin.id).where(Pin.id == job, Pin.cid == cid)
             return session.scalar(mine) is not None
 
     def see(self, cid: str, job: uuid.UUID) -> Sight:
         """Remember that a pin was seen in this run."""
         with self._database.session_scope() as session:
-            now = _now(session)
+            now = moment_of(session)
             insert_unless_there(
                 session, QuarantinedPin, cid=cid, job=job, run=self._run, first_seen_at=now
             )
@@ -75,9 +74,3 @@ class Quarantine:
         node, or somebody's by now."""
         with self._database.session_scope() as session:
             session.execute(delete(QuarantinedPin).where(QuarantinedPin.run != self._run))
-
-
-def _now(session: Session) -> datetime:
-    """The database's clock."""
-    told: datetime = session.scalars(select(func.now())).one()
-    return told if told.tzinfo is not None else told.replace(tzinfo=UTC)

@@ -1,0 +1,34 @@
+"""The worker's removal of what failures have left, done at once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from anyio import sleep, to_thread
+from sqlalchemy import select
+
+from on_api.core.models import Lease
+from on_api.core.models.database import database_now
+from on_api.core.services.container import Services
+from on_api.worker.leftovers import LeftoverRemover
+
+
+async def remove_leftovers(services: Services) -> None:
+    """Let the worker's step run until no dead lease is left."""
+    remover = LeftoverRemover(
+        services.database,
+        services.node,
+        services.keeper,
+        services.names,
+        services.metrics,
+        timedelta(seconds=30),
+    )
+
+    def any_left() -> bool:
+        with services.database.session_scope(write=False) as session:
+            dead = select(Lease.id).where(Lease.lease_until < database_now())
+            return session.scalar(dead.limit(1)) is not None
+
+    while await to_thread.run_sync(any_left):
+        await remover.step()
+        await sleep(0.1)

@@ -1,0 +1,320 @@
+"""What uploads and jobs that fail, or are killed, leave on the node: counted until the worker has
+removed it, soon after the lease is dead and without `fsck`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from on_api.core.ipfs.unixfs import build_file
+from on_api.core.models import Lease, UserUsage
+from on_api.core.models.revisions import PROJECT
+from on_api.core.setting_groups import FilesSettings, GcSettings, WorkerSettings
+from on_api.core.settings import Settings
+from on_api.tests.cli.processes import ON_API
+from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
+from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
+from on_api.tests.deadline import until
+from on_api.tests.worker.bundles import beside
+from on_api.tests.worker.conftest import account_of, pin
+from on_api.tests.worker.invariants import check_invariants
+from on_api.tests.worker.network import Peer
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def proxy(here: Peer) -> Iterator[RpcProxy]:
+    """Between on-api and its node."""
+    with held_rpc(str(here.ipfs.rpc_url)) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(
+    here: Peer, proxy: RpcProxy, settings_for: Callable[..., Settings], new_database: DatabaseMaker
+) -> Settings:
+    """With the shortest lease, and the usual time of grace."""
+    return settings_for(
+        new_database(),
+        ipfs=here.ipfs.model_copy(update={"rpc_url": proxy.url}),
+        files=FilesSettings(lease_seconds=10),
+        worker=WorkerSettings(poll=0.05, lease_seconds=2),
+        gc=GcSettings(interval=0),
+    )
+
+
+@pytest.fixture
+def failing(settings: Settings) -> Iterator[Server]:
+    """An on-api whose uploads go wrong."""
+    with Server(settings) as server:
+        yield server
+
+
+def counted(account: Account) -> int:
+    """Bytes that their usage shows."""
+    storage = account.client.get("/v1/users/me/usage").json()["storage"]
+    return int(storage["bytes"])
+
+
+def set_quota(server: Server, account: Account, quota: int) -> None:
+    """As an administrator does."""
+    with account_of(server, admin=True) as admin:
+        path = f"/v1/users/{account.id}"
+        assert admin.client.patch(path, json={"storage_quota": quota}).status_code == 200
+
+
+def pins_of(server: Server, here: Peer) -> set[str]:
+    """CIDs of the node's pins that are this deployment's."""
+    prefix = server.services.names.prefix()
+    return {cid for cid, name in here.pins().items() if name.startswith(prefix)}
+
+
+def wait_until_clean(server: Server, here: Peer, held: set[str]) -> None:
+    """Just what is `held` has a pin of ours, no lease is left, nothing is reserved; `fsck` says
+    the same."""
+
+    def leases() -> bool:
+        with server.services.database.session_scope(write=False) as session:
+            return session.scalar(select(Lease.id).limit(1)) is not None
+
+    until(lambda: not leases(), "every lease is gone", 120)
+    assert pins_of(server, here) == held
+    check_invariants(server.services.database, here.pins().keys())
+
+    async def fsck(services: object) -> object:
+        return await services.fsck.run(repair=False, walk=True)  # type: ignore[attr-defined]
+
+    report = beside(server.settings, fsck)
+    assert report.clean, report.findings  # type: ignore[attr-defined]
+
+
+def form(*parts: bytes) -> bytes:
+    """A multipart body of files; the last one is not ended."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    return b"\r\n".join(head + part for part in parts)
+
+
+def send_form(account: Account, body: Iterator[bytes]) -> httpx.Response:
+    """Files in one request."""
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    return account.client.post("/v1/files", content=body, headers=headers)
+
+
+def test_broken_uploads_are_counted_until_they_are_removed(
+    failing: Server, proxy: RpcProxy, here: Peer
+) -> None:
+    """The first part of a form is stored, the second breaks off, again and again: quota and key are
+    kept to, and all comes back when the node has let go."""
+    with account_of(failing) as ada:
+        set_quota(failing, ada, 3 * MIB)
+        removing = proxy.hold("pin/rm")
+        firsts = [os.urandom(MIB + number) for number in range(2)]
+        for number, data in enumerate(firsts):
+            pinned = build_file(data).cid
+
+            def body(data: bytes = data, pinned: str = pinned) -> Iterator[bytes]:
+                yield form(data, b"begins")
+                until(lambda: pinned in here.pins(), "the first part is stored")
+                raise ConnectionError("gone")
+
+            with suppress(httpx.TransportError, ConnectionError):
+                send_form(ada, body())
+            until(lambda n=number: counted(ada) in range((n + 1) * MIB, (n + 2) * MIB), "counted")  # type: ignore[misc]
+        answer = ada.client.put("/v1/files?name=x", content=os.urandom(MIB))
+        assert answer.json()["error"]["reason"] == "STORAGE_QUOTA_EXCEEDED", answer.text
+        removing.open()
+        until(lambda: counted(ada) == 0, "it is given back", 60)
+        file = ada.upload(os.urandom(2 * MIB))
+        wait_until_clean(failing, here, {str(file["cid"])})
+
+
+def test_a_keys_limit_is_kept_to(failing: Server, proxy: RpcProxy, here: Peer) -> None:
+    """Also by a second part that is too much: what the first one took is taken until it is gone."""
+    with account_of(failing) as ada:
+        key = ada.make_key("files:write", max_bytes=2 * MIB)
+        removing = proxy.hold("pin/rm")
+        with failing.client(key) as client:
+            two = [("file", (str(number), os.urandom(MIB + 1000))) for number in range(2)]
+            assert client.post("/v1/files", files=two).status_code == 403
+            removing.wait_until_reached()
+            assert client.put("/v1/files?name=x", content=os.urandom(MIB)).status_code == 403
+            removing.open()
+            until(lambda: counted(ada) == 0, "it is given back", 60)
+            assert client.put("/v1/files?name=x", content=os.urandom(MIB)).status_code == 201
+        held = {str(item["cid"]) for item in ada.client.get("/v1/files").json()["items"]}
+        wait_until_clean(failing, here, held)
+
+
+@pytest.mark.parametrize("visibility", ["public", "private"])
+def test_an_answer_that_is_lost(
+    failing: Server, proxy: RpcProxy, here: Peer, visibility: str
+) -> None:
+    """The node has stored and pinned it, and hangs up: nobody knows its CID but by the pin's
+    name."""
+    with account_of(failing) as ada:
+        kept = str(ada.upload(os.urandom(1000))["cid"])
+        proxy.cut("add", answer=True)
+        query = {"name": "x", "visibility": visibility}
+        answer = ada.client.put("/v1/files", params=query, content=os.urandom(MIB))
+        assert answer.status_code in {502, 503, 504}, answer.text
+        assert len(pins_of(failing, here)) == 2
+        proxy.mend()
+        wait_until_clean(failing, here, {kept})
+
+
+def test_what_somebody_else_holds_stays(failing: Server, proxy: RpcProxy, here: Peer) -> None:
+    """The same bytes, stored by one user and failed by another, before and meanwhile."""
+    data, other = os.urandom(MIB), os.urandom(MIB)
+    with account_of(failing) as ada, account_of(failing) as ben:
+        held = {str(ada.upload(data)["cid"])}
+        proxy.cut("add", answer=True)
+        for each in (data, other):
+            assert ben.client.put("/v1/files?name=x", content=each).status_code >= 500
+        proxy.mend()
+        held.add(str(ada.upload(other)["cid"]))
+        wait_until_clean(failing, here, held)
+        items = ada.client.get("/v1/files").json()["items"]
+        read = {ada.client.get(f"/v1/files/{item['id']}/content").content for item in items}
+        assert read == {data, other}
+
+
+def test_a_deleted_users_pin(failing: Server, proxy: RpcProxy, here: Peer) -> None:
+    """Its content is pinned, the answer is held, and the account goes: nothing is left."""
+    with account_of(failing) as ada, account_of(failing, admin=True) as admin:
+        cid = here.add(os.urandom(2 * MIB), pinned=False)
+        gate = proxy.hold("pin/add", answer=True)
+        pin(ada, cid)
+        gate.wait_until_reached()
+        assert cid in here.pins()
+        assert admin.client.delete(f"/v1/users/{ada.id}").status_code == 202
+
+        def gone() -> bool:
+            with failing.services.database.session_scope(write=False) as session:
+                users = session.scalars(select(UserUsage.user_id)).all()
+            return ada.id not in {str(user) for user in users}
+
+        until(gone, "the account is removed", 90)
+        gate.open()
+        wait_until_clean(failing, here, set())
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`on-api serve` as a process of its own, on the same database and node; killed in the end."""
+    port, secret, rpc_auth = free_port(), settings.secret_key, settings.ipfs.rpc_auth
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("ON_API_")},
+        "ON_API_HOME": str(settings.home),
+        "ON_API_PORT": str(port),
+        "ON_API_DATABASE_URL": settings.sqlalchemy_url,
+        "ON_API_SECRET_KEY": secret.get_secret_value() if secret else "",
+        "ON_API_IPFS__RPC_URL": settings.rpc_url,
+        "ON_API_IPFS__GATEWAY_URL": settings.gateway_url,
+        "ON_API_IPFS__RPC_AUTH": rpc_auth.get_secret_value() if rpc_auth else "",
+        "ON_API_FILES__LEASE_SECONDS": "10",
+        "ON_API_WORKER__LEASE_SECONDS": "2",
+        "ON_API_WORKER__POLL": "0.1",
+        "ON_API_GC__INTERVAL": "0",
+        "ON_API_AUTH__SCRYPT_LOG_N": "10",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with (Path(settings.home) / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [ON_API, "serve"], env=environment, cwd=PROJECT, stdout=log, stderr=log
+        )
+    try:
+        until(lambda: process.poll() is not None or _is_ready(url), "on-api is ready", 120)
+        assert process.poll() is None, (Path(settings.home) / "serve.log").read_text()
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/readyz", trust_env=False, timeout=5).status_code == 200
+    return False
+
+
+@pytest.mark.timeout(900)
+def test_a_kill_between_the_nodes_pin_and_our_commit(
+    settings: Settings, proxy: RpcProxy, here: Peer
+) -> None:
+    """Of every kind of upload and job at once: bundle, private and public file, a form's second
+    part, a change of visibility, a pin."""
+    idle = settings.model_copy(update={"worker": WorkerSettings(embedded=False)})
+    with Server(idle) as server, account_of(server) as ada, account_of(server) as ben:
+        file = ada.upload(os.urandom(2 * MIB), "to be private")
+        there = here.add(os.urandom(2 * MIB), pinned=False)
+        smalls, first = [os.urandom(100 + number) for number in range(12)], os.urandom(2 * MIB)
+        before = pins_of(server, here)
+        with serving(settings) as (url, process), ThreadPoolExecutor(32) as pool:
+
+            def client_of(account: Account) -> httpx.Client:
+                headers = {"Authorization": f"Bearer {account.key}"}
+                return httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False)
+
+            def send(account: Account, method: str, path: str, **what: object) -> None:
+                with client_of(account) as client, suppress(httpx.TransportError):
+                    client.request(method, path, **what)  # type: ignore[arg-type]
+
+            def parts() -> Iterator[bytes]:
+                yield form(first, b"")
+                sent.wait(60)
+                yield os.urandom(MIB) + b"\r\n--b--\r\n"
+
+            sent = threading.Event()
+            adding = {"Content-Type": "multipart/form-data; boundary=b"}
+            pool.submit(send, ben, "POST", "/v1/files", content=parts(), headers=adding)
+            first_cid = build_file(first).cid
+            until(lambda: first_cid in here.pins(), "the form's first part is stored", 60)
+            pinning = proxy.hold("pin/add", answer=True)
+            for number, data in enumerate(smalls):
+                pool.submit(send, ada, "PUT", f"/v1/files?name={number}", content=data)
+            pinning.wait_until_reached(60)
+            storing = proxy.hold("add", answer=True)
+            sent.set()
+            for query in ("name=a", "name=b&visibility=private"):
+                pool.submit(send, ben, "PUT", f"/v1/files?{query}", content=os.urandom(MIB))
+            path = f"/v1/files/{file['id']}"
+            send(ada, "PATCH", path, json={"visibility": "private"})
+            send(ada, "POST", "/v1/pins", json={"cid": there})
+            adds = 1 + 1 + 4  # the file before, the form's parts, two files, the change
+            until(lambda: proxy.count("add", "") >= adds, "everything is on its way", 60)
+            until(lambda: there in here.pins(), "the pin is made", 60)
+            # The first part, the bundle, the pin, and four that the node was told to add.
+            until(lambda: len(pins_of(server, here) - before) >= 7, "the node has pinned all", 60)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            for gate in (pinning, storing):
+                gate.open()
+    with Server(settings) as server:
+        after = server.client(ada.key)
+        with after:
+            until(
+                lambda: (
+                    {p["status"] for p in after.get("/v1/pins").json()["results"]} == {"pinned"}
+                ),
+                "the pin has its end",
+                60,
+            )
+            until(
+                lambda: after.get(f"/v1/files/{file['id']}").json()["visibility"] == "private",
+                "the change has its end",
+                60,
+            )
+            files = after.get("/v1/files?limit=1000").json()["items"]
+        held = {str(item["cid"]) for item in files} | {there, str(file["cid"])}
+        wait_until_clean(server, here, held)

@@ -1,0 +1,198 @@
+"""Removes what failed uploads and jobs have left pinned on the node, soon after their leases are
+dead, and gives back what these reserved.
+
+A lease lists what is known to be pinned under it. What a kill between the node's pin and our commit
+has left is found by the pin's name: the node's pins are looked through once for all dead leases.
+Nothing is removed because it is missing somewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from anyio import to_thread
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import BadRequest, Conflict, NodeError
+from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.metrics import Metrics
+from on_api.core.models import Database
+from on_api.core.models.database import moment_of
+from on_api.core.services import leftovers, maintenance
+from on_api.core.services.contents import Removal
+from on_api.core.services.keeper import Keeper
+from on_api.core.services.leases import release_dead_leases
+from on_api.core.services.leftovers import SETTLED, Leftover
+from on_api.core.services.maintenance import GARBAGE, SWEEP, Turn
+from on_api.core.services.pin_names import PinNames
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BATCH = 100
+PAGE = 500
+"""Pins of the node that are looked up together."""
+RESTS = 20
+"""A look through all pins is followed by a pause of so many times its own length."""
+
+
+class LeftoverRemover:
+    """One process's share. `life` is that of a removal's claim."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        metrics: Metrics,
+        life: timedelta,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._keeper = keeper
+        self._names = names
+        self._metrics = metrics
+        self._life = life
+
+    async def step(self) -> bool:
+        """Remove what can be removed now. Returns whether there may be more at once. Raises a
+        `NodeError`."""
+        if not await self._read(_has_work):
+            return False
+        await to_thread.run_sync(release_dead_leases, self._database)
+        if await self._read(self._is_sweep_due):
+            await self._sweep()
+        listed = await self._read(lambda session: leftovers.some_listed(session, BATCH))
+        done = [await self._remove(leftover) for leftover in listed]
+        for lease_id in await self._read(lambda session: leftovers.cleared(session, BATCH)):
+            await self._end(lease_id)
+        return len(listed) == BATCH and any(done)
+
+    async def remove_of(self, job: uuid.UUID) -> None:
+        """Remove at once what a job has listed with its end, as far as that can be. Raises a
+        `NodeError`."""
+        if await self._read(_is_collecting):
+            return
+        for leftover in await self._read(lambda s: leftovers.some_listed(s, BATCH, job)):
+            await self._remove(leftover)
+
+    async def _end(self, lease_id: uuid.UUID) -> None:
+        await self._write(lambda session: leftovers.end_cleared(session, lease_id))
+
+    async def _remove(self, leftover: Leftover) -> bool:
+        """Unpin one, if it is nobody's. Returns whether it is settled."""
+        cid = leftover.cid
+        pin = await self._node.pin_status(cid)
+        if pin is None:
+            is_over = leftover.settled
+        elif await to_thread.run_sync(self._names.job_of, pin.name) is None:
+            is_over = True  # somebody else's, who had pinned it before us
+        else:
+            is_over = await self._unpin(cid)
+        if is_over:
+            await self._write(lambda session: leftovers.unlist(session, leftover))
+        return is_over
+
+    async def _unpin(self, cid: str) -> bool:
+        """Unpin what on-api does not keep. False: it has to wait, as for a pin under way."""
+
+        def begin(session: Session) -> Removal | None:
+            if not maintenance.may_begin(session):
+                return None
+            return leftovers.claim(session, cid, self._life)
+
+        removal = await self._write(begin)
+        if removal is None:
+            return await self._write(lambda session: leftovers.is_kept(session, cid))
+        try:
+            removed = await self._keeper.remove(removal)
+        except NodeError as error:
+            logger.warning("could not unpin %s, which a failure has left: %s", cid, error.details)
+            return False
+        if removed:
+            self._metrics.unpinned.inc()
+        return removed
+
+    async def _sweep(self) -> None:
+        """List the pins of dead leases that are found by their names."""
+        try:
+            turn = await to_thread.run_sync(Turn, self._database, SWEEP)
+        except Conflict:  # another process does it
+            return
+        started = time.monotonic()
+        try:
+            async with turn.kept():
+                dead, began_at = await self._read(_dead_leases)
+                await self._look_for(dead)
+                await self._write(lambda s: leftovers.mark_swept(s, dead, began_at))
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            await to_thread.run_sync(turn.end, {"seconds": seconds})
+
+    async def _look_for(self, dead: Sequence[uuid.UUID]) -> None:
+        names = [await to_thread.run_sync(self._names.of, lease_id) for lease_id in dead]
+        job_of = dict(zip(names, dead, strict=True))
+        page: dict[str, uuid.UUID] = {}
+
+        async def look_up() -> None:
+            found = dict(page)
+            page.clear()
+            await self._write(lambda session: leftovers.list_unknown(session, found))
+
+        # The node answers the pins of one lease, or of all that there are and were.
+        wanted = names[0] if len(names) == 1 else self._names.prefix()
+        async for pin in self._node.pins(name=wanted):
+            if (job := job_of.get(pin.name)) is None:
+                continue
+            try:
+                page[normalise(pin.cid)] = job
+            except BadRequest:
+                continue
+            if len(page) >= PAGE:
+                await look_up()
+        if page:
+            await look_up()
+
+    def _is_sweep_due(self, session: Session) -> bool:
+        if not leftovers.to_be_swept(session, 1):
+            return False
+        last = maintenance.last_outcome(session, SWEEP)
+        if last.finished_at is None or last.result is None:
+            return True
+        pause = max(SETTLED, timedelta(seconds=RESTS * float(last.result["seconds"])))
+        return moment_of(session) - last.finished_at >= pause
+
+    async def _read(self, work: Callable[[Session], T]) -> T:
+        return await self._in_database(work, write=False)
+
+    async def _write(self, work: Callable[[Session], T]) -> T:
+        return await self._in_database(work, write=True)
+
+    async def _in_database(self, work: Callable[[Session], T], *, write: bool) -> T:
+        def run() -> T:
+            with self._database.session_scope(write=write) as session:
+                return work(session)
+
+        return await to_thread.run_sync(run)
+
+
+def _is_collecting(session: Session) -> bool:
+    # A node that collects garbage answers when it is done: long after a claim has ended.
+    return maintenance.is_under_way(session, GARBAGE)
+
+
+def _has_work(session: Session) -> bool:
+    return not _is_collecting(session) and leftovers.any_dead(session)
+
+
+def _dead_leases(session: Session) -> tuple[Sequence[uuid.UUID], datetime]:
+    """Some, and the moment at which they were dead."""
+    return leftovers.to_be_swept(session, BATCH), moment_of(session)
