@@ -11,6 +11,7 @@ from on_api.core.models.imports import Import, ImportItem
 from on_api.core.models.key import ApiKey
 from on_api.core.models.pin import Pin
 from on_api.core.models.share import Share
+from on_api.core.models.throttle import PasswordThrottle
 from on_api.core.models.traffic import (
     AccelCharge,
     EgressCounter,
@@ -19,7 +20,7 @@ from on_api.core.models.traffic import (
     Traffic,
     TrafficTotal,
 )
-from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
+from on_api.core.models.user import AuditEvent, Identity, User, UserUsage
 
 __all__ = [
     "AccelCharge",
@@ -40,9 +41,9 @@ __all__ = [
     "Import",
     "ImportItem",
     "Lease",
-    "LoginThrottle",
     "Maintenance",
     "MeteringProcess",
+    "PasswordThrottle",
     "Pin",
     "Share",
     "Traffic",

@@ -29,9 +29,6 @@ class Share(Base):
     sent_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Granted so far, where `max_downloads` limits them."""
     password_hash: Mapped[str | None] = mapped_column(String(255))
-    failures: Mapped[int] = mapped_column(default=0)
-    blocked_until: Mapped[datetime | None] = mapped_column()
-    """No password is tried before that, after too many wrong ones."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     revoked_at: Mapped[datetime | None] = mapped_column()
 

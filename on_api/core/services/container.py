@@ -45,9 +45,13 @@ from on_api.core.services.pin_names import PinNames
 from on_api.core.services.pins import PinService
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.rate_limits import RateLimits
+from on_api.core.services.readiness import Readiness
 from on_api.core.services.reading import FileReader
+from on_api.core.services.scrypt_pool import ScryptPool
 from on_api.core.services.shares import ShareService
 from on_api.core.services.standing_lease import StandingLease
+from on_api.core.services.strangers import Strangers
+from on_api.core.services.throttling import Throttle
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.services.visibility import VisibilityService
@@ -63,6 +67,8 @@ class Services:
     settings: Settings
     keyring: Keyring
     scrypt: Scrypt
+    scrypt_pool: ScryptPool
+    strangers: Strangers
     database: Database
     node: IpfsNode
     node_gateway: NodeGateway
@@ -89,6 +95,7 @@ class Services:
     names: PinNames
     leases: LeaseService
     capacity: Capacity
+    readiness: Readiness
     fsck: Fsck
     garbage: GarbageCollector
     watch: NodeWatch
@@ -111,17 +118,26 @@ class Services:
         accounts = Accounts.build(settings)
         keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
         database, invalidations = accounts.database, accounts.invalidations
-        metrics = _watched(database)
+        pool = ScryptPool(scrypt, settings.auth)
+        throttle = Throttle(database, settings.auth)
+        metrics = _watched(database, pool)
         node = MeasuredNode(node, metrics)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(
-            database, identities, keyring, scrypt, settings.auth.passphrase_log_n
+            database,
+            identities,
+            keyring,
+            scrypt,
+            pool,
+            throttle,
+            settings.auth.passphrase_log_n,
         )
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
             database, Sealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
         )
         capacity = Capacity(node, settings)
+        node_gateway = NodeGateway(settings)
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         leases = LeaseService(database, names, settings.files.lease_seconds)
@@ -139,13 +155,15 @@ class Services:
             settings=settings,
             keyring=keyring,
             scrypt=scrypt,
+            scrypt_pool=pool,
+            strangers=Strangers(settings.threads),
             database=database,
             node=node,
-            node_gateway=NodeGateway(settings),
+            node_gateway=node_gateway,
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
             invalidations=invalidations,
             authenticator=Authenticator(database, keyring, invalidations),
-            login=LoginService(database, hasher, accounts.keys, settings.auth),
+            login=LoginService(database, hasher, pool, throttle, accounts.keys, settings.auth),
             users=accounts.users,
             keys=accounts.keys,
             identities=identities,
@@ -173,7 +191,7 @@ class Services:
                     settings.files.bundle_below,
                 ),
             ),
-            shares=ShareService(database, hasher, settings.auth),
+            shares=ShareService(database, hasher, pool, throttle),
             meter=meter,
             accelerated=AcceleratedAnswers(database, ledger, metrics),
             rate_limits=RateLimits(settings.gateway, metrics),
@@ -195,6 +213,7 @@ class Services:
             names=names,
             leases=leases,
             capacity=capacity,
+            readiness=Readiness(database, node, node_gateway, capacity, invalidations, keyring),
             fsck=fsck,
             garbage=GarbageCollector(database, node, fsck, metrics),
             watch=NodeWatch(settings, database, node),
@@ -216,14 +235,15 @@ class Services:
     async def close(self) -> None:
         """Free connections and threads."""
         await self.uploads.close()
+        await self.readiness.close()
         await self.node.close()
         await self.node_gateway.close()
         self.hashers.shutdown()
-        self.private_files.close()
+        self.scrypt_pool.close()
         self.database.dispose()
 
 
-def _watched(database: Database) -> Metrics:
+def _watched(database: Database, pool: ScryptPool) -> Metrics:
     """Metrics that also show who waits for what."""
     metrics = Metrics()
     metrics.watch(
@@ -235,5 +255,10 @@ def _watched(database: Database) -> Metrics:
         "on_api_database_writers_waiting",
         "Transactions that wait for SQLite's single writer's place.",
         database.writers_waiting,
+    )
+    metrics.watch(
+        "on_api_passwords_waiting",
+        "Passwords and passphrases that wait for scrypt, or are in it.",
+        lambda: pool.waiting,
     )
     return metrics

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import text
 
-from on_api.core.models import Database, LoginThrottle
+from on_api.core.models import Database, PasswordThrottle
 from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.settings import Settings
@@ -51,7 +51,8 @@ def settings(new_database: DatabaseMaker, settings_for: Callable[..., Settings])
 def change(database: Database, invalidations: Invalidations) -> None:
     """Something that must be heard."""
     with database.session_scope() as session:
-        session.merge(LoginThrottle(username="x", failures=1, updated_at=utc_now()))
+        row = PasswordThrottle(subject="x", network="y", failures=1, updated_at=utc_now())
+        session.merge(row)
         invalidations.announce(session)
 
 

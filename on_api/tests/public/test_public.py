@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.models import Database
-from on_api.core.setting_groups import CorsSettings, IpfsSettings
+from on_api.core.setting_groups import CorsSettings, GatewaySettings, IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.deadline import until
@@ -30,7 +30,10 @@ def test_ready_when_all_is_well(anonymous: httpx.Client) -> None:
     answer = anonymous.get("/readyz")
     assert answer.status_code == 200
     checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
-    assert checks == {"database": True, "migrations": True, "node": True, "secret": True}
+    assert checks == {
+        "database": True, "migrations": True, "writes": True, "node": True, "gateway": True,
+        "room": True, "news": True, "secret": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
@@ -55,7 +58,8 @@ def test_not_ready_without_the_node(
             answer = client.get("/readyz")
             assert answer.status_code == 503
             checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
-            assert checks == {"database": True, "migrations": True, "node": False, "secret": True}
+            failed = {name for name, ok in checks.items() if not ok}
+            assert failed == {"node", "gateway", "room"}
             refused = client.put("/v1/files?name=x", content=b"x")
             assert refused.status_code == 503
             assert refused.json()["error"]["reason"] == "NODE_UNAVAILABLE"
@@ -65,6 +69,27 @@ def test_not_ready_without_the_node(
             assert client.get("/v1/files").json() == {"count": 0, "items": []}
             assert client.get("/healthz").status_code == 200
             assert client.head("/readyz").status_code == 503
+
+
+def test_one_line_for_each_request_that_fails(
+    new_database: DatabaseMaker,
+    settings_for: Callable[..., Settings],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While the node is down, by the API and by the gateway: why, and no traceback."""
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    ipfs = IpfsSettings(rpc_url=nowhere, gateway_url=nowhere, connect_timeout=1)
+    settings = settings_for(new_database(), ipfs=ipfs, gateway=GatewaySettings(policy="local"))
+    with Server(settings) as server, server.new_user().client as client:
+        caplog.clear()
+        assert client.put("/v1/files?name=x", content=b"x").status_code == 503
+        block = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
+        assert client.get(f"/ipfs/{block}").status_code in {502, 503, 504}
+    told = [record for record in caplog.records if "NODE_" in record.getMessage()]
+    assert len(told) == 2
+    for record in told:
+        assert record.exc_info is None
+        assert "Error" in record.getMessage()
 
 
 def test_a_database_that_is_behind_is_not_served(
@@ -85,12 +110,24 @@ def test_not_ready_when_the_database_falls_behind(
         database = Database(settings)
         with database.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'other'")
-        database.dispose()
         answer = client.get("/readyz")
         assert answer.status_code == 503
         failed = {c["name"]: c["details"] for c in answer.json()["checks"] if not c["ok"]}
         assert list(failed) == ["migrations"]
         assert "other" in failed["migrations"]
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE deployment")
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+        database.dispose()
+
+        def without_tables() -> bool:
+            answer = client.get("/readyz")
+            assert answer.status_code == 503
+            return {"migrations", "writes"} <= {
+                check["name"] for check in answer.json()["checks"] if not check["ok"]
+            }
+
+        until(without_tables, "what is missing is told")
 
 
 @pytest.mark.parametrize("page", ["/docs", "/v1/docs", "/v2/docs"])

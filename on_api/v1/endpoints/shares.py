@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import uuid
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from on_api.core.dependencies import (
     ClientDep,
@@ -19,16 +20,28 @@ from on_api.core.dependencies import (
 from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
+from on_api.core.services.scrypt_pool import Asker
 from on_api.core.services.shares import ShareRequest, get_share, shares_of
 
 router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 
 
+async def _hash_given(
+    body: ShareCreate, principal: SharesWrite, services: ServicesDep, client: ClientDep
+) -> str | None:
+    if body.password is None:
+        return None
+    asker = Asker.user(principal.user_id, client.client)
+    return await services.login.hash_password(body.password, asker)
+
+
 @router.post("", status_code=201, responses=documented(NotFound))
 def create_share(
     body: ShareCreate,
+    password_hash: Annotated[str | None, Depends(_hash_given)],
     principal: SharesWrite,
+    session: SessionDep,
     services: ServicesDep,
     client: ClientDep,
     response: Response,
@@ -39,13 +52,10 @@ def create_share(
     `?download=1` for a browser too). A password goes into the page's form or the header
     `On-Api-Share-Password`.
     """
-    hashed = None if body.password is None else services.shares.hash_password(body.password)
-    request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, hashed)
-    with services.database.session_scope() as session:
-        row, token = services.shares.create(
-            session, principal.user_id, request, act_as(principal, client)
-        )
-        shown = Share.of(row)
+    request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, password_hash)
+    actor = act_as(principal, client)
+    row, token = services.shares.create(session, principal.user_id, request, actor)
+    shown = Share.of(row)
     response.headers["Cache-Control"] = "no-store"
     return ShareCreated(**shown.model_dump(), url=f"{services.settings.base_url}/s/{token}")
 
