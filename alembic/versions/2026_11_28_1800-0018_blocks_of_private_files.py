@@ -1,7 +1,7 @@
 """blocks of private files
 
 Revision ID: 0018
-Revises: 0016
+Revises: 0017
 Created: 2026-11-28 18:00:14.141421+00:00
 """
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0018"
-down_revision: str | None = "0016"
+down_revision: str | None = "0017"
 branch_labels: str | None = None
 depends_on: str | None = None
 

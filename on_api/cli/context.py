@@ -89,8 +89,11 @@ def open_database(settings: Settings) -> Database:
     try:
         with database.session_scope(write=False) as session:
             session.connection()
-    except DatabaseUnavailable:
+    except DatabaseUnavailable as error:
         database.dispose()
+        if error.details != DatabaseUnavailable.summary:
+            url = database.engine.url.render_as_string()
+            raise StartupError(f"{error.details} ({url})") from None
         raise StartupError(
             f"Can't reach the database {database.engine.url.render_as_string()}: start it, "
             "or correct ON_API_DATABASE_URL."

@@ -104,7 +104,7 @@ async def get_principal(
     authenticator = services.authenticator
     principal = authenticator.recall(key)
     if principal is None:
-        principal = await run_in_threadpool(authenticator.authenticate, key)
+        principal = await services.strangers.in_thread(authenticator.authenticate, key)
     principal.require(*(Scope(scope) for scope in scopes.scopes))
     if "idempotency-key" in request.headers:
         await run_in_threadpool(_claim_idempotency_key, request, services, principal)

@@ -26,7 +26,7 @@ from on_api.core.errors import (
     PayloadTooLarge,
     ServiceUnavailable,
 )
-from on_api.core.logging import request_id
+from on_api.core.logging import log_failure, request_id
 from on_api.core.middleware import NOSNIFF, REQUEST_ID, new_request_id
 from on_api.core.schemas.errors import Failure, FailureError, Problem
 
@@ -109,7 +109,7 @@ class ErrorHandlers:
     def answer(self, path: str, error: OnApiError) -> Response:
         """The response for what was raised on a path; the log tells why it was our side's."""
         if error.status >= 500:
-            logger.warning("answered %s %s", error.status, error.reason, exc_info=error.__cause__)
+            log_failure(logger, f"answered {error.status} {error.reason}", error.__cause__)
         return self.render(path, error)
 
     def render(self, path: str, error: OnApiError) -> Response:

@@ -25,6 +25,7 @@ _SHARE_LINK = re.compile(r"/s/[0-9A-Za-z]{16,}")
 # Control characters, which may steer a terminal; separators, at which some readers end a line; and
 # what turns the direction of text. None of them may come into the log from outside.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_MOST_CAUSES = 3
 
 EXTRA = "on_api"
 """Where a record carries its structured fields: `logger.info("…", extra={EXTRA: {…}})`."""
@@ -62,6 +63,20 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
     current = request_id.get()
     first: dict[str, object] = {} if current is None else {"request_id": current}
     return first | getattr(record, EXTRA, {})
+
+
+def log_failure(logger: logging.Logger, words: str, cause: BaseException | None) -> None:
+    """Warn of a request that could not be served for a reason that on-api has an error for: one
+    line, since there is one for each request while a node or a database is down. The traceback of
+    its cause is told at the level DEBUG."""
+    trace = cause if logger.isEnabledFor(logging.DEBUG) else None
+    reasons: list[str] = []
+    while cause is not None and len(reasons) < _MOST_CAUSES:
+        # Types and the system's words, no others: those may hold what nobody should read here.
+        system = cause.strerror if isinstance(cause, OSError) else None
+        reasons.append(f"{type(cause).__name__} ({system})" if system else type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    logger.warning("%s", ": ".join([words, *reasons]), exc_info=trace)
 
 
 def _masks_arguments(record: logging.LogRecord) -> bool:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from inspect import unwrap
 from typing import TypeVar
 
-from anyio import to_thread
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -232,7 +231,7 @@ class PlainRoutes:
         asked = authenticator.generation, key
         learning = self._learning.get(asked)
         if learning is None:
-            work = to_thread.run_sync(authenticator.learn, key)
+            work = self._services.strangers.in_thread(authenticator.learn, key)
             learning = self._learning[asked] = asyncio.create_task(work, context=Context())
             learning.add_done_callback(lambda _: self._learning.pop(asked))
         return await asyncio.shield(learning)

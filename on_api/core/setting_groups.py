@@ -124,8 +124,20 @@ class AuthSettings(Group):
         ge=32 * MIB,
         description="Bytes that passwords and passphrases may use at once in a process.",
     )
+    scrypt_waiting: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Passwords that may wait: strangers', and as many of those who are known.",
+    )
+    scrypt_per_address: int = Field(
+        8,
+        ge=0,
+        le=10_000,
+        description="Strangers' that may wait from one address (IPv6: one /64); 0: no limit.",
+    )
     failures_allowed: int = Field(
-        5, ge=1, le=100, description="Wrong passwords for one name before a pause."
+        5, ge=1, le=100, description="Wrong passwords for one name from one address before a pause."
     )
     failure_pause: int = Field(
         60, ge=1, le=86_400, description="Seconds of the first pause; doubled at each next one."

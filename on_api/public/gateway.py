@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-from anyio import to_thread
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.errors import (
@@ -34,7 +33,7 @@ from on_api.core.errors import (
 from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.ipfs.node_heads import Headers
-from on_api.core.logging import EXTRA, request_id
+from on_api.core.logging import EXTRA, log_failure, request_id
 from on_api.core.services import access
 from on_api.core.services.access import Principal
 from on_api.core.services.container import Services
@@ -158,7 +157,7 @@ class Gateway:
 
     async def _fail(self, delivery: Delivery, error: OnApiError) -> None:
         if error.status >= 500:
-            logger.warning("%s %s", error.status, error.reason, exc_info=error.__cause__)
+            log_failure(logger, f"answered {error.status} {error.reason}", error.__cause__)
         if delivery.status:
             # Nothing honest can be said any more: returning makes the server cut the connection.
             delivery.outcome = "cut"
@@ -206,7 +205,7 @@ class Gateway:
         authenticator = self._services.authenticator
         principal = authenticator.recall(key)
         if principal is None:
-            principal = await to_thread.run_sync(authenticator.authenticate, key)
+            principal = await self._services.strangers.in_thread(authenticator.authenticate, key)
         if self._closed:
             principal.require(access.Scope.FILES_READ)
         self._limits.check(None, principal.key_id)
@@ -221,7 +220,7 @@ class Gateway:
         if verdict is None:
             if self._serves_any:
                 await self._services.private_blocks.find_all()
-            verdict = await to_thread.run_sync(self._policy.decide, root)
+            verdict = await self._services.strangers.in_thread(self._policy.decide, root)
         if verdict.denied is not None:
             raise Gone if verdict.denied == Gone.status else LegallyUnavailable
         if not verdict.served:

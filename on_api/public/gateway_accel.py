@@ -8,8 +8,6 @@ import asyncio
 import re
 from hmac import compare_digest
 
-from anyio import to_thread
-
 from on_api.core.ipfs.endings import ending_of
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.services.container import Services
@@ -34,6 +32,7 @@ class Accelerator:
         secret = settings.accel_secret
         self._secret = None if secret is None else secret.get_secret_value().encode()
         self._least = settings.accel_min_bytes
+        self._threads = services.strangers
         self._answers = services.accelerated
 
     def name_of(self, request: GatewayRequest, answer: NodeAnswer) -> str | None:
@@ -64,12 +63,12 @@ class Accelerator:
             return False
         gone = delivery.watch()
         try:
-            if not await to_thread.run_sync(self._answers.charge, name, charge, length):
+            if not await self._threads.in_thread(self._answers.charge, name, charge, length):
                 return False
             await asyncio.sleep(0)  # for news of the connection
             if gone.done():
                 # nginx may have written its line before there was anything to refund.
-                await to_thread.run_sync(self._answers.refund, {name: 0})
+                await self._threads.in_thread(self._answers.refund, {name: 0})
                 delivery.outcome = "client gone"
                 return True
         finally:

@@ -14,22 +14,22 @@ from typing import Annotated
 
 from anyio import CancelScope
 from fastapi import APIRouter, Form, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.blocks import Bytes
-from on_api.core.dependencies import ServicesDep
+from on_api.core.dependencies import ClientDep, ServicesDep
 from on_api.core.error_handlers import FAILURE, ErrorFormat, render_failure
 from on_api.core.errors import OnApiError, SharePasswordRequired
 from on_api.core.models.file import FOR_PASSPHRASE
 from on_api.core.responses import file_response
 from on_api.core.routing import ApiRoute
+from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.reading import Opener, Reading
-from on_api.core.services.shares import PASSWORD_LENGTH, Shared, ShareService
+from on_api.core.services.shares import PASSWORD_LENGTH, Shared
 from on_api.public.share_page import Offer, message_page, offer_page
 
 PREFIX = "/s"
@@ -59,6 +59,7 @@ async def open_share(
     token: str,
     request: Request,
     services: ServicesDep,
+    client: ClientDep,
     download: Annotated[bool, Query()] = False,
     exposed: Annotated[str | None, Query(alias="password", include_in_schema=False)] = None,
 ) -> Response:
@@ -73,11 +74,11 @@ async def open_share(
     password = _secret(headers, PASSWORD_HEADER)
     passphrase = _secret(headers, PASSPHRASE_HEADER)
 
-    shared = await run_in_threadpool(services.shares.find, token)
+    shared = await services.strangers.in_thread(services.shares.find, token)
     if for_person:
         services.shares.require(shared, shared.size)
         return offer_page(_offer(shared), headers=_PRIVATE)
-    file = await _reading(services, shared, password, passphrase)
+    file = await _reading(services, shared, password, passphrase, client)
     charge = _charge(shared)
     return await file_response(
         request, file, services.meter, charge, download=download, caching=_PRIVATE
@@ -89,14 +90,15 @@ async def download_share(
     token: str,
     request: Request,
     services: ServicesDep,
+    client: ClientDep,
     password: Secret = None,
     passphrase: Secret = None,
     _download: Annotated[bool, Query(alias="download")] = False,
 ) -> Response:
     """The whole file for who has pressed the page's button, whose form keeps the page's query."""
-    shared = await run_in_threadpool(services.shares.find, token)
+    shared = await services.strangers.in_thread(services.shares.find, token)
     try:
-        file = await _reading(services, shared, password, passphrase)
+        file = await _reading(services, shared, password, passphrase, client)
         # A form's answer is the whole, whatever else the request asks for.
         return await file_response(
             request,
@@ -139,17 +141,23 @@ ERRORS = ErrorFormat(_ErrorResponse, FAILURE.models, FAILURE.media_type)
 
 
 async def _reading(
-    services: Services, shared: Shared, password: str | None, passphrase: str | None
+    services: Services,
+    shared: Shared,
+    password: str | None,
+    passphrase: str | None,
+    client: Actor,
 ) -> Reading:
     """The shared file's bytes, counted as they are sent. Raises what a wrong password or passphrase
     raises."""
-    await run_in_threadpool(services.shares.check_password, shared.share, password)
-    file = await services.reader.read(shared.file, passphrase=passphrase)
-    return replace(file, open=_counted(services.shares, shared, file.open))
+    await services.shares.check_password(shared.share, password, client.client)
+    asker = services.private_files.stranger(shared.file, client.client)
+    file = await services.reader.read(shared.file, passphrase=passphrase, asker=asker)
+    return replace(file, open=_counted(services, shared, file.open))
 
 
-def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
+def _counted(services: Services, shared: Shared, open_part: Opener) -> Opener:
     """The opener of a part that counts it against the share's limits, before its first byte."""
+    shares, threads = services.shares, services.strangers
 
     @asynccontextmanager
     async def open_counted(offset: int, length: int) -> AsyncIterator[AsyncIterator[Bytes]]:
@@ -164,7 +172,7 @@ def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
 
         # What the node can't open has cost nobody a download.
         async with open_part(offset, length) as chunks:
-            await run_in_threadpool(shares.take, shared, length)
+            await threads.in_thread(shares.take, shared, length)
             try:
                 async with aclosing(count(chunks)) as counted:
                     yield counted
@@ -172,7 +180,7 @@ def _counted(shares: ShareService, shared: Shared, open_part: Opener) -> Opener:
                 if sent < length:
                     # Where even that fails it stays counted: too much, never too little.
                     with CancelScope(shield=True), suppress(OnApiError):
-                        await run_in_threadpool(shares.give_back, shared, length - sent)
+                        await threads.in_thread(shares.give_back, shared, length - sent)
 
     return open_counted
 

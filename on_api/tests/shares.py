@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import update
 
-from on_api.core.models import Share
+from on_api.core.models import PasswordThrottle, Share
 from on_api.core.models.database import utc_now
 from on_api.tests.conftest import Account, Server
 
@@ -53,12 +53,13 @@ def let_pass(server: Server, link: Link, seconds: float) -> None:
     """As if that much time had passed for a link: its expiry and its pause come nearer."""
     with server.services.database.session_scope() as session:
         row = session.get_one(Share, uuid.UUID(link.id))
-        earlier = {
-            name: value - timedelta(seconds=seconds)
-            for name in ("expires_at", "blocked_until")
-            if (value := getattr(row, name)) is not None
-        }
-        session.execute(update(Share).where(Share.id == row.id).values(earlier))
+        earlier = timedelta(seconds=seconds)
+        if row.expires_at is not None:
+            expires_at = row.expires_at - earlier
+            session.execute(update(Share).where(Share.id == row.id).values(expires_at=expires_at))
+        for pause in session.query(PasswordThrottle).filter_by(subject=f"share:{link.id}"):
+            if pause.blocked_until is not None:
+                pause.blocked_until -= earlier
 
 
 def in_an_hour() -> str:

@@ -6,17 +6,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from datetime import timedelta
 
 from sqlalchemy import delete
 
 from on_api.core.errors import OnApiError
-from on_api.core.models import ApiKey, Database, LoginThrottle
+from on_api.core.models import ApiKey, Database
 from on_api.core.models.database import database_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.services.events import forget_old_events
 from on_api.core.services.idempotency import forget_old_answers
+from on_api.core.services.throttling import forget_old_throttles
 from on_api.core.services.traffic_upkeep import keep_traffic
 from on_api.core.setting_groups import TrafficSettings
 from on_api.worker.removal import remove_deleted_accounts
@@ -24,7 +24,6 @@ from on_api.worker.removal import remove_deleted_accounts
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 60
-THROTTLE_MEMORY = timedelta(days=1)
 
 
 class Housekeeper:
@@ -76,6 +75,4 @@ def remove_what_has_ended(database: Database) -> None:
         )
         forget_old_answers(session)
         forget_old_events(session)
-        session.execute(
-            delete(LoginThrottle).where(LoginThrottle.updated_at < database_now(-THROTTLE_MEMORY))
-        )
+        forget_old_throttles(session)

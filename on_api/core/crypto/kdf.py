@@ -35,7 +35,7 @@ class Scrypt:
     """
 
     def __init__(self, *, memory: int, patience: float = 10) -> None:
-        self._memory = memory
+        self.memory = memory
         self._patience = patience
         self._free = memory
         self._change = threading.Condition()
@@ -45,15 +45,11 @@ class Scrypt:
         """With the memory that the settings allow, or what one call of their costs takes."""
         auth = settings.auth
         log_n = max(auth.scrypt_log_n, auth.passphrase_log_n)
-        return cls(memory=max(auth.scrypt_memory, _memory_needed(log_n, BLOCK_SIZE)))
+        return cls(memory=max(auth.scrypt_memory, memory_needed(log_n)))
 
     def fits(self, log_n: int, block_size: int = BLOCK_SIZE) -> bool:
         """Whether a call of this cost may be made at all."""
-        return _memory_needed(log_n, block_size) <= self._memory
-
-    def places(self, log_n: int) -> int:
-        """How many calls of this cost may run at once; 1 or more."""
-        return max(1, self._memory // _memory_needed(log_n, BLOCK_SIZE))
+        return memory_needed(log_n, block_size) <= self.memory
 
     def derive(
         self,
@@ -68,7 +64,7 @@ class Scrypt:
         free in time, and `ValueError` for a cost that does not fit."""
         if not self.fits(log_n, block_size):
             raise ValueError("this cost is over the memory that scrypt may use")
-        with self._reserved(_memory_needed(log_n, block_size)):
+        with self._reserved(memory_needed(log_n, block_size)):
             return scrypt(password, salt, KEY_BYTES, N=1 << log_n, r=block_size, p=parallelism)
 
     @contextmanager
@@ -87,6 +83,6 @@ class Scrypt:
                 self._change.notify_all()
 
 
-def _memory_needed(log_n: int, block_size: int) -> int:
+def memory_needed(log_n: int, block_size: int = BLOCK_SIZE) -> int:
     """Bytes that one scrypt call uses (RFC 7914, section 2)."""
     return 128 * block_size * (1 << log_n)

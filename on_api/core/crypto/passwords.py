@@ -13,7 +13,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from on_api.core.crypto.kdf import BLOCK_SIZE, KEY_BYTES, PARALLELISM, Scrypt
+from on_api.core.crypto.kdf import BLOCK_SIZE, KEY_BYTES, PARALLELISM, Scrypt, memory_needed
 
 SALT_BYTES = 16
 MAX_LOG_N = 18
@@ -42,6 +42,8 @@ class PasswordHasher:
     def __init__(self, scrypt: Scrypt, *, log_n: int) -> None:
         self._scrypt = scrypt
         self._log_n = log_n
+        self.memory = memory_needed(log_n)
+        """Bytes that a hash of today's cost takes."""
         self._nobody = self._encode(bytes(SALT_BYTES), bytes(KEY_BYTES))
 
     def hash(self, password: str) -> str:

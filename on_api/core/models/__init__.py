@@ -21,6 +21,7 @@ from on_api.core.models.pin import Pin
 from on_api.core.models.private_block import PrivateBlock
 from on_api.core.models.process import Process, SecretInUse
 from on_api.core.models.share import Share
+from on_api.core.models.throttle import PasswordThrottle
 from on_api.core.models.traffic import (
     AccelCharge,
     EgressCounter,
@@ -29,7 +30,7 @@ from on_api.core.models.traffic import (
     Traffic,
     TrafficTotal,
 )
-from on_api.core.models.user import AuditEvent, Identity, LoginThrottle, User, UserUsage
+from on_api.core.models.user import AuditEvent, Identity, User, UserUsage
 
 __all__ = [
     "AccelCharge",
@@ -51,9 +52,9 @@ __all__ = [
     "ImportItem",
     "Lease",
     "LeasedPin",
-    "LoginThrottle",
     "Maintenance",
     "MeteringProcess",
+    "PasswordThrottle",
     "Pin",
     "PrivateBlock",
     "Process",

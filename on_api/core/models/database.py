@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
@@ -57,6 +58,18 @@ _SQLITE_BEGIN = "on_api_sqlite_begin"
 _SQLITE_WRITES = "BEGIN IMMEDIATE"
 _HAS_TURN = "on_api_has_the_writers_turn"
 _TIMED_OUT = psycopg2.errorcodes.QUERY_CANCELED
+_READ_ONLY = "The database is read-only at the moment."
+_FULL = "The database's disk is full."
+_DAMAGED = "The database's file is damaged, or is none of SQLite's: restore it from a backup."
+_EXPLAINED = {
+    psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION: _READ_ONLY,
+    psycopg2.errorcodes.DISK_FULL: _FULL,
+    "SQLITE_READONLY": _READ_ONLY,
+    "SQLITE_FULL": _FULL,
+    "SQLITE_CORRUPT": _DAMAGED,
+    "SQLITE_NOTADB": _DAMAGED,
+}
+"""By the codes of the two databases."""
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -160,6 +173,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         # Longer than the server's own limit, which says more.
         self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN)
+        self.most_connections = settings.database.pool_size + settings.database.max_overflow
         self.engine = _create_engine(settings, self._watchdog)
         self._writers = WritersQueue()
         if not self.is_postgresql:
@@ -174,6 +188,12 @@ class Database:
     def is_postgresql(self) -> bool:
         """Whether several processes may share it."""
         return self.engine.dialect.name == "postgresql"
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file; None for PostgreSQL."""
+        name = self.engine.url.database
+        return None if self.is_postgresql or not name else Path(name)
 
     @contextmanager
     def session_scope(self, *, write: bool = True) -> Iterator[Session]:
@@ -195,16 +215,16 @@ class Database:
             logger.warning("the database failed: %s", _cause(error))
             if getattr(getattr(error, "orig", None), "pgcode", None) == _TIMED_OUT:
                 raise QueryTooSlow from error
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailable(_explained(error)) from error
         except UnicodeDecodeError as error:
             # How psycopg2 fails on an error message that is noise; nothing of ours decodes in here.
             logger.warning("the database said something that is no text")
             raise DatabaseUnavailable from error
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if (details := _explained(error)) is None and not error.connection_invalidated:
                 raise
-            logger.warning("the connection to the database was lost: %s", _cause(error))
-            raise DatabaseUnavailable from error
+            logger.warning("the database failed: %s", _cause(error))
+            raise DatabaseUnavailable(details) from error
 
     def on_commit(
         self, before: Callable[[Session], None], after: Callable[[Session], None]
@@ -378,6 +398,14 @@ def _is_race(error: IntegrityError) -> bool:
         "SQLITE_CONSTRAINT_PRIMARYKEY",
         "SQLITE_CONSTRAINT_FOREIGNKEY",
     }
+
+
+def _explained(error: Exception) -> str | None:
+    """What is wrong with the database itself, where its operator has to do something."""
+    cause = getattr(error, "orig", None)
+    # Of SQLite's names the first two words: the third says what it was doing.
+    name = "_".join((getattr(cause, "sqlite_errorname", None) or "").split("_")[:2])
+    return _EXPLAINED.get(getattr(cause, "pgcode", None) or name)
 
 
 def _cause(error: Exception) -> str:

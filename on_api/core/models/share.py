@@ -34,9 +34,6 @@ class Share(Base):
     whole_begun: Mapped[bool | None] = mapped_column()
     """Whether all of the file was asked for in the latest download. None: not known."""
     password_hash: Mapped[str | None] = mapped_column(String(255))
-    failures: Mapped[int] = mapped_column(default=0)
-    blocked_until: Mapped[datetime | None] = mapped_column()
-    """No password is tried before that, after too many wrong ones."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     revoked_at: Mapped[datetime | None] = mapped_column()
 

@@ -128,14 +128,3 @@ class AuditEvent(Base):
         Index("ix_audit_events_actor_id", "actor_id", "created_at", "id"),
         Index("ix_audit_events_action", "action", "created_at", "id"),
     )
-
-
-class LoginThrottle(Base):
-    """Wrong passwords for one name, over all processes."""
-
-    __tablename__ = "login_throttles"
-
-    username: Mapped[str] = mapped_column(String(USERNAME_LENGTH), primary_key=True)
-    failures: Mapped[int] = mapped_column(default=0)
-    blocked_until: Mapped[datetime | None] = mapped_column()
-    updated_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)

@@ -82,11 +82,12 @@ class Check(Answer):
 
     name: str = Field(description="What was looked at.", examples=["database"])
     ok: bool = Field(description="Whether it is well.")
+    needed: bool = Field(description="Whether the service is not ready without it.")
     details: str = Field(description="What is wrong, or what was seen.")
 
 
 class Readiness(Answer):
     """Whether the service can do its work."""
 
-    ready: bool = Field(description="Whether all of them are well.")
+    ready: bool = Field(description="Whether all that are needed are well.")
     checks: list[Check] = Field(description="Each thing looked at.")

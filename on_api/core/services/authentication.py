@@ -11,14 +11,14 @@ from collections import OrderedDict
 from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select, update
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy.orm import joinedload
 
 from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.errors import BadRequest, SecretUnavailable, Unauthorized
-from on_api.core.models import ApiKey, Database, LoginThrottle, User
-from on_api.core.models.database import insert_or_lock, moment_of, utc_now
+from on_api.core.models import ApiKey, Database, User
+from on_api.core.models.database import moment_of, utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
 from on_api.core.models.user import USERNAME_PATTERN
@@ -27,7 +27,8 @@ from on_api.core.services.access import Principal, Scope
 from on_api.core.services.audit import Actor
 from on_api.core.services.keys import KeyRequest, KeyService, every_scope
 from on_api.core.services.master_secret import version_in_use
-from on_api.core.services.throttling import count_attempt
+from on_api.core.services.scrypt_pool import Asker, ScryptPool
+from on_api.core.services.throttling import Throttle
 from on_api.core.setting_groups import AuthSettings
 
 CACHED_KEYS = 10_000
@@ -211,35 +212,68 @@ class Authenticator:
 
 class LoginService:
     """Password logins: a short-lived token for the right password, a growing pause after wrong
-    ones."""
+    ones. All scrypt waits and runs in `ScryptPool`."""
 
     def __init__(
         self,
         database: Database,
         hasher: PasswordHasher,
+        pool: ScryptPool,
+        throttle: Throttle,
         keys: KeyService,
         settings: AuthSettings,
     ) -> None:
         self._database = database
         self._hasher = hasher
+        self._pool = pool
+        self._throttle = throttle
         self._keys = keys
         self._settings = settings
 
-    def log_in(
+    async def log_in(
         self, username: str, password: str, scopes: frozenset[Scope], actor: Actor
     ) -> tuple[str, int]:
         """A token and its life in seconds. `scopes` narrows it; empty means all that the user may
         do.
 
         Takes the same time whether the user exists or not. Raises `Unauthorized`, `BadRequest` for
-        scopes that the user can't have, or `TooManyRequests` after too many wrong passwords for
-        this name (counted before each try, over all processes).
+        scopes that the user can't have, `TooManyRequests` after too many wrong passwords for this
+        name from this network (see `Throttle`), and what `ScryptPool.run` raises.
         """
         username = username.lower()
+        asker = self._throttle.asker(_subject(username), actor.client)
+        return await self._pool.run(
+            asker,
+            lambda: self._log_in(username, password, scopes, actor, asker.network),
+            memory=self._hasher.memory,
+        )
+
+    async def hash_password(self, password: str, asker: Asker) -> str:
+        """The hash of a new password, to be stored. Raises what `ScryptPool.run` raises."""
+        return await self._pool.run(
+            asker, lambda: self._hasher.hash(password), memory=self._hasher.memory
+        )
+
+    async def check_password(self, asker: Asker, user_id: uuid.UUID, password: str) -> None:
+        """Raise `Unauthorized` unless it is the user's password; counted like a login."""
+        await self._pool.run(
+            asker,
+            lambda: self._check_password(asker.network, user_id, password),
+            memory=self._hasher.memory,
+        )
+
+    def _log_in(
+        self,
+        username: str,
+        password: str,
+        scopes: frozenset[Scope],
+        actor: Actor,
+        network: str,
+    ) -> tuple[str, int]:
         if _USERNAME.fullmatch(username) is None:
             self._hasher.verify(password, None)
             raise Unauthorized("Wrong username or password.")
-        self._count_attempt(username)
+        self._throttle.count(_subject(username), network)
         with self._database.session_scope(write=False) as session:
             user = session.scalar(select(User).where(User.username == username))
             stored = user.password_hash if user is not None and _may_act(user) else None
@@ -249,18 +283,18 @@ class LoginService:
                 audit.record(session, actor, "login.failed", "user", user.id if user else None)
             raise Unauthorized("Wrong username or password.")
         renewed = self._hasher.hash(password) if verdict.outdated else None
-        return self._issue(user.id, scopes, renewed, actor)
+        issued = self._issue(user.id, scopes, renewed, actor)
+        self._throttle.forgive(_subject(username), network)
+        return issued
 
-    def check_password(self, user_id: uuid.UUID, password: str) -> None:
-        """Raise `Unauthorized` unless it is the user's password; counted like a login."""
+    def _check_password(self, network: str, user_id: uuid.UUID, password: str) -> None:
         with self._database.session_scope(write=False) as session:
             user = session.get_one(User, user_id)
             username, stored = user.username, user.password_hash
-        self._count_attempt(username)
+        self._throttle.count(_subject(username), network)
         if not self._hasher.verify(password, stored).correct:
             raise Unauthorized("Wrong password.")
-        with self._database.session_scope() as session:
-            _forget_attempts(session, username)
+        self._throttle.forgive(_subject(username), network)
 
     def _issue(
         self, user_id: uuid.UUID, scopes: frozenset[Scope], renewed: str | None, actor: Actor
@@ -283,32 +317,16 @@ class LoginService:
             )
             key, secret = self._keys.issue(session, user_id, request, actor, kind=TOKEN)
             audit.record(session, actor, "login", "user", user_id, key_id=str(key.id))
-            _forget_attempts(session, user.username)
         return secret, lifetime
-
-    def _count_attempt(self, username: str) -> None:
-        """Count first, forgive after the right password: so many at once can't slip through
-        together."""
-        with self._database.session_scope() as session:
-            now = moment_of(session)
-            row = insert_or_lock(
-                session,
-                LoginThrottle,
-                ["username"],
-                username=username,
-                failures=0,
-                updated_at=now,
-            )
-            count_attempt(row, self._settings, now)
-            row.updated_at = now
 
 
 def _may_act(user: User) -> bool:
     return user.active and user.deleted_at is None
 
 
-def _forget_attempts(session: Session, username: str) -> None:
-    session.query(LoginThrottle).filter(LoginThrottle.username == username).delete()
+def _subject(username: str) -> str:
+    """By which tries of a name's password are counted."""
+    return f"login:{username}"
 
 
 def _principal(key: ApiKey) -> Principal:

@@ -38,16 +38,25 @@ class Capacity:
 
         A node that can't be asked is not refused here: the upload itself will say why.
         """
-        if time.monotonic() - self._looked_at > LOOK_SECONDS:
-            async with self._looking:
-                if time.monotonic() - self._looked_at > LOOK_SECONDS:
-                    await self._look()
+        await self._look_again()
         if self._free is None:
             return
         if self._free - size < self._min_free:
             raise InsufficientStorage
         # Until the next look: what was just allowed is on its way.
         self._free -= size
+
+    async def room(self) -> int | None:
+        """Bytes that may still be stored, none or fewer when uploads are refused; None while nobody
+        knows."""
+        await self._look_again()
+        return None if self._free is None else self._free - self._min_free
+
+    async def _look_again(self) -> None:
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            async with self._looking:
+                if time.monotonic() - self._looked_at > LOOK_SECONDS:
+                    await self._look()
 
     async def _look(self) -> None:
         try:

@@ -49,10 +49,14 @@ from on_api.core.services.presence import Presence
 from on_api.core.services.private_blocks import PrivateBlocks
 from on_api.core.services.private_files import PrivateFiles
 from on_api.core.services.rate_limits import RateLimits
+from on_api.core.services.readiness import Readiness
 from on_api.core.services.reading import FileReader
+from on_api.core.services.scrypt_pool import ScryptPool
 from on_api.core.services.sealed_headers import SealedHeaders
 from on_api.core.services.shares import ShareService
 from on_api.core.services.standing_lease import StandingLease
+from on_api.core.services.strangers import Strangers
+from on_api.core.services.throttling import Throttle
 from on_api.core.services.uploads import UploadService
 from on_api.core.services.users import UserService
 from on_api.core.services.visibility import VisibilityService
@@ -68,6 +72,8 @@ class Services:
     settings: Settings
     keyring: Keyring
     scrypt: Scrypt
+    scrypt_pool: ScryptPool
+    strangers: Strangers
     database: Database
     node: IpfsNode
     node_gateway: NodeGateway
@@ -97,6 +103,7 @@ class Services:
     names: PinNames
     leases: LeaseService
     capacity: Capacity
+    readiness: Readiness
     fsck: Fsck
     garbage: GarbageCollector
     watch: NodeWatch
@@ -123,19 +130,28 @@ class Services:
         accounts = Accounts.build(settings)
         keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
         database, invalidations = accounts.database, accounts.invalidations
-        metrics = _watched(database)
+        pool = ScryptPool(scrypt, settings.auth)
+        throttle = Throttle(database, settings.auth)
+        metrics = _watched(database, pool)
         if node is None:
             node = connect_node(settings, RecordedNode(database, records=records_node))
         node = MeasuredNode(node, metrics)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(
-            database, identities, keyring, scrypt, settings.auth.passphrase_log_n
+            database,
+            identities,
+            keyring,
+            scrypt,
+            pool,
+            throttle,
+            settings.auth.passphrase_log_n,
         )
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
         idempotency = IdempotencyService(
             database, RowSealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
         )
         capacity = Capacity(node, settings)
+        node_gateway = NodeGateway(settings)
         names = PinNames(database)
         keeper = Keeper(database, node, names, settings.worker.lease_seconds)
         lease_life = timedelta(seconds=settings.files.lease_seconds)
@@ -155,15 +171,17 @@ class Services:
             settings=settings,
             keyring=keyring,
             scrypt=scrypt,
+            scrypt_pool=pool,
+            strangers=Strangers(settings.threads),
             database=database,
             node=node,
-            node_gateway=NodeGateway(settings),
+            node_gateway=node_gateway,
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
             private_blocks=PrivateBlocks(database, node),
             invalidations=invalidations,
             presence=Presence(database, keyring, invalidations),
             authenticator=Authenticator(database, keyring, invalidations),
-            login=LoginService(database, hasher, accounts.keys, settings.auth),
+            login=LoginService(database, hasher, pool, throttle, accounts.keys, settings.auth),
             users=accounts.users,
             keys=accounts.keys,
             identities=identities,
@@ -192,7 +210,7 @@ class Services:
                     settings.files.bundle_below,
                 ),
             ),
-            shares=ShareService(database, hasher, settings.auth),
+            shares=ShareService(database, hasher, pool, throttle),
             meter=meter,
             accelerated=AcceleratedAnswers(database, ledger, metrics),
             rate_limits=RateLimits(settings.gateway, metrics),
@@ -216,6 +234,7 @@ class Services:
             names=names,
             leases=leases,
             capacity=capacity,
+            readiness=Readiness(database, node, capacity, invalidations, keyring),
             fsck=fsck,
             garbage=GarbageCollector(database, node, fsck, metrics),
             watch=NodeWatch(settings, database, node),
@@ -237,14 +256,15 @@ class Services:
     async def close(self) -> None:
         """Free connections and threads."""
         await self.uploads.close()
+        await self.readiness.close()
         await self.node.close()
         await self.node_gateway.close()
         self.hashers.shutdown()
-        self.private_files.close()
+        self.scrypt_pool.close()
         self.database.dispose()
 
 
-def _watched(database: Database) -> Metrics:
+def _watched(database: Database, pool: ScryptPool) -> Metrics:
     """Metrics that also show who waits for what."""
     metrics = Metrics()
     metrics.watch(
@@ -256,5 +276,10 @@ def _watched(database: Database) -> Metrics:
         "on_api_database_writers_waiting",
         "Transactions that wait for SQLite's single writer's place.",
         database.writers_waiting,
+    )
+    metrics.watch(
+        "on_api_passwords_waiting",
+        "Passwords and passphrases that wait for scrypt, or are in it.",
+        lambda: pool.waiting,
     )
     return metrics

@@ -1,23 +1,23 @@
 """Private files: for whom one is encrypted, and the keys to write and to open it. Everything slow
-is done in threads; scrypt's memory is shared by all.
+is done in threads, what takes scrypt by `ScryptPool`.
 
 Bytes are none of its business: see `intake.py` and `reading.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
+import secrets
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from anyio import to_thread
 
 from on_api.core.crypto.age import (
+    DEFAULT_LOG_N,
     AgeError,
     BadPassphrase,
     Encryptor,
@@ -30,7 +30,7 @@ from on_api.core.crypto.age import (
     X25519Recipient,
     unlock,
 )
-from on_api.core.crypto.kdf import Scrypt
+from on_api.core.crypto.kdf import Scrypt, memory_needed
 from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.errors import (
     BadRequest,
@@ -50,12 +50,10 @@ from on_api.core.models.file import (
 )
 from on_api.core.services.identities import IdentityService, find_active, find_identity
 from on_api.core.services.reservations import Announced
+from on_api.core.services.scrypt_pool import Asker, ScryptPool
+from on_api.core.services.throttling import Throttle
 from on_api.core.setting_groups import MIB
 
-T = TypeVar("T")
-
-MOST_WAITING = 100
-"""Passphrases that may wait for their turn; each takes about a second."""
 CHEAPEST_LOG_N = 10
 """The least cost that the settings allow: written with as many digits as the most."""
 
@@ -109,6 +107,8 @@ class PrivateFiles:
         identities: IdentityService,
         keyring: Keyring,
         scrypt: Scrypt,
+        pool: ScryptPool,
+        throttle: Throttle,
         log_n: int,
     ) -> None:
         self._database = database
@@ -116,35 +116,57 @@ class PrivateFiles:
         self._keyring = keyring
         self._scrypt = scrypt
         self._log_n = log_n
-        # As many as have memory: more would only take threads from whoever checks a password.
-        self._turns = ThreadPoolExecutor(scrypt.places(log_n), thread_name_prefix="on-api-scrypt")
-        self._waiting = 0
+        self._pool = pool
+        self._throttle = throttle
+        self._fleeting = secrets.token_bytes(32)
+        """Key of digests by which equal passphrases that come at once are known."""
 
     async def seal(self, user_id: uuid.UUID, audience: Audience) -> Sealing:
         """Begin a file of a user.
 
-        Raises `SecretUnavailable` where its owner could not open it, `ServiceUnavailable` while too
-        many passphrases are waiting.
+        Raises `SecretUnavailable` where its owner could not open it, and with a passphrase what
+        `ScryptPool.run` raises.
         """
         if audience.passphrase is not None:
             passphrase = Passphrase(audience.passphrase, self._scrypt, log_n=self._log_n)
-            encryptor = await self._in_turn(lambda: Encryptor([passphrase]))
+            try:
+                encryptor = await self._pool.run(
+                    Asker.user(user_id, None),
+                    lambda: Encryptor([passphrase]),
+                    memory=memory_needed(self._log_n),
+                )
+            except WorkFactorTooHigh:
+                raise _needs_more_memory() from None
             return Sealing(encryptor, FOR_PASSPHRASE, None)
         return await to_thread.run_sync(self._seal, user_id, audience)
 
-    async def unlock(self, file: File, passphrase: str | None) -> Unlocked:
-        """Open a file that is encrypted to its owner or with a passphrase.
+    async def unlock(self, file: File, passphrase: str | None, asker: Asker | None) -> Unlocked:
+        """Open a file that is encrypted to its owner or with a passphrase, which `asker` has sent.
 
-        Raises `PassphraseNeeded`, `WrongPassphrase`, `SecretUnavailable`, `ContentDamaged`, and
-        `ServiceUnavailable` while too many passphrases are waiting.
+        Raises `PassphraseNeeded`, `WrongPassphrase`, `TooManyRequests` after too many wrong ones
+        from the asker's network (see `Throttle`), `SecretUnavailable`, `ContentDamaged`, and what
+        `ScryptPool.run` raises.
         """
-        if file.sealed_for == FOR_PASSPHRASE:
-            if passphrase is None:
-                raise PassphraseNeeded
-            # Whatever cost was set when it was written: `Scrypt` knows what there is memory for.
-            given = Passphrase(passphrase, self._scrypt)
-            return await self._in_turn(lambda: _unlock(file, [given]))
-        return await to_thread.run_sync(self._unlock_own, file)
+        if file.sealed_for != FOR_PASSPHRASE:
+            return await to_thread.run_sync(self._unlock_own, file)
+        if passphrase is None or asker is None:
+            raise PassphraseNeeded
+        # Whatever cost was set when it was written: `Scrypt` knows what there is memory for.
+        given = Passphrase(passphrase, self._scrypt)
+        same = hmac.digest(self._fleeting, f"{file.id} {file.cid} {passphrase}".encode(), "sha256")
+        try:
+            return await self._pool.run(
+                asker,
+                lambda: self._unlock_by_passphrase(file, given, asker.network),
+                memory=memory_needed(DEFAULT_LOG_N),
+                same=same,
+            )
+        except WorkFactorTooHigh:
+            raise _needs_more_memory() from None
+
+    def stranger(self, file: File, address: str | None) -> Asker:
+        """Who opens a file by a link, from an address."""
+        return self._throttle.asker(_subject(file), address)
 
     def passphrase_digests(self, audience: Audience | None) -> Sequence[bytes]:
         """By which a repeated passphrase is known again: HMACs, under the present master secret
@@ -154,10 +176,6 @@ class PrivateFiles:
         passphrase = audience.passphrase.encode()
         keys = self._keyring.subkeys(Purpose.FINGERPRINTS)
         return [hmac.digest(key, passphrase, "sha256") for key in keys]
-
-    def close(self) -> None:
-        """End the threads."""
-        self._turns.shutdown()
 
     def _seal(self, user_id: uuid.UUID, audience: Audience) -> Sealing:
         recipients: list[Recipient] = [X25519Recipient.parse(text) for text in audience.recipients]
@@ -187,18 +205,20 @@ class PrivateFiles:
             identity = self._identities.open(row)
         return _unlock(file, [identity])
 
-    async def _in_turn(self, work: Callable[[], T]) -> T:
-        if self._waiting >= MOST_WAITING:
-            raise ServiceUnavailable("Too many passphrases are waiting; try again.", retry_after=10)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._turns, work)
-        except WorkFactorTooHigh:
-            raise ServiceUnavailable(
-                "This passphrase needs more memory than the server allows for it."
-            ) from None
-        finally:
-            self._waiting -= 1
+    def _unlock_by_passphrase(self, file: File, given: Passphrase, network: str) -> Unlocked:
+        self._throttle.count(_subject(file), network)
+        unlocked = _unlock(file, [given])
+        self._throttle.forgive(_subject(file), network)
+        return unlocked
+
+
+def _subject(file: File) -> str:
+    """By which tries of a file's passphrase are counted."""
+    return f"file:{file.id}"
+
+
+def _needs_more_memory() -> ServiceUnavailable:
+    return ServiceUnavailable("This passphrase needs more memory than the server allows for it.")
 
 
 def columns_of(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from on_api.core.models import File
 from on_api.core.models.file import FOR_RECIPIENTS, PRIVATE
 from on_api.core.services.pipeline import gathered, transformed
 from on_api.core.services.private_files import PrivateFiles
+from on_api.core.services.scrypt_pool import Asker
 
 AGE_MEDIA_TYPE = "application/octet-stream"
 """age files have no registered type of their own."""
@@ -53,10 +54,15 @@ class FileReader:
         self._threads = threads
 
     async def read(
-        self, file: File, *, raw: bool = False, passphrase: str | None = None
+        self,
+        file: File,
+        *,
+        raw: bool = False,
+        passphrase: str | None = None,
+        asker: Asker | None = None,
     ) -> Reading:
         """The file as its owner sees it; with `raw` a private file's age file, as it lies on the
-        node. Files that the server can't open are always raw.
+        node. Files that the server can't open are always raw. A passphrase is an `asker`'s.
 
         No session may be open. Raises what `PrivateFiles.unlock` raises.
         """
@@ -67,7 +73,7 @@ class FileReader:
         if raw or file.sealed_for == FOR_RECIPIENTS:
             name = file.name + AGE_SUFFIX
             return self._as_it_lies(file, file.sealed_size, name, AGE_MEDIA_TYPE)
-        unlocked = await self._private_files.unlock(file, passphrase)
+        unlocked = await self._private_files.unlock(file, passphrase, asker)
         try:
             layout = unlocked.layout(file.sealed_size)
         except AgeError as error:

@@ -33,15 +33,15 @@ from on_api.core.crypto import tokens
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.errors import BadRequest, NotFound, SharePasswordRequired
 from on_api.core.models import Database, File, Share, User
-from on_api.core.models.database import database_now, moment_of, new_id, utc_now
+from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.models.file import FOR_RECIPIENTS
 from on_api.core.services import audit, events
 from on_api.core.services.access import owned
 from on_api.core.services.audit import Actor
 from on_api.core.services.files import get_file
 from on_api.core.services.paging import Listing
-from on_api.core.services.throttling import count_attempt, refuse_during_pause
-from on_api.core.setting_groups import AuthSettings
+from on_api.core.services.scrypt_pool import ScryptPool
+from on_api.core.services.throttling import Throttle
 
 SHOWN_LENGTH = 6
 """How much of a token may be shown, so that its owner recognises it."""
@@ -50,7 +50,6 @@ KNOWN_PASSWORDS = 10_000
 
 _LARGEST = 2**63 - 1
 _MOST_LEFT = 2**61
-_LOCKS = 64
 _NOT_VALID = "This link is not valid, or not any more. Ask whoever sent it to you for a new one."
 
 
@@ -102,16 +101,14 @@ class Shared:
 class ShareService:
     """Makes, revokes and serves shares. Thread-safe."""
 
-    def __init__(self, database: Database, hasher: PasswordHasher, settings: AuthSettings) -> None:
+    def __init__(
+        self, database: Database, hasher: PasswordHasher, pool: ScryptPool, throttle: Throttle
+    ) -> None:
         self._database = database
         self._hasher = hasher
-        self._settings = settings
+        self._pool = pool
+        self._throttle = throttle
         self._right = _RightPasswords()
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
-
-    def hash_password(self, password: str) -> str:
-        """The hash to store. Slow on purpose: call it before the transaction, not in it."""
-        return self._hasher.hash(password)
 
     def create(
         self, session: Session, user_id: uuid.UUID, request: ShareRequest, actor: Actor
@@ -172,12 +169,13 @@ class ShareService:
             raise NotFound(_NOT_VALID)
         return shared
 
-    def check_password(self, share: Share, password: str | None) -> None:
-        """Raise `SharePasswordRequired` unless it is the share's password, where it has one, and
-        `TooManyRequests` after too many wrong ones (over all processes).
+    async def check_password(self, share: Share, password: str | None, address: str | None) -> None:
+        """Raise `SharePasswordRequired` unless it is the share's password, where it has one,
+        `TooManyRequests` after too many wrong ones from the network of `address` (see `Throttle`),
+        and what `ScryptPool.run` raises.
 
         Who was right once needs no second look: a program that asks for many parts of a file sends
-        its password with each of them.
+        its password with each of them. Parts that are asked for at once share one look.
         """
         if share.password_hash is None:
             return
@@ -187,17 +185,22 @@ class ShareService:
             raise SharePasswordRequired("Wrong password.")
         if self._right.remembers(share, password):
             return
-        with self._database.session_scope(write=False) as session:
-            refuse_during_pause(share, moment_of(session))
-        # One after the other: parts asked for at once would else count as many wrong passwords.
-        with self._locks[share.id.int % _LOCKS]:
-            if self._right.remembers(share, password):
-                return
-            self._count_attempt(share.id)
-            if not self._hasher.verify(password, share.password_hash).correct:
-                raise SharePasswordRequired("Wrong password.")
-            self._right.remember(share, password)
-        self._forgive_attempts(share.id)
+        asker = self._throttle.asker(_subject(share), address)
+        await self._pool.run(
+            asker,
+            lambda: self._check_password(share, password, asker.network),
+            memory=self._hasher.memory,
+            same=self._right.digest(share, password),
+        )
+
+    def _check_password(self, share: Share, password: str, network: str) -> None:
+        if self._right.remembers(share, password):
+            return
+        self._throttle.count(_subject(share), network)
+        if not self._hasher.verify(password, share.password_hash).correct:
+            raise SharePasswordRequired("Wrong password.")
+        self._right.remember(share, password)
+        self._throttle.forgive(_subject(share), network)
 
     def require(self, shared: Shared, length: int) -> None:
         """Raise `NotFound` where `take` would, as far as can be seen without it."""
@@ -251,19 +254,6 @@ class ShareService:
                 .values(sent_bytes=Share.sent_bytes - unsent, left_bytes=Share.left_bytes + unsent)
             )
 
-    def _count_attempt(self, share_id: uuid.UUID) -> None:
-        with self._database.session_scope() as session:
-            share = session.scalar(select(Share).where(Share.id == share_id).with_for_update())
-            if share is None:
-                raise NotFound(_NOT_VALID)
-            count_attempt(share, self._settings, moment_of(session))
-
-    def _forgive_attempts(self, share_id: uuid.UUID) -> None:
-        with self._database.session_scope() as session:
-            session.execute(
-                update(Share).where(Share.id == share_id).values(failures=0, blocked_until=None)
-            )
-
 
 class _RightPasswords:
     """The latest passwords that were right, as HMACs under a key that no other process has.
@@ -276,15 +266,15 @@ class _RightPasswords:
 
     def remembers(self, share: Share, password: str) -> bool:
         with self._lock:
-            return self._digest(share, password) in self._known
+            return self.digest(share, password) in self._known
 
     def remember(self, share: Share, password: str) -> None:
         with self._lock:
-            self._known[self._digest(share, password)] = None
+            self._known[self.digest(share, password)] = None
             while len(self._known) > KNOWN_PASSWORDS:
                 self._known.popitem(last=False)
 
-    def _digest(self, share: Share, password: str) -> bytes:
+    def digest(self, share: Share, password: str) -> bytes:
         message = f"{share.id} {share.password_hash} {password}"
         return hmac.digest(self._key, message.encode(), "sha256")
 
@@ -304,6 +294,11 @@ def shares_of(user_id: uuid.UUID, file_id: uuid.UUID | None) -> Listing[Share]:
     if file_id is not None:
         statement = statement.where(Share.file_id == file_id)
     return Listing(statement, Share.created_at, Share.id)
+
+
+def _subject(share: Share) -> str:
+    """By which tries of a link's password are counted."""
+    return f"share:{share.id}"
 
 
 def _mine(user_id: uuid.UUID) -> Select[Share]:

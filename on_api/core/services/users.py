@@ -31,7 +31,8 @@ class UserService:
         self._invalidations = invalidations
 
     def hash_password(self, password: str) -> str:
-        """The hash to store. Slow on purpose: call it before the transaction, not in it."""
+        """The hash to store, for commands. Slow on purpose: call it before the transaction, not in
+        it; requests use `LoginService.hash_password`."""
         return self._hasher.hash(password)
 
     def create(

@@ -45,6 +45,28 @@ def test_all_is_well_while_it_serves(home: Home) -> None:
     assert {finding["verdict"] for finding in found.values()} == {"ok"}
 
 
+@pytest.mark.parametrize("damage", ["noise", "a page"])
+def test_a_damaged_sqlite_file(home: Home, damage: str) -> None:
+    """No file of SQLite's, or one with a broken page: a sentence, from every command."""
+    path = home.path / "on-api.db"
+    if damage == "noise":
+        path.write_bytes(os.urandom(20_000))
+    else:
+        data = bytearray(path.read_bytes())
+        data[100:4096] = os.urandom(3996)
+        path.write_bytes(data)
+    for name in ("on-api.db-wal", "on-api.db-shm"):
+        (home.path / name).unlink(missing_ok=True)
+    code, found = findings(home)
+    assert code == 1
+    assert "damaged" in found["database"]["details"]
+    for command in (["serve"], ["users", "list"], ["init"]):
+        done = home.run(*command)
+        assert done.returncode == 1
+        assert "damaged" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_what_is_missing_before_the_first_start(tmp_path: Path) -> None:
     """No secret, no tables, no node: each with its cure."""
     code, found = findings(Home(tmp_path))

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from on_api.core.models import Database, LoginThrottle, invalidation
+from on_api.core.models import Database, PasswordThrottle, invalidation
 from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.settings import Settings
@@ -54,7 +54,8 @@ def settings(new_database: DatabaseMaker, settings_for: Callable[..., Settings])
 def change(database: Database, invalidations: Invalidations) -> None:
     """Something that must be heard."""
     with database.session_scope() as session:
-        session.merge(LoginThrottle(username="x", failures=1, updated_at=utc_now()))
+        row = PasswordThrottle(subject="x", network="y", failures=1, updated_at=utc_now())
+        session.merge(row)
         invalidations.announce(session)
 
 

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from on_api.core.models import Database
 from on_api.core.services.container import Services
-from on_api.core.services.readiness import Check, check_readiness
-from on_api.core.setting_groups import CorsSettings, IpfsSettings
+from on_api.core.services.readiness import Check
+from on_api.core.setting_groups import CorsSettings, GatewaySettings, IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.deadline import until
@@ -33,7 +33,10 @@ def test_ready_when_all_is_well(anonymous: httpx.Client) -> None:
     answer = anonymous.get("/readyz")
     assert answer.status_code == 200
     checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
-    assert checks == {"database": True, "migrations": True, "node": True, "secret": True}
+    assert checks == {
+        "database": True, "migrations": True, "writes": True, "node": True, "gateway": True,
+        "room": True, "news": True, "secret": True,
+    }  # fmt: skip
 
 
 def test_not_ready_without_the_node(
@@ -51,7 +54,8 @@ def test_not_ready_without_the_node(
             answer = client.get("/readyz")
             assert answer.status_code == 503
             checks = {check["name"]: check["ok"] for check in answer.json()["checks"]}
-            assert checks == {"database": True, "migrations": True, "node": False, "secret": True}
+            failed = {name for name, ok in checks.items() if not ok}
+            assert failed == {"node", "gateway", "room"}
             refused = client.put("/v1/files?name=x", content=b"x")
             assert refused.status_code == 503
             assert refused.json()["error"]["reason"] == "NODE_UNAVAILABLE"
@@ -63,17 +67,38 @@ def test_not_ready_without_the_node(
             assert client.head("/readyz").status_code == 503
 
 
-def test_not_ready_while_no_news_come(server: Server) -> None:
-    """In a process that doesn't hear the others: named only then."""
+def test_no_news_are_told_and_need_not_be(server: Server) -> None:
+    """In a process that doesn't hear the others: nothing is taken from memory, so what is answered
+    is right, and only slower."""
 
     async def look(services: Services) -> Sequence[Check]:
-        return await check_readiness(
-            services.database, services.node, services.keyring, services.invalidations
-        )
+        return await services.readiness.checks()
 
-    checks = {check.name: check.ok for check in beside(server.settings, look)}
-    assert checks.pop("news") is False
-    assert all(checks.values())
+    checks = {check.name: check for check in beside(server.settings, look)}
+    news = checks.pop("news")
+    assert (news.ok, news.needed) == (False, False)
+    assert all(check.ok for check in checks.values())
+
+
+def test_one_line_for_each_request_that_fails(
+    new_database: DatabaseMaker,
+    settings_for: Callable[..., Settings],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While the node is down, by the API and by the gateway: why, and no traceback."""
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    ipfs = IpfsSettings(rpc_url=nowhere, gateway_url=nowhere, connect_timeout=1)
+    settings = settings_for(new_database(), ipfs=ipfs, gateway=GatewaySettings(policy="local"))
+    with Server(settings) as server, server.new_user().client as client:
+        caplog.clear()
+        assert client.put("/v1/files?name=x", content=b"x").status_code == 503
+        block = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
+        assert client.get(f"/ipfs/{block}").status_code in {502, 503, 504}
+    told = [record for record in caplog.records if "NODE_" in record.getMessage()]
+    assert len(told) == 2
+    for record in told:
+        assert record.exc_info is None
+        assert "Error" in record.getMessage()
 
 
 def test_a_database_that_is_behind_is_not_served(
@@ -94,12 +119,24 @@ def test_not_ready_when_the_database_falls_behind(
         database = Database(settings)
         with database.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'other'")
-        database.dispose()
         answer = client.get("/readyz")
         assert answer.status_code == 503
         failed = {c["name"]: c["details"] for c in answer.json()["checks"] if not c["ok"]}
         assert list(failed) == ["migrations"]
         assert "other" in failed["migrations"]
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE deployment")
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+        database.dispose()
+
+        def without_tables() -> bool:
+            answer = client.get("/readyz")
+            assert answer.status_code == 503
+            return {"migrations", "writes"} <= {
+                check["name"] for check in answer.json()["checks"] if not check["ok"]
+            }
+
+        until(without_tables, "what is missing is told")
 
 
 @pytest.mark.parametrize("page", ["/docs", "/v1/docs", "/v2/docs"])

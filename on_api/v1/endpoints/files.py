@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from on_api.core.dependencies import (
     AttemptDep,
+    ClientDep,
     FileQuery,
     FilesRead,
     FilesWrite,
@@ -55,6 +56,7 @@ from on_api.core.schemas.files import (
     FileVisibility,
 )
 from on_api.core.services.access import Principal
+from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.files import (
     FileFacts,
@@ -66,6 +68,7 @@ from on_api.core.services.files import (
 from on_api.core.services.idempotency import Answered, Claim
 from on_api.core.services.metering import Charge, Kind
 from on_api.core.services.reservations import Announced
+from on_api.core.services.scrypt_pool import Asker
 from on_api.core.services.uploads import IncomingFile
 from on_api.core.services.visibility import find_change
 from on_api.core.upload_forms import (
@@ -291,7 +294,8 @@ async def _get_content_plainly(request: PlainRequest, file_id: str) -> Response 
         return None
     whole, services = Request(request.scope, request.receive), request.services
     download = "download" in request.query
-    return await get_content(wanted, whole, request.principal, services, None, download)
+    nobody = Actor()  # needed with a passphrase only
+    return await get_content(wanted, whole, request.principal, services, nobody, None, download)
 
 
 @router.head("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
@@ -302,6 +306,7 @@ async def get_content(
     request: Request,
     principal: FilesRead,
     services: ServicesDep,
+    client: ClientDep,
     passphrase: PassphraseDep,
     download: Annotated[
         bool, Query(description="Ask the browser to save it rather than show it.")
@@ -326,7 +331,8 @@ async def get_content(
 
     # Not the request's session: it would stay open while the bytes stream.
     row = await run_in_threadpool(look_up)
-    file = await services.reader.read(row, raw=raw, passphrase=passphrase)
+    asker = Asker.user(principal.user_id, client.client)
+    file = await services.reader.read(row, raw=raw, passphrase=passphrase, asker=asker)
     charge = Charge(
         Kind.CONTENT,
         row.user_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from on_api.core.dependencies import (
     ClientDep,
@@ -10,7 +10,6 @@ from on_api.core.dependencies import (
     KeysWrite,
     ServicesDep,
     SessionDep,
-    TransactionDep,
     act_as,
 )
 from on_api.core.errors import Conflict, Forbidden, SecretUnavailable, TooManyRequests
@@ -23,6 +22,7 @@ from on_api.core.schemas.identities import (
     IdentityItems,
 )
 from on_api.core.services.identities import identities_of
+from on_api.core.services.scrypt_pool import Asker
 
 router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRoute)
 
@@ -64,15 +64,25 @@ def import_identity(
     return Identity.model_validate(row)
 
 
+async def _password_given_again(
+    body: IdentityExport, principal: KeysWrite, services: ServicesDep, client: ClientDep
+) -> None:
+    if not principal.from_login:
+        raise Forbidden("Log in with your password for this; an API key can't do it.")
+    asker = Asker.user(principal.user_id, client.client)
+    await services.login.check_password(asker, principal.user_id, body.password)
+
+
 @router.post(
-    "/identity/export", responses=documented(Forbidden, TooManyRequests, SecretUnavailable)
+    "/identity/export",
+    responses=documented(Forbidden, TooManyRequests, SecretUnavailable),
+    dependencies=[Depends(_password_given_again)],
 )
 def export_my_identities(
-    body: IdentityExport,
     response: Response,
     principal: KeysWrite,
+    session: SessionDep,
     services: ServicesDep,
-    transaction: TransactionDep,
     client: ClientDep,
 ) -> ExportedIdentities:
     """The secrets of your identities, for `age`: with them your private files can be read without
@@ -80,13 +90,6 @@ def export_my_identities(
 
     Only for a password login's token, never for an API key, and the password must be given again.
     """
-    if not principal.from_login:
-        raise Forbidden("Log in with your password for this; an API key can't do it.")
-    services.login.check_password(principal.user_id, body.password)
     response.headers["Cache-Control"] = "no-store"
-
-    def export(session: SessionDep) -> ExportedIdentities:
-        found = services.identities.export(session, principal.user_id, act_as(principal, client))
-        return ExportedIdentities.of(found)
-
-    return transaction.run(export)
+    found = services.identities.export(session, principal.user_id, act_as(principal, client))
+    return ExportedIdentities.of(found)

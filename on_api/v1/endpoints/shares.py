@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import uuid
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from on_api.core.dependencies import (
     ClientDep,
@@ -14,24 +15,34 @@ from on_api.core.dependencies import (
     SessionDep,
     SharedFileQuery,
     SharesWrite,
-    TransactionDep,
     act_as,
 )
 from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
+from on_api.core.services.scrypt_pool import Asker
 from on_api.core.services.shares import ShareRequest, get_share, shares_of
 
 router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 
 
+async def _hash_given(
+    body: ShareCreate, principal: SharesWrite, services: ServicesDep, client: ClientDep
+) -> str | None:
+    if body.password is None:
+        return None
+    asker = Asker.user(principal.user_id, client.client)
+    return await services.login.hash_password(body.password, asker)
+
+
 @router.post("", status_code=201, responses=documented(NotFound))
 def create_share(
     body: ShareCreate,
+    password_hash: Annotated[str | None, Depends(_hash_given)],
     principal: SharesWrite,
+    session: SessionDep,
     services: ServicesDep,
-    transaction: TransactionDep,
     client: ClientDep,
     response: Response,
 ) -> ShareCreated:
@@ -41,18 +52,12 @@ def create_share(
     `?download=1` for a browser too). A password goes into the page's form or the header
     `On-Api-Share-Password`.
     """
-    hashed = None if body.password is None else services.shares.hash_password(body.password)
-    request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, hashed)
+    request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, password_hash)
+    actor = act_as(principal, client)
+    row, token = services.shares.create(session, principal.user_id, request, actor)
+    shown = Share.of(row)
     response.headers["Cache-Control"] = "no-store"
-
-    def create(session: SessionDep) -> ShareCreated:
-        row, token = services.shares.create(
-            session, principal.user_id, request, act_as(principal, client)
-        )
-        url = f"{services.settings.base_url}/s/{token}"
-        return ShareCreated(**Share.of(row).model_dump(), url=url)
-
-    return transaction.run(create)
+    return ShareCreated(**shown.model_dump(), url=f"{services.settings.base_url}/s/{token}")
 
 
 @v1_only.get("")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from on_api.core.dependencies import (
     Admin,
@@ -15,7 +15,6 @@ from on_api.core.dependencies import (
     PageQuery,
     ServicesDep,
     SessionDep,
-    TransactionDep,
     act_as,
 )
 from on_api.core.errors import Conflict, NotFound, TooManyRequests
@@ -31,6 +30,7 @@ from on_api.core.schemas.users import (
     UserUpdate,
 )
 from on_api.core.services.files import FileFilter, files_of
+from on_api.core.services.scrypt_pool import Asker
 from on_api.core.services.usage import usage_of
 from on_api.core.services.users import all_users, get_user
 
@@ -59,22 +59,25 @@ def change_me(
     return User.model_validate(user)
 
 
+async def _hash_changed(
+    body: PasswordChange, principal: KeysWrite, services: ServicesDep, client: ClientDep
+) -> str:
+    asker = Asker.user(principal.user_id, client.client)
+    await services.login.check_password(asker, principal.user_id, body.current_password)
+    return await services.login.hash_password(body.new_password, asker)
+
+
 @router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
 def change_my_password(
-    body: PasswordChange,
+    password_hash: Annotated[str, Depends(_hash_changed)],
     principal: KeysWrite,
+    session: SessionDep,
     services: ServicesDep,
-    transaction: TransactionDep,
     client: ClientDep,
 ) -> None:
     """Change your password. Every login ends, this one too; API keys stay."""
-    services.login.check_password(principal.user_id, body.current_password)
-    changes = {"password_hash": services.users.hash_password(body.new_password)}
-
-    def change(session: SessionDep) -> None:
-        services.users.change(session, principal.user_id, changes, act_as(principal, client))
-
-    transaction.run(change)
+    changes = {"password_hash": password_hash}
+    services.users.change(session, principal.user_id, changes, act_as(principal, client))
 
 
 @router.get("/me/usage")
@@ -83,29 +86,32 @@ def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
     return Usage.model_validate(usage_of(session, get_user(session, principal.user_id)))
 
 
+async def _hash_first(
+    body: UserCreate, principal: Admin, services: ServicesDep, client: ClientDep
+) -> str:
+    asker = Asker.user(principal.user_id, client.client)
+    return await services.login.hash_password(body.password, asker)
+
+
 @router.post("", status_code=201, responses=documented(Conflict))
 def create_user(
     body: UserCreate,
+    password_hash: Annotated[str, Depends(_hash_first)],
     principal: Admin,
+    session: SessionDep,
     services: ServicesDep,
-    transaction: TransactionDep,
     client: ClientDep,
 ) -> User:
     """Make an account."""
-    password_hash = services.users.hash_password(body.password)
-
-    def create(session: SessionDep) -> User:
-        user = services.users.create(
-            session,
-            body.username,
-            password_hash,
-            act_as(principal, client),
-            is_admin=body.is_admin,
-            limits={"storage_quota": body.storage_quota, "egress_budget": body.egress_budget},
-        )
-        return User.model_validate(user)
-
-    return transaction.run(create)
+    user = services.users.create(
+        session,
+        body.username,
+        password_hash,
+        act_as(principal, client),
+        is_admin=body.is_admin,
+        limits={"storage_quota": body.storage_quota, "egress_budget": body.egress_budget},
+    )
+    return User.model_validate(user)
 
 
 @v1_only.get("")
@@ -127,21 +133,31 @@ def get_usage_of_user(user_id: uuid.UUID, _principal: Admin, session: SessionDep
     return Usage.model_validate(usage_of(session, get_user(session, user_id)))
 
 
+async def _hash_given(
+    body: UserUpdate, principal: Admin, services: ServicesDep, client: ClientDep
+) -> str | None:
+    if "password" not in body.model_fields_set:
+        return None
+    asker = Asker.user(principal.user_id, client.client)
+    return await services.login.hash_password(body.password, asker)
+
+
 @router.patch("/{user_id}", responses=documented(NotFound, Conflict))
 def change_user(
     user_id: uuid.UUID,
     body: UserUpdate,
+    password_hash: Annotated[str | None, Depends(_hash_given)],
     principal: Admin,
+    session: SessionDep,
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
     """Change quota, budget, rights or password, or deactivate."""
-    changes: dict[str, Any] = body.model_dump(exclude_unset=True)
-    if (password := changes.pop("password", None)) is not None:
-        changes["password_hash"] = services.users.hash_password(password)
-    with services.database.session_scope() as session:
-        user = services.users.change(session, user_id, changes, act_as(principal, client))
-        return User.model_validate(user)
+    changes: dict[str, Any] = body.model_dump(exclude_unset=True, exclude={"password"})
+    if password_hash is not None:
+        changes["password_hash"] = password_hash
+    user = services.users.change(session, user_id, changes, act_as(principal, client))
+    return User.model_validate(user)
 
 
 @router.delete("/{user_id}", status_code=202, responses=documented(NotFound, Conflict))

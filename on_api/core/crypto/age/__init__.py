@@ -31,6 +31,7 @@ from on_api.core.crypto.age.file import (
     unlock,
 )
 from on_api.core.crypto.age.keys import (
+    DEFAULT_LOG_N,
     Identity,
     Passphrase,
     Recipient,
@@ -48,6 +49,7 @@ from on_api.core.crypto.age.layout import (
 
 __all__ = [
     "CHUNK_BYTES",
+    "DEFAULT_LOG_N",
     "MAX_START_BYTES",
     "PAYLOAD_NONCE_BYTES",
     "AgeError",

@@ -1,0 +1,188 @@
+"""The queue before scrypt: whose turn it is, who is refused, what becomes of those who leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from on_api.core.crypto.kdf import Scrypt
+from on_api.core.errors import ServiceUnavailable, TooManyRequests
+from on_api.core.services import scrypt_pool
+from on_api.core.services.scrypt_pool import Asker, ScryptPool
+from on_api.core.setting_groups import AuthSettings
+from on_api.tests.gates import Gate
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+EVE, MALLORY = Asker.stranger("192.0.2.1"), Asker.stranger("192.0.2.2")
+ALICE = Asker.user(uuid.UUID(int=1), "192.0.2.1")
+
+
+@contextmanager
+def pool_of_one(
+    monkeypatch: pytest.MonkeyPatch, *, threads: int = 1, memory: int = 64 * MIB, **settings: int
+) -> Iterator[ScryptPool]:
+    """A pool with one thread."""
+    monkeypatch.setattr(os, "cpu_count", lambda: threads + 1)
+    pool = ScryptPool(Scrypt(memory=memory), AuthSettings(**settings))
+    yield pool
+    pool.close()
+
+
+class Work:
+    """Pieces of work that are held at a gate and tell in which order they went on."""
+
+    def __init__(self, pool: ScryptPool) -> None:
+        self.gate = Gate()
+        self.done: list[str] = []
+        self._pool = pool
+
+    def __call__(self, name: str, asker: Asker, memory: int = MIB) -> asyncio.Task[str]:
+        """Begin one."""
+
+        def work() -> str:
+            self.gate.wait()
+            self.done.append(name)
+            return name
+
+        return asyncio.create_task(self._pool.run(asker, work, memory=memory))
+
+    async def begun(self, count: int) -> None:
+        """Wait until so many are at the gate or wait for their turn."""
+        async with asyncio.timeout(30):
+            while self._pool.waiting < count or not self.gate.held:
+                await asyncio.sleep(0.001)
+
+
+async def test_known_people_and_networks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood from one address delays itself; who is known comes next after one stranger."""
+    with pool_of_one(monkeypatch) as pool:
+        work = Work(pool)
+        tasks = [work(f"eve {number}", EVE) for number in range(5)]
+        await work.begun(5)
+        tasks += [work("mallory 0", MALLORY), work("mallory 1", MALLORY), work("alice", ALICE)]
+        await work.begun(8)
+        work.gate.open()
+        await asyncio.gather(*tasks)
+        assert work.done == [
+            "eve 0", "alice", "eve 1", "mallory 0", "eve 2", "mallory 1", "eve 3", "eve 4",
+        ]  # fmt: skip
+        assert pool.waiting == 0
+
+
+async def test_refused_at_once_when_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """429 for an address over its share, 503 for everybody when the line is full; those who are
+    known have a line of their own. Afterwards there is room again."""
+    with pool_of_one(monkeypatch, scrypt_waiting=5, scrypt_per_address=3) as pool:
+        work = Work(pool)
+        tasks = [work("eve", EVE) for _ in range(3)]
+        await work.begun(3)
+        with pytest.raises(TooManyRequests) as refused:
+            await work("eve", EVE)
+        assert int(refused.value.headers["Retry-After"]) > 0
+        same_network = Asker.stranger("2001:db8::1"), Asker.stranger("2001:db8::2")
+        tasks += [work("six", asker) for asker in same_network]
+        await work.begun(5)
+        with pytest.raises(ServiceUnavailable) as full:
+            await work("mallory", MALLORY)
+        assert int(full.value.headers["Retry-After"]) > 0
+        tasks.append(work("alice", ALICE))
+        await work.begun(6)
+        work.gate.open()
+        await asyncio.gather(*tasks)
+        assert await work("eve", EVE) == "eve"
+
+
+@pytest.mark.parametrize("address", ["2001:db8:1:2::1", "2001:db8:1:2:ffff::9"])
+def test_an_ipv6_network_is_one(address: str) -> None:
+    """Whoever has one address of a /64 has them all."""
+    assert Asker.stranger(address) == Asker.stranger("2001:db8:1:2::77")
+    assert Asker.stranger(address) != Asker.stranger("2001:db8:1:3::1")
+
+
+async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose turn doesn't come in time is told to come back, and holds no place any more."""
+    monkeypatch.setattr(scrypt_pool, "STRANGERS_PATIENCE", 0.05)
+    with pool_of_one(monkeypatch) as pool:
+        work = Work(pool)
+        first = work("first", EVE)
+        await work.begun(1)
+        with pytest.raises(ServiceUnavailable):
+            await work("second", EVE)
+        assert pool.waiting == 1
+        work.gate.open()
+        assert await first == "first"
+        assert work.done == ["first"]
+
+
+async def test_who_leaves_frees_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While waiting, and in a thread: then the thread is taken until the work ends."""
+    with pool_of_one(monkeypatch, scrypt_per_address=2) as pool:
+        work = Work(pool)
+        running = work("running", EVE)
+        await work.begun(1)
+        waiting = work("waiting", EVE)
+        await work.begun(2)
+        for task in (waiting, running):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert pool.waiting == 0
+        later = work("later", EVE)
+        await work.begun(1)
+        assert work.done == []
+        work.gate.open()
+        assert await later == "later"
+        assert work.done == ["running", "later"]
+
+
+async def test_memory_is_waited_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing small overtakes what needs all the memory."""
+    with pool_of_one(monkeypatch, threads=3) as pool:
+        work = Work(pool)
+        tasks = [work("small", EVE, 32 * MIB)]
+        await work.begun(1)
+        tasks += [work("large", EVE, 256 * MIB), work("late", EVE, 32 * MIB)]
+        await work.begun(3)
+        assert work.gate.held == 1
+        work.gate.open()
+        await asyncio.gather(*tasks)
+        assert work.done == ["small", "large", "late"]
+
+
+async def test_the_same_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all who ask for it at the same time, also when the first of them leaves; what it raises
+    is raised for each."""
+    with pool_of_one(monkeypatch, scrypt_per_address=1) as pool:
+        gate, times = Gate(), threading.Semaphore(0)
+
+        def look() -> str:
+            gate.wait()
+            times.release()
+            return "looked"
+
+        def ask(work: Callable[[], str]) -> asyncio.Task[str]:
+            return asyncio.create_task(pool.run(EVE, work, memory=MIB, same=b"the same"))
+
+        tasks = [ask(look) for _ in range(20)]
+        async with asyncio.timeout(30):
+            while not gate.held:
+                await asyncio.sleep(0.001)
+        tasks[0].cancel()
+        gate.open()
+        assert await asyncio.gather(*tasks[1:]) == ["looked"] * 19
+        assert times.acquire(blocking=False)
+        assert not times.acquire(blocking=False)
+
+        def fail() -> str:
+            raise ServiceUnavailable
+
+        failed = await asyncio.gather(*(ask(fail) for _ in range(3)), return_exceptions=True)
+        assert [type(error) for error in failed] == [ServiceUnavailable] * 3
