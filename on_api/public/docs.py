@@ -11,8 +11,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
+from on_api.core.head_requests import HeadRoute
 from on_api.core.openapi import ApiVersion, openapi_document
-from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.services.diagnosis import SWAGGER_FOLDER
 
 STATIC_URL = "/docs/static"
@@ -27,11 +27,11 @@ _POLICY = (
 def install_docs(app: FastAPI, versions: Sequence[ApiVersion], release: str) -> None:
     """Add a document and a Swagger UI for each version, and `/docs` for the first."""
     app.mount(STATIC_URL, StaticFiles(directory=SWAGGER_FOLDER), name="docs-static")
-    router = APIRouter(include_in_schema=False, route_class=ApiRoute)
+    router = APIRouter(include_in_schema=False, route_class=HeadRoute)
     for version in versions:
         _add_version(app, router, version, release)
     router.add_api_route("/docs", _page(versions[0]), methods=["GET"])
-    add_flat(app.router, router)
+    app.router.routes.extend(router.routes)
 
 
 def _add_version(app: FastAPI, router: APIRouter, version: ApiVersion, release: str) -> None:
