@@ -13,7 +13,7 @@ from benchmarks.scenarios.registry import Variant, scenario
 from benchmarks.stage import POSTGRESQL, SMALL, SQLITE, OnApi, Stage
 
 STRANGERS = 300
-LOGINS = 2000
+LOGINS = 5000
 """In each round of the flood; rounds follow each other."""
 
 

@@ -130,7 +130,7 @@ class Services:
         accounts = Accounts.build(settings)
         keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
         database, invalidations = accounts.database, accounts.invalidations
-        pool = ScryptPool(scrypt, settings.auth)
+        pool = ScryptPool(scrypt, settings.auth, settings.max_requests // 2)
         throttle = Throttle(database, settings.auth)
         metrics = _watched(database, pool)
         if node is None:

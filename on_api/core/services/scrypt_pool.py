@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from on_api.core.crypto.kdf import Scrypt
-from on_api.core.errors import ServiceUnavailable, TooManyRequests
+from on_api.core.errors import OnApiError, ServiceUnavailable, TooManyRequests
 from on_api.core.services.rate_limits import network_of
 from on_api.core.setting_groups import AuthSettings
 
@@ -30,6 +30,10 @@ STRANGERS_PATIENCE = 10.0
 """Seconds that a stranger waits for a turn before a 503."""
 KNOWN_PATIENCE = 60.0
 """The same for those who are known: 20 passphrases of one user take 20 seconds."""
+
+REFUSAL_SECONDS = 1.0
+"""A refusal is held back for so long: whoever asks again at once would else have the event loop
+answer refusals, and everybody else wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class ScryptPool:
     an address that floods delays its own requests. Its coroutines belong to one event loop.
     """
 
-    def __init__(self, scrypt: Scrypt, settings: AuthSettings) -> None:
+    def __init__(self, scrypt: Scrypt, settings: AuthSettings, most_held_back: int) -> None:
+        """`most_held_back`: refusals; further ones are told at once."""
         self._free_threads = max(1, (os.cpu_count() or 1) - 1)
         self._memory = self._free_memory = scrypt.memory
         self._threads = ThreadPoolExecutor(self._free_threads, thread_name_prefix="on-api-scrypt")
@@ -78,6 +83,8 @@ class ScryptPool:
         # No single user can take all places from the others.
         self._known = _Line(most, max(1, most // 2), KNOWN_PATIENCE)
         self._next_line, self._other_line = self._known, self._strangers
+        self._most_held_back = most_held_back
+        self._held_back = 0
         self._same: dict[tuple[Asker, bytes], asyncio.Task[Any]] = {}
 
     @property
@@ -120,6 +127,9 @@ class ScryptPool:
 
     async def _run(self, asker: Asker, work: Callable[[], T], memory: int) -> T:
         line = self._known if asker.known else self._strangers
+        if (refusal := line.refusal(asker.name)) is not None:
+            await self._hold_back()
+            raise refusal
         with line.place(asker.name):
             loop = asyncio.get_running_loop()
             turn = _Turn(min(memory, self._memory), loop.create_future())
@@ -146,6 +156,14 @@ class ScryptPool:
                     loop.call_soon_threadsafe(self._end_turn, turn)
 
             return await loop.run_in_executor(self._threads, run)
+
+    async def _hold_back(self) -> None:
+        if self._held_back < self._most_held_back:
+            self._held_back += 1
+            try:
+                await asyncio.sleep(REFUSAL_SECONDS)
+            finally:
+                self._held_back -= 1
 
     def _begin_turns(self) -> None:
         while self._free_threads:
@@ -199,13 +217,15 @@ class _Line:
         if turns:
             self._waiting[name] = turns
 
+    def refusal(self, name: str) -> OnApiError | None:
+        """Why there is no place for one more of an asker's; None where there is."""
+        if self._held[name] >= self._most_of_one:
+            return TooManyRequests("Too many of your passwords are waiting already.", retry_after=1)
+        return _too_many() if self.held >= self._most else None
+
     @contextmanager
     def place(self, name: str) -> Iterator[None]:
         """Hold one of the line's places, while waiting and while being served."""
-        if self._held[name] >= self._most_of_one:
-            raise TooManyRequests("Too many of your passwords are waiting already.", retry_after=1)
-        if self.held >= self._most:
-            raise _too_many()
         self.held += 1
         self._held[name] += 1
         try:

@@ -27,11 +27,16 @@ ALICE = Asker.user(uuid.UUID(int=1), "192.0.2.1")
 
 @contextmanager
 def pool_of_one(
-    monkeypatch: pytest.MonkeyPatch, *, threads: int = 1, memory: int = 64 * MIB, **settings: int
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    threads: int = 1,
+    memory: int = 64 * MIB,
+    most_held_back: int = 0,
+    **settings: int,
 ) -> Iterator[ScryptPool]:
     """A pool with one thread."""
     monkeypatch.setattr(os, "cpu_count", lambda: threads + 1)
-    pool = ScryptPool(Scrypt(memory=memory), AuthSettings(**settings))
+    pool = ScryptPool(Scrypt(memory=memory), AuthSettings(**settings), most_held_back)
     yield pool
     pool.close()
 
@@ -98,6 +103,29 @@ async def test_refused_at_once_when_too_many_wait(monkeypatch: pytest.MonkeyPatc
         work.gate.open()
         await asyncio.gather(*tasks)
         assert await work("eve", EVE) == "eve"
+
+
+async def test_refusals_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bounded number of them, so that nobody keeps the event loop busy by asking again; they hold
+    no place meanwhile."""
+    monkeypatch.setattr(scrypt_pool, "REFUSAL_SECONDS", 3600)
+    with pool_of_one(monkeypatch, most_held_back=2, scrypt_per_address=1) as pool:
+        work = Work(pool)
+        first = work("first", EVE)
+        await work.begun(1)
+        held_back = [work("eve", EVE) for _ in range(2)]
+        with pytest.raises(TooManyRequests):
+            await work("eve", EVE)
+        assert not any(task.done() for task in held_back)
+        other = work("mallory", MALLORY)
+        await work.begun(2)
+        work.gate.open()
+        await asyncio.gather(first, other)
+        assert work.done == ["first", "mallory"]
+        for task in held_back:
+            task.cancel()
+        await asyncio.gather(*held_back, return_exceptions=True)
+        assert pool.waiting == 0
 
 
 @pytest.mark.parametrize("address", ["2001:db8:1:2::1", "2001:db8:1:2:ffff::9"])
