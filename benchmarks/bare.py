@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from fastapi import FastAPI
 
-from on_api.core.schemas.files import File
+from on_api.core.schemas.files import StoredFile
 
 CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
 MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -17,9 +17,9 @@ app = FastAPI(openapi_url=None)
 
 
 @app.get("/v1/files/{file_id}")
-async def get_one_file(file_id: uuid.UUID) -> File:
+async def get_one_file(file_id: uuid.UUID) -> StoredFile:
     """A file that there is not."""
-    return File(
+    return StoredFile(
         id=file_id,
         cid=CID,
         source_cid=None,

@@ -29,13 +29,16 @@ def documents() -> dict[str, str]:
     from on_api.core.openapi import openapi_document
     from on_api.core.settings import Settings
     from on_api.main import VERSIONS, create_app
+    from on_api.public.gateway_document import GATEWAY_PATHS
 
     # The documents depend on no setting; the secret is only there because nothing starts without
     # one.
     app = create_app(Settings(secret_key=SecretStr("for the document only, never used")))
     return {
         f"{version.prefix[1:]}.json": json.dumps(
-            openapi_document(app, version, release_of("on-api")), ensure_ascii=False, indent=2
+            openapi_document(app, version, release_of("on-api"), GATEWAY_PATHS),
+            ensure_ascii=False,
+            indent=2,
         )
         + "\n"
         for version in VERSIONS

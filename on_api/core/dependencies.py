@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
-from fastapi import Depends, Header, Query, Request, Response, Security
+from fastapi import Depends, Header, Path, Query, Request, Response, Security
 from fastapi.params import Security as SecurityMark
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
@@ -60,6 +60,19 @@ async def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def _id_of(thing: str) -> Any:
+    return Path(
+        description=f"The `id` of {thing}.", examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"]
+    )
+
+
+UserId = Annotated[uuid.UUID, _id_of("an account")]
+KeyId = Annotated[uuid.UUID, _id_of("one of your keys")]
+FileId = Annotated[uuid.UUID, _id_of("one of your files")]
+ShareId = Annotated[uuid.UUID, _id_of("one of your links")]
+ImportId = Annotated[uuid.UUID, _id_of("one of your imports")]
 
 
 async def get_transaction(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +12,16 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
-from on_api.core.error_handlers import ErrorFormat
+from on_api.core.error_handlers import FAILURE, ErrorFormat
 from on_api.core.errors import (
     BadRequest,
     Conflict,
     Forbidden,
     InProgress,
+    InternalError,
     OnApiError,
+    PayloadTooLarge,
+    ServiceUnavailable,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -27,8 +32,51 @@ IDEMPOTENCY_KEY = {
     "required": False,
     "description": "Repeat a request with the same key and it is done once: the same answer comes "
     "again, for 24 hours. 409 `IN_PROGRESS` while it runs, 409 `CONFLICT` for another request.",
-    "schema": {"type": "string", "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "5f0c1f3e-monday-report",
 }
+
+TAGS = {
+    "auth": "Log in with a password, and register where the operator allows it.",
+    "users": "Accounts, what they use, their identities, and the way out with all content.",
+    "keys": "API keys: what they may do, until when, how often.",
+    "files": "Upload, list, change and download files, public or private.",
+    "shares": "Links to one file for people without an account.",
+    "pins": "The IPFS Pinning Service API 1.0.0.",
+    "traffic": "What went out and came in, and what it costs.",
+    "imports": "Move everything over from somewhere else, verified.",
+    "node": "The IPFS node behind on-api.",
+    "audit": "Who did what, and when.",
+    "gateway": "The IPFS gateway, without an account.",
+    "health": "For watchers and for Prometheus.",
+}
+"""What each tag is about, in the order in which the documents show them."""
+
+_HEADERS: dict[str, dict[str, Any]] = {
+    "X-Request-Id": {
+        "description": "The request's id, which is in the log.",
+        "schema": {"type": "string"},
+        "example": "9f86d081884c7d65",
+    },
+    "Idempotent-Replayed": {
+        "description": "`true`: the answer to an earlier request with the same `Idempotency-Key`.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Retry-After": {
+        "description": "Seconds after which it is worth trying again.",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 2,
+    },
+    "WWW-Authenticate": {
+        "description": "How to prove who asks.",
+        "schema": {"type": "string"},
+        "example": "Bearer",
+    },
+}
+_RETRIED = {"408", "409", "429", "503", "507"}
+"""Statuses that may come with `Retry-After`."""
+_VERSIONED = re.compile(r"/v\d+/")
+_METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
 REF = "#/components/schemas/{model}"
 
@@ -55,32 +103,61 @@ class ApiVersion:
         return formats[max((prefix for prefix in formats if path.startswith(prefix)), key=len)]
 
 
-def openapi_document(app: FastAPI, version: ApiVersion, release: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of one version."""
+def openapi_document(
+    app: FastAPI, version: ApiVersion, release: str, beside: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of one version, with what is served outside of all versions.
+
+    `beside`: path items of what is no route of the framework.
+    """
     document = get_openapi(
         title="on-api",
         version=release,
         description=version.description,
+        contact={"name": "The operator of this server"},
+        license_info={"name": "MIT", "identifier": "MIT"},
+        tags=[{"name": name, "description": about} for name, about in TAGS.items()],
+        servers=[{"url": "/", "description": "This server."}],
         routes=[
             route
             for route in iter_route_contexts(app.routes)
             if (route.path or "").startswith(f"{version.prefix}/")
+            or not _VERSIONED.match(route.path or "")
         ],
     )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
+    document["paths"] = _without_patterns(document["paths"]) | deepcopy(dict(beside))
+    components = document.setdefault("components", {})
+    components["headers"] = _HEADERS
+    schemas = components.setdefault("schemas", {})
     for model in (model for form in version.error_formats().values() for model in form.models):
         schemas[model.__name__] = model.model_json_schema(ref_template=REF)
         schemas[model.__name__].pop("$defs", None)
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            if method in {"post", "put"} and "security" in operation:
-                operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
-                _add(operation["responses"], Conflict, InProgress)
-            _describe_errors(operation, version.errors_of(path))
-    document["components"]["schemas"] = dict(sorted(schemas.items()))
+    for path, method, operation in _operations(document):
+        is_ours = path.startswith(f"{version.prefix}/")
+        repeats = method in {"post", "put"} and "security" in operation
+        if repeats:
+            operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
+        _describe_errors(operation, version.errors_of(path) if is_ours else FAILURE, repeats)
+        _describe_headers(operation, repeats)
+        _require_no_undocumented_scopes(operation)
+    _rename(document, "Body_log_in_", "LoginForm")
+    _rename(document, "Body_download_share_", "ShareForm")
+    schemas = components["schemas"]
+    used = _used_schemas(document)
+    components["schemas"] = {name: schemas[name] for name in sorted(schemas) if name in used}
     return document
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method in _METHODS:
+                yield path, method, operation
+
+
+def _without_patterns(paths: dict[str, Any]) -> dict[str, Any]:
+    """Paths as OpenAPI writes them: `{token}`, not `{token:path}`."""
+    return {re.sub(r"{(\w+):\w+}", r"{\1}", path): item for path, item in paths.items()}
 
 
 def _add(responses: dict[str, Any], *errors: type[OnApiError]) -> None:
@@ -94,21 +171,82 @@ def _add(responses: dict[str, Any], *errors: type[OnApiError]) -> None:
             responses[status] = {**there, "description": f"{there['description']} · {text}"}
 
 
-def _describe_errors(operation: dict[str, Any], form: ErrorFormat) -> None:
+def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool) -> None:
     """Give every error the version's body, and every operation the errors that all share."""
     responses = operation["responses"]
     responses.pop("422", None)
-    shared: list[type[OnApiError]] = [BadRequest]
-    if "security" in operation:
+    shared: list[type[OnApiError]] = [BadRequest, InternalError, ServiceUnavailable]
+    if operation.get("security"):
         shared += [Unauthorized, Forbidden]
     if "requestBody" in operation:
-        shared.append(UnsupportedMediaType)
+        shared += [PayloadTooLarge, UnsupportedMediaType]
+    if repeats:
+        _add(responses, Conflict, InProgress)
     for error in shared:
         responses.setdefault(
             str(error.status), {"description": f"`{error.reason}` {error.summary}"}
         )
     reference = REF.format(model=form.models[0].__name__)
     for status, response in responses.items():
-        if status[0] in "45":
+        if status[0] in "45" and "content" not in response:
             response["content"] = {form.media_type: {"schema": {"$ref": reference}}}
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _describe_headers(operation: dict[str, Any], repeats: bool) -> None:
+    """Name the headers that on-api gives to answers beside what each operation names itself."""
+    for status, response in operation["responses"].items():
+        names = ["X-Request-Id"]
+        if repeats and status.startswith("2"):
+            names.append("Idempotent-Replayed")
+        if status in _RETRIED:
+            names.append("Retry-After")
+        if status == "401":
+            names.append("WWW-Authenticate")
+        headers = response.setdefault("headers", {})
+        for name in names:
+            headers.setdefault(name, {"$ref": f"#/components/headers/{name}"})
+
+
+def _require_no_undocumented_scopes(operation: dict[str, Any]) -> None:
+    """Name scopes with the password login alone: only OAuth2 defines them. Who needs no key says
+    so."""
+    for need in operation.setdefault("security", []):
+        if "Key" in need:
+            need["Key"] = []
+
+
+def _rename(document: dict[str, Any], start: str, name: str) -> None:
+    """Give a schema that the framework has named after its function and path a name of ours."""
+    schemas = document["components"]["schemas"]
+    found = next((known for known in schemas if known.startswith(start)), None)
+    if found is None:
+        return
+    schemas[name] = schemas.pop(found) | {"title": name}
+    for node in _nodes(document):
+        if node.get("$ref") == REF.format(model=found):
+            node["$ref"] = REF.format(model=name)
+
+
+def _used_schemas(document: dict[str, Any]) -> set[str]:
+    """Schemas that an operation refers to, directly or through others."""
+    schemas = document["components"]["schemas"]
+    used: set[str] = set()
+    waiting = [document["paths"]]
+    while waiting:
+        for node in _nodes(waiting.pop()):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            if name in schemas and name not in used:
+                used.add(name)
+                waiting.append(schemas[name])
+    return used
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a document."""
+    if isinstance(tree, dict):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)

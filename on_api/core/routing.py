@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from anyio import CancelScope
 from fastapi import APIRouter, Request, Response, params
 from fastapi.dependencies.utils import get_dependant
-from fastapi.utils import generate_unique_id
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import BaseRoute, compile_path
@@ -110,11 +109,12 @@ class ApiRoute(HeadRoute):
         if self._embed_body_fields:
             # A form's model is named after its path.
             endpoint, options = self._made_of
-            return ApiRoute(path, endpoint, **options)
-        route = copy(self)
-        route.path = path
-        route.path_regex, route.path_format, route.param_convertors = compile_path(path)
-        route.unique_id = generate_unique_id(route)
+            route = ApiRoute(path, endpoint, **options)
+        else:
+            route = copy(self)
+            route.path = path
+            route.path_regex, route.path_format, route.param_convertors = compile_path(path)
+        route.unique_id = _operation_id(route)
         return route
 
     def rendered(self, result: object) -> bytes:
@@ -168,6 +168,16 @@ class ApiRoute(HeadRoute):
                 raise
 
         return handle_once
+
+
+def _operation_id(route: ApiRoute) -> str:
+    """The endpoint's name as clients in most languages write it: `uploadFiles`, the same in every
+    version."""
+    name = route.operation_id or route.name
+    if route.methods == {"HEAD"}:
+        name = f"head_{name.partition('_')[2]}"
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
 
 
 def add_flat(to: APIRouter, router: APIRouter) -> None:
@@ -287,60 +297,3 @@ def _again(answer: Answered) -> Response:
         },
         media_type="application/json" if answer.body else None,
     )
-
-
-UPLOAD_FORM: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {
-                    "visibility": {"type": "string", "enum": ["public", "private"]},
-                    # Without an example Swagger would fill in the word "string".
-                    "name": {
-                        "type": "string",
-                        "description": "Instead of the part's filename.",
-                        "example": "",
-                    },
-                    "meta": {"type": "string", "description": "A JSON object.", "example": ""},
-                    "recipients": {
-                        "type": "string",
-                        "description": "Of a private file: others who can open it, as `age1…`, by "
-                        "commas.",
-                        "example": "",
-                    },
-                    "owner_access": {
-                        "type": "string",
-                        "description": "`false`: encrypt to the `recipients` only.",
-                        "example": "",
-                    },
-                    "file": {
-                        "type": "array",
-                        "items": {"type": "string", "format": "binary"},
-                        "description": "One or several files.",
-                    },
-                },
-            }
-        }
-    },
-}
-"""The form of an upload, documented by hand: the endpoint reads the stream itself. The options come
-first, so that Swagger sends them before the file."""
-
-RAW_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
-"""The raw body of an upload."""
-
-CAR_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/vnd.ipld.car": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
-"""The raw body that is a CAR."""

@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from on_api.core.head_requests import HeadRoute
 from on_api.core.openapi import ApiVersion, openapi_document
 from on_api.core.services.diagnosis import SWAGGER_FOLDER
+from on_api.public.gateway_document import GATEWAY_PATHS
 
 STATIC_URL = "/docs/static"
 
@@ -40,7 +41,7 @@ def _add_version(app: FastAPI, router: APIRouter, version: ApiVersion, release: 
     async def document() -> JSONResponse:
         # Made at the first call and kept: the routes don't change.
         if not documents:
-            documents.append(JSONResponse(openapi_document(app, version, release)))
+            documents.append(JSONResponse(openapi_document(app, version, release, GATEWAY_PATHS)))
         return documents[0]
 
     router.add_api_route(f"{version.prefix}/openapi.json", document, methods=["GET"])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from on_api.core.dependencies import ServicesDep
 from on_api.core.metrics import CONTENT_TYPE
@@ -20,7 +21,7 @@ async def get_health() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Not all are well."}})
 async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     """Each thing that the service needs, within two seconds whatever hangs; 503 unless all that are
     needed are well. A full node (`room`) and news of other processes that isn't heard (`news`) are
@@ -31,7 +32,7 @@ async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
     return Readiness(ready=ready, checks=[Check.model_validate(check) for check in checks])
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(services: ServicesDep, request: Request) -> Response:
     """For Prometheus. Holds no names and no content; a proxy should keep it inside all the same."""
     text = services.metrics.exposition()

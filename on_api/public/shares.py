@@ -13,18 +13,29 @@ from types import MappingProxyType
 from typing import Annotated
 
 from anyio import CancelScope
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Form, Path, Query, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from on_api.core.binary_bodies import binary_answer
 from on_api.core.blocks import Bytes
 from on_api.core.dependencies import ClientDep, ServicesDep
 from on_api.core.error_handlers import FAILURE, ErrorFormat, render_failure
-from on_api.core.errors import OnApiError, SharePasswordRequired
+from on_api.core.errors import (
+    NodeError,
+    NodeTimeout,
+    NodeUnavailable,
+    NotFound,
+    OnApiError,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    SharePasswordRequired,
+    TooManyRequests,
+)
 from on_api.core.models.file import FOR_PASSPHRASE
 from on_api.core.responses import file_response
-from on_api.core.routing import ApiRoute
+from on_api.core.routing import ApiRoute, documented
 from on_api.core.services.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.metering import Charge, Kind
@@ -50,17 +61,44 @@ _PATH = "/{token:path}"
 
 router = APIRouter(prefix=PREFIX, tags=["shares"], route_class=ApiRoute)
 
-Secret = Annotated[str | None, Form(max_length=PASSWORD_LENGTH)]
+Secret = Annotated[
+    str | None, Form(max_length=PASSWORD_LENGTH, description="Where the link asks for it.")
+]
+Token = Annotated[
+    str, Path(description="What follows `/s/` in the link.", examples=["a1B2c3d4E5f6g7H8i9J0k1L2"])
+]
+
+_ANSWERS = {
+    200: binary_answer(
+        "The file's bytes, by its own media type; or a page, for a person.",
+        "application/octet-stream",
+        "text/html",
+    ),
+    206: binary_answer("The part asked for by `Range`."),
+    304: {"description": "You have it already (`If-None-Match`)."},
+    **documented(
+        SharePasswordRequired,
+        NotFound,
+        PreconditionFailed,
+        RangeNotSatisfiable,
+        TooManyRequests,
+        NodeError,
+        NodeUnavailable,
+        NodeTimeout,
+    ),
+}
 
 
-@router.head(_PATH)
-@router.get(_PATH)
+@router.head(_PATH, response_class=Response, responses=_ANSWERS)
+@router.get(_PATH, response_class=Response, responses=_ANSWERS)
 async def open_share(
-    token: str,
+    token: Token,
     request: Request,
     services: ServicesDep,
     client: ClientDep,
-    download: Annotated[bool, Query()] = False,
+    download: Annotated[
+        bool, Query(description="The bytes for a browser too, which is shown a page else.")
+    ] = False,
     exposed: Annotated[str | None, Query(alias="password", include_in_schema=False)] = None,
 ) -> Response:
     """The file, or the page for a person."""
@@ -85,9 +123,9 @@ async def open_share(
     )
 
 
-@router.post(_PATH)
+@router.post(_PATH, response_class=Response, responses=_ANSWERS)
 async def download_share(
-    token: str,
+    token: Token,
     request: Request,
     services: ServicesDep,
     client: ClientDep,

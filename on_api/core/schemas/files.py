@@ -6,6 +6,7 @@ import uuid
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
+from typing_extensions import TypeAliasType
 
 from on_api.core.crypto.age import BadKey, X25519Recipient
 from on_api.core.models import File as FileRow
@@ -15,7 +16,8 @@ from on_api.core.schemas.common import Absent, Answer, Meta, Moment, Request, Te
 from on_api.core.services.files import FileFacts
 from on_api.core.services.visibility import NOTICES, has_failed
 
-Visibility = Literal["public", "private"]
+Visibility = TypeAliasType("Visibility", Literal["public", "private"])
+"""Named in the documents, so that generated clients have one type for it."""
 FileName = Annotated[
     Text,
     Field(min_length=1, max_length=255, description="1 to 255 characters.", examples=["地図.pdf"]),
@@ -37,7 +39,7 @@ Recipients = Annotated[
 """X25519 recipients of age's format."""
 
 
-class File(Answer):
+class StoredFile(Answer):
     """A file."""
 
     id: uuid.UUID = Field(description="Never changes.")
@@ -83,24 +85,24 @@ class File(Answer):
         )
 
 
-class FileItems(Answer):
+class StoredFiles(Answer):
     """Several files from one upload, in the order they were sent."""
 
-    items: list[File] = Field(description="Each file.")
+    items: list[StoredFile] = Field(description="Each file.")
 
 
 class FileList(Answer):
     """A page of files, newest first."""
 
     count: int = Field(description="How many match, `before` and `after` included.")
-    items: list[File] = Field(description="The newest of them.")
+    items: list[StoredFile] = Field(description="The newest of them.")
 
 
 class FileUpdate(Request):
     """What may be changed; what is not named stays."""
 
-    name: FileName = Field("")
-    meta: Meta = Field({})
+    name: FileName = left_out("A new name, 1 to 255 characters.")
+    meta: Meta = left_out("A new JSON object; it replaces the old one as a whole.")
     visibility: Visibility = left_out(
         "Another one is a job: the file is stored anew, encrypted or plain."
     )
@@ -133,7 +135,7 @@ class FileVisibility(Answer):
         )
 
 
-class FileChanging(File):
+class FileChanging(StoredFile):
     """A file whose visibility is being changed."""
 
     change: FileVisibility = Field(description="See `GET …/visibility`; it goes on meanwhile.")
@@ -141,7 +143,7 @@ class FileChanging(File):
     @classmethod
     def with_change(cls, row: FileRow, gateway: str, change: VisibilityChange) -> Self:
         """Show a file as it is, and what it is being changed to."""
-        shown = File.of(row, gateway).model_dump()
+        shown = StoredFile.of(row, gateway).model_dump()
         return cls(**shown, change=FileVisibility.of(row, change))
 
 

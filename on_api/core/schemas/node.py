@@ -28,7 +28,7 @@ class Exchanged(Answer):
     received: int = Field(description="From other nodes.")
 
 
-class Node(Answer):
+class NodeInfo(Answer):
     """The IPFS node behind on-api."""
 
     id: str = Field(description="The node's libp2p peer id.")

@@ -7,47 +7,24 @@ instead of the internet, and sends requests one after the other instead of one a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.binary import cache_folder, inherited_environment
+from on_api.core.ipfs.binary import inherited_environment
 from on_api.tests.conftest import Account, Server
 from on_api.tests.contract.test_pinning_spec import SPECIFICATION
 from on_api.tests.deadline import until
+from on_api.tests.installed import npm_packages
 from on_api.tests.programs import needs
 
 PACKAGE, VERSION = "@ipfs-shipyard/pinning-service-compliance", "1.8.1"
 CHECKS = 9
 
 pytestmark = [pytest.mark.clients, needs("node", "npm", packages="nodejs npm")]
-
-
-def installed() -> Path:
-    """The suite's `node_modules`, installed once for all checkouts and processes."""
-    folder = cache_folder().parent.parent / "pinning-service-compliance"
-    folder.mkdir(parents=True, exist_ok=True)
-    ready = folder / VERSION
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ready.exists():
-            draft = Path(tempfile.mkdtemp(dir=folder))
-            try:
-                options = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(draft))
-                run = ["npm", "install", *options, f"{PACKAGE}@{VERSION}"]
-                done = subprocess.run(
-                    run, env=inherited_environment(), capture_output=True, text=True, check=False
-                )
-                assert done.returncode == 0, done.stderr
-                draft.rename(ready)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-    return ready / "node_modules"
 
 
 def change(file: Path, before: str, after: str) -> None:
@@ -60,7 +37,7 @@ def change(file: Path, before: str, after: str) -> None:
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     """A copy of the suite: its folder, where it writes its report too."""
-    modules = installed()
+    modules = npm_packages("pinning-service-compliance", f"{PACKAGE}@{VERSION}")
     copy = tmp_path / "suite"
     shutil.copytree(modules / PACKAGE, copy)
     (copy / "node_modules").symlink_to(modules)

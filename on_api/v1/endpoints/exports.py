@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from on_api.core.binary_bodies import binary_answer
 from on_api.core.dependencies import ClientDep, ExportRead, ServicesDep, act_as
 from on_api.core.errors import (
     EgressBudgetExceeded,
@@ -27,10 +28,9 @@ from on_api.core.services.metering import Charge, Kind
 router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
 
 _EXPORT: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The export, as long as it is.",
-        "content": {"application/vnd.ipld.car": {}, "text/csv": {}, "application/json": {}},
-    }
+    200: binary_answer(
+        "The export, as long as it is.", "application/vnd.ipld.car", "text/csv", "application/json"
+    )
 }
 _ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)
 _NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -10,9 +9,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from on_api.core.binary_bodies import RAW_BODY, UPLOAD_FORM, binary_answer
 from on_api.core.dependencies import (
     AttemptDep,
     ClientDep,
+    FileId,
     FileQuery,
     FilesRead,
     FilesWrite,
@@ -46,14 +47,14 @@ from on_api.core.multipart import MultipartReader
 from on_api.core.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
 from on_api.core.request_bodies import body_of
 from on_api.core.responses import file_response, redirect_to_fallback
-from on_api.core.routing import RAW_BODY, UPLOAD_FORM, ApiRoute, documented
+from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.files import (
-    File,
     FileChanging,
-    FileItems,
     FileList,
     FileUpdate,
     FileVisibility,
+    StoredFile,
+    StoredFiles,
 )
 from on_api.core.services.access import Principal
 from on_api.core.services.audit import Actor
@@ -108,8 +109,12 @@ _CONTENT_ERRORS = documented(
     SecretUnavailable,
 )
 _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file's bytes.", "content": {"*/*": {}}},
-    206: {"description": "The part asked for by `Range`.", "content": {"*/*": {}}},
+    200: binary_answer("The file's bytes, by its own media type."),
+    206: binary_answer("The part asked for by `Range`."),
+    302: {
+        "description": "The budget is used up, and the operator sends downloads elsewhere then.",
+        "headers": {"Location": {"description": "Where.", "schema": {"type": "string"}}},
+    },
     304: {"description": "You have it already (`If-None-Match`)."},
 }
 
@@ -126,7 +131,7 @@ async def upload_files(
     attempt: AttemptDep,
     options: UploadQuery,
     services: ServicesDep,
-) -> File | FileItems:
+) -> StoredFile | StoredFiles:
     """Upload one or many files as `multipart/form-data`, in parts named `file`.
 
     The bytes stream to the IPFS node as they come. One part answers the file, several `{"items":
@@ -172,7 +177,7 @@ async def upload_file(
     attempt: AttemptDep,
     options: UploadQuery,
     services: ServicesDep,
-) -> File:
+) -> StoredFile:
     """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`.
 
     The bytes are stored as they come: a form or a Content-Encoding is refused. A digest that is
@@ -188,7 +193,7 @@ async def upload_file(
         max_size = services.settings.files.max_size
         announced = announced_by_body(request.headers, max_size, file.audience)
         stored = await _store(services, principal, only_this(), announced, attempt)
-    return stored if isinstance(stored, File) else stored.items[0]
+    return stored if isinstance(stored, StoredFile) else stored.items[0]
 
 
 @v1_only.get("")
@@ -201,7 +206,7 @@ def list_my_files(
 ) -> FileList:
     """Your files, newest first. Repeat with `before` = the last one's `created_at` to see more."""
     count, rows = files_of(session, principal.user_id, wanted).by_time(session, page)
-    items = [File.of(row, services.settings.base_url) for row in rows]
+    items = [StoredFile.of(row, services.settings.base_url) for row in rows]
     return FileList(count=count, items=items)
 
 
@@ -216,7 +221,7 @@ async def _recall_one_file(request: PlainRequest, file_id: str) -> JsonAnswer | 
         gateway = request.services.settings.base_url
 
         def render(facts: FileFacts) -> bytes:
-            return File.of(facts, gateway).model_dump_json().encode()
+            return StoredFile.of(facts, gateway).model_dump_json().encode()
 
         body = await run_in_threadpool(answers.look_up, user_id, wanted, render)
     return JsonAnswer(200, body)
@@ -225,15 +230,15 @@ async def _recall_one_file(request: PlainRequest, file_id: str) -> JsonAnswer | 
 @router.get("/{file_id}", responses=documented(NotFound))
 @served_plainly(_recall_one_file)
 def get_one_file(
-    file_id: uuid.UUID, principal: FilesRead, session: SessionDep, services: ServicesDep
-) -> File:
+    file_id: FileId, principal: FilesRead, session: SessionDep, services: ServicesDep
+) -> StoredFile:
     """One of your files."""
     row = get_file(session, principal.user_id, file_id)
-    return File.of(row, services.settings.base_url)
+    return StoredFile.of(row, services.settings.base_url)
 
 
 @router.get("/{file_id}/visibility", responses=documented(NotFound))
-def get_visibility(file_id: uuid.UUID, principal: FilesRead, session: SessionDep) -> FileVisibility:
+def get_visibility(file_id: FileId, principal: FilesRead, session: SessionDep) -> FileVisibility:
     """Who can read one of your files, and how far a change of that has got."""
     row = get_file(session, principal.user_id, file_id)
     return FileVisibility.of(row, find_change(session, file_id))
@@ -250,13 +255,13 @@ def get_visibility(file_id: uuid.UUID, principal: FilesRead, session: SessionDep
     },
 )
 def change_one_file(
-    file_id: uuid.UUID,
+    file_id: FileId,
     body: FileUpdate,
     response: Response,
     principal: FilesWrite,
     session: SessionDep,
     services: ServicesDep,
-) -> FileChanging | File:
+) -> FileChanging | StoredFile:
     """Change a file's name or meta at once (meta is replaced as a whole), its visibility as a job.
 
     The file keeps its id and its shares; its CID changes when the job is done, which needs room in
@@ -274,13 +279,13 @@ def change_one_file(
     row = get_file(session, principal.user_id, file_id)
     gateway = services.settings.base_url
     if change is None:
-        return File.of(row, gateway)
+        return StoredFile.of(row, gateway)
     response.status_code = 202
     return FileChanging.with_change(row, gateway, change)
 
 
 @router.delete("/{file_id}", status_code=204, responses=documented(NotFound))
-def delete_one_file(file_id: uuid.UUID, principal: FilesWrite, session: SessionDep) -> None:
+def delete_one_file(file_id: FileId, principal: FilesWrite, session: SessionDep) -> None:
     """Delete a file. Others who hold the same content keep it."""
     delete_file(session, principal.user_id, file_id)
 
@@ -298,11 +303,15 @@ async def _get_content_plainly(request: PlainRequest, file_id: str) -> Response 
     return await get_content(wanted, whole, request.principal, services, nobody, None, download)
 
 
-@router.head("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
-@router.get("/{file_id}/content", responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS})
+@router.head(
+    "/{file_id}/content", response_class=Response, responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS}
+)
+@router.get(
+    "/{file_id}/content", response_class=Response, responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS}
+)
 @served_plainly(_get_content_plainly, query=("download",))
 async def get_content(
-    file_id: uuid.UUID,
+    file_id: FileId,
     request: Request,
     principal: FilesRead,
     services: ServicesDep,
@@ -354,12 +363,12 @@ async def _store(
     files: AsyncIterator[IncomingFile],
     announced: Announced,
     attempt: Claim | Answered | None,
-) -> File | FileItems:
+) -> StoredFile | StoredFiles:
     """Store an upload, once per Idempotency-Key where one was sent."""
 
-    def show(rows: Sequence[FileFacts]) -> File | FileItems:
-        items = [File.of(row, services.settings.base_url) for row in rows]
-        return items[0] if len(items) == 1 else FileItems(items=items)
+    def show(rows: Sequence[FileFacts]) -> StoredFile | StoredFiles:
+        items = [StoredFile.of(row, services.settings.base_url) for row in rows]
+        return items[0] if len(items) == 1 else StoredFiles(items=items)
 
     if attempt is None:
         return show(await services.uploads.store(principal, files, announced))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from on_api.core.binary_bodies import CAR_BODY, binary_answer
 from on_api.core.dependencies import (
     AttemptDep,
+    ImportId,
     ImportStatusQuery,
     ImportsWrite,
     PageQuery,
@@ -34,7 +35,7 @@ from on_api.core.errors import (
 from on_api.core.models import Import as ImportRow
 from on_api.core.providers.base import CAR
 from on_api.core.request_bodies import checked_stream
-from on_api.core.routing import CAR_BODY, ApiRoute, documented
+from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.imports import (
     Import,
@@ -58,10 +59,7 @@ router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 
 _REPORT: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The report, as long as it is.",
-        "content": {"application/json": {}, "text/csv": {}},
-    }
+    200: binary_answer("The report, as long as it is.", "application/json", "text/csv")
 }
 
 
@@ -97,7 +95,7 @@ def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuer
 
 
 @router.get("/{import_id}", responses=documented(NotFound))
-def get_one_import(import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep) -> Import:
+def get_one_import(import_id: ImportId, principal: ImportsWrite, session: SessionDep) -> Import:
     """One of your imports, and how far it is."""
     row = find_import(session, principal.user_id, import_id)
     return Import.of(row, standing_of(session, row))
@@ -105,7 +103,7 @@ def get_one_import(import_id: uuid.UUID, principal: ImportsWrite, session: Sessi
 
 @v1_only.get("/{import_id}/items", responses=documented(NotFound))
 def list_items_of_import(
-    import_id: uuid.UUID,
+    import_id: ImportId,
     principal: ImportsWrite,
     session: SessionDep,
     page: PageQuery,
@@ -123,7 +121,7 @@ def list_items_of_import(
     responses={**_REPORT, **documented(NotFound)},
 )
 def get_report_of_import(
-    import_id: uuid.UUID,
+    import_id: ImportId,
     principal: ImportsWrite,
     session: SessionDep,
     services: ServicesDep,
@@ -145,7 +143,7 @@ def get_report_of_import(
 
 @router.post("/{import_id}/start", status_code=202, responses=documented(NotFound, Conflict))
 def start_import(
-    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+    import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
     """Begin, go on after a pause, or try again what an ended import could not move."""
     row = services.imports.start(session, principal.user_id, import_id)
@@ -154,7 +152,7 @@ def start_import(
 
 @router.post("/{import_id}/pause", status_code=202, responses=documented(NotFound, Conflict))
 def pause_import(
-    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+    import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
     """Stop for now. Items under way begin anew when it goes on."""
     row = services.imports.pause(session, principal.user_id, import_id)
@@ -163,7 +161,7 @@ def pause_import(
 
 @router.post("/{import_id}/cancel", status_code=202, responses=documented(NotFound))
 def cancel_import(
-    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+    import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
     """End it. What was moved stays."""
     row = services.imports.cancel(session, principal.user_id, import_id)
@@ -189,7 +187,7 @@ def cancel_import(
 )
 async def send_car(
     request: Request,
-    import_id: uuid.UUID,
+    import_id: ImportId,
     principal: ImportsWrite,
     attempt: AttemptDep,
     services: ServicesDep,
@@ -223,7 +221,7 @@ async def send_car(
 
 @router.delete("/{import_id}", status_code=204, responses=documented(NotFound, Conflict))
 def delete_import(
-    import_id: uuid.UUID, principal: ImportsWrite, session: SessionDep, services: ServicesDep
+    import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> None:
     """Forget an import and its report. What was moved stays."""
     services.imports.delete(session, principal.user_id, import_id)

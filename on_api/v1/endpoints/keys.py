@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
-
 from fastapi import APIRouter, Response
 
 from on_api.core.dependencies import (
     ClientDep,
+    KeyId,
     KeysWrite,
     PageQuery,
     ServicesDep,
@@ -54,14 +53,14 @@ def list_my_keys(principal: KeysWrite, session: SessionDep, page: PageQuery) -> 
 
 
 @router.get("/{key_id}", responses=documented(NotFound))
-def get_one_key(key_id: uuid.UUID, principal: KeysWrite, session: SessionDep) -> Key:
+def get_one_key(key_id: KeyId, principal: KeysWrite, session: SessionDep) -> Key:
     """One of your keys."""
     return Key.model_validate(get_key(session, principal.user_id, key_id))
 
 
 @router.delete("/{key_id}", status_code=204, responses=documented(NotFound))
 def revoke_key(
-    key_id: uuid.UUID,
+    key_id: KeyId,
     principal: KeysWrite,
     session: SessionDep,
     services: ServicesDep,

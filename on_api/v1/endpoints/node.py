@@ -10,14 +10,14 @@ from fastapi.concurrency import run_in_threadpool
 from on_api.core.dependencies import Admin, ServicesDep
 from on_api.core.errors import NodeTimeout, NodeUnavailable
 from on_api.core.routing import ApiRoute, documented
-from on_api.core.schemas.node import Maintenance, Node
+from on_api.core.schemas.node import Maintenance, NodeInfo
 from on_api.core.services.node import MaintenanceReport, describe_node, maintenance_report
 
 router = APIRouter(prefix="/node", tags=["node"], route_class=ApiRoute)
 
 
 @router.get("", responses=documented(NodeUnavailable, NodeTimeout))
-async def get_node(_principal: Admin, services: ServicesDep) -> Node:
+async def get_node(_principal: Admin, services: ServicesDep) -> NodeInfo:
     """The node's identity, version, peers and store, and what was done to it last."""
 
     def look_up() -> MaintenanceReport:
@@ -26,7 +26,7 @@ async def get_node(_principal: Admin, services: ServicesDep) -> Node:
 
     report = await run_in_threadpool(look_up)
     described = await describe_node(services.node)
-    return Node(
+    return NodeInfo(
         **asdict(described),
         pins=await services.watch.pinned(),
         last_gc=Maintenance.model_validate(report.gc),

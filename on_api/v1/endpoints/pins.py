@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import TypeAdapter, ValidationError
 
 from on_api.core.dependencies import (
@@ -165,6 +165,14 @@ async def _delegates(services: ServicesDep) -> Sequence[str]:
     return await services.watch.delegates()
 
 
+RequestId = Annotated[
+    str,
+    Path(
+        description="Globally unique identifier of the pin request",
+        examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
+    ),
+]
+
 DelegatesDep = Annotated[Sequence[str], Depends(_delegates)]
 """Where clients find the node."""
 
@@ -235,7 +243,7 @@ async def add_pin(
     response_model_exclude_none=True,
 )
 def get_pin_by_request_id(
-    requestid: str, principal: PinsRead, session: SessionDep, delegates: DelegatesDep
+    requestid: RequestId, principal: PinsRead, session: SessionDep, delegates: DelegatesDep
 ) -> PinStatus:
     """Get a pin object and its status"""
     row = get_pin(session, principal.user_id, _request_id(requestid))
@@ -251,7 +259,7 @@ def get_pin_by_request_id(
     response_model_exclude_none=True,
 )
 def replace_pin_by_request_id(
-    requestid: str,
+    requestid: RequestId,
     body: Pin,
     principal: PinsWrite,
     session: SessionDep,
@@ -275,7 +283,7 @@ def replace_pin_by_request_id(
     responses=_ERRORS,
 )
 def delete_pin_by_request_id(
-    requestid: str, principal: PinsWrite, session: SessionDep, services: ServicesDep
+    requestid: RequestId, principal: PinsWrite, session: SessionDep, services: ServicesDep
 ) -> Response:
     """Remove a pin object"""
     services.pins.remove(session, principal.user_id, _request_id(requestid))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -14,6 +13,7 @@ from on_api.core.dependencies import (
     ServicesDep,
     SessionDep,
     SharedFileQuery,
+    ShareId,
     SharesWrite,
     act_as,
 )
@@ -70,14 +70,14 @@ def list_my_shares(
 
 
 @router.get("/{share_id}", responses=documented(NotFound))
-def get_one_share(share_id: uuid.UUID, principal: SharesWrite, session: SessionDep) -> Share:
+def get_one_share(share_id: ShareId, principal: SharesWrite, session: SessionDep) -> Share:
     """One of your links."""
     return Share.of(get_share(session, principal.user_id, share_id))
 
 
 @router.delete("/{share_id}", status_code=204, responses=documented(NotFound))
 def revoke_share(
-    share_id: uuid.UUID,
+    share_id: ShareId,
     principal: SharesWrite,
     session: SessionDep,
     services: ServicesDep,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -15,11 +14,12 @@ from on_api.core.dependencies import (
     PageQuery,
     ServicesDep,
     SessionDep,
+    UserId,
     act_as,
 )
 from on_api.core.errors import Conflict, NotFound, TooManyRequests
 from on_api.core.routing import ApiRoute, documented
-from on_api.core.schemas.files import File, FileList
+from on_api.core.schemas.files import FileList, StoredFile
 from on_api.core.schemas.users import (
     MeUpdate,
     PasswordChange,
@@ -122,13 +122,13 @@ def list_all_users(_principal: Admin, session: SessionDep, page: PageQuery) -> U
 
 
 @router.get("/{user_id}", responses=documented(NotFound))
-def get_one_user(user_id: uuid.UUID, _principal: Admin, session: SessionDep) -> User:
+def get_one_user(user_id: UserId, _principal: Admin, session: SessionDep) -> User:
     """One account."""
     return User.model_validate(get_user(session, user_id))
 
 
 @router.get("/{user_id}/usage", responses=documented(NotFound))
-def get_usage_of_user(user_id: uuid.UUID, _principal: Admin, session: SessionDep) -> Usage:
+def get_usage_of_user(user_id: UserId, _principal: Admin, session: SessionDep) -> Usage:
     """What a user stores and what went out for them this month."""
     return Usage.model_validate(usage_of(session, get_user(session, user_id)))
 
@@ -144,7 +144,7 @@ async def _hash_given(
 
 @router.patch("/{user_id}", responses=documented(NotFound, Conflict))
 def change_user(
-    user_id: uuid.UUID,
+    user_id: UserId,
     body: UserUpdate,
     password_hash: Annotated[str | None, Depends(_hash_given)],
     principal: Admin,
@@ -162,7 +162,7 @@ def change_user(
 
 @router.delete("/{user_id}", status_code=202, responses=documented(NotFound, Conflict))
 def delete_user(
-    user_id: uuid.UUID,
+    user_id: UserId,
     principal: Admin,
     session: SessionDep,
     services: ServicesDep,
@@ -175,7 +175,7 @@ def delete_user(
 
 @v1_only.get("/{user_id}/files", responses=documented(NotFound))
 def list_files_of_user(
-    user_id: uuid.UUID,
+    user_id: UserId,
     _principal: Admin,
     session: SessionDep,
     services: ServicesDep,
@@ -184,5 +184,5 @@ def list_files_of_user(
     """Any user's files, newest first."""
     get_user(session, user_id)
     count, rows = files_of(session, user_id, FileFilter()).by_time(session, page)
-    items = [File.of(row, services.settings.base_url) for row in rows]
+    items = [StoredFile.of(row, services.settings.base_url) for row in rows]
     return FileList(count=count, items=items)

@@ -8,7 +8,7 @@ from pydantic import Field
 from on_api.core.dependencies import CursorQuery, FileQuery, FilesRead, ServicesDep, SessionDep
 from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
-from on_api.core.schemas.files import File
+from on_api.core.schemas.files import StoredFile
 from on_api.core.services.files import files_of
 from on_api.v1.endpoints.files import router as unchanged
 
@@ -19,7 +19,7 @@ own = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 class FilePage(Answer):
     """A page of files, newest first."""
 
-    items: list[File] = Field(description="The files of this page.")
+    items: list[StoredFile] = Field(description="The files of this page.")
     next_cursor: NextCursor
 
 
@@ -34,7 +34,7 @@ def list_my_files(
     """Your files, newest first."""
     listing = files_of(session, principal.user_id, wanted)
     rows, behind = listing.by_cursor(session, cursors.page)
-    items = [File.of(row, services.settings.base_url) for row in rows]
+    items = [StoredFile.of(row, services.settings.base_url) for row in rows]
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
-
 from fastapi import APIRouter
 from pydantic import Field
 
-from on_api.core.dependencies import CursorQuery, ImportStatusQuery, ImportsWrite, SessionDep
+from on_api.core.dependencies import (
+    CursorQuery,
+    ImportId,
+    ImportStatusQuery,
+    ImportsWrite,
+    SessionDep,
+)
 from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
@@ -46,7 +50,7 @@ def list_my_imports(
 
 @own.get("/{import_id}/items", responses=documented(NotFound))
 def list_items_of_import(
-    import_id: uuid.UUID,
+    import_id: ImportId,
     principal: ImportsWrite,
     session: SessionDep,
     cursors: CursorQuery,

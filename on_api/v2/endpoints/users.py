@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
-
 from fastapi import APIRouter
 from pydantic import Field
 
-from on_api.core.dependencies import Admin, CursorQuery, ServicesDep, SessionDep
+from on_api.core.dependencies import Admin, CursorQuery, ServicesDep, SessionDep, UserId
 from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
-from on_api.core.schemas.files import File
+from on_api.core.schemas.files import StoredFile
 from on_api.core.schemas.users import User
 from on_api.core.services.files import FileFilter, files_of
 from on_api.core.services.users import all_users, get_user
@@ -39,7 +37,7 @@ def list_all_users(_principal: Admin, session: SessionDep, cursors: CursorQuery)
 
 @own.get("/{user_id}/files", responses=documented(NotFound))
 def list_files_of_user(
-    user_id: uuid.UUID,
+    user_id: UserId,
     _principal: Admin,
     session: SessionDep,
     services: ServicesDep,
@@ -48,7 +46,7 @@ def list_files_of_user(
     """Any user's files, newest first."""
     get_user(session, user_id)
     rows, behind = files_of(session, user_id, FileFilter()).by_cursor(session, cursors.page)
-    items = [File.of(row, services.settings.base_url) for row in rows]
+    items = [StoredFile.of(row, services.settings.base_url) for row in rows]
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 

@@ -1,0 +1,91 @@
+"""How the documents describe bodies that the endpoints read and write as streams, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _header(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}, "example": example}
+
+
+CONTENT_HEADERS = {
+    "Accept-Ranges": _header("Parts can be asked for.", "bytes"),
+    "Content-Disposition": _header("The file's name.", 'inline; filename="a.txt"'),
+    "Content-Length": _header("Bytes of this answer.", "11"),
+    "Content-Range": _header("Of 206: which part this is.", "bytes 0-10/11"),
+    "ETag": _header("Changes with the bytes.", '"bafkreifzjut3te2nhyekklss27nh3k72ysco7y32"'),
+}
+
+
+def binary_answer(description: str, *media_types: str) -> dict[str, Any]:
+    """A response of bytes with the headers of a file; without media types of the file's own."""
+    return {
+        "description": description,
+        "headers": CONTENT_HEADERS,
+        "content": dict.fromkeys(media_types or ("application/octet-stream",), _BINARY),
+    }
+
+
+UPLOAD_FORM: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                # `file` is not `required`: generated clients send required fields first, and all
+                # options but `name` and `meta` must come before the file.
+                "description": "At least one `file`. Every option may also be a query parameter, "
+                "for clients that send the file first: all but `name` and `meta` must come before "
+                "it.",
+                "properties": {
+                    "visibility": {"$ref": "#/components/schemas/Visibility"},
+                    # Without an example Swagger would fill in the word "string".
+                    "name": {
+                        "type": "string",
+                        "description": "Instead of the part's filename.",
+                        "example": "",
+                    },
+                    "meta": {"type": "string", "description": "A JSON object.", "example": ""},
+                    "recipients": {
+                        "type": "string",
+                        "description": "Of a private file: others who can open it, as `age1…`, by "
+                        "commas.",
+                        "example": "",
+                    },
+                    "owner_access": {
+                        "type": "string",
+                        "description": "`false`: encrypt to the `recipients` only.",
+                        "example": "",
+                    },
+                    "file": {
+                        "type": "array",
+                        "items": {"type": "string", "format": "binary"},
+                        "description": "One or several files.",
+                    },
+                },
+            }
+        }
+    },
+}
+"""The form of an upload, documented by hand: the endpoint reads the stream itself. The options come
+first, so that Swagger sends them before the file."""
+
+RAW_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/octet-stream": _BINARY,
+    },
+}
+"""The raw body of an upload."""
+
+CAR_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/vnd.ipld.car": _BINARY,
+        "application/octet-stream": _BINARY,  # which generators of clients know
+    },
+}
+"""The raw body that is a CAR."""
