@@ -21,6 +21,43 @@ _WITH_EMPTY_PARAMETERS = re.compile(
 )
 # Python's own table only: what the machine has in /etc must not change the answer.
 _BY_NAME = mimetypes.MimeTypes(filenames=())
+_ALSO = {
+    "application/epub+zip": ".epub",
+    "application/geo+json": ".geojson",
+    "application/gpx+xml": ".gpx",
+    "application/jsonl": ".jsonl .ndjson",
+    "application/manifest+json": ".webmanifest",
+    "application/toml": ".toml",
+    "application/vnd.apache.parquet": ".parquet",
+    "application/vnd.ipld.car": ".car",
+    "application/vnd.oasis.opendocument.presentation": ".odp",
+    "application/vnd.oasis.opendocument.spreadsheet": ".ods",
+    "application/vnd.oasis.opendocument.text": ".odt",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": ".pptx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": ".xlsx",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": ".docx",
+    "application/vnd.rar": ".rar",
+    "application/x-7z-compressed": ".7z",
+    "application/yaml": ".yaml .yml",
+    "audio/flac": ".flac",
+    "audio/mp4": ".m4a",
+    "audio/ogg": ".oga .ogg",
+    "font/otf": ".otf",
+    "font/ttf": ".ttf",
+    "font/woff": ".woff",
+    "font/woff2": ".woff2",
+    "image/jxl": ".jxl",
+    "model/gltf+json": ".gltf",
+    "model/gltf-binary": ".glb",
+    "text/javascript": ".js .mjs",
+    "text/markdown": ".md .markdown",
+    "video/matroska": ".mkv",
+    "video/ogg": ".ogv",
+}
+"""Of IANA's types those that Python's table lacks in some version, or has otherwise in another."""
+for _media_type, _endings in _ALSO.items():
+    for _ending in _endings.split():
+        _BY_NAME.add_type(_media_type, _ending)
 
 
 def is_well_formed(media_type: str) -> bool:

@@ -43,6 +43,8 @@ def test_the_quick_look_overlooks_nothing(data: bytes) -> None:
 def test_what_is_found_out() -> None:
     """By name, by marks at the beginning and at the end, else text or not."""
     assert sniff("a.json", b"x") == "application/json"
+    assert sniff("README.md", b"# Words\n") == "text/markdown"
+    assert sniff("FILM.MKV", b"x") == "video/matroska"
     assert sniff("a", b"\x89PNG\r\n\x1a\n" + bytes(20)) == "image/png"
     assert sniff("a", b"plain words\n") == TEXT
     assert sniff("a", bytes([200, 1, 2, 3] * 20)) == BINARY
