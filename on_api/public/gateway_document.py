@@ -6,46 +6,38 @@ from typing import Any
 
 from on_api.core.binary_bodies import binary_answer
 
-_CID = {
-    "name": "cid",
-    "in": "path",
-    "required": True,
-    "description": "The root: a CID of version 0 or 1, in any base.",
-    "schema": {"type": "string"},
-    "example": "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e",
-}
-_PATH = {
-    "name": "path",
-    "in": "path",
-    "required": True,
-    "description": "The way below the root.",
-    "schema": {"type": "string"},
-    "example": "photos/a.jpg",
-}
-_FORMAT = {
-    "name": "format",
-    "in": "query",
-    "required": False,
-    "description": "`raw`: the block itself; `car`: a CAR; as the trustless gateway says.",
-    "schema": {"type": "string", "enum": ["raw", "car", "tar", "dag-json", "dag-cbor"]},
-    "example": "raw",
-}
-_FILENAME = {
-    "name": "filename",
-    "in": "query",
-    "required": False,
-    "description": "The name under which a browser saves it.",
-    "schema": {"type": "string"},
-    "example": "a.jpg",
-}
-_DOWNLOAD = {
-    "name": "download",
-    "in": "query",
-    "required": False,
-    "description": "`true`: ask the browser to save it.",
-    "schema": {"type": "string"},
-    "example": "true",
-}
+
+def _parameter(
+    place: str, name: str, description: str, example: str, **schema: Any
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "description": description,
+        "schema": {"type": "string", **schema},
+        "example": example,
+    }
+
+
+_CID = _parameter(
+    "path",
+    "cid",
+    "The root: a CID of version 0 or 1, in any base.",
+    "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e",
+)
+_PATH = _parameter("path", "path", "The way below the root.", "photos/a.jpg")
+_OPTIONS = (
+    _parameter(
+        "query",
+        "format",
+        "`raw`: the block itself; `car`: a CAR; as the trustless gateway says.",
+        "raw",
+        enum=["raw", "car", "tar", "dag-json", "dag-cbor"],
+    ),
+    _parameter("query", "filename", "The name under which a browser saves it.", "a.jpg"),
+    _parameter("query", "download", "`true`: ask the browser to save it.", "true"),
+)
 
 _ERRORS = {
     "403": "`FORBIDDEN` The gateway is closed to this request.",
@@ -69,7 +61,7 @@ def _operation(method: str, name: str, *path: dict[str, Any]) -> dict[str, Any]:
         "description": "What the node's own IPFS gateway answers, for content that may be served: "
         "files, directory listings, blocks and CARs, with `Range`, `ETag` and `If-None-Match`.",
         "security": [{}, {"Key": []}],
-        "parameters": [*path, _FORMAT, _FILENAME, _DOWNLOAD],
+        "parameters": [*path, *_OPTIONS],
         "responses": {
             "200": binary_answer("The content, by its own media type."),
             "206": binary_answer("The part asked for by `Range`."),
