@@ -1,0 +1,1 @@
+"""Programs that use the clients which others generate from our documents."""
