@@ -3,7 +3,8 @@ dead, and gives back what these reserved.
 
 A lease lists what is known to be pinned under it. What a kill between the node's pin and our commit
 has left is found by the pin's name: the node's pins are looked through once for all dead leases.
-Nothing is removed because it is missing somewhere.
+Nothing is removed because it is missing somewhere, and nothing by the name of a lease that died
+unnoticed, as all do in a restored database.
 """
 
 from __future__ import annotations
@@ -65,9 +66,12 @@ class LeftoverRemover:
     async def step(self) -> bool:
         """Remove what can be removed now. Returns whether there may be more at once. Raises a
         `NodeError`."""
-        if not await self._read(_has_work):
+        if not await self._read(leftovers.any_dead):
             return False
+        # At once, also under a collection: a death that is noticed late proves nothing.
         await to_thread.run_sync(release_dead_leases, self._database)
+        if await self._read(_is_collecting):
+            return False
         if await self._read(self._is_sweep_due):
             await self._sweep()
         listed = await self._read(lambda session: leftovers.some_listed(session, BATCH))
@@ -187,10 +191,6 @@ class LeftoverRemover:
 def _is_collecting(session: Session) -> bool:
     # A node that collects garbage answers when it is done: long after a claim has ended.
     return maintenance.is_under_way(session, GARBAGE)
-
-
-def _has_work(session: Session) -> bool:
-    return not _is_collecting(session) and leftovers.any_dead(session)
 
 
 def _dead_leases(session: Session) -> tuple[Sequence[uuid.UUID], datetime]:

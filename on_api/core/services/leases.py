@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import case, delete, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
@@ -251,12 +251,15 @@ def release_dead_leases(database: Database, limit: int = 100) -> int:
     """Take up to `limit` dead leases from their owners: should one only have been asleep, it can't
     renew or close its lease any more. Returns how many there were.
 
-    What they reserve stays so until what was pinned under them is removed.
+    What they reserve stays so until what was pinned under them is removed. One whose death nobody
+    has noticed for `NOTICED` may have gone on after the backup that the database is restored from,
+    and may have named what users keep: what it does not list is left to `fsck` and its quarantine.
     """
     is_due = (
         Lease.lease_until <= database_now(),
         Lease.kind.not_in((leftovers.DEAD, leftovers.LEFT)),
     )
+    was_noticed = Lease.lease_until > database_now(-leftovers.NOTICED)
     with database.session_scope(write=False) as session:
         found = session.scalars(select(Lease.id).where(*is_due).limit(limit)).all()
     if not found:
@@ -265,7 +268,10 @@ def release_dead_leases(database: Database, limit: int = 100) -> int:
         taken = session.scalars(
             update(Lease)
             .where(Lease.id.in_(found), *is_due)
-            .values(kind=leftovers.DEAD, token=new_id())
+            .values(
+                kind=case((was_noticed, leftovers.DEAD), else_=leftovers.LEFT),
+                token=new_id(),
+            )
             .returning(Lease.id)
             .execution_options(synchronize_session=False)
         )

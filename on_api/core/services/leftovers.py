@@ -28,6 +28,9 @@ LEFT = "left"
 """Kind of a lease whose work has ended without a result: what may be pinned under it is listed."""
 SETTLED = timedelta(seconds=5)
 """After its end work is not believed to pin anything more: the node may still be at it."""
+NOTICED = timedelta(minutes=10)
+"""A lease that died so recently has died under a worker's eyes, or while one was started again. One
+that is found dead for longer proves nothing: in a restored database it died of the backup's age."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -349,8 +349,8 @@ def test_a_lease_that_is_long_dead_proves_nothing(own: Server, user: Account) ->
     fresh, old = unknown_pin(own, user), unknown_pin(own, user)
     leases = {}
     with own.services.database.session_scope() as session:
-        for cid, hours in ((fresh, 1), (old, 100)):
-            lease = Lease(kind="upload", lease_until=utc_now() - timedelta(hours=hours))
+        for cid, minutes in ((fresh, 1), (old, 60)):
+            lease = Lease(kind="upload", lease_until=utc_now() - timedelta(minutes=minutes))
             session.add(lease)
             session.flush()
             leases[cid] = lease.id

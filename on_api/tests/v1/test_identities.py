@@ -18,6 +18,7 @@ from on_api.core.models import AuditEvent, File, IdempotencyRecord, Identity
 from on_api.core.settings import Settings
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server
 from on_api.tests.programs import needs, program
+from on_api.tests.shares import share
 from on_api.tests.v1.test_private_files import content, export, log_in, opened, private
 
 
@@ -121,31 +122,31 @@ def test_at_rest_they_are_sealed(server: Server, alice: Account) -> None:
 def test_another_master_secret(
     new_database: DatabaseMaker, settings_for: Callable[..., Settings], secret: str | None
 ) -> None:
-    """Wrong or missing: private files answer 503 and say why, public ones go on, nothing is lost
-    when the right one is back."""
+    """Wrong or missing: what needs it answers 503 and says why, what is public goes on, nothing is
+    lost when the right one is back."""
     url = new_database()
     with Server(settings_for(url)) as right:
         alice = right.new_user()
         public, sealed = alice.upload(b"public"), private(alice, b"private")
+        links = share(alice, public), share(alice, sealed)
         alice.client.close()
     other = None if secret is None else SecretStr(secret)
-    with Server(settings_for(url, secret_key=other)) as wrong, log_in(wrong, alice) as client:
-        assert client.get(f"/v1/files/{public['id']}/content").content == b"public"
-        assert client.put("/v1/files?name=y", content=b"y").status_code == 201
-        answers = [
-            client.get(f"/v1/files/{sealed['id']}/content"),
-            client.put("/v1/files?name=x&visibility=private", content=b"x"),
-            client.post("/v1/users/me/identity/export", json={"password": PASSWORD}),
-        ]
-        if secret is None:
-            answers.append(client.post("/v1/users/me/identity/rotate"))
-        for answer in answers:
+    login = {"username": alice.username, "password": PASSWORD}
+    with Server(settings_for(url, secret_key=other)) as wrong, wrong.client() as client:
+        assert client.get(f"/ipfs/{public['cid']}").content == b"public"
+        assert client.get(links[0].path).content == b"public"
+        # A token would be of a secret that the others do not have.
+        for answer in client.post("/v1/auth/token", data=login), client.get(links[1].path):
             assert answer.status_code == 503
             assert answer.json()["error"]["reason"] == "MASTER_SECRET_UNAVAILABLE"
             assert "master secret" in answer.json()["error"]["details"]
-        assert client.get(f"/v1/files/{sealed['id']}/content?raw=1").status_code == 200
+        with wrong.client(alice.key) as refused:
+            assert refused.get("/v1/files").status_code == 401
     with Server(settings_for(url)) as right, right.client(alice.key) as client:
         assert client.get(f"/v1/files/{sealed['id']}/content").content == b"private"
+        assert client.get(links[1].path).content == b"private"
+        with log_in(right, alice) as logged_in:
+            assert logged_in.get("/v1/files").json()["count"] == 2
 
 
 def test_they_go_with_their_account_at_once(server: Server, alice: Account, admin: Account) -> None:

@@ -93,9 +93,9 @@ def some(account: Account, count: int, size: int = 1000) -> list[tuple[Account, 
     return [(account, os.urandom(size)) for _ in range(count)]
 
 
-def fsck(server: Server, *, repair: bool = False) -> Report:
-    """One run."""
-    return beside(server.settings, lambda s: s.fsck.run(repair=repair, walk=True))
+def fsck(server: Server, *, repair: bool = False, now: bool = False) -> Report:
+    """One run; with `now` without quarantine."""
+    return beside(server.settings, lambda s: s.fsck.run(repair=repair, walk=True, now=now))
 
 
 def troubles(report: Report) -> set[tuple[Kind, str]]:
@@ -416,11 +416,14 @@ def test_the_lease_is_lost_before_the_record(
             ours = session.scalars(select(Lease).where(Lease.lease_until > utc_now())).all()
             session.execute(delete(Lease).where(Lease.id.in_([lease.id for lease in ours])))
         if unpinned:
-            assert not troubles(fsck(calm, repair=True))
+            assert not troubles(fsck(calm, repair=True, now=True))
         gate.open()
         members = sending.result()
     assert not any(isinstance(member.file, FileFacts) for member in members)
     assert user.client.get("/v1/files").json()["count"] == 0
+    # No row tells of the pin's work any more, so that without `now` it would be in quarantine.
+    assert fsck(calm, repair=True, now=True).deferred == 0
+    assert not troubles(fsck(calm))
 
 
 def test_a_bundle_goes_while_its_content_comes_back(

@@ -172,7 +172,15 @@ def test_what_a_public_file_of_the_same_bytes_is_not(
     private = ada.upload(data, "p", visibility="private")
     raw = ada.client.get(f"/v1/files/{private['id']}/content", params={"raw": "1"}).content
     assert ben.upload(raw, "p")["cid"] == private["cid"]
-    described = ada.upload(b"described", "d", meta='{"a": 1}', media_type="text/x-a")
+    answer = ada.client.put(
+        "/v1/files",
+        params={"name": "d", "meta": '{"a": 1}'},
+        content=b"described",
+        headers={"Content-Type": "text/x-a"},
+    )
+    assert answer.status_code == 201, answer.text
+    described = answer.json()
+    assert described["media_type"] == "text/x-a"
     ben.upload(b"described", "d")
     done = by_password(here, ada, ben, "")
     assert (done["done"], done["skipped"], done["failed"]) == (2, 0, 0)

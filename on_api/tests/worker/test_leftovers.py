@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -17,14 +19,18 @@ import pytest
 from sqlalchemy import select
 
 from on_api.core.ipfs.unixfs import build_file
-from on_api.core.models import Lease, UserUsage
+from on_api.core.models import Lease, LeasedPin, UserUsage
+from on_api.core.models.database import utc_now
 from on_api.core.models.revisions import PROJECT
+from on_api.core.services.container import Services
+from on_api.core.services.fsck.findings import Report
 from on_api.core.setting_groups import FilesSettings, GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.deadline import until
+from on_api.tests.leftovers import remove_leftovers
 from on_api.tests.worker.bundles import beside
 from on_api.tests.worker.conftest import account_of, pin
 from on_api.tests.worker.invariants import check_invariants
@@ -207,6 +213,30 @@ def test_a_deleted_users_pin(failing: Server, proxy: RpcProxy, here: Peer) -> No
         until(gone, "the account is removed", 90)
         gate.open()
         wait_until_clean(failing, here, set())
+
+
+def test_a_database_restored_from_a_backup(settings: Settings, here: Peer) -> None:
+    """A lease that lived in the backup went on and named what users keep: only what it lists is
+    removed, the rest is left to `fsck` and its quarantine. One just dead is no backup's."""
+    fresh, listed, newer = (here.add(os.urandom(2000), pinned=False) for _ in range(3))
+    idle = settings.model_copy(update={"worker": WorkerSettings(embedded=False)})
+    with Server(idle) as server:
+        names, jobs = server.services.names, [uuid.uuid4(), uuid.uuid4()]
+        with server.services.database.session_scope() as session:
+            for job, age in zip(jobs, (timedelta(minutes=1), timedelta(hours=3)), strict=True):
+                session.add(Lease(id=job, kind="bundles", lease_until=utc_now() - age))
+            session.flush()
+            session.add(LeasedPin(lease_id=jobs[1], cid=listed))
+
+        async def remove(services: Services) -> Report:
+            for cid, job in ((fresh, jobs[0]), (listed, jobs[1]), (newer, jobs[1])):
+                await services.node.pin(cid, name=names.of(job), fetch=False)
+            await remove_leftovers(services)
+            return await services.fsck.run(repair=True, walk=False)
+
+        report = beside(idle, remove)
+        assert pins_of(server, here) == {newer}
+        assert (report.troubles, report.deferred) == (0, 1)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from sqlalchemy import delete, select
 
 from on_api.core.models import Database, Lease, Pin, QuarantinedPin
 from on_api.core.models.database import insert_unless_there, moment_of, new_id
+from on_api.core.services.leftovers import NOTICED
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,14 @@ class Quarantine:
     def is_known(self, job: uuid.UUID, cid: str) -> bool:
         """Whether the database knows the work that made a pin, and so that it has ended.
 
-        Not by a lease that died before a first sight of now would be over: a database so old may be
-        older than the pin. Nor by a pin of something else, after which a whole batch was named.
+        Not by a lease that died longer ago than deaths are noticed: a database so old may be older
+        than the pin. Nor by a pin of something else, after which a whole batch was named.
         """
         with self._database.session_scope(write=False) as session:
             leased = select(Lease.lease_until).where(Lease.id == job)
             until = session.scalar(leased)
             if until is not None:
-                return until + self._wait > moment_of(session)
+                return until + min(self._wait, NOTICED) > moment_of(session)
             mine = select(Pin.id).where(Pin.id == job, Pin.cid == cid)
             return session.scalar(mine) is not None
 
