@@ -23,7 +23,7 @@ from on_api.core.pagination import (
     Position,
     TimePage,
 )
-from on_api.core.routing import Transaction
+from on_api.core.routing import ApiRoute, Transaction
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.schemas.imports import ItemStatus
@@ -119,6 +119,9 @@ async def get_principal(
     if principal is None:
         principal = await services.strangers.in_thread(authenticator.authenticate, key)
     principal.require(*(Scope(scope) for scope in scopes.scopes))
+    route = request.scope.get("route")
+    if isinstance(route, ApiRoute):
+        route.check_query(request)  # before anything is done for whoever asks
     if "idempotency-key" in request.headers:
         await run_in_threadpool(_claim_idempotency_key, request, services, principal)
     return principal

@@ -117,6 +117,12 @@ class ApiRoute(HeadRoute):
         route.unique_id = _operation_id(route)
         return route
 
+    def check_query(self, request: Request) -> None:
+        """Refuse what the route doesn't declare: once. Raises `BadRequest`."""
+        if not getattr(request.state, "query_is_checked", False):
+            self._query.check_query(request.scope["query_string"])
+            request.state.query_is_checked = True
+
     def rendered(self, result: object) -> bytes:
         """The body of the answer that FastAPI makes of an endpoint's result."""
         if self.response_field is None:
@@ -133,12 +139,12 @@ class ApiRoute(HeadRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
-        query = DeclaredOptions.of_query(self.dependant)
+        self._query = DeclaredOptions.of_query(self.dependant)
 
         async def check_query(request: Request) -> None:
-            query.check_query(request.scope["query_string"])
+            self.check_query(request)
 
-        # The last dependency, so that who asks is known before it is said what is wrong.
+        # The last dependency: `get_principal` has checked it where somebody has to be known first.
         self.dependant.dependencies.append(get_dependant(path=self.path, call=check_query))
         handle = super().get_route_handler()
         reads_whole_body = self.body_field is not None

@@ -1,4 +1,4 @@
-"""Whether the node that answers is the one that on-api's calls are for (ADR 0024).
+"""Whether the node that answers is the one that on-api's calls are for (ADR 27).
 
 Asked before any RPC call, so that nothing of ours, the secret first of all, goes to whoever happens
 to listen at the address: another Kubo on the default port, or one that took the place of ours.
@@ -91,20 +91,27 @@ class NodeIdentity:
         self._doubts = 0
         self._proving: asyncio.Task[None] | None = None
 
-    async def headers(self) -> Headers:
-        """The headers of a call, the secret among them, for the node that was proved to be ours.
+    async def headers(self, *, anew: bool = False) -> Headers:
+        """The headers of a call, the secret among them, for the node that was proved to be ours;
+        `anew`: proved since this was asked for, as a call needs that takes something away.
 
         Raises `WrongNode`, or the `NodeError` for which it can't be told; then ask nothing.
         """
         if self._expected is not None:
-            age = asyncio.get_running_loop().time() - self._proved_at
-            if age > FRESH_SECONDS and self._proving is None:
-                self._proving = asyncio.create_task(self._prove(self._expected))
-                self._proving.add_done_callback(self._has_proved)
-            if age > MOST_SECONDS and self._proving is not None:
+            now = asyncio.get_running_loop().time()
+            if self._proved_at < now - FRESH_SECONDS:
+                self._begin_to_prove(self._expected)
+            while self._proved_at < (now if anew else now - MOST_SECONDS):
                 # Shielded: whoever gives up waiting must not end it for the others.
-                await asyncio.shield(self._proving)
+                await asyncio.shield(self._begin_to_prove(self._expected))
         return self._headers
+
+    def _begin_to_prove(self, expected: ExpectedNode) -> asyncio.Task[None]:
+        """The proof that is under way, or else a new one."""
+        if self._proving is None:
+            self._proving = asyncio.create_task(self._prove(expected))
+            self._proving.add_done_callback(self._has_proved)
+        return self._proving
 
     def distrust(self) -> None:
         """Believe nothing that was proved: a connection has failed, and who takes the next one is

@@ -96,7 +96,7 @@ class KuboNode(KuboPins):
     async def unpin(self, cid: str) -> None:
         """See `IpfsNode.unpin`."""
         try:
-            await self._ask(lambda: self._client.pin.rm(cid))
+            await self._ask(lambda: self._client.pin.rm(cid), takes_away=True)
         except NodeError as error:
             if not _says_not_pinned(error):
                 raise
@@ -145,9 +145,9 @@ class KuboNode(KuboPins):
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
-    async def _ask(self, question: Callable[[], T]) -> T:
+    async def _ask(self, question: Callable[[], T], *, takes_away: bool = False) -> T:
         """Ask in a thread; back in bounded time with the answer or a `NodeError`."""
-        await self._http.identity.headers()
+        await self._http.identity.headers(anew=takes_away)
         loop = asyncio.get_running_loop()
         try:
             # The client's own time-out is per read; this one is for the whole, waiting for a thread

@@ -157,7 +157,12 @@ class KuboHttp:
         return answer.status, bytes(body)
 
     async def lines(
-        self, command: str, params: Params, stall: float | None = None
+        self,
+        command: str,
+        params: Params,
+        stall: float | None = None,
+        *,
+        takes_away: bool = False,
     ) -> AsyncGenerator[dict[str, Any]]:
         """The objects of a long answer as they come.
 
@@ -166,7 +171,7 @@ class KuboHttp:
         that Kubo only tells in its trailer is not seen here: look whether the last object is the
         one that had to come.
         """
-        headers = await self.identity.headers()
+        headers = await self.identity.headers(anew=takes_away)
         try:
             async with asyncio.timeout(stall):
                 response = await self.session().post(

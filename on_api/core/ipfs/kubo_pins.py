@@ -187,7 +187,8 @@ class KuboPins:
     async def collect_garbage(self) -> int:
         """See `IpfsNode.collect_garbage`."""
         removed = 0
-        async with aclosing(self._http.lines("repo/gc", {"stream-errors": "true"})) as lines:
+        query = {"stream-errors": "true"}
+        async with aclosing(self._http.lines("repo/gc", query, takes_away=True)) as lines:
             async for line in lines:
                 if line.get("Error"):
                     raise NodeError("The IPFS node could not remove every block.")

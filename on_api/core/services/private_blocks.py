@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from anyio import to_thread
-from sqlalchemy import delete, exists, not_, or_, select, update
+from sqlalchemy import delete, exists, not_, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
@@ -78,7 +78,8 @@ class PrivateBlocks:
             for start in range(0, len(digests), ROWS):
                 rows = [{"digest": one, "root_cid": cid} for one in digests[start : start + ROWS]]
                 session.execute(insert.values(rows).on_conflict_do_nothing())
-            session.execute(update(File).where(File.cid == cid).values(blocks_known=True))
+            for file in session.scalars(select(File).where(File.cid == cid)):
+                file.blocks_known = True
 
 
 async def _block(node: IpfsNode, cid: Cid) -> bytes:

@@ -123,22 +123,24 @@ class Home:
         """What `serve` wrote."""
         return (self.path / "serve.log").read_text()
 
-    def kubo_pid(self) -> int:
-        """The Kubo of this home, by the lock that it holds in its repo."""
-        return next(
+    def kubo_pids(self) -> set[int]:
+        """The Kubos of this home's repo: one, none, or two for a moment."""
+        return {
             int(entry.name)
             for entry in Path("/proc").iterdir()
             if entry.name.isdigit()
             and _environment(entry).get("IPFS_PATH") == str(self.path / "ipfs")
             and b"daemon" in _read(entry / "cmdline")
-        )
+        }
+
+    def kubo_pid(self) -> int:
+        """The one Kubo of this home."""
+        [pid] = self.kubo_pids()
+        return pid
 
     def kubo_runs(self) -> bool:
         """Whether there is one."""
-        try:
-            return self.kubo_pid() > 0
-        except StopIteration:
-            return False
+        return bool(self.kubo_pids())
 
     def _is_well(self, path: str) -> bool:
         try:

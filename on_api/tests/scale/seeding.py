@@ -122,9 +122,9 @@ _ROWS: dict[str, str] = {
         CASE WHEN n % 3 = 1 THEN now() END
     FROM generate_series(1, :keys) n JOIN people ON place = pg_temp.place_of(n, :keys)""",
     "shares": """INSERT INTO shares (id, user_id, file_id, token_hash, prefix, downloads,
-        sent_bytes, failures, created_at, revoked_at)
+        sent_bytes, created_at, revoked_at)
     SELECT pg_temp.id_of('share', n), user_id, id, sha256(('share ' || n)::bytea), 'seeded', 0, 0,
-        0, created_at, CASE WHEN n % 5 = 0 THEN now() END
+        created_at, CASE WHEN n % 5 = 0 THEN now() END
     FROM generate_series(1, :files / 10) n JOIN files ON id = pg_temp.id_of('file', n * 10 - n % 3)
     """,
     "events": """INSERT INTO events (seq, user_id, kind, subject_id, data, created_at)

@@ -46,8 +46,8 @@ GROWING = {
 }  # fmt: skip
 """Tables that have a row for each thing that somebody does."""
 
-IN_THE_BACKGROUND = "contents WHERE contents.state = ?"
-"""The count that the node's watch takes now and then, whatever the tour does at that moment."""
+IN_THE_BACKGROUND = "contents.pin_root_id = contents.cid"
+"""The count of pins for administrators, for which no request waits long (`NodeWatch.pinned`)."""
 
 
 @dataclass
