@@ -12,7 +12,7 @@ import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,6 +41,15 @@ from on_api.worker.housekeeping import remove_what_has_ended
 
 LONG_AGO = datetime(2026, 1, 1, 0, 30, tzinfo=UTC)
 """Behind which the seeded have a page or two left."""
+FILE_SAID = {
+    "name": "a",
+    "visibility": "public",
+    "size": 1,
+    "sha256": "00" * 32,
+    "media_type": "text/plain",
+    "meta": {},
+}
+"""What another on-api says of a file."""
 LIFE = timedelta(seconds=30)
 
 Step = Callable[[], object]
@@ -326,7 +335,7 @@ class Tour:
             import_jobs.renew(session, claim, LIFE, {})
             for item in import_jobs.take(session, claim, 8, {}):
                 import_jobs.same_pin(session, claim.user_id, item.cid, item.name, item.meta)
-                import_jobs.same_file(session, claim.user_id, item)
+                import_jobs.same_file(session, claim.user_id, replace(item, file=FILE_SAID))
                 row = import_jobs.get_item(session, item.id)
                 import_jobs.end_item(session, claim, row, DagStat(9, 1))
             import_jobs.finish(session, claim)
