@@ -7,25 +7,36 @@ from typing import Any
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _header(description: str, example: str) -> dict[str, Any]:
+def header(description: str, example: str) -> dict[str, Any]:
+    """A header of a response, as the documents describe it."""
     return {"description": description, "schema": {"type": "string"}, "example": example}
 
 
 CONTENT_HEADERS = {
-    "Accept-Ranges": _header("Parts can be asked for.", "bytes"),
-    "Content-Disposition": _header("The file's name.", 'inline; filename="a.txt"'),
-    "Content-Length": _header("Bytes of this answer.", "11"),
-    "Content-Range": _header("Of 206: which part this is.", "bytes 0-10/11"),
-    "ETag": _header("Changes with the bytes.", '"bafkreifzjut3te2nhyekklss27nh3k72ysco7y32"'),
+    "Accept-Ranges": header("Parts can be asked for.", "bytes"),
+    "Content-Disposition": header("The file's name.", 'inline; filename="a.txt"'),
+    "Content-Length": header("Bytes of this answer.", "11"),
+    "Content-Range": header("Of 206: which part this is.", "bytes 0-10/11"),
+    "Content-Security-Policy": header("Users' bytes get no origin of ours.", "sandbox"),
+    "ETag": header("Changes with the bytes.", '"bafkreifzjut3te2nhyekklss27nh3k72ysco7y32"'),
 }
+UNCHANGED_HEADERS = {"ETag": CONTENT_HEADERS["ETag"]}
+"""Of a 304."""
+LOCATION = {"Location": header("Where.", "https://gateway.example/ipfs/bafkqaaa")}
+"""Of a redirect."""
+
+# Generators of clients know the first; the second says that it may be any other type.
+_OF_ITS_OWN = {"application/octet-stream": _BINARY, "*/*": {}}
+_OBJECT = {"schema": {"type": "object", "additionalProperties": True}}
 
 
 def binary_answer(description: str, *media_types: str) -> dict[str, Any]:
     """A response of bytes with the headers of a file; without media types of the file's own."""
+    contents = {kind: _OBJECT if kind == "application/json" else _BINARY for kind in media_types}
     return {
         "description": description,
         "headers": CONTENT_HEADERS,
-        "content": dict.fromkeys(media_types or ("application/octet-stream",), _BINARY),
+        "content": contents or _OF_ITS_OWN,
     }
 
 

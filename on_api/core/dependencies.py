@@ -197,7 +197,10 @@ def act_as(principal: Principal, client: Actor) -> Actor:
 
 async def get_page(
     limit: Annotated[
-        int, Query(ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.")
+        int,
+        Query(
+            ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.", examples=[20]
+        ),
     ] = DEFAULT_LIMIT,
     before: Annotated[
         GivenMoment | Absent, Query(description="Only what was made before this moment.")
@@ -221,11 +224,21 @@ class Cursors:
         request: Request,
         services: ServicesDep,
         limit: Annotated[
-            int, Query(ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.")
+            int,
+            Query(
+                ge=1,
+                le=MAX_LIMIT,
+                description=f"At most so many, up to {MAX_LIMIT}.",
+                examples=[20],
+            ),
         ] = DEFAULT_LIMIT,
         cursor: Annotated[
             str | Absent,
-            Query(max_length=MAX_CURSOR_LENGTH, description="`next_cursor` of the page before."),
+            Query(
+                max_length=MAX_CURSOR_LENGTH,
+                description="`next_cursor` of the page before.",
+                examples=["WyIyMDI2LTExLTIzIiw3XQ"],
+            ),
         ] = None,
     ) -> None:
         self._signer = services.cursors
@@ -250,20 +263,26 @@ async def get_upload_options(
     name: Annotated[
         str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
     ] = None,
-    visibility: Annotated[str | Absent, Query(description="`public` or `private`.")] = None,
-    meta: Annotated[str | Absent, Query(description="A JSON object.")] = None,
+    visibility: Annotated[
+        str | Absent, Query(description="`public` or `private`.", examples=["private"])
+    ] = None,
+    meta: Annotated[
+        str | Absent, Query(description="A JSON object.", examples=['{"project": "atlas"}'])
+    ] = None,
     recipients: Annotated[
         list[str] | Absent,
         Query(
             description="Of a private file: others who can open it, as `age1…`, repeated or by "
-            "commas."
+            "commas.",
+            examples=[["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]],
         ),
     ] = None,
     owner_access: Annotated[
         str | Absent,
         Query(
             description="`false`: encrypt a private file to its `recipients` only, so that not "
-            "even the server can open it."
+            "even the server can open it.",
+            examples=["false"],
         ),
     ] = None,
     passphrase: Annotated[
@@ -272,6 +291,7 @@ async def get_upload_options(
             alias=PASSPHRASE_HEADER,
             description="Encrypt a private file with this passphrase (8 to 256 characters, UTF-8) "
             "instead of keys. It isn't kept: without it the file is lost.",
+            examples=["correct horse battery staple"],
         ),
     ] = None,
     exposed: Annotated[str | Absent, Query(alias="passphrase", include_in_schema=False)] = None,
@@ -299,6 +319,7 @@ async def get_passphrase(
         Header(
             alias=PASSPHRASE_HEADER,
             description="Of a private file that was encrypted with one (UTF-8).",
+            examples=["correct horse battery staple"],
         ),
     ] = None,
 ) -> str | None:
@@ -310,17 +331,35 @@ PassphraseDep = Annotated[str | None, Depends(get_passphrase)]
 
 
 async def get_file_filter(
-    name: Annotated[Text | Absent, Query(max_length=255, description="Exactly this name.")] = None,
+    name: Annotated[
+        Text | Absent,
+        Query(max_length=255, description="Exactly this name.", examples=["map.pdf"]),
+    ] = None,
     name_contains: Annotated[
-        Text | Absent, Query(max_length=255, description="This text in the name, in any case.")
+        Text | Absent,
+        Query(max_length=255, description="This text in the name, in any case.", examples=["map"]),
     ] = None,
-    cid: Annotated[str | Absent, Query(max_length=128, description="This content.")] = None,
+    cid: Annotated[
+        str | Absent,
+        Query(
+            max_length=128,
+            description="This content.",
+            examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"],
+        ),
+    ] = None,
     media_type: Annotated[
-        Text | Absent, Query(max_length=255, description="Exactly this media type.")
+        Text | Absent,
+        Query(max_length=255, description="Exactly this media type.", examples=["application/pdf"]),
     ] = None,
-    visibility: Annotated[Visibility | Absent, Query(description="Only these.")] = None,
+    visibility: Annotated[
+        Visibility | Absent, Query(description="Only these.", examples=["private"])
+    ] = None,
     meta: Annotated[
-        str | Absent, Query(description="A JSON object that the file's meta contains.")
+        str | Absent,
+        Query(
+            description="A JSON object that the file's meta contains.",
+            examples=['{"project": "atlas"}'],
+        ),
     ] = None,
 ) -> FileFilter:
     """Which files a list shows."""
@@ -330,6 +369,13 @@ async def get_file_filter(
 
 FileQuery = Annotated[FileFilter, Depends(get_file_filter)]
 
-SharedFileQuery = Annotated[uuid.UUID | Absent, Query(description="Only links to this file.")]
+SharedFileQuery = Annotated[
+    uuid.UUID | Absent,
+    Query(
+        description="Only links to this file.", examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"]
+    ),
+]
 
-ImportStatusQuery = Annotated[ItemStatus | Absent, Query(description="Only items of this status.")]
+ImportStatusQuery = Annotated[
+    ItemStatus | Absent, Query(description="Only items of this status.", examples=["failed"])
+]

@@ -32,8 +32,14 @@ IDEMPOTENCY_KEY = {
     "required": False,
     "description": "Repeat a request with the same key and it is done once: the same answer comes "
     "again, for 24 hours. 409 `IN_PROGRESS` while it runs, 409 `CONFLICT` for another request.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-    "example": "5f0c1f3e-monday-report",
+    # No `example` of the parameter: Swagger would send it with every request that is tried.
+    "schema": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": "^[!-~]+$",
+        "examples": ["5f0c1f3e-monday-report"],
+    },
 }
 
 TAGS = {
@@ -58,9 +64,25 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
         "example": "9f86d081884c7d65",
     },
+    "X-Content-Type-Options": {
+        "description": "`nosniff`: the media type is meant.",
+        "schema": {"type": "string", "enum": ["nosniff"]},
+        "example": "nosniff",
+    },
+    "Cache-Control": {
+        "description": "Who may keep the answer, and for how long.",
+        "schema": {"type": "string"},
+        "example": "private, no-store",
+    },
+    "Vary": {
+        "description": "Which headers of the request make another answer.",
+        "schema": {"type": "string"},
+        "example": "Authorization",
+    },
     "Idempotent-Replayed": {
         "description": "`true`: the answer to an earlier request with the same `Idempotency-Key`.",
         "schema": {"type": "string", "enum": ["true"]},
+        "example": "true",
     },
     "Retry-After": {
         "description": "Seconds after which it is worth trying again.",
@@ -127,7 +149,7 @@ def openapi_document(
     )
     document["paths"] = _without_patterns(document["paths"]) | deepcopy(dict(beside))
     components = document.setdefault("components", {})
-    components["headers"] = _HEADERS
+    components["headers"] = dict(_HEADERS)
     schemas = components.setdefault("schemas", {})
     for model in (model for form in version.error_formats().values() for model in form.models):
         schemas[model.__name__] = model.model_json_schema(ref_template=REF)
@@ -138,8 +160,11 @@ def openapi_document(
         if repeats:
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
         _describe_errors(operation, version.errors_of(path) if is_ours else FAILURE, repeats)
-        _describe_headers(operation, repeats)
+        _describe_headers(operation, repeats, is_ours)
         _require_no_undocumented_scopes(operation)
+        _share_headers(operation, components["headers"])
+    for node in _nodes(document):
+        _write_whole_numbers(node)
     _rename(document, "Body_log_in_", "LoginForm")
     _rename(document, "Body_download_share_", "ShareForm")
     schemas = components["schemas"]
@@ -193,10 +218,13 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _describe_headers(operation: dict[str, Any], repeats: bool) -> None:
-    """Name the headers that on-api gives to answers beside what each operation names itself."""
+def _describe_headers(operation: dict[str, Any], repeats: bool, versioned: bool) -> None:
+    """Name the headers that on-api gives to answers beside what each operation names itself. What
+    is outside the versions says of errors too who may keep them."""
     for status, response in operation["responses"].items():
-        names = ["X-Request-Id"]
+        names = ["X-Request-Id", "X-Content-Type-Options"]
+        if status[0] in "23" or not versioned:
+            names += ["Cache-Control", "Vary"]
         if repeats and status.startswith("2"):
             names.append("Idempotent-Replayed")
         if status in _RETRIED:
@@ -208,12 +236,30 @@ def _describe_headers(operation: dict[str, Any], repeats: bool) -> None:
             headers.setdefault(name, {"$ref": f"#/components/headers/{name}"})
 
 
+def _share_headers(operation: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Describe each header once: answers refer to it."""
+    for response in operation["responses"].values():
+        headers = response["headers"] = dict(response["headers"])
+        for name, described in headers.items():
+            if "$ref" not in described and shared.setdefault(name, described) == described:
+                headers[name] = {"$ref": f"#/components/headers/{name}"}
+
+
 def _require_no_undocumented_scopes(operation: dict[str, Any]) -> None:
     """Name scopes with the password login alone: only OAuth2 defines them. Who needs no key says
     so."""
     for need in operation.setdefault("security", []):
         if "Key" in need:
             need["Key"] = []
+
+
+def _write_whole_numbers(schema: dict[str, Any]) -> None:
+    """Write bounds as they are: the framework makes floats of them, which for 2^62 clients read as
+    another number."""
+    for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        bound = schema.get(name)
+        if isinstance(bound, float) and bound.is_integer():
+            schema[name] = int(bound)
 
 
 def _rename(document: dict[str, Any], start: str, name: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine, Iterable
+import re
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import wraps
@@ -199,6 +200,18 @@ def add_flat(to: APIRouter, router: APIRouter) -> None:
         if not isinstance(route, ApiRoute):
             raise TypeError(f"{route} is no ApiRoute")
         to.routes.append(route.below(to.prefix))
+    _let_fixed_paths_win([route for route in to.routes if isinstance(route, ApiRoute)])
+
+
+def _let_fixed_paths_win(routes: Sequence[ApiRoute]) -> None:
+    """Keep routes with parameters from paths that are others' own: what `/users/me` doesn't offer
+    is 405 there, and not what `/users/{user_id}` says of an account named `me`."""
+    fixed = {route.path for route in routes if not route.param_convertors}
+    for route in routes:
+        taken = [path for path in sorted(fixed) if route.path_regex.match(path)]
+        if route.param_convertors and taken:
+            others = "|".join(map(re.escape, taken))
+            route.path_regex = re.compile(f"(?!(?:{others})$){route.path_regex.pattern}")
 
 
 def _is_not_for_head(route: BaseRoute) -> bool:

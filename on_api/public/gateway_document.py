@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from on_api.core.binary_bodies import binary_answer
+from on_api.core.binary_bodies import LOCATION, UNCHANGED_HEADERS, binary_answer, header
 
 
 def _parameter(
@@ -15,8 +15,8 @@ def _parameter(
         "in": place,
         "required": place == "path",
         "description": description,
-        "schema": {"type": "string", **schema},
-        "example": example,
+        # No `example` of the parameter: Swagger would send it with every request that is tried.
+        "schema": {"type": "string", **schema, "examples": [example]},
     }
 
 
@@ -40,6 +40,8 @@ _OPTIONS = (
 )
 
 _ERRORS = {
+    "400": "`BAD_REQUEST` The path or the form asked for is not valid.",
+    "401": "`UNAUTHORIZED` The gateway is open to keys alone, or the key is not valid.",
     "403": "`FORBIDDEN` The gateway is closed to this request.",
     "404": "`NOT_FOUND` Not served here.",
     "406": "The node can't give it in the form that was asked for.",
@@ -47,9 +49,54 @@ _ERRORS = {
     "412": "`PRECONDITION_FAILED` `only-if-cached`, and it isn't here.",
     "416": "`RANGE_NOT_SATISFIABLE` The range is not in it.",
     "429": "Too many requests, or the budget is used up.",
+    "451": "`UNAVAILABLE_FOR_LEGAL_REASONS` An administrator has denied it for legal reasons.",
+    "500": "`INTERNAL_SERVER_ERROR` Something went wrong on our side, or the node's.",
     "501": "The node doesn't know how to do that.",
     "502": "`NODE_ERROR` The node answered what was not understood.",
+    "503": "`SERVICE_UNAVAILABLE` The node or the database can't be reached, or all is busy.",
     "504": "`NODE_TIMEOUT` The node took too long.",
+}
+
+
+_BESIDE = {
+    **{
+        f"Access-Control-{name}": header("For browsers' programs from elsewhere.", example)
+        for name, example in (
+            ("Allow-Headers", "Content-Type, Range"),
+            ("Allow-Methods", "GET, HEAD, OPTIONS"),
+            ("Allow-Origin", "*"),
+            ("Expose-Headers", "Content-Length, Content-Range"),
+        )
+    },
+    **{
+        f"RateLimit-{name}": header("Where the operator limits requests by their number.", example)
+        for name, example in (
+            ("Limit", "100"),
+            ("Remaining", "99"),
+            ("Reset", "1"),
+            ("Policy", "100;w=10"),
+        )
+    },
+    "Content-Security-Policy": header("Users' bytes get no origin of ours.", "sandbox"),
+    "X-Ipfs-Path": header("The path that was asked for.", "/ipfs/bafkqaaa"),
+    "X-Ipfs-Roots": header("The CIDs along it.", "bafkqaaa"),
+    "X-Ipfs-DataSize": header("Bytes of the file.", "11"),
+    "Last-Modified": header("Where the node knows.", "Thu, 01 Jan 1970 00:00:01 GMT"),
+}
+"""Headers that any answer may have."""
+_WORDS = {"text/plain": {"schema": {"type": "string"}}}
+"""The gateway's errors are the node's: one line of text, not an object."""
+_REDIRECT = {"headers": LOCATION, "content": {"text/html": {"schema": {"type": "string"}}}}
+
+
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "200": binary_answer("The content, by its own media type."),
+    "206": binary_answer("The part asked for by `Range`."),
+    "301": {"description": "A directory's path ends in a slash.", **_REDIRECT},
+    "302": {"description": "To another gateway: the budget is used up.", **_REDIRECT},
+    "304": {"description": "You have it already (`If-None-Match`).", "headers": UNCHANGED_HEADERS},
+    "307": {"description": "To the same path, tidied.", **_REDIRECT},
+    **{status: {"description": text, "content": _WORDS} for status, text in _ERRORS.items()},
 }
 
 
@@ -63,13 +110,8 @@ def _operation(method: str, name: str, *path: dict[str, Any]) -> dict[str, Any]:
         "security": [{}, {"Key": []}],
         "parameters": [*path, *_OPTIONS],
         "responses": {
-            "200": binary_answer("The content, by its own media type."),
-            "206": binary_answer("The part asked for by `Range`."),
-            "301": {"description": "A directory's path ends in a slash."},
-            "302": {"description": "To the directory, or to another gateway."},
-            "304": {"description": "You have it already (`If-None-Match`)."},
-            "307": {"description": "To another gateway: the budget is used up."},
-            **{status: {"description": text} for status, text in _ERRORS.items()},
+            status: {**answer, "headers": {**answer.get("headers", {}), **_BESIDE}}
+            for status, answer in _ANSWERS.items()
         },
     }
 

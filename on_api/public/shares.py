@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import CancelScope
 from fastapi import APIRouter, Form, Path, Query, Request
@@ -18,22 +18,33 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from on_api.core.binary_bodies import binary_answer
+from on_api.core.binary_bodies import UNCHANGED_HEADERS, binary_answer, header
 from on_api.core.blocks import Bytes
 from on_api.core.dependencies import ClientDep, ServicesDep
 from on_api.core.error_handlers import FAILURE, ErrorFormat, render_failure
 from on_api.core.errors import (
+    BadRequest,
+    ContentDamaged,
+    EgressBudgetExceeded,
+    InternalError,
     NodeError,
     NodeTimeout,
     NodeUnavailable,
     NotFound,
     OnApiError,
+    PassphraseNeeded,
+    PayloadTooLarge,
     PreconditionFailed,
     RangeNotSatisfiable,
+    SecretUnavailable,
+    ServiceUnavailable,
     SharePasswordRequired,
     TooManyRequests,
+    UnsupportedMediaType,
+    WrongPassphrase,
 )
 from on_api.core.models.file import FOR_PASSPHRASE
+from on_api.core.openapi import REF
 from on_api.core.responses import file_response
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.services.audit import Actor
@@ -68,25 +79,57 @@ Token = Annotated[
     str, Path(description="What follows `/s/` in the link.", examples=["a1B2c3d4E5f6g7H8i9J0k1L2"])
 ]
 
-_ANSWERS = {
-    200: binary_answer(
-        "The file's bytes, by its own media type; or a page, for a person.",
-        "application/octet-stream",
-        "text/html",
-    ),
-    206: binary_answer("The part asked for by `Range`."),
-    304: {"description": "You have it already (`If-None-Match`)."},
-    **documented(
-        SharePasswordRequired,
-        NotFound,
-        PreconditionFailed,
-        RangeNotSatisfiable,
-        TooManyRequests,
-        NodeError,
-        NodeUnavailable,
-        NodeTimeout,
-    ),
+_PRIVACY_HEADERS = {
+    "Referrer-Policy": header("The link is told to nobody.", "no-referrer"),
+    "X-Robots-Tag": header("Nor is it to be found.", "noindex"),
 }
+_WORDS = {
+    "application/json": {"schema": {"$ref": REF.format(model=FAILURE.models[0].__name__)}},
+    "text/html": {"schema": {"type": "string"}},
+}
+"""An error, for a program and for a person."""
+
+
+def _described(answers: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {
+            **answer,
+            "headers": {**answer.get("headers", {}), **_PRIVACY_HEADERS},
+            **({"content": _WORDS} if int(status) >= 400 else {}),
+        }
+        for status, answer in answers.items()
+    }
+
+
+_ANSWERS = _described(
+    {
+        200: binary_answer("The file's bytes, by its own media type; or a page, for a person."),
+        206: binary_answer("The part asked for by `Range`."),
+        304: {
+            "description": "You have it already (`If-None-Match`).",
+            "headers": UNCHANGED_HEADERS,
+        },
+        **documented(
+            BadRequest,
+            PassphraseNeeded,
+            SharePasswordRequired,
+            WrongPassphrase,
+            NotFound,
+            PreconditionFailed,
+            RangeNotSatisfiable,
+            TooManyRequests,
+            EgressBudgetExceeded,
+            InternalError,
+            NodeError,
+            ContentDamaged,
+            ServiceUnavailable,
+            NodeUnavailable,
+            SecretUnavailable,
+            NodeTimeout,
+        ),
+    }
+)
+_FORM_ANSWERS = _ANSWERS | _described(documented(PayloadTooLarge, UnsupportedMediaType))
 
 
 @router.head(_PATH, response_class=Response, responses=_ANSWERS)
@@ -97,7 +140,10 @@ async def open_share(
     services: ServicesDep,
     client: ClientDep,
     download: Annotated[
-        bool, Query(description="The bytes for a browser too, which is shown a page else.")
+        bool,
+        Query(
+            description="The bytes for a browser too, which is shown a page else.", examples=[True]
+        ),
     ] = False,
     exposed: Annotated[str | None, Query(alias="password", include_in_schema=False)] = None,
 ) -> Response:
@@ -123,7 +169,7 @@ async def open_share(
     )
 
 
-@router.post(_PATH, response_class=Response, responses=_ANSWERS)
+@router.post(_PATH, response_class=Response, responses=_FORM_ANSWERS)
 async def download_share(
     token: Token,
     request: Request,
@@ -131,7 +177,9 @@ async def download_share(
     client: ClientDep,
     password: Secret = None,
     passphrase: Secret = None,
-    _download: Annotated[bool, Query(alias="download")] = False,
+    _download: Annotated[
+        bool, Query(alias="download", description="Makes no difference here.", examples=[True])
+    ] = False,
 ) -> Response:
     """The whole file for who has pressed the page's button, whose form keeps the page's query."""
     shared = await services.strangers.in_thread(services.shares.find, token)

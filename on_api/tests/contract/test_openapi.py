@@ -14,7 +14,7 @@ import pytest
 
 from on_api.cli.openapi import documents
 from on_api.core.models.revisions import PROJECT
-from on_api.tests.conftest import Account, Server
+from on_api.tests.conftest import PASSWORD, Account, Server
 
 COMMITTED = PROJECT / "openapi"
 
@@ -84,8 +84,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "PATCH /users/{user_id}": {"json": {"active": False}},
     "PATCH /users/me": {"json": {"username": f"me-{uuid.uuid4().hex[:8]}"}},
     "POST /users/me/identity/import": {"json": {"identity": "AGE-SECRET-KEY-1"}},
-    "POST /users/me/identity/export": {"json": {"password": "x"}},
-    "POST /users/me/password": {"json": {"current_password": "x", "new_password": "12345678"}},
+    "POST /users/me/identity/export": {"json": {"password": PASSWORD}},
+    "POST /users/me/password": {"json": {"current_password": PASSWORD, "new_password": "12345678"}},
 }
 
 
@@ -192,19 +192,29 @@ def refused(client: httpx.Client, operation: Operation, query: str) -> str:
 @pytest.mark.parametrize(
     "operation", [op for op in OPERATIONS if not op.path.startswith("/ipfs/")], ids=str
 )
-def test_unknown_and_repeated_options_are_400(admin: Account, operation: Operation) -> None:
+def test_unknown_and_repeated_options_are_400(
+    server: Server, admin: Account, operation: Operation
+) -> None:
     """With the option's name, whatever is there: one that is passed over makes another request
     than the one that was meant."""
-    assert "visiblity" in refused(admin.client, operation, "visiblity=private")
-    assert "Limit" in refused(admin.client, operation, "Limit=1")
+    form = {"username": admin.username, "password": PASSWORD}
+    login = admin.client.post("/v1/auth/token", data=form).json()["access_token"]
+    with server.client(login) as client:
+        refuse_options(client, operation)
+
+
+def refuse_options(client: httpx.Client, operation: Operation) -> None:
+    """Ask with options that the operation doesn't have, and with its own twice."""
+    assert "visiblity" in refused(client, operation, "visiblity=private")
+    assert "Limit" in refused(client, operation, "Limit=1")
     for parameter in operation.body.get("parameters", []):
         if parameter["in"] != "query":
             continue
         name = parameter["name"]
         described = parameter.get("schema", {})
         if described.get("type") != "array":
-            assert name in refused(admin.client, operation, f"{name}=1&{name}=1")
-        assert name.upper() in refused(admin.client, operation, f"{name.upper()}=1")
+            assert name in refused(client, operation, f"{name}=1&{name}=1")
+        assert name.upper() in refused(client, operation, f"{name.upper()}=1")
 
 
 def test_fields_that_are_not_known_are_errors() -> None:
@@ -243,12 +253,74 @@ def test_the_documents_tell_the_whole(operation: Operation) -> None:
     assert body.get("summary")
     assert body.get("description")
     problem = operation.path.startswith("/v2/") and not operation.path.startswith("/v2/pins")
-    media_type = "application/problem+json" if problem else "application/json"
+    media_types = ["application/problem+json" if problem else "application/json"]
+    if operation.path.startswith("/s/"):
+        media_types.append("text/html")
+    if operation.path.startswith("/ipfs/"):
+        media_types = ["text/plain"]
     for status, response in body["responses"].items():
         assert response["description"], status
         if status.startswith(("4", "5")):
-            assert list(response["content"]) == [media_type]
+            assert list(response["content"]) == media_types
     assert "422" not in body["responses"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_every_parameter_is_described_with_an_example(operation: Operation) -> None:
+    """In the schema: one of the parameter's own would be sent with whatever is tried in Swagger."""
+    for parameter in operation.body.get("parameters", []):
+        assert parameter.get("description"), parameter
+        assert "example" not in parameter, parameter
+        schema = parameter.get("schema") or parameter["content"]["application/json"]["schema"]
+        assert schema.get("examples"), parameter
+
+
+RATE_LIMITED = {
+    "POST /v1/auth/token", "POST /v1/auth/register", "POST /v1/users", "PATCH /v1/users/{user_id}",
+    "POST /v1/users/me/password", "POST /v1/users/me/identity/export", "GET /v1/users/me/export",
+    "POST /v1/files", "PUT /v1/files", "GET /v1/files/{file_id}/content",
+    "HEAD /v1/files/{file_id}/content", "POST /v1/shares", "GET /s/{token}", "HEAD /s/{token}",
+    "POST /s/{token}", "GET /ipfs/{cid}", "HEAD /ipfs/{cid}", "GET /ipfs/{cid}/{path}",
+    "HEAD /ipfs/{cid}/{path}",
+}  # fmt: skip
+"""Passwords, passphrases, budgets and the gateway's limits."""
+
+
+def test_what_may_be_refused_for_now_says_so() -> None:
+    """429 where it can happen, and nowhere else; a repeat of an Idempotency-Key 409. Who is told to
+    come again is told when."""
+    limited = {
+        str(op).replace("/v2/", "/v1/") for op in OPERATIONS if "429" in op.body["responses"]
+    }
+    assert limited == RATE_LIMITED
+    for operation in OPERATIONS:
+        responses = operation.body["responses"]
+        names = {parameter["name"] for parameter in operation.body.get("parameters", [])}
+        if "Idempotency-Key" in names:
+            assert "IN_PROGRESS" in responses["409"]["description"], operation
+        for status in {"429", "503"} & set(responses):
+            assert "Retry-After" in responses[status]["headers"], (operation, status)
+
+
+def test_every_header_is_described_with_an_example() -> None:
+    """Each answer names its headers; each header says what it is."""
+    for text in documents().values():
+        document = json.loads(text)
+        for header in document["components"]["headers"].values():
+            assert header["description"]
+            assert "example" in header
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                for response in operation["responses"].values():
+                    assert "X-Request-Id" in response["headers"]
+
+
+def test_bounds_are_the_numbers_that_they_are() -> None:
+    """2^62, not the float beside it, which clients write as another number."""
+    for text in documents().values():
+        quota = json.loads(text)["components"]["schemas"]["UserCreate"]["properties"]
+        assert quota["storage_quota"]["anyOf"][0]["maximum"] == 2**62
+        assert "e+" not in text
 
 
 def test_every_field_is_described() -> None:
@@ -282,5 +354,8 @@ def test_unknown_paths_and_methods(anonymous: httpx.Client) -> None:
     assert answer.status_code == 405
     assert answer.json()["error"]["reason"] == "METHOD_NOT_ALLOWED"
     assert answer.headers["allow"] == "GET, HEAD, POST"
+    # Not what there is for an account of that name.
+    me = anonymous.delete("/v1/users/me")
+    assert (me.status_code, me.headers["allow"]) == (405, "GET, HEAD, PATCH")
     assert anonymous.delete("/v2/files").headers["allow"] == "GET, HEAD, POST, PUT"
     assert anonymous.post(f"/v1/files/{uuid.uuid4()}/content").headers["allow"] == "GET, HEAD"

@@ -21,7 +21,13 @@ def list_audit_events(
     _principal: Admin,
     session: SessionDep,
     page: PageQuery,
-    actor_id: Annotated[uuid.UUID | Absent, Query(description="Only what this user did.")] = None,
+    actor_id: Annotated[
+        uuid.UUID | Absent,
+        Query(
+            description="Only what this user did.",
+            examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
+        ),
+    ] = None,
     action: Annotated[
         Text | Absent,
         Query(max_length=64, description="Only this action.", examples=["key.create"]),

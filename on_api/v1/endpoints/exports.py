@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from on_api.core.binary_bodies import binary_answer
+from on_api.core.binary_bodies import binary_answer, header
 from on_api.core.dependencies import ClientDep, ExportRead, ServicesDep, act_as
 from on_api.core.errors import (
     EgressBudgetExceeded,
@@ -32,6 +32,12 @@ _EXPORT: dict[int | str, dict[str, Any]] = {
         "The export, as long as it is.", "application/vnd.ipld.car", "text/csv", "application/json"
     )
 }
+_EXPORT[200]["headers"] = {
+    **_EXPORT[200]["headers"],
+    "X-Ipfs-Roots": header(
+        "Of a CAR: its root.", "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354"
+    ),
+}
 _ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)
 _NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}
 
@@ -51,7 +57,8 @@ async def export_everything(
         Query(
             description="`car`: all content as one CAR, below one directory; private files stay "
             "encrypted. `pins`: CSV of CIDs and names, as an import of kind `cids` reads. `json`: "
-            "files, pins and links with all that is known of them, without secrets."
+            "files, pins and links with all that is known of them, without secrets.",
+            examples=["pins"],
         ),
     ] = "car",
 ) -> Response:

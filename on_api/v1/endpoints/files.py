@@ -9,7 +9,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from on_api.core.binary_bodies import RAW_BODY, UPLOAD_FORM, binary_answer
+from on_api.core.binary_bodies import (
+    LOCATION,
+    RAW_BODY,
+    UNCHANGED_HEADERS,
+    UPLOAD_FORM,
+    binary_answer,
+)
 from on_api.core.dependencies import (
     AttemptDep,
     ClientDep,
@@ -40,6 +46,7 @@ from on_api.core.errors import (
     RangeNotSatisfiable,
     RequestTimeout,
     SecretUnavailable,
+    TooManyRequests,
     WrongPassphrase,
 )
 from on_api.core.models import File as FileRow
@@ -93,6 +100,7 @@ _UPLOAD_ERRORS = documented(
     NodeError,
     NodeUnavailable,
     NodeTimeout,
+    TooManyRequests,
     SecretUnavailable,
     InsufficientStorage,
 )
@@ -102,6 +110,8 @@ _CONTENT_ERRORS = documented(
     NotFound,
     PreconditionFailed,
     RangeNotSatisfiable,
+    TooManyRequests,
+    EgressBudgetExceeded,
     NodeError,
     ContentDamaged,
     NodeUnavailable,
@@ -113,9 +123,12 @@ _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
     206: binary_answer("The part asked for by `Range`."),
     302: {
         "description": "The budget is used up, and the operator sends downloads elsewhere then.",
-        "headers": {"Location": {"description": "Where.", "schema": {"type": "string"}}},
+        "headers": LOCATION,
     },
-    304: {"description": "You have it already (`If-None-Match`)."},
+    304: {
+        "description": "You have it already (`If-None-Match`).",
+        "headers": UNCHANGED_HEADERS,
+    },
 }
 
 
@@ -318,13 +331,14 @@ async def get_content(
     client: ClientDep,
     passphrase: PassphraseDep,
     download: Annotated[
-        bool, Query(description="Ask the browser to save it rather than show it.")
+        bool, Query(description="Ask the browser to save it rather than show it.", examples=[True])
     ] = False,
     raw: Annotated[
         bool,
         Query(
             description="Of a private file: the age file itself, as it lies on the node; whoever "
-            "has the key opens it with `age`."
+            "has the key opens it with `age`.",
+            examples=[True],
         ),
     ] = False,
 ) -> Response:

@@ -125,7 +125,9 @@ def get_report_of_import(
     principal: ImportsWrite,
     session: SessionDep,
     services: ServicesDep,
-    format: Annotated[Literal["json", "csv"], Query(description="`json` or `csv`.")] = "json",
+    format: Annotated[
+        Literal["json", "csv"], Query(description="`json` or `csv`.", examples=["csv"])
+    ] = "json",
 ) -> Response:
     """Every item with its size, blocks, duration and route; and last, in one sentence, whether
     everything was moved and verified, or what wasn't."""
@@ -192,7 +194,10 @@ async def send_car(
     attempt: AttemptDep,
     services: ServicesDep,
     name: Annotated[
-        Text | Absent, Query(max_length=255, description="Of the pin, if the CAR has one root.")
+        Text | Absent,
+        Query(
+            max_length=255, description="Of the pin, if the CAR has one root.", examples=["photos"]
+        ),
     ] = None,
 ) -> Import:
     """Send the CAR (version 1 or 2) of an import of kind `car`. It streams to the node, every block

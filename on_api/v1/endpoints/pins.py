@@ -56,7 +56,7 @@ def _parameter(name: str, description: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "description": description, **more}
 
 
-_MOMENT = {"type": "string", "format": "date-time"}
+_MOMENT = {"type": "string", "format": "date-time", "examples": ["2027-01-01T00:00:00Z"]}
 _LIST_PARAMETERS = [
     _parameter(
         "cid",
@@ -67,6 +67,7 @@ _LIST_PARAMETERS = [
             "uniqueItems": True,
             "minItems": 1,
             "maxItems": MAX_CIDS,
+            "examples": [["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"]],
         },
         style="form",
         explode=False,
@@ -74,12 +75,17 @@ _LIST_PARAMETERS = [
     _parameter(
         "name",
         "Return pin objects with specified name (by default a case-sensitive, exact match)",
-        schema={"type": "string", "maxLength": 255},
+        schema={"type": "string", "maxLength": 255, "examples": ["PreciousData.pdf"]},
     ),
     _parameter(
         "match",
         "Customize the text matching strategy applied when the name filter is present",
-        schema={"type": "string", "enum": list(TextMatchingStrategy), "default": "exact"},
+        schema={
+            "type": "string",
+            "enum": list(TextMatchingStrategy),
+            "default": "exact",
+            "examples": ["partial"],
+        },
     ),
     _parameter(
         "status",
@@ -90,6 +96,7 @@ _LIST_PARAMETERS = [
             "items": {"type": "string", "enum": list(Status)},
             "uniqueItems": True,
             "minItems": 1,
+            "examples": [["queued", "pinning"]],
         },
         style="form",
         explode=False,
@@ -107,6 +114,7 @@ _LIST_PARAMETERS = [
             "minimum": 1,
             "maximum": 1000,
             "default": DEFAULT_LIMIT,
+            "examples": [100],
         },
     ),
     _parameter(
@@ -119,6 +127,7 @@ _LIST_PARAMETERS = [
                     "type": "object",
                     "additionalProperties": {"type": "string"},
                     "maxProperties": MAX_META,
+                    "examples": [{"app_id": "99986338-1113-4706-8302-4420da6158aa"}],
                 }
             }
         },

@@ -17,7 +17,7 @@ from on_api.core.dependencies import (
     SharesWrite,
     act_as,
 )
-from on_api.core.errors import NotFound
+from on_api.core.errors import NotFound, TooManyRequests
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
 from on_api.core.services.scrypt_pool import Asker
@@ -36,7 +36,7 @@ async def _hash_given(
     return await services.login.hash_password(body.password, asker)
 
 
-@router.post("", status_code=201, responses=documented(NotFound))
+@router.post("", status_code=201, responses=documented(NotFound, TooManyRequests))
 def create_share(
     body: ShareCreate,
     password_hash: Annotated[str | None, Depends(_hash_given)],

@@ -41,9 +41,12 @@ def get_traffic(
     principal: TrafficRead,
     session: SessionDep,
     services: ServicesDep,
-    interval: Annotated[Interval, Query(description="The length of a period.")] = Interval.DAY,
+    interval: Annotated[
+        Interval, Query(description="The length of a period.", examples=["month"])
+    ] = Interval.DAY,
     group_by: Annotated[
-        GroupBy | Absent, Query(description="What to tell apart within a period.")
+        GroupBy | Absent,
+        Query(description="What to tell apart within a period.", examples=["file"]),
     ] = None,
     begin: Annotated[
         GivenMoment | Absent,
@@ -57,21 +60,35 @@ def get_traffic(
         GivenMoment | Absent, Query(alias="to", description="Up to this moment; else now.")
     ] = None,
     user_id: Annotated[
-        uuid.UUID | Absent, Query(description="Of this user only (administrators).")
+        uuid.UUID | Absent,
+        Query(
+            description="Of this user only (administrators).",
+            examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
+        ),
     ] = None,
     sort: Annotated[
         SortBy | Absent,
         Query(
             description="`period`: the earliest first. `bytes_out`: the most bytes first, which is "
-            "the default with `group_by`."
+            "the default with `group_by`.",
+            examples=["bytes_out"],
         ),
     ] = None,
     limit: Annotated[
-        int, Query(ge=1, le=MAX_LINES, description=f"At most so many items, up to {MAX_LINES}.")
+        int,
+        Query(
+            ge=1,
+            le=MAX_LINES,
+            description=f"At most so many items, up to {MAX_LINES}.",
+            examples=[20],
+        ),
     ] = 100,
     format: Annotated[
         Literal["json", "csv"] | Absent,
-        Query(description="`csv`: the items as text/csv, as with `Accept: text/csv`."),
+        Query(
+            description="`csv`: the items as text/csv, as with `Accept: text/csv`.",
+            examples=["csv"],
+        ),
     ] = None,
 ) -> Response | TrafficReport:
     """What went out and came in, yours, or everybody's with an administrator's key that has the

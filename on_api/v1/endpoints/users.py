@@ -93,7 +93,7 @@ async def _hash_first(
     return await services.login.hash_password(body.password, asker)
 
 
-@router.post("", status_code=201, responses=documented(Conflict))
+@router.post("", status_code=201, responses=documented(Conflict, TooManyRequests))
 def create_user(
     body: UserCreate,
     password_hash: Annotated[str, Depends(_hash_first)],
@@ -142,7 +142,7 @@ async def _hash_given(
     return await services.login.hash_password(body.password, asker)
 
 
-@router.patch("/{user_id}", responses=documented(NotFound, Conflict))
+@router.patch("/{user_id}", responses=documented(NotFound, Conflict, TooManyRequests))
 def change_user(
     user_id: UserId,
     body: UserUpdate,

@@ -1,0 +1,1 @@
+"""What Schemathesis is told: its settings, and hooks that its own program reads."""
