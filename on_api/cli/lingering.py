@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -26,6 +28,8 @@ LINGER_BYTES = 256 * 1024 * 1024
 """Of a body whose length was told, read and dropped at most."""
 UNKNOWN_BYTES = 32 * 1024 * 1024
 """The same where nobody knows how much is to come, or what it is."""
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""The kernel's word for it (socket(7), SO_LINGER)."""
 MOST_LINGERING = 1000
 """Connections of one process; with more, those that have lingered longest are closed."""
 
@@ -108,8 +112,15 @@ class LingeringTransport(asyncio.Transport):
             self._dropping.begin(ENDING_SECONDS if self._ends_soon else LINGER_SECONDS)
 
     def abort(self) -> None:
-        """End the connection at once, whatever was written."""
+        """End the connection at once, whatever was written: also what the kernel has of it, which
+        it would else keep for a client that may never take it."""
         self._is_closed = True
+        with suppress(AttributeError, OSError, ValueError):
+            connected = socket.socket(fileno=self.get_extra_info("socket").fileno())
+            try:
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            finally:
+                connected.detach()
         self._transport.abort()
 
     def end_soon(self) -> None:
