@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Between two looks at all connections; less where a limit is that short."""
 
+LOOKED_AT_ONCE = 200
+PAUSE_SECONDS = 0.01
+"""After so many, so that requests don't wait for all of them."""
+
 
 class Watched(Protocol):
     """A connection as it is looked at."""
@@ -117,16 +121,27 @@ class Patience:
             del self._by_network[seen.network]
 
     def _look(self) -> None:
+        self._look_on(list(self._present.items()))
+
+    def _look_on(self, left: list[tuple[Watched, _Seen]]) -> None:
         now = self._loop.time()
-        for connection, seen in list(self._present.items()):
-            if not self._waits_for_head(connection, seen, now):
-                connection.head_is_late()
-            if not self._waits_for_reader(connection, seen, now):
-                seen.sending.abort()
+        for connection, seen in left[-LOOKED_AT_ONCE:]:
+            if connection in self._present:
+                self._look_at(connection, seen, now)
+        del left[-LOOKED_AT_ONCE:]
+        if left:
+            self._timer = self._loop.call_later(PAUSE_SECONDS, self._look_on, left)
+            return
         if self._turned_away:
             logger.warning("turned %d connections away: too many", self._turned_away)
             self._turned_away = 0
         self._timer = self._loop.call_later(self._every, self._look) if self._present else None
+
+    def _look_at(self, connection: Watched, seen: _Seen, now: float) -> None:
+        if not self._waits_for_head(connection, seen, now):
+            connection.head_is_late()
+        if not self._waits_for_reader(connection, seen, now):
+            seen.sending.abort()
 
     def _waits_for_head(self, connection: Watched, seen: _Seen, now: float) -> bool:
         head = connection.owed_head()
