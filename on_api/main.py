@@ -31,6 +31,7 @@ from on_api.core.routing import add_flat
 from on_api.core.services.container import Services
 from on_api.core.services.rotation import secret_problem
 from on_api.core.services.siblings import Sibling
+from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
 from on_api.public.gateway import Gateway
@@ -62,6 +63,8 @@ class Application(FastAPI):
     """For on-api's own server: what it asks before it asks the usual way."""
     quick_relay: QuickRelay
     """The same; what it asks next."""
+    connection_limits: ConnectionSettings
+    """For on-api's own server: how many it serves, and how long it waits for them."""
     render_error: Callable[[str, OnApiError], Response]
     """For on-api's own server: the answer to what is no request, for the path that it names."""
 
@@ -109,6 +112,9 @@ def create_app(
     )
     handlers.install(app)
     app.render_error = handlers.refusal
+    app.connection_limits = settings.connections
+    if settings.trusted_proxies:  # all that comes, comes from them
+        app.connection_limits = settings.connections.model_copy(update={"most_per_address": 0})
     places = Places(settings.max_requests, services.metrics)
     app.add_middleware(Metering)  # innermost: an error that it raises is still rendered
     app.add_middleware(

@@ -26,9 +26,10 @@ from on_api.cli.http_framing import (
     read_head,
 )
 from on_api.cli.lingering import LINGER_BYTES, UNKNOWN_BYTES, LingeringTransport
+from on_api.cli.patience import Patience
 from on_api.cli.receiver import Receiver
 from on_api.cli.wire_answers import refusal
-from on_api.core.errors import BadRequest, OnApiError
+from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, ServiceUnavailable
 
 if TYPE_CHECKING:
     from on_api.main import Application
@@ -72,6 +73,8 @@ class FramedHttp(HttpToolsProtocol):
     """The present request's, if its answer is to end the connection unless all has come by then."""
     _requests = 0
     """The present one's number."""
+    _begun = 0
+    """The number of the one whose head came last in pieces."""
     _awaited = 0
     """The last one whose answer was waited for though its client sends no more."""
     _has_body = False
@@ -87,6 +90,10 @@ class FramedHttp(HttpToolsProtocol):
         super().connection_made(self._lingering)
         self._receiver = Receiver(self)
         transport.set_protocol(self._receiver)
+        limits = cast("Application", self.app).connection_limits
+        self._patience = Patience.of(self.server_state, limits, self.loop)
+        if not self._patience.admit(self, self._lingering, self.client and self.client[0]):
+            self._end_with(ServiceUnavailable("Too many connections.", retry_after=1), "")
 
     def is_under_way(self) -> bool:
         """Whether what comes now is likely the body of a request."""
@@ -117,6 +124,21 @@ class FramedHttp(HttpToolsProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and cycle.response_started
 
+    def owed_head(self) -> int:
+        """See `Watched`. Between two requests it is uvicorn that waits, until one begins."""
+        following = self._requests + 1
+        is_owed = following == 1 or following == self._begun
+        return following if is_owed and not (self.is_busy() or self.transport.is_closing()) else 0
+
+    def head_is_late(self) -> None:
+        """See `Watched`."""
+        if self._gathered:
+            self._refuse_head(
+                RequestTimeout("The request's head has no end."), bytes(self._gathered)
+            )
+        else:
+            self.transport.close()
+
     def unheard(self) -> int:
         """See `Owner`."""
         if self._hears_no_more:
@@ -131,6 +153,7 @@ class FramedHttp(HttpToolsProtocol):
         self._hears_no_more = True
         self._held = b""
         self._gathered.clear()
+        self._patience.forget(self)
         super().connection_lost(exc)
 
     # What the parser says.
@@ -214,7 +237,6 @@ class FramedHttp(HttpToolsProtocol):
     def refuse(self, error: OnApiError, path: str, *, is_head: bool = False) -> None:
         """Answer what is no request, or what is wrong with the present one's body, and end the
         connection: nobody can say where the next request begins. `is_head`: it asks for no body."""
-        self._has_refused = True
         logger.warning("refused what is no request: %s %s", error.status, error.details)
         cycle = cast("RequestResponseCycle | None", self.cycle)
         is_answered = self._in_body  # as far as that is what is wrong
@@ -222,9 +244,16 @@ class FramedHttp(HttpToolsProtocol):
             is_answered = cycle.response_started
             cycle.disconnected = True
             cycle.message_event.set()
-        if not is_answered:
-            response = cast("Application", self.app).render_error(path, error)
-            self.transport.write(refusal(response, self.server_state.default_headers, is_head))
+        if is_answered:
+            self._has_refused = True
+            self.transport.close()
+        else:
+            self._end_with(error, path, is_head=is_head)
+
+    def _end_with(self, error: OnApiError, path: str, *, is_head: bool = False) -> None:
+        self._has_refused = True
+        response = cast("Application", self.app).render_error(path, error)
+        self.transport.write(refusal(response, self.server_state.default_headers, is_head))
         self.transport.close()
 
     def _hold(self, data: bytes) -> None:
@@ -268,6 +297,9 @@ class FramedHttp(HttpToolsProtocol):
             del gathered[:2]
         end = gathered.find(END, max(0, begun - len(END) + 1)) + len(END)
         is_whole = end >= len(END)
+        if gathered and not is_whole:
+            self._begun = self._requests + 1
+            self._unset_keepalive_if_required()
         try:
             check_size(end if is_whole else len(gathered))
             if not begun:

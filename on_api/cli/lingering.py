@@ -9,7 +9,12 @@ before they read would never learn why it was refused.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import struct
+import termios
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -23,6 +28,8 @@ LINGER_BYTES = 256 * 1024 * 1024
 """Of a body whose length was told, read and dropped at most."""
 UNKNOWN_BYTES = 32 * 1024 * 1024
 """The same where nobody knows how much is to come, or what it is."""
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""The kernel's word for it (socket(7), SO_LINGER)."""
 MOST_LINGERING = 1000
 """Connections of one process; with more, those that have lingered longest are closed."""
 
@@ -51,6 +58,8 @@ class LingeringTransport(asyncio.Transport):
         self._is_closed = False
         self._dropping: _Dropping | None = None
         self._ends_soon = False
+        self.written = 0
+        """Bytes since the connection began."""
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.get_write_buffer_size = transport.get_write_buffer_size  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -60,12 +69,31 @@ class LingeringTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `asyncio.WriteTransport`."""
         if not self._is_closed:
+            self.written += len(data)
             self._transport.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """See `asyncio.WriteTransport`."""
         if not self._is_closed:
-            self._transport.writelines(list_of_data)
+            pieces = list(list_of_data)
+            self.written += sum(map(len, pieces))
+            self._transport.writelines(pieces)
+
+    def undelivered(self, *, is_busy: bool) -> int:
+        """How many of them the client's side hasn't taken yet. Unless an answer `is_busy` being
+        written, those that the kernel has don't count: nothing else waits for them."""
+        left = self.get_write_buffer_size()
+        return left + self._in_kernel() if left or is_busy else 0
+
+    def _in_kernel(self) -> int:
+        """Bytes that the kernel hasn't sent, or whose receipt it wasn't told. Where it doesn't say
+        that, those before them have to do: a slow client's are taken in large pieces only."""
+        connected = self.get_extra_info("socket")
+        try:
+            told = fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (AttributeError, OSError, ValueError):
+            return 0
+        return int(struct.unpack("i", told)[0])
 
     def is_closing(self) -> bool:
         """Whether nobody is heard or told anything any more."""
@@ -84,8 +112,15 @@ class LingeringTransport(asyncio.Transport):
             self._dropping.begin(ENDING_SECONDS if self._ends_soon else LINGER_SECONDS)
 
     def abort(self) -> None:
-        """End the connection at once, whatever was written."""
+        """End the connection at once, whatever was written: also what the kernel has of it, which
+        it would else keep for a client that may never take it."""
         self._is_closed = True
+        with suppress(AttributeError, OSError, ValueError):
+            connected = socket.socket(fileno=self.get_extra_info("socket").fileno())
+            try:
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            finally:
+                connected.detach()
         self._transport.abort()
 
     def end_soon(self) -> None:

@@ -169,7 +169,11 @@ class MethodNotAllowed(OnApiError):
 class RequestTimeout(OnApiError):
     """The client stopped sending in the middle of a body."""
 
-    status, reason, summary = 408, "REQUEST_TIMEOUT", "No more bytes came; the upload was given up."
+    status, reason, summary = (
+        408,
+        "REQUEST_TIMEOUT",
+        "No more bytes came in time; the request was given up.",
+    )
 
 
 class Conflict(OnApiError):

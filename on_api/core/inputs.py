@@ -7,6 +7,7 @@ Each of them is refused, since what is passed over makes another request than th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from types import UnionType
@@ -19,12 +20,13 @@ from fastapi.dependencies.utils import get_flat_params
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from starlette.requests import Request
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Scope
 
 from on_api.core.digests import DIGEST_HEADERS
-from on_api.core.errors import BadRequest, UnsupportedMediaType
+from on_api.core.errors import BadRequest, RequestTimeout, UnsupportedMediaType
 from on_api.core.header_values import TEXT_CODINGS, read_parameters
 from on_api.core.json_text import RepeatedName, read_json
+from on_api.core.setting_groups import ConnectionSettings
 
 ONCE = frozenset(
     {
@@ -152,6 +154,28 @@ class WholeRequest(Request):
             return read_json(await self.body())
         except RepeatedName as error:
             raise BadRequest(f"The JSON is not valid: {error}.") from None
+
+
+def in_time(receive: Receive, limits: ConnectionSettings) -> Receive:
+    """The messages of a body that is read whole. Raises `RequestTimeout` when nothing of it comes
+    for a while, or not all of it in time: whoever sends a byte now and then is no client."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limits.body_timeout
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(min(end, loop.time() + limits.body_idle_timeout)):
+                message = await receive()
+        except TimeoutError:
+            raise RequestTimeout("The body was too slow to come.") from None
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
 
 
 def refuse_other_charset(content_type: str) -> None:

@@ -21,6 +21,7 @@ from on_api.core.errors import (
     InternalError,
     OnApiError,
     PayloadTooLarge,
+    RequestTimeout,
     ServiceUnavailable,
     Unauthorized,
     UnsupportedMediaType,
@@ -204,7 +205,7 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
     if operation.get("security"):
         shared += [Unauthorized, Forbidden]
     if "requestBody" in operation:
-        shared += [PayloadTooLarge, UnsupportedMediaType]
+        shared += [PayloadTooLarge, UnsupportedMediaType, RequestTimeout]
     if repeats:
         _add(responses, Conflict, InProgress)
     for error in shared:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from on_api.core.dependencies import bearer_key, scopes_of
 from on_api.core.errors import BadRequest
-from on_api.core.inputs import UNUSUAL, read_pairs
+from on_api.core.inputs import UNUSUAL, in_time, read_pairs
 from on_api.core.json_text import read_json
 from on_api.core.routing import MAX_BODY_BYTES
 from on_api.core.services import access
@@ -81,6 +81,7 @@ class PlainRequest:
         if self.headers.get(b"content-type") != _JSON:
             return None
         taken, size, has_more = self._taken, 0, True
+        self._receive = in_time(self._receive, self.services.settings.connections)
         while has_more:
             message = await self._receive()
             taken.append(message)

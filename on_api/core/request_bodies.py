@@ -5,6 +5,7 @@ The server says so by `TAKE_BODY` in the scope, as `cli/http_protocol.py` does.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
@@ -13,6 +14,7 @@ from starlette.requests import Request
 
 from on_api.core.blocks import Bytes, Room
 from on_api.core.digests import SentDigests
+from on_api.core.errors import RequestTimeout
 
 TAKE_BODY = "on_api.take_body"
 """Where in the scope the function is that makes a `BlockedBody`; it is given the room where its
@@ -31,30 +33,50 @@ class BlockedBody(Protocol):
 
 
 @asynccontextmanager
-async def body_of(request: Request, room: Room) -> AsyncIterator[AsyncIterator[Bytes]]:
+async def body_of(
+    request: Request, room: Room, idle_timeout: float
+) -> AsyncIterator[AsyncIterator[Bytes]]:
     """The body, in blocks out of `room` or in smaller pieces, for as long as the context lasts: its
     end gives the blocks back, however much of the body was read.
 
     Each piece may be read until the next one is asked for; what is needed for longer is copied.
-    Reading raises `ClientDisconnect`, and `BadRequest` at the end of a body that isn't what its
-    sender's digest says.
+    Reading raises `ClientDisconnect`; `RequestTimeout` after `idle_timeout` seconds without a byte;
+    and `BadRequest` at the end of a body that isn't what its sender's digest says.
     """
     take: Callable[[Room], BlockedBody] | None = request.scope.get(TAKE_BODY)
     if take is None:
-        yield checked_stream(request)
+        yield checked_stream(request, idle_timeout)
         return
     body = take(room)
     try:
-        yield _checked(request, aiter(body))
+        yield _checked(request, aiter(body), idle_timeout)
     finally:
         body.release()
 
 
-def checked_stream(request: Request) -> AsyncIterator[bytes]:
+def checked_stream(request: Request, idle_timeout: float) -> AsyncIterator[bytes]:
     """The same as the framework hands it over."""
-    return _checked(request, request.stream())
+    return _checked(request, request.stream(), idle_timeout)
 
 
-def _checked(request: Request, body: AsyncIterator[Block]) -> AsyncIterator[Block]:
+class _InTime(AsyncIterator[Block]):
+    """A body that is given up when nothing of it comes."""
+
+    def __init__(self, body: AsyncIterator[Block], idle_timeout: float) -> None:
+        self._body = body
+        self._seconds = idle_timeout
+
+    async def __anext__(self) -> Block:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await anext(self._body)
+        except TimeoutError:
+            raise RequestTimeout from None
+
+
+def _checked(
+    request: Request, body: AsyncIterator[Block], idle_timeout: float
+) -> AsyncIterator[Block]:
     digests = SentDigests(request.scope["headers"])
+    body = _InTime(body, idle_timeout)
     return digests.checked(body) if digests else body

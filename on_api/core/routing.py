@@ -25,6 +25,7 @@ from on_api.core.head_requests import HeadRoute
 from on_api.core.inputs import (
     DeclaredOptions,
     WholeRequest,
+    in_time,
     read_form,
     refuse_misread,
     refuse_other_charset,
@@ -36,6 +37,7 @@ from on_api.core.services.idempotency import (
     Claim,
     IdempotencyService,
 )
+from on_api.core.setting_groups import ConnectionSettings
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of
@@ -162,7 +164,8 @@ class ApiRoute(HeadRoute):
             if reads_whole_body:
                 _refuse_too_large(request)
                 refuse_other_charset(request.headers.get("content-type", ""))
-                receive = _bounded(request.receive, None if digest is None else digest.update)
+                receive = in_time(request.receive, _limits(request))
+                receive = _bounded(receive, None if digest is None else digest.update)
                 request = WholeRequest(request.scope, _compared(receive, request.scope["headers"]))
                 if form is not None:
                     request = await read_form(request, form)
@@ -262,6 +265,11 @@ async def _give_back(request: Request) -> None:
 def _idempotency(request: Request) -> IdempotencyService:
     service: IdempotencyService = request.app.state.services.idempotency
     return service
+
+
+def _limits(request: Request) -> ConnectionSettings:
+    limits: ConnectionSettings = request.app.state.services.settings.connections
+    return limits
 
 
 def _refuse_too_large(request: Request) -> None:

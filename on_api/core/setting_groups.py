@@ -264,6 +264,30 @@ class GcSettings(Group):
     )
 
 
+class ConnectionSettings(Group):
+    """Connections of clients, and how long each is waited for."""
+
+    most: int = Field(
+        10_000, ge=1, le=1_000_000, description="Connections to one process; more get a 503."
+    )
+    most_per_address: int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="From one address (IPv6: one /64), unless proxies are trusted; 0: no limit.",
+    )
+    head_timeout: Seconds = Field(
+        30, description="Seconds for a request's head, from its first byte or from connecting."
+    )
+    body_idle_timeout: Seconds = Field(
+        30, description="Seconds without a byte of a body that is no upload (JSON, forms)."
+    )
+    body_timeout: Seconds = Field(60, description="Seconds for all of such a body.")
+    send_timeout: Seconds = Field(
+        60, description="Seconds in which a client takes nothing of its answer before it is cut."
+    )
+
+
 class CorsSettings(Group):
     """Browsers' cross-origin calls."""
 

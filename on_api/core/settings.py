@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError
 
 from on_api.core.setting_groups import (
     AuthSettings,
+    ConnectionSettings,
     CorsSettings,
     DatabaseSettings,
     FilesSettings,
@@ -106,6 +107,7 @@ class Settings(BaseSettings):
     )
 
     auth: AuthSettings = AuthSettings()
+    connections: ConnectionSettings = ConnectionSettings()
     cors: CorsSettings = CorsSettings()
     database: DatabaseSettings = DatabaseSettings()
     files: FilesSettings = FilesSettings()

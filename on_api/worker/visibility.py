@@ -65,9 +65,7 @@ class VisibilityWorker:
         self._services = services
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
         # The node gives up by itself when nothing comes; what was stored before was no larger.
-        self._limits = IntakeLimits(
-            2 * services.settings.ipfs.stall_timeout, max_file_size=2**63 - 1
-        )
+        self._limits = IntakeLimits(max_file_size=2**63 - 1)
 
     async def step(self) -> bool:
         """Carry out one change that is due. Returns whether there was one."""

@@ -164,7 +164,7 @@ class Services:
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
         room = Room()
-        limits = IntakeLimits(settings.files.idle_timeout, settings.files.max_size, room)
+        limits = IntakeLimits(settings.files.max_size, room)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
         return cls(

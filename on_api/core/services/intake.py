@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from on_api.core.blocks import WHOLE_BYTES, Bytes, Room
 from on_api.core.crypto.age import Encryptor
-from on_api.core.errors import PayloadTooLarge, RequestTimeout
+from on_api.core.errors import PayloadTooLarge
 from on_api.core.services.capacity import Capacity
 from on_api.core.services.leases import LeaseHandle, LeaseService
 from on_api.core.services.pipeline import DONE_HERE, transformed
@@ -29,10 +29,8 @@ SNIFFED_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """What one upload must keep to: seconds between two chunks, bytes of one file; and the
-    memory that all share."""
+    """What one upload must keep to, bytes of one file; and the memory that all share."""
 
-    idle_timeout: float
     max_file_size: int
     room: Room = field(default_factory=Room)
 
@@ -82,7 +80,7 @@ class Intake:
         threads while the next one is being received, and may be read until the next one is asked
         for.
 
-        Reading raises `RequestTimeout`, `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
+        Reading raises `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
         `InsufficientStorage`: each before the block that would be too much is passed on.
         """
         room, encryptor = self._limits.room, passage.encryptor
@@ -149,7 +147,7 @@ class HashedBody:
 
     async def to_its_end(self) -> bytes:
         """Read what is left. Returns the SHA-256 of all of it; raises `PayloadTooLarge` for more
-        than a file may have, `RequestTimeout`."""
+        than a file may have."""
         size = 0
         async for block in blocks(self, self._limits):
             size += len(block)
@@ -160,16 +158,11 @@ class HashedBody:
 
 async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncIterator[Bytes]:
     """The body in larger pieces: not much smaller than a block should be, and those that aren't as
-    they are. Small ones are copied, as each may be read until the next one is asked for only.
-    Raises `RequestTimeout` after `limits.idle_timeout` seconds without a byte."""
+    they are. Small ones are copied, as each may be read until the next one is asked for only."""
     gathered = bytearray()
     chunks = aiter(body)
     while True:
-        try:
-            async with asyncio.timeout(limits.idle_timeout):
-                chunk = await anext(chunks, None)
-        except TimeoutError:
-            raise RequestTimeout from None
+        chunk = await anext(chunks, None)
         enough = limits.room.share() // 2
         whole = chunk if chunk is not None and len(chunk) >= min(enough, WHOLE_BYTES) else None
         if chunk is not None and whole is None:

@@ -18,6 +18,7 @@ from on_api.cli.http_framing import MAX_HEAD_BYTES
 from on_api.cli.http_protocol import BoundedHttp
 from on_api.core.error_handlers import render_failure
 from on_api.core.errors import OnApiError
+from on_api.core.setting_groups import ConnectionSettings
 
 HOST = b"Host: a\r\n"
 INNER = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -27,6 +28,8 @@ NEXT = b"GET /next HTTP/1.1\r\nHost: b\r\n\r\n"
 
 class Asked:
     """What the application was asked, in order."""
+
+    connection_limits = ConnectionSettings()
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, bytes]] = []

@@ -153,7 +153,8 @@ async def upload_files(
     it reaches the node: to you, to further `recipients`, or with a passphrase.
     """
     announced = announced_by_form(request.headers)
-    async with body_of(request, services.room) as body:
+    idle_timeout = services.settings.files.idle_timeout
+    async with body_of(request, services.room, idle_timeout) as body:
         reader = MultipartReader(
             request.headers.get("content-type", ""),
             body,
@@ -197,7 +198,8 @@ async def upload_file(
     sent along (`Content-Digest`, `Repr-Digest`, `Content-MD5`) is compared with them.
     """
     media_type = raw_media_type(request.headers)
-    async with body_of(request, services.room) as body:
+    idle_timeout = services.settings.files.idle_timeout
+    async with body_of(request, services.room, idle_timeout) as body:
         file = options.describe_file(body, None, media_type)
 
         async def only_this() -> AsyncIterator[IncomingFile]:

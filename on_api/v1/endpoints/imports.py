@@ -204,7 +204,7 @@ async def send_car(
     verified; its roots are pinned when all of their blocks are there, and the import is done."""
     raw_media_type(request.headers)
     announced = announced_by_body(request.headers, services.settings.files.max_size, None)
-    body = checked_stream(request)
+    body = checked_stream(request, services.settings.files.idle_timeout)
     if attempt is None:
         await services.cars.take(principal, import_id, body, announced, name=name)
     else:
