@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import OnApiError
 from on_api.core.models import Database, Lease
 from on_api.core.models.database import database_now, new_id
-from on_api.core.services import maintenance
+from on_api.core.services import leftovers, maintenance
 from on_api.core.services.pin_names import PinNames
 from on_api.core.services.renewal import renewed
 
@@ -147,7 +147,11 @@ class StandingLease:
         mine = Lease.id == lease.id, Lease.token == lease.token
         with self._database.session_scope() as session:
             if lease.failed:
-                session.execute(update(Lease).where(*mine).values(lease_until=database_now()))
+                now = database_now()
+                ended = update(Lease).where(*mine).values(lease_until=now).returning(Lease.id)
+                if session.scalar(ended) is None:
+                    # The worker has ended it while this process slept, and looked too early.
+                    leftovers.leave(session, lease.id, (), unsure=True)
                 self._ring(session)
             else:
                 session.execute(delete(Lease).where(*mine))
