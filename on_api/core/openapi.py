@@ -208,10 +208,15 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
         shared += [PayloadTooLarge, UnsupportedMediaType, RequestTimeout]
     if repeats:
         _add(responses, Conflict, InProgress)
+    own = [
+        each["content"] for code, each in responses.items() if code[0] in "45" and "content" in each
+    ]
+    alike = own[0] if len(own) > 1 and all(each == own[0] for each in own) else None
     for error in shared:
-        responses.setdefault(
-            str(error.status), {"description": f"`{error.reason}` {error.summary}"}
-        )
+        described = {"description": f"`{error.reason}` {error.summary}"}
+        if alike is not None:  # an operation whose errors have another form than its version's
+            described["content"] = alike
+        responses.setdefault(str(error.status), described)
     reference = REF.format(model=form.models[0].__name__)
     for status, response in responses.items():
         if status[0] in "45" and "content" not in response:

@@ -125,7 +125,13 @@ def test_kubo_killed_in_mid_upload(home: Home) -> None:
         until(lambda: home.kubo_pids() - {killed}, "there is another one", 60)
         until(home.ready, "the node is back", 60)
         data = os.urandom(3 * MIB)
-        file = client.put("/v1/files?name=after", content=data).json()
+
+        def stored() -> httpx.Response | None:
+            # `/readyz` tells what it saw up to a second ago.
+            answer = client.put("/v1/files?name=after", content=data)
+            return answer if answer.status_code == 201 else None
+
+        file = until(stored, "it is used again", 60).json()
         assert client.get(f"/v1/files/{file['id']}/content").content == data
 
 

@@ -122,7 +122,9 @@ def put_row(connection: Connection, name: str, column: str | None) -> None:
 def losses(before: Columns, after: Columns) -> list[tuple[str, str | None]]:
     """What a downgrade dropped: tables, and columns of tables that stay."""
     tables: list[tuple[str, str | None]] = [(table, None) for table in before.keys() - after.keys()]
-    return tables + [(table, column) for table in after for column in before[table] - after[table]]
+    return tables + [
+        (table, column) for table in after for column in before.get(table, set()) - after[table]
+    ]
 
 
 def test_no_downgrade_destroys_a_row_silently(new_database: DatabaseMaker) -> None:

@@ -467,7 +467,7 @@ def test_a_deleted_account_lets_go_of_its_pins(
         with server.services.database.session_scope(write=False) as session:
             return session.get(User, uuid.UUID(gone.id)) is None
 
-    until(is_gone, "the account is removed")
+    until(is_gone, "the account is removed", 60)
     with server.services.database.session_scope(write=False) as session:
         user_id = uuid.UUID(gone.id)
         assert not session.query(Pin).filter_by(user_id=user_id).count()
