@@ -1,4 +1,4 @@
-"""What others notice of a flood."""
+"""Latency of other requests during a flood of logins."""
 
 from __future__ import annotations
 

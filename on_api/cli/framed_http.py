@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PASSED_OVER_BYTES = 8 * 1024 * 1024
-"""Of a body that nobody wants any more: so many are read and dropped, and the connection goes on.
+"""Bytes of an unwanted body that are read and dropped, so that the connection goes on.
 An answer that begins while more of its request's body is to come, or nobody knows how much, is the
 connection's last one, and says so."""
 HALF_CLOSED_SECONDS = 10.0
@@ -52,7 +52,7 @@ class FramedHttp(HttpToolsProtocol):
     _gathered: bytearray
     """The beginning of a head."""
     _held = b""
-    """What has come behind the present request."""
+    """Bytes received behind the present request."""
     _left = 0
     """Bytes of the present body that are still to come, or `CHUNKED`."""
     _is_passed_over = False
@@ -60,7 +60,7 @@ class FramedHttp(HttpToolsProtocol):
     _between = 0
     """Bytes of a chunked body since the last one of a chunk's data."""
     _tail = b""
-    """Of a chunked body, the last bytes that the parser has had: the end may begin with them."""
+    """Last bytes of a chunked body that the parser has had: its end may begin with them."""
     _may_begin = False
     """A head was examined that the parser hasn't had."""
     _in_body = False

@@ -18,11 +18,11 @@ from on_api.core.errors import (
 )
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request line with its headers; of trailers, or of one chunk's size and extensions."""
+"""Most bytes of a request line with its headers, of trailers, or of a chunk's size line."""
 CHUNKED = -1
 """In place of a body's length: it comes in chunks, and its end is told by the last one."""
 END = b"\r\n\r\n"
-"""Of a head, and of the last chunk with its trailers."""
+"""End of a head, and of the last chunk with its trailers."""
 
 _VERSIONS = (b" HTTP/1.1", b" HTTP/1.0")
 _METHODS = {"Allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
