@@ -1,4 +1,4 @@
-"""Receives for the HTTP protocol, into a buffer that all connections share.
+"""Receives for the HTTP protocol, into a buffer that all connections of an event loop share.
 
 What a request's head says isn't known before some of its body has come: so little is received at
 first, or 500 uploads at once would have 30 MiB in memory before anybody has asked for them.
@@ -7,6 +7,7 @@ first, or 500 uploads at once would have 30 MiB in memory before anybody has ask
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Protocol
 
 FIRST_BYTES = 16 * 1024
@@ -38,15 +39,26 @@ class Fed(Protocol):
         """See `asyncio.BaseProtocol`."""
 
 
+class _Buffers(threading.local):
+    """A thread's, and so an event loop's: another loop receives while this one's piece is parsed.
+    With one for both, each would be given the other's requests."""
+
+    def __init__(self) -> None:
+        self.first = memoryview(bytearray(FIRST_BYTES))
+        self.next = memoryview(bytearray(NEXT_BYTES))
+
+
+_buffers = _Buffers()
+
+
 class Receiver(asyncio.BufferedProtocol):
     """Receives for a `FramedHttp`, which is no `BufferedProtocol` since uvicorn's isn't: into one
-    buffer that all of them share, as each piece is parsed before the next one comes."""
-
-    _first = memoryview(bytearray(FIRST_BYTES))
-    _next = memoryview(bytearray(NEXT_BYTES))
+    buffer that all of a loop share, as each piece is parsed before the next one comes. To be made
+    on the loop's thread."""
 
     def __init__(self, http: Fed) -> None:
         self._http = http
+        self._first, self._next = _buffers.first, _buffers.next
         self._buffer = self._first
         self.eof_received = http.eof_received  # type: ignore[method-assign]
         self.connection_lost = http.connection_lost  # type: ignore[method-assign]

@@ -32,6 +32,12 @@ NOISE = random.Random(0).randbytes(65536)
 _PASSING = {Mood.GOOD, Mood.LOSE_COMMITS, Mood.STOP_COMMITS}
 
 
+class _Answered:
+    """Bytes of a connection's present answer, which begins when its client says something."""
+
+    size = 0
+
+
 class TcpProxy:
     """Passes bytes between clients of `port` and what `dial` connects to."""
 
@@ -103,20 +109,22 @@ class TcpProxy:
                 continue
             server.settimeout(None)  # its time-out was for dialling: an idle connection stays
             self._open |= {client, server}
+            answered = _Answered()
             for source, target, spoil in (
                 (client, server, False),
                 (server, client, True),
             ):
                 threading.Thread(
-                    target=self._pass, args=(source, target, spoil), daemon=True
+                    target=self._pass, args=(source, target, spoil, answered), daemon=True
                 ).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, spoil: bool) -> None:
-        passed = 0
+    def _pass(
+        self, source: socket.socket, target: socket.socket, spoil: bool, answered: _Answered
+    ) -> None:
         try:
             while data := source.recv(65536):
                 self._good.wait()
-                passed += len(data)
+                answered.size = answered.size + len(data) if spoil else 0
                 if b"LISTEN " in data:
                     self._listening |= {source, target}
                 if source in self._mute:
@@ -127,7 +135,7 @@ class TcpProxy:
                 if not spoil or self._mood in _PASSING:
                     target.sendall(data)
                 elif self._mood is Mood.CUT_LATE:
-                    if passed > 100_000:
+                    if answered.size > 100_000:
                         return
                     target.sendall(data)
                 elif self._mood is Mood.CUT:

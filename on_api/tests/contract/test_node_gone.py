@@ -20,8 +20,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from on_api.core.models import Lease
-from on_api.core.models.database import utc_now
+from on_api.core.models import Database, Lease
+from on_api.core.models.database import database_now
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
@@ -85,7 +85,7 @@ def status_of(request: Callable[[], httpx.Response]) -> int:
         (Mood.REFUSE, {502, 503}, {502, 503}),
         (Mood.HANG, {504}, {504}),
         (Mood.CUT, {502}, {502}),
-        (Mood.CUT_LATE, {201, 502}, {CUT_SHORT, 502}),
+        (Mood.CUT_LATE, {201}, {CUT_SHORT}),
         (Mood.GARBAGE, {502}, {502}),
         (Mood.SLOW, {201}, None),
     ],
@@ -140,6 +140,12 @@ def test_a_bad_node_and_a_good_one_again(
         assert client.put("/v1/files?name=after", content=b"after").status_code == 201
         database = way.server.services.database
         until(lambda: database.connections_in_use() <= idle, "the pool is whole")
-        with database.session_scope(write=False) as session:
-            alive = select(func.count()).where(Lease.lease_until > utc_now())
-            assert session.scalar(alive) == 0
+        # The lease that small uploads share is kept a moment for the next one.
+        until(lambda: living_leases(database) == 0, "no lease is left")
+
+
+def living_leases(database: Database) -> int:
+    """How many pieces of work are under way, as the database has it."""
+    with database.session_scope(write=False) as session:
+        alive = select(func.count()).where(Lease.lease_until > database_now())
+        return session.scalar(alive) or 0
