@@ -28,9 +28,9 @@ from on_api.core.middleware import InFlightLimit, LastResort, Metering, Places, 
 from on_api.core.models.revisions import check_revision
 from on_api.core.plain import PlainRoutes
 from on_api.core.routing import add_flat
+from on_api.core.services.accounts.rotation import secret_problem
 from on_api.core.services.container import Services
-from on_api.core.services.rotation import secret_problem
-from on_api.core.services.siblings import Sibling
+from on_api.core.services.upkeep.siblings import Sibling
 from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares

@@ -14,7 +14,7 @@ from benchmarks.scenarios.registry import Variant, median_time, scenario
 from benchmarks.stage import POSTGRESQL, OnApi, Stage
 from on_api.core.models import Database, User
 from on_api.core.pagination import CursorPage, Position
-from on_api.core.services.files import FileFilter, files_of
+from on_api.core.services.files.files import FileFilter, files_of
 from on_api.tests.conftest import make_settings
 from on_api.tests.scale.explain import Recorder
 from on_api.tests.scale.seeding import REGULAR, Scale, seed

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from on_api.core.models import Database
-    from on_api.core.services.accounts import Accounts
+    from on_api.core.services.accounts.container import Accounts
     from on_api.core.services.container import Services
 
 
@@ -56,7 +56,7 @@ def command_settings(*, warns: bool = True) -> Settings:
     With `warns` the person is told of one that uses another database than this command would;
     `build_services` refuses that.
     """
-    from on_api.core.services.instance import running_instance
+    from on_api.core.services.upkeep.instance import running_instance
 
     settings = load_settings()
     instance = running_instance(settings.home)
@@ -109,7 +109,7 @@ def build_services(settings: Settings, *, is_worker: bool = False) -> Services:
     which runs in this home: its node would be changed by what another database says.
     """
     from on_api.core.services.container import Services
-    from on_api.core.services.instance import running_instance
+    from on_api.core.services.upkeep.instance import running_instance
 
     instance = running_instance(settings.home)
     if instance is not None and not instance.uses_database_of(settings):
@@ -147,7 +147,7 @@ def command_scope() -> Iterator[tuple[Services, Session]]:
 @contextmanager
 def account_scope() -> Iterator[tuple[Accounts, Session]]:
     """As `command_scope`, for what needs accounts and keys only: it starts twice as fast."""
-    from on_api.core.services.accounts import Accounts
+    from on_api.core.services.accounts.container import Accounts
 
     accounts = Accounts.build(command_settings())
     try:

@@ -13,7 +13,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Look at everything that is known to go wrong. Exit code 1 when something is."""
-    from on_api.core.services.diagnosis import Verdict, diagnose
+    from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
 
     findings = diagnose(command_settings(warns=False))
     if as_json:

@@ -62,9 +62,9 @@ async def _write(
     settings: Settings, username: str, format_: str, write: Callable[[bytes], object]
 ) -> int:
     """Returns how many bytes there were."""
-    from on_api.core.services import audit
-    from on_api.core.services.exports import metadata, open_car, pins_list
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts import audit
+    from on_api.core.services.accounts.users import find_user
+    from on_api.core.services.transfer.exports import metadata, open_car, pins_list
 
     services = build_services(settings)
     written = 0

@@ -12,8 +12,8 @@ from on_api.cli.context import build_services, command_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.container import Services
-    from on_api.core.services.fsck.findings import Finding, Report
-    from on_api.core.services.fsck.losses import Loss
+    from on_api.core.services.upkeep.fsck.findings import Finding, Report
+    from on_api.core.services.upkeep.fsck.losses import Loss
     from on_api.core.settings import Settings
 
 
@@ -56,7 +56,7 @@ def fsck(
         return
     report = asyncio.run(_check(settings, repair=repair, walk=not quick, now=now))
     if as_json:
-        from on_api.core.services.fsck.runner import as_document
+        from on_api.core.services.upkeep.fsck.runner import as_document
 
         print_json(as_document(report))
     else:
@@ -101,13 +101,13 @@ async def _losses(services: Services, *, walk: bool) -> Sequence[Loss]:
 
 
 async def _drop(services: Services, found: Sequence[Loss]) -> Sequence[Loss]:
-    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.accounts.audit import COMMAND_LINE
 
     return await services.fsck.drop_lost(found, COMMAND_LINE)
 
 
 def _print(report: Report) -> None:
-    from on_api.core.services.fsck.findings import MEANINGS
+    from on_api.core.services.upkeep.fsck.findings import MEANINGS
 
     for finding in report.findings:
         typer.echo(f"{_state(finding):6}  {finding.kind}  {finding.subject}: {finding.details}")

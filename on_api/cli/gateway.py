@@ -32,8 +32,8 @@ def deny(
     Matched by its hash, in whatever form it is asked for, where a URL names it: not inside of
     other content that holds it. Files' content and links are not concerned.
     """
-    from on_api.core.services import deny_list
-    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.gateway import deny_list
 
     with account_scope() as (_, session):
         entry = deny_list.deny(session, cid, status=status, reason=reason, actor=COMMAND_LINE)
@@ -44,8 +44,8 @@ def deny(
 @app.command("undeny")
 def undeny(cid: CidArgument) -> None:
     """Take a CID off the list."""
-    from on_api.core.services import deny_list
-    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.gateway import deny_list
 
     with account_scope() as (_, session):
         deny_list.undeny(session, cid, COMMAND_LINE)
@@ -57,7 +57,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """The list, newest first."""
-    from on_api.core.services import deny_list
+    from on_api.core.services.gateway import deny_list
 
     with account_scope() as (_, session):
         rows: list[tuple[object, ...]] = [
@@ -80,7 +80,7 @@ def refund(
 
     Each answer once, however often a log is read: read it from its beginning at any time.
     """
-    from on_api.core.services.accelerated import read_line
+    from on_api.core.services.traffic.accelerated import read_line
 
     end_politely_when_told()
     answers = size = 0

@@ -11,7 +11,7 @@ import typer
 from on_api.cli.context import build_services, command_settings, print_json
 
 if TYPE_CHECKING:
-    from on_api.core.services.garbage import Collection
+    from on_api.core.services.upkeep.garbage import Collection
     from on_api.core.settings import Settings
 
 

@@ -133,7 +133,7 @@ def report(
     Without --csv, --json or --output: the last line alone. Exit code 1 when something is missing,
     or is here and can't be opened.
     """
-    from on_api.core.services.import_reports import REPORTS, verdict_of
+    from on_api.core.services.transfer.reports import REPORTS, verdict_of
 
     database = open_database(command_settings())
     try:
@@ -159,8 +159,8 @@ def report(
 def list_(user: Username = "admin", as_json: AsJson = False) -> None:
     """A user's imports, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
-    from on_api.core.services.imports import imports_of
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.users import find_user
+    from on_api.core.services.transfer.imports import imports_of
 
     with command_scope() as (_, session):
         listing = imports_of(find_user(session, user).id)
@@ -200,7 +200,7 @@ def _as_id(text: str) -> uuid.UUID | None:
 
 
 def _owner(session: Any, import_id: uuid.UUID) -> uuid.UUID:
-    from on_api.core.services.imports import find_any_import
+    from on_api.core.services.transfer.imports import find_any_import
 
     return find_any_import(session, import_id).user_id
 
@@ -232,8 +232,8 @@ def _create(
     username: str, spec: SourceSpec, route: str, gateway: str | None, *, start: bool
 ) -> uuid.UUID:
     from on_api.core.errors import BadRequest
-    from on_api.core.services.imports import AUTO, GATEWAY, IPFS, ImportRequest
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.users import find_user
+    from on_api.core.services.transfer.imports import AUTO, GATEWAY, IPFS, ImportRequest
 
     if route not in {AUTO, IPFS, GATEWAY}:
         raise BadRequest("--route: auto, ipfs or gateway.")
@@ -257,8 +257,8 @@ async def _require_node(settings: Settings) -> None:
 async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> None:
     """Stream a file to the node."""
     from on_api.core.providers.car import chunks_of
-    from on_api.core.services.leases import JobHolder
-    from on_api.core.services.reservations import Announced
+    from on_api.core.services.content.leases import JobHolder
+    from on_api.core.services.content.reservations import Announced
 
     services = build_services(settings)
     try:
@@ -278,7 +278,7 @@ async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> Non
 
 def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
     """Show an import until it has ended, or until its source's list was read."""
-    from on_api.core.services.import_reports import verdict_of
+    from on_api.core.services.transfer.reports import verdict_of
 
     database = open_database(command_settings())
     line = ProgressLine()
@@ -321,7 +321,7 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
 
 def _shown(database: Database, import_id: uuid.UUID) -> dict[str, Any]:
     from on_api.core.schemas.imports import Import as Shown
-    from on_api.core.services.imports import find_any_import, standing_of
+    from on_api.core.services.transfer.imports import find_any_import, standing_of
 
     with database.session_scope(write=False) as session:
         row: Import = find_any_import(session, import_id)

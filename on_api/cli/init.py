@@ -46,9 +46,9 @@ def _create_first_administrator(settings: Settings, database: Database, username
     from on_api.core.crypto.passwords import PasswordHasher
     from on_api.core.crypto.secrets import Keyring
     from on_api.core.models.invalidation import Invalidations
-    from on_api.core.services.audit import COMMAND_LINE
-    from on_api.core.services.keys import KeyRequest, KeyService, every_scope
-    from on_api.core.services.users import UserService
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.accounts.keys import KeyRequest, KeyService, every_scope
+    from on_api.core.services.accounts.users import UserService
 
     invalidations = Invalidations(database)
     keys = KeyService(Keyring.load(settings), invalidations)

@@ -29,9 +29,9 @@ def create(
     """Make a key; prints it, this once."""
     from on_api.core.errors import BadRequest
     from on_api.core.models.database import utc_now
-    from on_api.core.services.audit import COMMAND_LINE
-    from on_api.core.services.keys import KeyRequest, every_scope, parse_scopes
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.accounts.keys import KeyRequest, every_scope, parse_scopes
+    from on_api.core.services.accounts.users import find_user
 
     with account_scope() as (accounts, session):
         owner = find_user(session, user)
@@ -52,8 +52,8 @@ def create(
 def list_(user: User, as_json: AsJson = False) -> None:
     """A user's keys, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
-    from on_api.core.services.keys import keys_of
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.keys import keys_of
+    from on_api.core.services.accounts.users import find_user
 
     with account_scope() as (_, session):
         listing = keys_of(find_user(session, user).id)
@@ -71,8 +71,8 @@ def list_(user: User, as_json: AsJson = False) -> None:
 @app.command("revoke")
 def revoke(user: User, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.")]) -> None:
     """End a key, in every process within a second."""
-    from on_api.core.services.audit import COMMAND_LINE
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.accounts.users import find_user
 
     with account_scope() as (accounts, session):
         accounts.keys.revoke(session, find_user(session, user).id, key_id, COMMAND_LINE)
@@ -97,8 +97,8 @@ def rotate_master(
     key needs the old one.
     """
     from on_api.core.crypto.secrets import Keyring
-    from on_api.core.services.audit import COMMAND_LINE, record
-    from on_api.core.services.rotation import begin_rotation, rotate_rows
+    from on_api.core.services.accounts.audit import COMMAND_LINE, record
+    from on_api.core.services.accounts.rotation import begin_rotation, rotate_rows
 
     with account_scope() as (accounts, session):
         settings = accounts.settings

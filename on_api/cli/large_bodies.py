@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, Asked, Block, Bytes, Room
+from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, Asked, Block, Bytes, Room
 
 LARGE_BYTES = 128 * 1024
 """Of a body for which this is worth its while."""

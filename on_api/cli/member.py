@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(number: int, listener: socket.socket, line: socket.socket) -> None:
     """Serve until told to end, or until nobody is left who could tell it."""
-    from on_api.core.services.siblings import Sibling
+    from on_api.core.services.upkeep.siblings import Sibling
     from on_api.main import create_app
 
     for inherited in (listener, line):

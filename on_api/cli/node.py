@@ -18,7 +18,7 @@ from on_api.core.ipfs.version import TESTED_RANGE
 from on_api.core.settings import Settings
 
 if TYPE_CHECKING:
-    from on_api.core.services.node import NodeDescription
+    from on_api.core.services.upkeep.node import NodeDescription
 
 app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def run() -> None:
     from on_api.core.ipfs.node import ManagedNode
     from on_api.core.ipfs.repo import rpc_auth_for
     from on_api.core.logging import configure_logging
-    from on_api.core.services.instance import published
+    from on_api.core.services.upkeep.instance import published
 
     settings = load_settings()
     if not settings.manages_node:
@@ -95,8 +95,8 @@ def adopt() -> None:
     another one is meant. Look with `on-api fsck` whether it has what the database says.
     """
     from on_api.cli.context import account_scope
-    from on_api.core.services import node_adoption
-    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.upkeep import node_adoption
 
     settings = command_settings(warns=False)
     if settings.manages_node:
@@ -146,15 +146,15 @@ def config() -> None:
 
 
 async def _describe(settings: Settings) -> NodeDescription:
-    from on_api.core.services.node import describe_node
-    from on_api.core.services.node_adoption import asking
+    from on_api.core.services.upkeep.node import describe_node
+    from on_api.core.services.upkeep.node_adoption import asking
 
     async with asking(settings) as node:
         return await describe_node(node)
 
 
 async def _identity(settings: Settings) -> str:
-    from on_api.core.services.node import connect_node
+    from on_api.core.services.upkeep.node import connect_node
 
     async with connect_node(settings) as node:
         return await node.peer_id()

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
-from on_api.core.services.rate_limits import network_of
+from on_api.core.services.shared.rate_limits import network_of
 from on_api.core.setting_groups import ConnectionSettings
 
 logger = logging.getLogger(__name__)

@@ -56,7 +56,7 @@ def serve(
     key_file = _look_at_database(settings)
 
     from on_api.core.logging import configure_logging
-    from on_api.core.services.instance import published
+    from on_api.core.services.upkeep.instance import published
 
     configure_logging(settings.log)
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ def _serve_by_many(
     key_file: Path | None,
 ) -> None:
     from on_api.cli.crew import Crew
-    from on_api.core.services.siblings import prepare_folder
+    from on_api.core.services.upkeep.siblings import prepare_folder
 
     prepare_folder(settings.home)
     address = {"ON_API_HOST": settings.host, "ON_API_PORT": str(settings.port)}

@@ -32,7 +32,7 @@ def create(
 ) -> None:
     """Make an account."""
     from on_api.core.schemas.users import UserCreate
-    from on_api.core.services.audit import COMMAND_LINE
+    from on_api.core.services.accounts.audit import COMMAND_LINE
 
     _check(UserCreate, username=username, password=password)
     with account_scope() as (accounts, session):
@@ -46,7 +46,7 @@ def create(
 def list_(as_json: AsJson = False) -> None:
     """All accounts, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
-    from on_api.core.services.users import all_users
+    from on_api.core.services.accounts.users import all_users
 
     with account_scope() as (_, session):
         _, users = all_users().by_time(session, TimePage(limit=MAX_LIMIT))
@@ -88,8 +88,8 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
     """Delete a user and all their files. This can't be undone."""
-    from on_api.core.services.audit import COMMAND_LINE
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.accounts.users import find_user
 
     if not yes:
         typer.confirm(f"Delete {username} and all their files?", abort=True)
@@ -99,8 +99,8 @@ def delete(
 
 
 def _change(username: str, *, password: str | None = None, active: bool | None = None) -> None:
-    from on_api.core.services.audit import COMMAND_LINE
-    from on_api.core.services.users import find_user
+    from on_api.core.services.accounts.audit import COMMAND_LINE
+    from on_api.core.services.accounts.users import find_user
 
     with account_scope() as (accounts, session):
         changes: dict[str, object] = {}

@@ -27,11 +27,11 @@ from on_api.core.routing import ApiRoute, Transaction
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.schemas.imports import ItemStatus
-from on_api.core.services.access import SCOPE_DESCRIPTIONS, Principal, Scope
-from on_api.core.services.audit import Actor
+from on_api.core.services.accounts.access import SCOPE_DESCRIPTIONS, Principal, Scope
+from on_api.core.services.accounts.audit import Actor
+from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.services.container import Services
-from on_api.core.services.files import FileFilter
-from on_api.core.services.idempotency import AlreadyAnswered, Answered, Claim
+from on_api.core.services.files.files import FileFilter
 from on_api.core.upload_forms import (
     PASSPHRASE_HEADER,
     UploadOptions,

@@ -16,8 +16,8 @@ from hmac import compare_digest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest
+from on_api.core.streams.blocks import Bytes
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from on_api.core.errors import OnApiError
 from on_api.core.logging import EXTRA, request_id
 from on_api.core.metrics import Metrics
-from on_api.core.services.metering import Ticket
+from on_api.core.services.traffic.metering import Ticket
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from python_multipart.multipart import MultipartParser
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 from on_api.core.header_values import TEXT_CODINGS, read_filename, read_parameters, read_text
+from on_api.core.streams.blocks import Bytes
 
 MAX_HEADERS = 16
 MAX_HEADER_BYTES = 8 * 1024

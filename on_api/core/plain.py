@@ -26,8 +26,8 @@ from on_api.core.errors import BadRequest
 from on_api.core.inputs import UNUSUAL, in_time, read_pairs
 from on_api.core.json_text import read_json
 from on_api.core.routing import MAX_BODY_BYTES
-from on_api.core.services import access
-from on_api.core.services.access import Principal
+from on_api.core.services.accounts import access
+from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
 
 _SERVED = "_on_api_served_plainly"

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from on_api.core.blocks import Bytes
 from on_api.core.conditional import plan
 from on_api.core.middleware import TICKET
-from on_api.core.services.metering import Charge, Meter
-from on_api.core.services.reading import Reading
+from on_api.core.services.files.reading import Reading
+from on_api.core.services.traffic.metering import Charge, Meter
 from on_api.core.setting_groups import GatewaySettings
+from on_api.core.streams.blocks import Bytes
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Of every response that carries users' bytes: whatever they are, they get no origin of ours and

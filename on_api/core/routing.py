@@ -31,7 +31,7 @@ from on_api.core.inputs import (
     refuse_other_charset,
 )
 from on_api.core.models import Database
-from on_api.core.services.idempotency import (
+from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
     Answered,
     Claim,

@@ -34,12 +34,12 @@ from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.ipfs.node_heads import Headers
 from on_api.core.logging import EXTRA, log_failure, request_id
-from on_api.core.services import access
-from on_api.core.services.access import Principal
+from on_api.core.services.accounts import access
+from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
-from on_api.core.services.gateway import Verdict
-from on_api.core.services.hot_answers import HotAnswers
-from on_api.core.services.metering import Charge, Kind, Ticket
+from on_api.core.services.gateway.hot_answers import HotAnswers
+from on_api.core.services.gateway.policy import Verdict
+from on_api.core.services.traffic.metering import Charge, Kind, Ticket
 from on_api.public.gateway_accel import Accelerator
 from on_api.public.gateway_answers import (
     WRITE_WHOLE,

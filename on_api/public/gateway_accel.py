@@ -11,7 +11,7 @@ from hmac import compare_digest
 from on_api.core.ipfs.endings import ending_of
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.services.container import Services
-from on_api.core.services.metering import Charge
+from on_api.core.services.traffic.metering import Charge
 from on_api.public.gateway_answers import OURS, Delivery
 from on_api.public.gateway_request import GatewayRequest
 

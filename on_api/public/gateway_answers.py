@@ -20,8 +20,14 @@ from on_api.core.ipfs.endings import CarEnding, TarEnding, ending_of
 from on_api.core.ipfs.node_connection import NodeAnswer
 from on_api.core.ipfs.node_heads import Headers
 from on_api.core.responses import until_disconnect
-from on_api.core.services.hot_answers import HotAnswer, HotAnswers, Key, is_authentic, is_constant
-from on_api.core.services.metering import Ticket
+from on_api.core.services.gateway.hot_answers import (
+    HotAnswer,
+    HotAnswers,
+    Key,
+    is_authentic,
+    is_constant,
+)
+from on_api.core.services.traffic.metering import Ticket
 
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """Pages work, in an origin of their own that nothing else has: no cookie, no storage, no API of

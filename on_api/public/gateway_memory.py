@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 
 from on_api.core.services.container import Services
-from on_api.core.services.hot_answers import HotAnswer, HotAnswers
-from on_api.core.services.metering import Charge
-from on_api.core.services.tally import Tally
+from on_api.core.services.gateway.hot_answers import HotAnswer, HotAnswers
+from on_api.core.services.traffic.metering import Charge
+from on_api.core.services.traffic.tally import Tally
 from on_api.public.gateway_request import READ
 
 MOST_TALLIES = 10_000

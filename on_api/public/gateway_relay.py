@@ -17,8 +17,8 @@ from on_api.core.ipfs.endings import ending_of
 from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
 from on_api.core.ipfs.node_connection import JOINED_BYTES, NodeAnswer, Stale
 from on_api.core.services.container import Services
-from on_api.core.services.hot_answers import HotAnswers, Key
-from on_api.core.services.metering import Charge
+from on_api.core.services.gateway.hot_answers import HotAnswers, Key
+from on_api.core.services.traffic.metering import Charge
 from on_api.public.gateway_answers import Gathering, head_of, with_ours
 from on_api.public.gateway_memory import Memory, accept_of
 from on_api.public.gateway_request import ACCEL, Said

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from on_api.core.conditional import well_formed
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.node_connection import NodeAnswer
-from on_api.core.services.hot_answers import Key
+from on_api.core.services.gateway.hot_answers import Key
 
 ASKED = "on_api.asked"
 """Where in the scope it stands what the node has said to that request already (`Said`)."""

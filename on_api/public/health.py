@@ -10,7 +10,7 @@ from on_api.core.dependencies import ServicesDep
 from on_api.core.metrics import CONTENT_TYPE
 from on_api.core.routing import ApiRoute
 from on_api.core.schemas.node import Check, Health, Readiness
-from on_api.core.services.siblings import Sibling
+from on_api.core.services.upkeep.siblings import Sibling
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 

@@ -237,8 +237,8 @@ class Server:
 
     def new_user(self, *, admin: bool = False) -> Account:
         """A new account with a key that may do everything."""
-        from on_api.core.services.audit import COMMAND_LINE
-        from on_api.core.services.keys import KeyRequest, every_scope
+        from on_api.core.services.accounts.audit import COMMAND_LINE
+        from on_api.core.services.accounts.keys import KeyRequest, every_scope
 
         users, keys = self.services.users, self.services.keys
         password_hash = users.hash_password(PASSWORD)

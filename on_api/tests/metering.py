@@ -26,9 +26,9 @@ from on_api.core.models import (
 )
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.traffic import INSTANCE, OWNER
-from on_api.core.services.egress import EgressLedger
-from on_api.core.services.metering import Meter, Ticket
-from on_api.core.services.traffic import COUNTS
+from on_api.core.services.traffic.egress import EgressLedger
+from on_api.core.services.traffic.metering import Meter, Ticket
+from on_api.core.services.traffic.sums import COUNTS
 from on_api.core.setting_groups import TrafficSettings
 from on_api.tests.deadline import until
 

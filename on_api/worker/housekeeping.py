@@ -14,10 +14,10 @@ from on_api.core.models import ApiKey, Database
 from on_api.core.models.database import database_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.key import TOKEN
-from on_api.core.services.events import forget_old_events
-from on_api.core.services.idempotency import forget_old_answers
-from on_api.core.services.throttling import forget_old_throttles
-from on_api.core.services.traffic_upkeep import keep_traffic
+from on_api.core.services.accounts.idempotency import forget_old_answers
+from on_api.core.services.accounts.throttling import forget_old_throttles
+from on_api.core.services.shared.events import forget_old_events
+from on_api.core.services.traffic.upkeep import keep_traffic
 from on_api.core.setting_groups import TrafficSettings
 from on_api.worker.removal import remove_deleted_accounts
 

@@ -24,14 +24,15 @@ from on_api.core.ipfs.dag import DagError, file_size_of
 from on_api.core.models import File, UserUsage
 from on_api.core.models.database import new_id
 from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS, PRIVATE, PUBLIC
-from on_api.core.services import contents, events
-from on_api.core.services.audit import Actor
+from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.container import Services
-from on_api.core.services.identities import identities_of
-from on_api.core.services.import_jobs import Item
-from on_api.core.services.sealed_headers import NotSealedError
-from on_api.core.services.stored_files import MICROSECOND
-from on_api.core.services.walking import read_block
+from on_api.core.services.content import contents
+from on_api.core.services.content.walking import read_block
+from on_api.core.services.files.identities import identities_of
+from on_api.core.services.files.sealed_headers import NotSealedError
+from on_api.core.services.shared import events
+from on_api.core.services.transfer.jobs import Item
+from on_api.core.services.uploads.stored_files import MICROSECOND
 
 CLOSED = (
     "It is private at the source, and no identity of yours opens it: its encrypted bytes are here, "

@@ -21,9 +21,9 @@ from on_api.core.ipfs.cid import Cid, raw_leaf_cid
 from on_api.core.ipfs.client import DagStat
 from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.services.container import Services
-from on_api.core.services.import_jobs import Item
-from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
-from on_api.core.services.reservations import Announced
+from on_api.core.services.content.leases import UPLOAD, JobHolder, LeaseHandle
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.transfer.jobs import Item
 
 logger = logging.getLogger(__name__)
 

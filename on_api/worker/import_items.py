@@ -35,13 +35,14 @@ from on_api.core.errors import (
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import ImportItem
 from on_api.core.models.pin import FAILED, PINNED_STATUS
-from on_api.core.services import contents, import_jobs, leftovers
 from on_api.core.services.container import Services
-from on_api.core.services.import_jobs import Claim, Item, LostError
-from on_api.core.services.imports import AUTO, GATEWAY, IPFS
-from on_api.core.services.leases import LeaseHandle
-from on_api.core.services.pins import PinRequest
-from on_api.core.services.walking import DamagedError, read_dag
+from on_api.core.services.content import contents, leftovers
+from on_api.core.services.content.leases import LeaseHandle
+from on_api.core.services.content.walking import DamagedError, read_dag
+from on_api.core.services.pins.pins import PinRequest
+from on_api.core.services.transfer import jobs as import_jobs
+from on_api.core.services.transfer.imports import AUTO, GATEWAY, IPFS
+from on_api.core.services.transfer.jobs import Claim, Item, LostError
 from on_api.worker.import_files import FileFacts, ImportedFiles, NotAuthenticError
 from on_api.worker.import_gateway import EMPTY, Bringer, GiveUpError
 from on_api.worker.pin_watch import PinWatch

@@ -29,9 +29,10 @@ from on_api.core.errors import (
 from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.outbound import Outbound
 from on_api.core.providers.opening import open_source
-from on_api.core.services import import_jobs, import_lists
 from on_api.core.services.container import Services
-from on_api.core.services.import_jobs import Claim, Item, LostError, PinState
+from on_api.core.services.transfer import jobs as import_jobs
+from on_api.core.services.transfer import lists as import_lists
+from on_api.core.services.transfer.jobs import Claim, Item, LostError, PinState
 from on_api.worker.import_gateway import Bringer
 from on_api.worker.import_items import Mover
 from on_api.worker.pin_watch import PinWatch

@@ -25,13 +25,13 @@ from on_api.core.ipfs.client import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.database import moment_of
-from on_api.core.services import leftovers, maintenance
-from on_api.core.services.contents import Removal
-from on_api.core.services.keeper import Keeper
-from on_api.core.services.leases import release_dead_leases
-from on_api.core.services.leftovers import SETTLED, Leftover
-from on_api.core.services.maintenance import GARBAGE, SWEEP, Turn
-from on_api.core.services.pin_names import PinNames
+from on_api.core.services.content import leftovers, maintenance
+from on_api.core.services.content.contents import Removal
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.leases import release_dead_leases
+from on_api.core.services.content.leftovers import SETTLED, Leftover
+from on_api.core.services.content.maintenance import GARBAGE, SWEEP, Turn
+from on_api.core.services.content.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
 

@@ -27,11 +27,12 @@ from on_api.core.errors import (
 from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.multiaddr import Resolver, dialable
 from on_api.core.metrics import Metrics
-from on_api.core.services import contents, pin_jobs
-from on_api.core.services.capacity import Capacity
-from on_api.core.services.keeper import Keeper
-from on_api.core.services.pin_jobs import Claim
-from on_api.core.services.pin_names import PinNames
+from on_api.core.services.content import contents
+from on_api.core.services.content.capacity import Capacity
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.pins import jobs as pin_jobs
+from on_api.core.services.pins.jobs import Claim
 from on_api.core.settings import Settings
 from on_api.worker.interruptible import Interruptible
 from on_api.worker.leftovers import LeftoverRemover

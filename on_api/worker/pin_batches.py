@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from on_api.core.errors import InsufficientFunds, InsufficientStorage, NodeError, NodeTimeout
 from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.metrics import Metrics
-from on_api.core.services import pin_records
-from on_api.core.services.pin_jobs import Claim
-from on_api.core.services.pin_names import PinNames
+from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.pins import records as pin_records
+from on_api.core.services.pins.jobs import Claim
 from on_api.worker.interruptible import Interruptible
 from on_api.worker.transactions import Transactions
 

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
 
-from on_api.core.services.import_jobs import PinState
+from on_api.core.services.transfer.jobs import PinState
 
 
 class PinWatch:

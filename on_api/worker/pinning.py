@@ -22,12 +22,13 @@ from on_api.core.ipfs.client import IpfsNode
 from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
-from on_api.core.services import maintenance, pin_jobs
-from on_api.core.services.bell import Bell
-from on_api.core.services.capacity import Capacity
-from on_api.core.services.keeper import Keeper
-from on_api.core.services.pin_jobs import Claim
-from on_api.core.services.pin_names import PinNames
+from on_api.core.services.content import maintenance
+from on_api.core.services.content.capacity import Capacity
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.pins import jobs as pin_jobs
+from on_api.core.services.pins.jobs import Claim
+from on_api.core.services.shared.bell import Bell
 from on_api.core.settings import Settings
 from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pin_attempts import PinAttempts, Work

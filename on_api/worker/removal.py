@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.models import Database, File, Import, ImportItem, Pin, User, UserUsage
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.services import contents, leftovers
+from on_api.core.services.content import contents, leftovers
 
 BATCH = 200
 """Files removed in one transaction."""

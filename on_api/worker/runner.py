@@ -13,7 +13,7 @@ from anyio import to_thread
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.multiaddr import Resolver
 from on_api.core.services.container import Services
-from on_api.core.services.events import number_events
+from on_api.core.services.shared.events import number_events
 from on_api.worker.imports import ImportWorker
 from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker

@@ -12,9 +12,9 @@ from on_api.core.errors import NodeError
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.database import new_id
-from on_api.core.services import bundles, contents, maintenance
-from on_api.core.services.contents import Removal
-from on_api.core.services.keeper import Keeper
+from on_api.core.services.content import bundles, contents, maintenance
+from on_api.core.services.content.contents import Removal
+from on_api.core.services.content.keeper import Keeper
 
 logger = logging.getLogger(__name__)
 

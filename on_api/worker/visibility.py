@@ -17,7 +17,6 @@ from typing import TypeVar
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import (
     BlocksMissing,
     ContentDamaged,
@@ -32,15 +31,17 @@ from on_api.core.errors import (
 from on_api.core.ipfs.client import Added
 from on_api.core.models import File
 from on_api.core.models.file import PRIVATE
-from on_api.core.services import contents, visibility
 from on_api.core.services.container import Services
-from on_api.core.services.files import get_file
-from on_api.core.services.intake import FilePassage, Intake, IntakeLimits
-from on_api.core.services.leases import UPLOAD, JobHolder, LeaseHandle
-from on_api.core.services.private_files import Audience, Sealing
-from on_api.core.services.renewal import renewed
-from on_api.core.services.reservations import Announced
-from on_api.core.services.visibility import Job
+from on_api.core.services.content import contents
+from on_api.core.services.content.leases import UPLOAD, JobHolder, LeaseHandle
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.files import visibility
+from on_api.core.services.files.files import get_file
+from on_api.core.services.files.private_files import Audience, Sealing
+from on_api.core.services.files.visibility import Job
+from on_api.core.services.shared.renewal import renewed
+from on_api.core.services.uploads.intake import FilePassage, Intake, IntakeLimits
+from on_api.core.streams.blocks import Bytes
 
 logger = logging.getLogger(__name__)
 

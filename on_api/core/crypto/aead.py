@@ -12,7 +12,7 @@ from typing import Protocol
 
 from Crypto.Cipher import ChaCha20_Poly1305
 
-from on_api.core.blocks import Bytes
+from on_api.core.streams.blocks import Bytes
 
 NONCE_BYTES = 12
 TAG_BYTES = 16

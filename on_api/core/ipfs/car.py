@@ -13,9 +13,9 @@ from typing import Any
 
 import libipld
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest
 from on_api.core.ipfs.cid import Cid, varint
+from on_api.core.streams.blocks import Bytes
 
 MAX_BLOCK_BYTES = 2 * 1024 * 1024
 """Bitswap passes on no larger one, so no other node could have it from us."""

@@ -13,10 +13,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
+from on_api.core.streams.blocks import Bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 import requests
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
@@ -29,6 +28,7 @@ from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
 from on_api.core.ipfs.kubo_pins import KuboPins
 from on_api.core.ipfs.version import TESTED_RANGE, is_tested
 from on_api.core.settings import Settings
+from on_api.core.streams.blocks import Bytes
 
 # Must be set before the import: it would otherwise patch `requests` for the whole process.
 os.environ.setdefault("PY_IPFS_HTTP_CLIENT_PATCH_REQUESTS", "no")

@@ -20,7 +20,6 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import BadRequest, NodeError, NodeTruncated
 from on_api.core.ipfs.bundle import Block, Bundle
 from on_api.core.ipfs.car import car_header, car_section
@@ -34,6 +33,7 @@ from on_api.core.ipfs.kubo_http import (
     unexpected_content,
 )
 from on_api.core.setting_groups import IpfsSettings
+from on_api.core.streams.blocks import Bytes
 
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.cid import Cid
@@ -20,6 +19,7 @@ from on_api.core.ipfs.client import (
     RepoStat,
 )
 from on_api.core.metrics import Metrics
+from on_api.core.streams.blocks import Bytes
 
 
 class MeasuredNode:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import BlocksMissing, NodeError
 from on_api.core.ipfs.bundle import Bundle
 from on_api.core.ipfs.car import car_header, car_section
@@ -14,6 +13,7 @@ from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
 from on_api.core.ipfs.dag import Walk
 from on_api.core.ipfs.unixfs import build_file
+from on_api.core.streams.blocks import Bytes
 
 SLICE = 64 * 1024
 

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import (
     BadCar,
     BlocksMissing,
@@ -34,6 +33,7 @@ from on_api.core.ipfs.cid import RAW, Cid
 from on_api.core.ipfs.client import DagStat, IpfsNode
 from on_api.core.ipfs.dag import DagError, TooComplexError, UnknownCodecError, links_of
 from on_api.core.outbound import Answer, Outbound, check_url
+from on_api.core.streams.blocks import Bytes
 
 CAR_TYPE = "application/vnd.ipld.car"
 CAR_ACCEPTED = f"{CAR_TYPE}; version=1; order=dfs; dups=n"

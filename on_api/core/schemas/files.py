@@ -13,8 +13,8 @@ from on_api.core.models import File as FileRow
 from on_api.core.models import VisibilityChange
 from on_api.core.models.file import PRIVATE
 from on_api.core.schemas.common import Absent, Answer, Meta, Moment, Request, Text, left_out
-from on_api.core.services.files import FileFacts
-from on_api.core.services.visibility import NOTICES, has_failed
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.files.visibility import NOTICES, has_failed
 
 Visibility = TypeAliasType("Visibility", Literal["public", "private"])
 """Named in the documents, so that generated clients have one type for it."""

@@ -11,7 +11,7 @@ from on_api.core.models import Import as ImportRow
 from on_api.core.models import ImportItem as ItemRow
 from on_api.core.providers.base import SourceSpec
 from on_api.core.schemas.common import Answer, Moment, Request, Text, storable_text
-from on_api.core.services.imports import ImportRequest, Standing
+from on_api.core.services.transfer.imports import ImportRequest, Standing
 
 ImportStatus = Literal["draft", "running", "paused", "done", "failed", "cancelled"]
 ItemStatus = Literal["waiting", "moving", "done", "skipped", "failed"]

@@ -7,7 +7,7 @@ import uuid
 from pydantic import Field
 
 from on_api.core.schemas.common import Absent, Answer, Bytes, GivenMoment, Moment, Request, Text
-from on_api.core.services.access import Scope
+from on_api.core.services.accounts.access import Scope
 
 _SCOPES = "What the key may do."
 _EXPIRES = "When the key ends; null: never."

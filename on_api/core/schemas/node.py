@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from on_api.core.schemas.common import Answer, Moment
-from on_api.core.services.audit import MOST_COUNTED
+from on_api.core.services.accounts.audit import MOST_COUNTED
 
 
 class Maintenance(Answer):

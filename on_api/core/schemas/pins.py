@@ -22,7 +22,7 @@ from pydantic import (
 from on_api.core.ipfs.multiaddr import MAX_ADDRESSES, Multiaddr
 from on_api.core.models import Pin as PinRow
 from on_api.core.schemas.common import Absent, storable_text
-from on_api.core.services.pins import PinRequest
+from on_api.core.services.pins.pins import PinRequest
 
 _SOMEBODY = "12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"
 

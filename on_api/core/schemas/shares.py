@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from on_api.core.models import Share as ShareRow
 from on_api.core.schemas.common import Answer, GivenMoment, Moment, Request, Text
-from on_api.core.services.shares import PASSWORD_LENGTH
+from on_api.core.services.shares.shares import PASSWORD_LENGTH
 
 MAX_DOWNLOADS = 10**9
 

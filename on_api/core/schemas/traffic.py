@@ -9,8 +9,8 @@ import uuid
 from pydantic import Field
 
 from on_api.core.schemas.common import Answer, Moment
-from on_api.core.services.traffic import COUNTS, Kind
-from on_api.core.services.traffic_reports import GroupBy, Report
+from on_api.core.services.traffic.reports import GroupBy, Report
+from on_api.core.services.traffic.sums import COUNTS, Kind
 from on_api.core.setting_groups import GB, TrafficSettings
 
 _NONE = "null: none, or not known."

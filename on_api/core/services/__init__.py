@@ -1,4 +1,4 @@
-"""The business rules, one module per resource. They take a session and ports, return models, raise
+"""The business rules, one package per domain. They take a session and ports, return models, raise
 `OnApiError`.
 
 They may `flush()` but never `commit()`: a transaction is committed at the edge, by `session_scope`.

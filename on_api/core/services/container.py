@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
-from on_api.core.blocks import Room
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.secrets import Keyring, Purpose
 from on_api.core.ipfs.client import IpfsNode
@@ -18,49 +17,50 @@ from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
-from on_api.core.services.accelerated import AcceleratedAnswers
-from on_api.core.services.accounts import Accounts
-from on_api.core.services.authentication import Authenticator, LoginService
-from on_api.core.services.bell import Bell
-from on_api.core.services.bundle_records import BundleRecords
-from on_api.core.services.bundling import Bundler
-from on_api.core.services.capacity import Capacity
-from on_api.core.services.egress import EgressLedger
-from on_api.core.services.file_answers import FileAnswers
-from on_api.core.services.fsck.runner import Fsck
-from on_api.core.services.garbage import GarbageCollector
-from on_api.core.services.gateway import GatewayPolicy
-from on_api.core.services.idempotency import IdempotencyService
-from on_api.core.services.identities import IdentityService
-from on_api.core.services.import_cars import CarImports
-from on_api.core.services.imports import ImportService
-from on_api.core.services.intake import Intake, IntakeLimits
-from on_api.core.services.keeper import Keeper
-from on_api.core.services.keys import KeyService
-from on_api.core.services.leases import UPLOAD, LeaseService
-from on_api.core.services.master_secret import RowSealer
-from on_api.core.services.metering import Meter
-from on_api.core.services.node import connect_node
-from on_api.core.services.node_adoption import RecordedNode
-from on_api.core.services.node_watch import NodeWatch
-from on_api.core.services.pin_names import PinNames
-from on_api.core.services.pins import PinService
-from on_api.core.services.presence import Presence
-from on_api.core.services.private_blocks import PrivateBlocks
-from on_api.core.services.private_files import PrivateFiles
-from on_api.core.services.rate_limits import RateLimits
-from on_api.core.services.readiness import Readiness
-from on_api.core.services.reading import FileReader
-from on_api.core.services.scrypt_pool import ScryptPool
-from on_api.core.services.sealed_headers import SealedHeaders
-from on_api.core.services.shares import ShareService
-from on_api.core.services.standing_lease import StandingLease
-from on_api.core.services.strangers import Strangers
-from on_api.core.services.throttling import Throttle
-from on_api.core.services.uploads import UploadService
-from on_api.core.services.users import UserService
-from on_api.core.services.visibility import VisibilityService
+from on_api.core.services.accounts.authentication import Authenticator, LoginService
+from on_api.core.services.accounts.container import Accounts
+from on_api.core.services.accounts.idempotency import IdempotencyService
+from on_api.core.services.accounts.keys import KeyService
+from on_api.core.services.accounts.master_secret import RowSealer
+from on_api.core.services.accounts.presence import Presence
+from on_api.core.services.accounts.scrypt_pool import ScryptPool
+from on_api.core.services.accounts.strangers import Strangers
+from on_api.core.services.accounts.throttling import Throttle
+from on_api.core.services.accounts.users import UserService
+from on_api.core.services.content.capacity import Capacity
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.leases import UPLOAD, LeaseService
+from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.private_blocks import PrivateBlocks
+from on_api.core.services.content.standing_lease import StandingLease
+from on_api.core.services.files.file_answers import FileAnswers
+from on_api.core.services.files.identities import IdentityService
+from on_api.core.services.files.private_files import PrivateFiles
+from on_api.core.services.files.reading import FileReader
+from on_api.core.services.files.sealed_headers import SealedHeaders
+from on_api.core.services.files.visibility import VisibilityService
+from on_api.core.services.gateway.policy import GatewayPolicy
+from on_api.core.services.pins.pins import PinService
+from on_api.core.services.shared.bell import Bell
+from on_api.core.services.shared.rate_limits import RateLimits
+from on_api.core.services.shares.shares import ShareService
+from on_api.core.services.traffic.accelerated import AcceleratedAnswers
+from on_api.core.services.traffic.egress import EgressLedger
+from on_api.core.services.traffic.metering import Meter
+from on_api.core.services.transfer.cars import CarImports
+from on_api.core.services.transfer.imports import ImportService
+from on_api.core.services.upkeep.fsck.runner import Fsck
+from on_api.core.services.upkeep.garbage import GarbageCollector
+from on_api.core.services.upkeep.node import connect_node
+from on_api.core.services.upkeep.node_adoption import RecordedNode
+from on_api.core.services.upkeep.node_watch import NodeWatch
+from on_api.core.services.upkeep.readiness import Readiness
+from on_api.core.services.uploads.bundle_records import BundleRecords
+from on_api.core.services.uploads.bundling import Bundler
+from on_api.core.services.uploads.intake import Intake, IntakeLimits
+from on_api.core.services.uploads.uploads import UploadService
 from on_api.core.settings import Settings
+from on_api.core.streams.blocks import Room
 
 HASHING_THREADS = 4
 

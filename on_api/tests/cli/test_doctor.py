@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from on_api.core.models.revisions import PROJECT
-from on_api.core.services import diagnosis
-from on_api.core.services.diagnosis import Verdict, diagnose
+from on_api.core.services.upkeep import diagnosis
+from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete
 
 from on_api.core.models import Content, File, Holding
-from on_api.core.services.node import connect_node
+from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import WorkerSettings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.cli.test_imports import run

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from on_api.core.ipfs.node import ManagedNode
-from on_api.core.services.instance import running_instance
+from on_api.core.services.upkeep.instance import running_instance
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.tests.cli.processes import Home, beside, working
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, free_port, make_settings

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from on_api.core.services.siblings import joined
+from on_api.core.services.upkeep.siblings import joined
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.deadline import until

@@ -27,10 +27,10 @@ import pytest
 from on_api.core.models import EgressCounter, EgressCredit, MeteringProcess
 from on_api.core.models.database import Database, utc_now
 from on_api.core.models.traffic import OWNER
-from on_api.core.services.audit import COMMAND_LINE
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.accounts.keys import KeyRequest, every_scope
 from on_api.core.services.container import Services
-from on_api.core.services.keys import KeyRequest, every_scope
-from on_api.core.services.node import connect_node
+from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import MIB
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker, Kubo, make_settings

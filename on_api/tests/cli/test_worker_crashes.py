@@ -19,8 +19,8 @@ import pytest
 from sqlalchemy import select, text
 
 from on_api.core.models import Database, UserUsage
-from on_api.core.services import pin_jobs
-from on_api.core.services.pins import PinRequest
+from on_api.core.services.pins import jobs as pin_jobs
+from on_api.core.services.pins.pins import PinRequest
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home, working

@@ -11,7 +11,7 @@ import pytest
 
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.node_gateway import NodeGateway
-from on_api.core.services.readiness import gateway_problem
+from on_api.core.services.upkeep.readiness import gateway_problem
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home

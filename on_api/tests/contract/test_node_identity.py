@@ -19,10 +19,10 @@ from on_api.core.ipfs.cid import Cid
 from on_api.core.ipfs.kubo import KuboNode
 from on_api.core.ipfs.node import ManagedNode
 from on_api.core.models import Database
-from on_api.core.services import node_adoption
-from on_api.core.services.audit import COMMAND_LINE
-from on_api.core.services.node import connect_node
-from on_api.core.services.node_adoption import RecordedNode
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.upkeep import node_adoption
+from on_api.core.services.upkeep.node import connect_node
+from on_api.core.services.upkeep.node_adoption import RecordedNode
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, DatabaseMaker, Kubo, free_port, make_settings

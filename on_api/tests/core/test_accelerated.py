@@ -13,10 +13,10 @@ from on_api.core.metrics import Metrics
 from on_api.core.models import AccelCharge, ApiKey, EgressCounter
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import KEY
-from on_api.core.services.accelerated import AcceleratedAnswers, Refunded, read_line
-from on_api.core.services.egress import EgressLedger
-from on_api.core.services.metering import Charge, Kind
-from on_api.core.services.traffic_upkeep import ACCEL_KEPT, keep_traffic
+from on_api.core.services.traffic.accelerated import AcceleratedAnswers, Refunded, read_line
+from on_api.core.services.traffic.egress import EgressLedger
+from on_api.core.services.traffic.metering import Charge, Kind
+from on_api.core.services.traffic.upkeep import ACCEL_KEPT, keep_traffic
 from on_api.core.setting_groups import MIB, TrafficSettings
 from on_api.tests.metering import Stage, send
 

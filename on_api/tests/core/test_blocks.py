@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from on_api.core.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Block, Room
+from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Block, Room
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 
 from on_api.core.models import Database, Event, User
 from on_api.core.models.database import new_id, utc_now
-from on_api.core.services.events import MEMORY, forget_old_events, number_events, record
+from on_api.core.services.shared.events import MEMORY, forget_old_events, number_events, record
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
 

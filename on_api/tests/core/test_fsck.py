@@ -31,10 +31,10 @@ from on_api.core.models import (
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
 from on_api.core.models.file import FOR_OWNER
-from on_api.core.services.audit import COMMAND_LINE
+from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.container import Services
-from on_api.core.services.fsck.findings import Kind, Report
-from on_api.core.services.node import connect_node
+from on_api.core.services.upkeep.fsck.findings import Kind, Report
+from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore

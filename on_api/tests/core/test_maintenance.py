@@ -15,10 +15,10 @@ from sqlalchemy import select, text
 from on_api.core.errors import ServiceUnavailable
 from on_api.core.models import ApiKey, Database, File, Lease, User, UserUsage
 from on_api.core.models.database import database_now, new_id, utc_now
-from on_api.core.services import contents, maintenance
-from on_api.core.services.accounts import Accounts
-from on_api.core.services.audit import COMMAND_LINE
-from on_api.core.services.maintenance import GARBAGE, LIFE, Turn
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.accounts.container import Accounts
+from on_api.core.services.content import contents, maintenance
+from on_api.core.services.content.maintenance import GARBAGE, LIFE, Turn
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.deadline import until
 from on_api.worker.removal import remove_deleted_accounts

@@ -16,13 +16,13 @@ from on_api.core.errors import SecretUnavailable, StartupError
 from on_api.core.models import Database, Process
 from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
-from on_api.core.services import rotation
-from on_api.core.services.accounts import Accounts
-from on_api.core.services.audit import COMMAND_LINE
-from on_api.core.services.identities import IdentityService
-from on_api.core.services.keys import KeyRequest
-from on_api.core.services.presence import DEAD_AFTER, Presence, live_processes
-from on_api.core.services.rotation import begin_rotation, rotate_rows
+from on_api.core.services.accounts import rotation
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.accounts.container import Accounts
+from on_api.core.services.accounts.keys import KeyRequest
+from on_api.core.services.accounts.presence import DEAD_AFTER, Presence, live_processes
+from on_api.core.services.accounts.rotation import begin_rotation, rotate_rows
+from on_api.core.services.files.identities import IdentityService
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.deadline import until

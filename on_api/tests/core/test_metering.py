@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from on_api.core.errors import EgressBudgetExceeded
-from on_api.core.services.egress import EgressLedger
-from on_api.core.services.metering import Charge, Kind
+from on_api.core.services.traffic.egress import EgressLedger
+from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.setting_groups import MIB
 from on_api.tests.metering import Stage, send
 

@@ -9,7 +9,7 @@ import pytest
 from on_api.core.errors import NodeUnavailable
 from on_api.core.ipfs.memory import MemoryNode
 from on_api.core.models import Database
-from on_api.core.services.node_watch import NodeWatch
+from on_api.core.services.upkeep.node_watch import NodeWatch
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.worker.conftest import MakeSettings
 

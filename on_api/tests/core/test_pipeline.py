@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from on_api.core.blocks import Bytes
-from on_api.core.services.pipeline import DONE_HERE, transformed
+from on_api.core.streams.blocks import Bytes
+from on_api.core.streams.pipeline import DONE_HERE, transformed
 
 pytestmark = pytest.mark.anyio
 

@@ -8,8 +8,8 @@ import pytest
 
 from on_api.core.errors import TooManyRequests
 from on_api.core.metrics import Metrics
-from on_api.core.services import rate_limits
-from on_api.core.services.rate_limits import RateLimits, TokenBuckets, network_of
+from on_api.core.services.shared import rate_limits
+from on_api.core.services.shared.rate_limits import RateLimits, TokenBuckets, network_of
 from on_api.core.setting_groups import GatewaySettings
 
 

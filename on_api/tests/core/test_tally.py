@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from on_api.core.errors import EgressBudgetExceeded
-from on_api.core.services.metering import Charge, Kind
-from on_api.core.services.tally import Tally
+from on_api.core.services.traffic.metering import Charge, Kind
+from on_api.core.services.traffic.tally import Tally
 from on_api.core.setting_groups import MIB
 from on_api.tests.metering import Stage
 

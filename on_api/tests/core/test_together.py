@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from on_api.core.errors import DatabaseUnavailable, QuotaExceeded
-from on_api.core.services.together import MOST, Together
+from on_api.core.services.shared.together import MOST, Together
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from sqlalchemy import func, select
 from on_api.cli.log_lines import lines_of
 from on_api.core.models import AccelCharge, EgressCounter, Traffic, User
 from on_api.core.models.traffic import OWNER
-from on_api.core.services.accelerated import Refunded, read_line
+from on_api.core.services.traffic.accelerated import Refunded, read_line
 from on_api.core.setting_groups import GatewaySettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home

@@ -16,8 +16,8 @@ from sqlalchemy import delete, select
 from on_api.core.ipfs.cid import DAG_PB, RAW, Cid
 from on_api.core.ipfs.dag import DAG_CBOR, links_of
 from on_api.core.models import AuditEvent, File, Traffic
-from on_api.core.services import deny_list
-from on_api.core.services.audit import COMMAND_LINE
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.gateway import deny_list
 from on_api.core.setting_groups import GatewaySettings, TrafficSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home, beside

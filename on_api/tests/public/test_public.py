@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from on_api.core.models import Database
 from on_api.core.services.container import Services
-from on_api.core.services.readiness import Check
+from on_api.core.services.upkeep.readiness import Check
 from on_api.core.setting_groups import CorsSettings, GatewaySettings, IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port

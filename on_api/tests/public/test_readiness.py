@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 
 from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database
-from on_api.core.services.readiness import DEADLINE
+from on_api.core.services.upkeep.readiness import DEADLINE
 from on_api.core.setting_groups import DatabaseSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings

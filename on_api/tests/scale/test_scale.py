@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import func, select
 
 from on_api.core.models import Database, File, User
-from on_api.core.services import traffic_upkeep
-from on_api.core.services.fsck.ledger import check_ledger
+from on_api.core.services.traffic import upkeep as traffic_upkeep
+from on_api.core.services.upkeep.fsck.ledger import check_ledger
 from on_api.core.setting_groups import DatabaseSettings, WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.scale.explain import Cost, Recorder, outline

@@ -23,18 +23,16 @@ from on_api.core.ipfs.client import DagStat
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import File, Import, Lease, User
 from on_api.core.pagination import Position
-from on_api.core.services import (
-    contents,
-    import_jobs,
-    pin_jobs,
-    traffic_upkeep,
-    visibility,
-)
-from on_api.core.services.audit import COMMAND_LINE
-from on_api.core.services.events import number_events
-from on_api.core.services.keys import KeyRequest, every_scope
-from on_api.core.services.leases import release_dead_leases
-from on_api.core.services.traffic_reports import GroupBy, Interval
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.accounts.keys import KeyRequest, every_scope
+from on_api.core.services.content import contents
+from on_api.core.services.content.leases import release_dead_leases
+from on_api.core.services.files import visibility
+from on_api.core.services.pins import jobs as pin_jobs
+from on_api.core.services.shared.events import number_events
+from on_api.core.services.traffic import upkeep as traffic_upkeep
+from on_api.core.services.traffic.reports import GroupBy, Interval
+from on_api.core.services.transfer import jobs as import_jobs
 from on_api.tests.conftest import Account, Server
 from on_api.tests.scale.explain import Recorder
 from on_api.worker.housekeeping import remove_what_has_ended
@@ -371,8 +369,8 @@ class Tour:
     async def _first_contents(self) -> None:
         """The pages that a look at all pins goes through: a page, and nothing of the rest."""
         services = self.server.services
-        from on_api.core.services.fsck.checks import NodeChecks
-        from on_api.core.services.fsck.findings import Report
+        from on_api.core.services.upkeep.fsck.checks import NodeChecks
+        from on_api.core.services.upkeep.fsck.findings import Report
 
         checks = NodeChecks(
             services.database, services.node, services.keeper, services.names, Report(),

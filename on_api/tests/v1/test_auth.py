@@ -10,7 +10,7 @@ import pytest
 
 from on_api.core.models import ApiKey, User
 from on_api.core.models.database import utc_now
-from on_api.core.services import authentication
+from on_api.core.services.accounts import authentication
 from on_api.tests.conftest import PASSWORD, Account, Server
 
 FORM = "/v1/auth/token"

@@ -18,11 +18,11 @@ from sqlalchemy import select
 from on_api.core.errors import Unauthorized
 from on_api.core.models import ApiKey, File, IdempotencyRecord, Lease, Pin, UserUsage
 from on_api.core.models.database import utc_now
+from on_api.core.services.accounts.idempotency import Answered
 from on_api.core.services.container import Services
-from on_api.core.services.files import FileFacts
-from on_api.core.services.idempotency import Answered
-from on_api.core.services.reservations import Announced
-from on_api.core.services.stored_files import IncomingFile
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.uploads.stored_files import IncomingFile
 from on_api.tests.conftest import PASSWORD, Account, Server
 from on_api.tests.deadline import until
 from on_api.tests.worker.bundles import AT_ONCE, beside, upload

@@ -17,9 +17,9 @@ from on_api.core.errors import NotFound
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.revisions import PROJECT
-from on_api.core.services import file_answers
-from on_api.core.services.file_answers import ENTRY_BYTES, FileAnswers
-from on_api.core.services.files import FileFacts, change_file
+from on_api.core.services.files import file_answers
+from on_api.core.services.files.file_answers import ENTRY_BYTES, FileAnswers
+from on_api.core.services.files.files import FileFacts, change_file
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
 

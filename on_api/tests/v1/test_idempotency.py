@@ -15,8 +15,8 @@ import pytest
 
 from on_api.core.models import File, IdempotencyRecord
 from on_api.core.models.database import utc_now
-from on_api.core.services.access import Principal
-from on_api.core.services.idempotency import Answered, Claim
+from on_api.core.services.accounts.access import Principal
+from on_api.core.services.accounts.idempotency import Answered, Claim
 from on_api.tests.conftest import Account, Server
 from on_api.tests.deadline import until
 

@@ -21,11 +21,11 @@ from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Import, ImportItem, User
 from on_api.core.models.database import utc_now
 from on_api.core.providers.base import SourceSpec
-from on_api.core.services.audit import COMMAND_LINE
+from on_api.core.services.accounts.audit import COMMAND_LINE
+from on_api.core.services.accounts.rotation import needed_versions, rotate_rows
 from on_api.core.services.container import Services
-from on_api.core.services.imports import ImportRequest
-from on_api.core.services.node import connect_node
-from on_api.core.services.rotation import needed_versions, rotate_rows
+from on_api.core.services.transfer.imports import ImportRequest
+from on_api.core.services.upkeep.node import connect_node
 from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server

@@ -18,8 +18,8 @@ import pytest
 from on_api.core.errors import InsufficientFunds
 from on_api.core.ipfs.client import DagStat
 from on_api.core.models import Content, Holding, Pin, User, UserUsage
-from on_api.core.services import pin_jobs
-from on_api.core.services.pin_jobs import Claim
+from on_api.core.services.pins import jobs as pin_jobs
+from on_api.core.services.pins.jobs import Claim
 from on_api.tests.conftest import Account, Server
 from on_api.tests.pins import add_pin, charged, list_pins, some_cid
 

@@ -12,16 +12,16 @@ import pytest
 from anyio import to_thread
 from sqlalchemy import select
 
-from on_api.core.blocks import Bytes
 from on_api.core.errors import NodeUnavailable
 from on_api.core.ipfs.client import Added
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Event, Lease, VisibilityChange
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
-from on_api.core.services.node import connect_node
+from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
+from on_api.core.streams.blocks import Bytes
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until
 from on_api.tests.leftovers import remove_leftovers

@@ -13,12 +13,12 @@ from sqlalchemy import select
 
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Content
-from on_api.core.services.access import Principal
+from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
-from on_api.core.services.files import FileFacts
-from on_api.core.services.node import connect_node
-from on_api.core.services.reservations import Announced
-from on_api.core.services.uploads import IncomingFile
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.upkeep.node import connect_node
+from on_api.core.services.uploads.uploads import IncomingFile
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, Server
 from on_api.worker.unpinning import Unpinner

@@ -19,10 +19,10 @@ from on_api.core.ipfs.dag import DAG_CBOR
 from on_api.core.models import Content, Lease, User
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now
-from on_api.core.services import maintenance, standing_lease
 from on_api.core.services.container import Services
-from on_api.core.services.files import FileFacts
-from on_api.core.services.fsck.findings import Kind, Report
+from on_api.core.services.content import maintenance, standing_lease
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.upkeep.fsck.findings import Kind, Report
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore

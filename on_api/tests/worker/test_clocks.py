@@ -18,7 +18,7 @@ from sqlalchemy import select
 from on_api.core.models import Lease
 from on_api.core.models.database import utc_now
 from on_api.core.models.revisions import PROJECT
-from on_api.core.services.diagnosis import Verdict, diagnose
+from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
 from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server

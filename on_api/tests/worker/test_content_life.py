@@ -28,11 +28,11 @@ from hypothesis.strategies import booleans, sampled_from
 from on_api.core.errors import BlocksMissing
 from on_api.core.ipfs.client import StoredUnpinned
 from on_api.core.ipfs.unixfs import build_file
-from on_api.core.services.access import Principal
+from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
-from on_api.core.services.leases import UPLOAD
-from on_api.core.services.node import connect_node
-from on_api.core.services.reservations import Announced
+from on_api.core.services.content.leases import UPLOAD
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server

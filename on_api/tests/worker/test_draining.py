@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, select
 
 from on_api.core.models import Pin
-from on_api.core.services.pins import PinRequest
+from on_api.core.services.pins.pins import PinRequest
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server

@@ -15,7 +15,7 @@ import pytest
 
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models.revisions import PROJECT
-from on_api.core.services.garbage import Collection, GarbageCollector
+from on_api.core.services.upkeep.garbage import Collection, GarbageCollector
 from on_api.core.setting_groups import GcSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API

@@ -23,7 +23,7 @@ from on_api.core.models import Lease, LeasedPin, UserUsage
 from on_api.core.models.database import utc_now
 from on_api.core.models.revisions import PROJECT
 from on_api.core.services.container import Services
-from on_api.core.services.fsck.findings import Report
+from on_api.core.services.upkeep.fsck.findings import Report
 from on_api.core.setting_groups import FilesSettings, GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from on_api.core.ipfs.unixfs import build_file
 from on_api.core.models import Pin, User
 from on_api.core.models.database import new_id
-from on_api.core.services.pins import PinRequest
+from on_api.core.services.pins.pins import PinRequest
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server

@@ -12,8 +12,8 @@ from on_api.core.errors import Conflict, Forbidden, TooManyRequests, Unauthorize
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.auth import BEARER, Registration, Token
 from on_api.core.schemas.users import User
-from on_api.core.services.keys import parse_scopes
-from on_api.core.services.scrypt_pool import Asker
+from on_api.core.services.accounts.keys import parse_scopes
+from on_api.core.services.accounts.scrypt_pool import Asker
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=ApiRoute)
 

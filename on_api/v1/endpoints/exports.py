@@ -21,9 +21,9 @@ from on_api.core.errors import (
 )
 from on_api.core.responses import SANDBOX, ContentResponse, have_counted
 from on_api.core.routing import ApiRoute, documented
-from on_api.core.services import audit
-from on_api.core.services.exports import CAR_TYPE, metadata, open_car, pins_list
-from on_api.core.services.metering import Charge, Kind
+from on_api.core.services.accounts import audit
+from on_api.core.services.traffic.metering import Charge, Kind
+from on_api.core.services.transfer.exports import CAR_TYPE, metadata, open_car, pins_list
 
 router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
 

@@ -63,22 +63,16 @@ from on_api.core.schemas.files import (
     StoredFile,
     StoredFiles,
 )
-from on_api.core.services.access import Principal
-from on_api.core.services.audit import Actor
+from on_api.core.services.accounts.access import Principal
+from on_api.core.services.accounts.audit import Actor
+from on_api.core.services.accounts.idempotency import Answered, Claim
+from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.container import Services
-from on_api.core.services.files import (
-    FileFacts,
-    change_file,
-    delete_file,
-    files_of,
-    get_file,
-)
-from on_api.core.services.idempotency import Answered, Claim
-from on_api.core.services.metering import Charge, Kind
-from on_api.core.services.reservations import Announced
-from on_api.core.services.scrypt_pool import Asker
-from on_api.core.services.uploads import IncomingFile
-from on_api.core.services.visibility import find_change
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.files.files import FileFacts, change_file, delete_file, files_of, get_file
+from on_api.core.services.files.visibility import find_change
+from on_api.core.services.traffic.metering import Charge, Kind
+from on_api.core.services.uploads.uploads import IncomingFile
 from on_api.core.upload_forms import (
     PASSPHRASE_HEADER,
     PLAIN_OPTIONS,

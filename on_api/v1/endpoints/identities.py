@@ -21,8 +21,8 @@ from on_api.core.schemas.identities import (
     IdentityImport,
     IdentityItems,
 )
-from on_api.core.services.identities import identities_of
-from on_api.core.services.scrypt_pool import Asker
+from on_api.core.services.accounts.scrypt_pool import Asker
+from on_api.core.services.files.identities import identities_of
 
 router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRoute)
 

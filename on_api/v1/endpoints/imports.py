@@ -44,15 +44,15 @@ from on_api.core.schemas.imports import (
     ImportItemList,
     ImportList,
 )
-from on_api.core.services.access import Scope
-from on_api.core.services.import_reports import REPORTS
-from on_api.core.services.imports import (
+from on_api.core.services.accounts.access import Scope
+from on_api.core.services.transfer.imports import (
     find_import,
     imports_of,
     items_of,
     standing_of,
     standings_of,
 )
+from on_api.core.services.transfer.reports import REPORTS
 from on_api.core.upload_forms import announced_by_body, raw_media_type
 
 router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)

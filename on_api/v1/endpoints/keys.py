@@ -16,7 +16,7 @@ from on_api.core.dependencies import (
 from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.keys import Key, KeyCreate, KeyCreated, KeyList
-from on_api.core.services.keys import KeyRequest, get_key, keys_of
+from on_api.core.services.accounts.keys import KeyRequest, get_key, keys_of
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)

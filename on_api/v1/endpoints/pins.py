@@ -38,7 +38,7 @@ from on_api.core.schemas.pins import (
     Status,
     TextMatchingStrategy,
 )
-from on_api.core.services.pins import PinFilter, get_pin, pins_of
+from on_api.core.services.pins.pins import PinFilter, get_pin, pins_of
 
 router = APIRouter(prefix="/pins", tags=["pins"], route_class=ApiRoute)
 

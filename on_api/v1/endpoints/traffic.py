@@ -13,8 +13,8 @@ from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import Absent, GivenMoment
 from on_api.core.schemas.traffic import TrafficReport
-from on_api.core.services.access import Scope
-from on_api.core.services.traffic_reports import (
+from on_api.core.services.accounts.access import Scope
+from on_api.core.services.traffic.reports import (
     GroupBy,
     Interval,
     ReportRequest,

@@ -29,10 +29,10 @@ from on_api.core.schemas.users import (
     UserList,
     UserUpdate,
 )
-from on_api.core.services.files import FileFilter, files_of
-from on_api.core.services.scrypt_pool import Asker
-from on_api.core.services.usage import usage_of
-from on_api.core.services.users import all_users, get_user
+from on_api.core.services.accounts.scrypt_pool import Asker
+from on_api.core.services.accounts.users import all_users, get_user
+from on_api.core.services.files.files import FileFilter, files_of
+from on_api.core.services.traffic.usage import usage_of
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)

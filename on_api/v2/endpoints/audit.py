@@ -12,7 +12,7 @@ from on_api.core.dependencies import Admin, CursorQuery, SessionDep
 from on_api.core.routing import ApiRoute
 from on_api.core.schemas.common import Absent, Answer, NextCursor, Text
 from on_api.core.schemas.node import AuditEvent
-from on_api.core.services.audit import events
+from on_api.core.services.accounts.audit import events
 
 router = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
 

@@ -16,7 +16,7 @@ from on_api.core.errors import NotFound
 from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.imports import Import, ImportItem
-from on_api.core.services.imports import imports_of, items_of, standings_of
+from on_api.core.services.transfer.imports import imports_of, items_of, standings_of
 from on_api.v1.endpoints.imports import router as unchanged
 
 router = APIRouter(route_class=ApiRoute)

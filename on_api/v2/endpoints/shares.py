@@ -9,7 +9,7 @@ from on_api.core.dependencies import CursorQuery, SessionDep, SharedFileQuery, S
 from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.shares import Share
-from on_api.core.services.shares import shares_of
+from on_api.core.services.shares.shares import shares_of
 from on_api.v1.endpoints.shares import router as unchanged
 
 router = APIRouter(route_class=ApiRoute)

@@ -11,8 +11,8 @@ from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.files import StoredFile
 from on_api.core.schemas.users import User
-from on_api.core.services.files import FileFilter, files_of
-from on_api.core.services.users import all_users, get_user
+from on_api.core.services.accounts.users import all_users, get_user
+from on_api.core.services.files.files import FileFilter, files_of
 from on_api.v1.endpoints.users import router as unchanged
 from on_api.v2.endpoints.files import FilePage
 

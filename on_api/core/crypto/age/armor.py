@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from binascii import Error, a2b_base64, b2a_base64
 
-from on_api.core.blocks import Bytes
 from on_api.core.crypto.age.errors import BadArmor
+from on_api.core.streams.blocks import Bytes
 
 BEGIN = b"-----BEGIN AGE ENCRYPTED FILE-----"
 END = b"-----END AGE ENCRYPTED FILE-----"

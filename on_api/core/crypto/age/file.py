@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from on_api.core.blocks import Bytes
 from on_api.core.crypto.age import header as headers
 from on_api.core.crypto.age import layout
 from on_api.core.crypto.age.armor import ArmorReader
@@ -24,6 +23,7 @@ from on_api.core.crypto.age.header import Header
 from on_api.core.crypto.age.keys import FILE_KEY_BYTES, Identity, Passphrase, Recipient
 from on_api.core.crypto.age.layout import PAYLOAD_NONCE_BYTES, Layout, Span
 from on_api.core.crypto.age.stream import ChunkOpener, ChunkSealer, payload_key
+from on_api.core.streams.blocks import Bytes
 
 MAX_START_BYTES = headers.MAX_BYTES + PAYLOAD_NONCE_BYTES
 """As much of a file as `unlock` may need."""

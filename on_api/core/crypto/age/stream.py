@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from on_api.core.blocks import Bytes
 from on_api.core.crypto import aead
 from on_api.core.crypto.aead import TAG_BYTES
 from on_api.core.crypto.age.errors import AgeError, BadPayload, TrailingData, TruncatedPayload
 from on_api.core.crypto.age.layout import CHUNK_BYTES, SEALED_CHUNK_BYTES
 from on_api.core.crypto.kdf import hkdf
+from on_api.core.streams.blocks import Bytes
 
 
 def payload_key(file_key: bytes, nonce: bytes) -> bytes:

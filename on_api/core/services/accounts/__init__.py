@@ -1,0 +1,1 @@
+"""Who asks: users, API keys, log-ins, audit entries, idempotency keys, the master secret."""

@@ -1,0 +1,60 @@
+"""The audit log: who did what to whom, written in the transaction that does it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from on_api.core.models import AuditEvent
+from on_api.core.services.shared.paging import Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: a user through a key and from an address, or nobody (the command line, an
+    anonymous call)."""
+
+    user_id: uuid.UUID | None = None
+    key_id: uuid.UUID | None = None
+    client: str | None = None
+
+
+COMMAND_LINE = Actor(client="command line")
+MOST_COUNTED = 10_000
+
+
+def record(
+    session: Session,
+    actor: Actor,
+    action: str,
+    target_type: str,
+    target_id: uuid.UUID | None = None,
+    **details: Any,
+) -> None:
+    """Write one line. `action` reads like `key.create`; `details` must hold no secret."""
+    session.add(
+        AuditEvent(
+            actor_id=actor.user_id,
+            actor_key_id=actor.key_id,
+            action=action,
+            target_type=target_type,
+            target_id=target_id,
+            client=actor.client,
+            details=details,
+        )
+    )
+
+
+def events(*, actor_id: uuid.UUID | None, action: str | None) -> Listing[AuditEvent]:
+    """The log, or the lines of one actor or action. Counted up to `MOST_COUNTED`: it is never cut,
+    and no counter could be kept of it that every login would not wait for."""
+    statement = select(AuditEvent)
+    if actor_id is not None:
+        statement = statement.where(AuditEvent.actor_id == actor_id)
+    if action is not None:
+        statement = statement.where(AuditEvent.action == action)
+    return Listing(statement, AuditEvent.created_at, AuditEvent.id, most_counted=MOST_COUNTED)

@@ -1,0 +1,181 @@
+"""API keys: made, listed, revoked. How a key is checked is in `authentication.py`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy.orm import Session
+
+from on_api.core.crypto import tokens
+from on_api.core.crypto.secrets import Keyring, Purpose
+from on_api.core.errors import BadRequest, Forbidden, NotFound, Unauthorized
+from on_api.core.models import ApiKey, User
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.key import KEY
+from on_api.core.services.accounts import audit
+from on_api.core.services.accounts.access import Principal, Scope, owned
+from on_api.core.services.accounts.audit import Actor
+from on_api.core.services.accounts.master_secret import version_in_use
+from on_api.core.services.shared.paging import Listing
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """What a new key shall be. Times are moments, `max_bytes` is bytes uploaded,
+    `egress_budget` bytes downloaded in a calendar month."""
+
+    name: str
+    scopes: frozenset[Scope]
+    expires_at: datetime | None = None
+    max_uses: int | None = None
+    max_bytes: int | None = None
+    egress_budget: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the key ends by use, for good or until the month's turn."""
+        limits = (self.max_uses, self.max_bytes, self.egress_budget)
+        return any(limit is not None for limit in limits)
+
+
+class KeyService:
+    """Makes and revokes keys."""
+
+    def __init__(self, keyring: Keyring, invalidations: Invalidations) -> None:
+        self._keyring = keyring
+        self._invalidations = invalidations
+
+    def create(
+        self, session: Session, maker: Principal, request: KeyRequest, actor: Actor
+    ) -> tuple[ApiKey, str]:
+        """Make a key for its maker. Returns the row and the secret, which can't be had again.
+
+        Raises `Forbidden` when it would exceed its maker's scopes, limits or expiry.
+        """
+        if request.limited and Scope.KEYS_WRITE in request.scopes:
+            raise BadRequest(
+                "A key with max_uses, max_bytes or egress_budget can't have the scope keys:write."
+            )
+        if maker.limited:
+            raise Forbidden("A key with max_uses, max_bytes or egress_budget can't make keys.")
+        maker.require(*sorted(request.scopes))
+        # A login's token is short-lived so that a browser need not keep a password; what it makes
+        # may last.
+        if (
+            not maker.from_login
+            and maker.expires_at is not None
+            and (request.expires_at is None or request.expires_at > maker.expires_at)
+        ):
+            raise Forbidden("A key can't outlive the key that makes it: set expires_at.")
+        return self.issue(session, maker.user_id, request, actor)
+
+    def issue(
+        self,
+        session: Session,
+        user_id: uuid.UUID,
+        request: KeyRequest,
+        actor: Actor,
+        *,
+        kind: str = KEY,
+    ) -> tuple[ApiKey, str]:
+        """Make a key or token for a user, without asking who wants it. Returns the row and the
+        secret."""
+        if request.expires_at is not None and request.expires_at <= utc_now():
+            raise BadRequest("expires_at lies in the past.")
+        secret, version = tokens.new_key(), version_in_use(session, self._keyring)
+        key = ApiKey(
+            id=new_id(),
+            user_id=user_id,
+            kind=kind,
+            name=request.name,
+            prefix=secret[: tokens.SHOWN_LENGTH],
+            digest=tokens.digest(secret, self._keyring.subkey(Purpose.API_KEYS, version)),
+            secret_version=version,
+            scopes=sorted(request.scopes),
+            expires_at=request.expires_at,
+            max_uses=request.max_uses,
+            max_bytes=request.max_bytes,
+            egress_budget=request.egress_budget,
+        )
+        session.add(key)
+        if kind == KEY:
+            audit.record(session, actor, "key.create", "key", key.id, scopes=key.scopes)
+        session.flush()
+        return key, secret
+
+    def revoke(self, session: Session, user_id: uuid.UUID, key_id: uuid.UUID, actor: Actor) -> None:
+        """End a key at once, in every process. Raises `NotFound` for a key that isn't the
+        user's."""
+        key = session.scalar(_live_keys(user_id).where(ApiKey.id == key_id).with_for_update())
+        if key is None:
+            raise NotFound
+        key.revoked_at = utc_now()
+        audit.record(session, actor, "key.revoke", "key", key.id)
+        self._invalidations.announce(session)
+
+    def revoke_tokens(self, session: Session, user_id: uuid.UUID) -> None:
+        """End every password login of a user."""
+        session.query(ApiKey).filter(ApiKey.user_id == user_id, ApiKey.kind != KEY).delete()
+        self._invalidations.announce(session)
+
+
+def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
+    """One key of a user. Raises `NotFound` otherwise."""
+    key = session.scalar(_live_keys(user_id).where(ApiKey.id == key_id))
+    if key is None:
+        raise NotFound
+    return key
+
+
+def keys_of(user_id: uuid.UUID) -> Listing[ApiKey]:
+    """A user's keys that are neither revoked nor expired; login tokens are not among them."""
+    return Listing(_live_keys(user_id).where(is_in_force()), ApiKey.created_at, ApiKey.id)
+
+
+def every_scope(user: User) -> frozenset[Scope]:
+    """All that a user may do themselves."""
+    return frozenset(Scope) if user.is_admin else frozenset(Scope) - {Scope.ADMIN}
+
+
+def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
+    """Scopes from their words. Raises `BadRequest` for an unknown one."""
+    try:
+        return frozenset(Scope(word) for word in words)
+    except ValueError:
+        raise BadRequest(f"Unknown scope; known are: {', '.join(Scope)}.") from None
+
+
+def is_in_force() -> ColumnElement[bool]:
+    """That a key is neither revoked nor expired."""
+    return and_(
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()),
+    )
+
+
+def keys_in_force(session: Session, key_ids: Collection[uuid.UUID]) -> Collection[uuid.UUID]:
+    """Those of these keys that may be used at this moment, as their users may: asked again before
+    anything is recorded that has taken its time."""
+    statement = (
+        select(ApiKey.id)
+        .join(User, User.id == ApiKey.user_id)
+        .where(ApiKey.id.in_(key_ids), is_in_force(), User.active, User.deleted_at.is_(None))
+    )
+    return set(session.scalars(statement))
+
+
+def require_in_force(session: Session, key_id: uuid.UUID) -> None:
+    """Raise `Unauthorized` unless a key may be used at this moment."""
+    if key_id not in keys_in_force(session, [key_id]):
+        raise Unauthorized
+
+
+def _live_keys(user_id: uuid.UUID) -> Select[ApiKey]:
+    return owned(select(ApiKey), ApiKey.user_id, user_id).where(
+        ApiKey.kind == KEY, ApiKey.revoked_at.is_(None)
+    )

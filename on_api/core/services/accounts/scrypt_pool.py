@@ -1,0 +1,256 @@
+"""The threads in which passwords and passphrases are hashed, and the queue before them.
+
+scrypt takes a tenth of a second to a second of a processor and 32 to 256 MiB, and anybody may ask
+for it: a login, a link's password. So whoever needs it waits here, holding neither a thread of
+those that database work needs nor a connection. `Scrypt` bounds the memory; this decides whose turn
+it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import uuid
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from on_api.core.crypto.kdf import Scrypt
+from on_api.core.errors import OnApiError, ServiceUnavailable, TooManyRequests
+from on_api.core.services.shared.rate_limits import network_of
+from on_api.core.setting_groups import AuthSettings
+
+T = TypeVar("T")
+
+STRANGERS_PATIENCE = 10.0
+"""Seconds that a stranger waits for a turn before a 503."""
+KNOWN_PATIENCE = 60.0
+"""The same for those who are known: 20 passphrases of one user take 20 seconds."""
+
+REFUSAL_SECONDS = 1.0
+"""A refusal is held back for so long: whoever asks again at once would else have the event loop
+answer refusals, and everybody else wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """On whose behalf a password is hashed.
+
+    `name` is who shares a place in the queue: a user, or all of a network. `network` is where the
+    request came from, for throttles. Those who are `known` never wait behind strangers.
+    """
+
+    name: str
+    network: str
+    known: bool
+
+    @classmethod
+    def stranger(cls, address: str | None) -> Asker:
+        """Whoever asks from an address without a key."""
+        network = network_of(address or "-")
+        return cls(network, network, known=False)
+
+    @classmethod
+    def user(cls, user_id: uuid.UUID, address: str | None) -> Asker:
+        """A user whose key is valid."""
+        return cls(f"user {user_id}", network_of(address or "-"), known=True)
+
+    @classmethod
+    def trusted(cls, subject: str, address: str | None) -> Asker:
+        """Whoever has given the right password for a subject from that network before."""
+        network = network_of(address or "-")
+        return cls(f"{subject} from {network}", network, known=True)
+
+
+class ScryptPool:
+    """Runs work that calls scrypt, a few pieces at once: one processor is left for all else.
+
+    Strangers and those who are known take turns, and in each of the two lines everybody who asks:
+    an address that floods delays its own requests. Its coroutines belong to one event loop.
+    """
+
+    def __init__(self, scrypt: Scrypt, settings: AuthSettings, most_held_back: int) -> None:
+        """`most_held_back`: refusals; further ones are told at once."""
+        self._free_threads = max(1, (os.cpu_count() or 1) - 1)
+        self._memory = self._free_memory = scrypt.memory
+        self._threads = ThreadPoolExecutor(self._free_threads, thread_name_prefix="on-api-scrypt")
+        most = settings.scrypt_waiting
+        self._strangers = _Line(most, settings.scrypt_per_address or most, STRANGERS_PATIENCE)
+        # No single user can take all places from the others.
+        self._known = _Line(most, max(1, most // 2), KNOWN_PATIENCE)
+        self._next_line, self._other_line = self._known, self._strangers
+        self._most_held_back = most_held_back
+        self._held_back = 0
+        self._same: dict[tuple[Asker, bytes], asyncio.Task[Any]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many wait or are being hashed."""
+        return self._strangers.held + self._known.held
+
+    async def run(
+        self, asker: Asker, work: Callable[[], T], *, memory: int, same: bytes | None = None
+    ) -> T:
+        """Do `work` in a thread when it is the asker's turn and `memory` bytes are free.
+
+        Those who ask for the `same` at the same time share one turn: a digest of all that the work
+        depends on. Raises `TooManyRequests` when too many of the asker's are waiting,
+        `ServiceUnavailable` when too many are waiting at all or the turn doesn't come in time; and
+        what `work` raises.
+        """
+        if same is None:
+            return await self._run(asker, work, memory)
+        return await self._together((asker, same), self._run(asker, work, memory))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+    async def _together(self, key: tuple[Asker, bytes], running: Coroutine[Any, Any, T]) -> T:
+        task: asyncio.Task[T] | None = self._same.get(key)
+        if task is None:
+            task = self._same[key] = asyncio.create_task(running)
+
+            def end(ended: asyncio.Task[T]) -> None:
+                del self._same[key]
+                if not ended.cancelled():
+                    ended.exception()  # everybody who waited may be gone
+
+            task.add_done_callback(end)
+        else:
+            running.close()
+        return await asyncio.shield(task)
+
+    async def _run(self, asker: Asker, work: Callable[[], T], memory: int) -> T:
+        line = self._known if asker.known else self._strangers
+        if (refusal := line.refusal(asker.name)) is not None:
+            await self._hold_back()
+            raise refusal
+        with line.place(asker.name):
+            loop = asyncio.get_running_loop()
+            turn = _Turn(min(memory, self._memory), loop.create_future())
+            line.join(asker.name, turn)
+            self._begin_turns()
+            giving_up = loop.call_later(line.patience, line.give_up, asker.name, turn)
+            try:
+                await turn.begins
+            except asyncio.CancelledError:
+                if turn.begins.cancelled():
+                    line.leave(asker.name, turn)
+                else:
+                    self._end_turn(turn)
+                raise
+            finally:
+                giving_up.cancel()
+            context = contextvars.copy_context()
+
+            def run() -> T:
+                try:
+                    return context.run(work)
+                finally:
+                    # Here and not by whoever waits, who may be gone before.
+                    loop.call_soon_threadsafe(self._end_turn, turn)
+
+            return await loop.run_in_executor(self._threads, run)
+
+    async def _hold_back(self) -> None:
+        if self._held_back < self._most_held_back:
+            self._held_back += 1
+            try:
+                await asyncio.sleep(REFUSAL_SECONDS)
+            finally:
+                self._held_back -= 1
+
+    def _begin_turns(self) -> None:
+        while self._free_threads:
+            line = self._next_line if self._next_line.first else self._other_line
+            turn = line.first
+            # Who needs much memory is waited for: smaller ones would else go before it for ever.
+            if turn is None or turn.memory > self._free_memory:
+                return
+            line.pop()
+            if line is self._next_line:
+                self._next_line, self._other_line = self._other_line, self._next_line
+            self._free_threads -= 1
+            self._free_memory -= turn.memory
+            turn.begins.set_result(None)
+
+    def _end_turn(self, turn: _Turn) -> None:
+        self._free_threads += 1
+        self._free_memory += turn.memory
+        self._begin_turns()
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    """`memory` bytes for one piece of work."""
+
+    memory: int
+    begins: asyncio.Future[None]
+
+
+class _Line:
+    """Who waits, by asker; askers take turns."""
+
+    def __init__(self, most: int, most_of_one: int, patience: float) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self.patience = patience
+        self._waiting: OrderedDict[str, deque[_Turn]] = OrderedDict()
+        self._held: Counter[str] = Counter()
+        self.held = 0
+
+    @property
+    def first(self) -> _Turn | None:
+        for turns in self._waiting.values():
+            return turns[0]
+        return None
+
+    def pop(self) -> None:
+        """Take the first one out; its asker's next one is the last."""
+        name, turns = self._waiting.popitem(last=False)
+        turns.popleft()
+        if turns:
+            self._waiting[name] = turns
+
+    def refusal(self, name: str) -> OnApiError | None:
+        """Why there is no place for one more of an asker's; None where there is."""
+        if self._held[name] >= self._most_of_one:
+            return TooManyRequests("Too many of your passwords are waiting already.", retry_after=1)
+        return _too_many() if self.held >= self._most else None
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[None]:
+        """Hold one of the line's places, while waiting and while being served."""
+        self.held += 1
+        self._held[name] += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
+
+    def join(self, name: str, turn: _Turn) -> None:
+        self._waiting.setdefault(name, deque()).append(turn)
+
+    def leave(self, name: str, turn: _Turn) -> None:
+        self._waiting[name].remove(turn)
+        if not self._waiting[name]:
+            del self._waiting[name]
+
+    def give_up(self, name: str, turn: _Turn) -> None:
+        if not turn.begins.done():
+            self.leave(name, turn)
+            turn.begins.set_exception(_too_many())
+
+
+def _too_many() -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "Too many passwords are being checked at once; try again soon.", retry_after=2
+    )

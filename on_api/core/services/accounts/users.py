@@ -1,0 +1,175 @@
+"""Accounts: made, listed, changed, deleted."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, joinedload
+
+from on_api.core.crypto.passwords import PasswordHasher
+from on_api.core.errors import Conflict, NotFound
+from on_api.core.models import ApiKey, IdempotencyRecord, Identity, User, UserUsage
+from on_api.core.models.database import new_id, utc_now
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.services.accounts import audit
+from on_api.core.services.accounts.audit import Actor
+from on_api.core.services.accounts.keys import KeyService
+from on_api.core.services.content import contents
+from on_api.core.services.shared.paging import Listing
+
+
+class UserService:
+    """Makes and changes accounts."""
+
+    def __init__(
+        self, hasher: PasswordHasher, keys: KeyService, invalidations: Invalidations
+    ) -> None:
+        self._hasher = hasher
+        self._keys = keys
+        self._invalidations = invalidations
+
+    def hash_password(self, password: str) -> str:
+        """The hash to store, for commands. Slow on purpose: call it before the transaction, not in
+        it; requests use `LoginService.hash_password`."""
+        return self._hasher.hash(password)
+
+    def create(
+        self,
+        session: Session,
+        username: str,
+        password_hash: str | None,
+        actor: Actor,
+        *,
+        is_admin: bool = False,
+        limits: Mapping[str, int | None] | None = None,
+    ) -> User:
+        """Make an account. Without a password hash nobody can log in to it. Raises `Conflict` for
+        a taken name."""
+        username = username.lower()
+        _claim_name(session, username)
+        user = User(
+            id=new_id(),
+            username=username,
+            password_hash=password_hash,
+            is_admin=is_admin,
+            active=True,
+            **(limits or {}),
+        )
+        user.usage = UserUsage(file_count=0, storage_bytes=0, reserved_bytes=0)
+        session.add(user)
+        session.flush()
+        audit.record(session, actor, "user.create", "user", user.id, is_admin=is_admin)
+        return user
+
+    def change(
+        self, session: Session, user_id: uuid.UUID, changes: Mapping[str, Any], actor: Actor
+    ) -> User:
+        """Set quota, budget, `active`, `is_admin` or `password_hash`.
+
+        A new password or deactivation ends every login; deactivation stops the keys too, while it
+        lasts. Raises `NotFound`, or `Conflict` when nobody would be left to administer.
+        """
+        ends = changes.get("active") is False or changes.get("is_admin") is False
+        user = _lock(session, user_id, administrators=ends)
+        for name, value in changes.items():
+            setattr(user, name, value)
+        if "password_hash" in changes or changes.get("active") is False:
+            self._keys.revoke_tokens(session, user_id)
+        if ends:
+            _keep_an_administrator(session)
+        audit.record(session, actor, "user.change", "user", user.id, fields=sorted(changes))
+        self._invalidations.announce(session)
+        session.flush()
+        return user
+
+    def rename(self, session: Session, user_id: uuid.UUID, username: str, actor: Actor) -> User:
+        """Give an account another name. Raises `NotFound`, or `Conflict` for a taken one."""
+        user = get_user(session, user_id, lock=True)
+        username = username.lower()
+        if username != user.username:
+            _claim_name(session, username)
+            user.username = username
+            audit.record(session, actor, "user.rename", "user", user.id)
+            self._invalidations.announce(session)
+            session.flush()
+        return user
+
+    def delete(self, session: Session, user_id: uuid.UUID, actor: Actor) -> None:
+        """Begin an account's removal: from this commit on it can do nothing and is seen nowhere.
+
+        Keys go at once, and so do its identities: nobody can read its private files any more. Its
+        files and holdings follow by the worker (`worker/removal.py`).
+        """
+        user = _lock(session, user_id, administrators=True)
+        user.deleted_at = utc_now()
+        user.active = False
+        # The name is free again at once.
+        user.username = f"deleted-{user.id}"
+        _keep_an_administrator(session)
+        session.query(ApiKey).filter(ApiKey.user_id == user_id).delete()
+        session.query(Identity).filter(Identity.user_id == user_id).delete()
+        # Their answers may hold a key or an identity.
+        session.query(IdempotencyRecord).filter(IdempotencyRecord.user_id == user_id).delete()
+        audit.record(session, actor, "user.delete", "user", user.id)
+        self._invalidations.announce(session)
+
+
+def get_user(session: Session, user_id: uuid.UUID, *, lock: bool = False) -> User:
+    """One account with its usage. Raises `NotFound`."""
+    statement = select(User).where(User.id == user_id, User.deleted_at.is_(None))
+    # A row lock can't reach over the join: the usage is then read by itself.
+    user = session.scalar(
+        statement.with_for_update().execution_options(populate_existing=True)
+        if lock
+        else statement.options(joinedload(User.usage))
+    )
+    if user is None:
+        raise NotFound
+    return user
+
+
+def find_user(session: Session, username: str) -> User:
+    """One account by its name. Raises `NotFound`."""
+    user = session.scalar(
+        select(User).where(User.username == username.lower(), User.deleted_at.is_(None))
+    )
+    if user is None:
+        raise NotFound(f"There is no user {username}.")
+    return user
+
+
+def all_users() -> Listing[User]:
+    """All accounts."""
+    statement = select(User).where(User.deleted_at.is_(None)).options(joinedload(User.usage))
+    return Listing(statement, User.created_at, User.id)
+
+
+def _claim_name(session: Session, username: str) -> None:
+    """Refuse a taken name. Two who want it at the same moment: the unique index refuses the
+    second."""
+    if session.scalar(select(User.id).where(User.username == username)) is not None:
+        raise Conflict("This username is taken.")
+
+
+def _lock(session: Session, user_id: uuid.UUID, *, administrators: bool) -> User:
+    """An account, locked in the order that all keep: its counters first, since an upload that has
+    them locks its key and refers to its user next. `administrators`: with all of these, in one
+    order, so that two can't remove each other at the same moment. Raises `NotFound`."""
+    get_user(session, user_id)
+    contents.lock_usage(session, user_id)
+    if administrators:
+        session.execute(_administrators().order_by(User.id).with_for_update())
+    return get_user(session, user_id, lock=True)
+
+
+def _keep_an_administrator(session: Session) -> None:
+    session.flush()
+    if session.scalar(_administrators().limit(1)) is None:
+        raise Conflict("This is the last active administrator.")
+
+
+def _administrators() -> Select[uuid.UUID]:
+    return select(User.id).where(User.is_admin, User.active, User.deleted_at.is_(None))

@@ -1,0 +1,342 @@
+"""The life of content: who refers to a DAG on the node, what each user is charged for it, and its
+removal when nobody does.
+
+A reference is added or dropped in one transaction with the row that refers (a file, a pin). The
+content's row is locked first, always in order of CID, so that no two transactions wait for each
+other. No lock can span a call to the node: a removal is a state with a lease, and whoever comes
+upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before trying again.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, and_, exists, select
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import Unauthorized
+from on_api.core.models import Content, Holding, Pin, UserUsage
+from on_api.core.models.content import ABSENT, PINNED, UNPINNING
+from on_api.core.models.database import (
+    database_now,
+    insert_unless_there,
+    moment_of,
+    new_id,
+    utc_now,
+)
+from on_api.core.models.invalidation import contents_changed
+from on_api.core.models.pin import PINNING, QUEUED
+from on_api.core.services.content import bundles
+
+NEVER = timedelta(days=36_500)
+"""A grace that is over for nothing: only what isn't kept at all is claimed."""
+
+
+class NotSecuredError(Exception):
+    """The node's pin can't be relied on: the content was removed, or is being removed right now."""
+
+    def __init__(self, cid: str) -> None:
+        super().__init__(cid)
+        self.cid = cid
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The right to unpin a content, until `ends_at` by `time.monotonic()`."""
+
+    cid: str
+    token: uuid.UUID
+    ends_at: float
+
+
+def add_reference(
+    session: Session,
+    usage: UserUsage,
+    cid: str,
+    dag_size: int,
+    secured: Mapping[str, int],
+    *,
+    pinned_anew: bool = True,
+) -> None:
+    """One more reference of a user to content that was seen pinned on the node.
+
+    `dag_size` in bytes is charged once per user. `secured` holds the generations under which
+    `Keeper.secure` has made sure of pins. `pinned_anew`: the node may have been made to pin it for
+    this. Raises `NotSecuredError` when it has to do so first.
+    """
+    insert_unless_there(
+        session,
+        Content,
+        cid=cid,
+        state=PINNED,
+        generation=1,
+        pin_root_id=cid,
+        dag_size=dag_size,
+        created_at=utc_now(),
+    )
+    content = lock(session, cid)
+    if content is None or content.state == UNPINNING:
+        raise NotSecuredError(cid)
+    if content.state == ABSENT:
+        if secured.get(cid) != content.generation:
+            raise NotSecuredError(cid)
+        content.state = PINNED
+        content.pin_root_id = cid
+        content.dag_size = dag_size
+    elif content.pin_root_id != cid and pinned_anew:
+        # That pin may be gone again by now, so the bundle goes on covering it.
+        content.pinned_too = True
+    content.unreferenced_at = None
+    holding = session.get(Holding, (usage.user_id, cid))
+    if holding is None:
+        session.add(Holding(user_id=usage.user_id, cid=cid, references=1, bytes=content.dag_size))
+        usage.storage_bytes += content.dag_size
+    else:
+        holding.references += 1
+    session.flush()
+
+
+def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
+    """One reference of a user less; the last one of all stamps `unreferenced_at`. Nothing is
+    unpinned here; who serves the content is told to look again."""
+    contents_changed(session, cid)
+    content = lock(session, cid)
+    holding = session.get_one(Holding, (usage.user_id, cid), populate_existing=True)
+    if holding.references > 1:
+        holding.references -= 1
+        return
+    usage.storage_bytes -= holding.bytes
+    session.delete(holding)
+    session.flush()
+    if content is not None and not session.scalar(select(bundles.is_held(cid))):
+        content.unreferenced_at = database_now()
+
+
+def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
+    """Bytes that one more reference to a content would be charged to a user."""
+    return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
+
+
+def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
+    """Bytes that a user would be charged less after dropping one reference to each of `cids`."""
+    freed = 0
+    for cid, dropped in Counter(cids).items():
+        holding = session.get(Holding, (user_id, cid))
+        if holding is not None and holding.references == dropped:
+            freed += holding.bytes
+    return freed
+
+
+def room_of(session: Session, usage: UserUsage) -> int | None:
+    """Bytes that a user's quota leaves; None without a quota. Exact while `usage` is locked."""
+    # Through `usage`, which holds it: the session alone would forget it and read it each time.
+    quota = usage.user.storage_quota
+    return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
+
+
+def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
+    """A user's counters, locked: before any content, so that the order is the same everywhere.
+
+    Raises `Unauthorized` for a user who is gone.
+    """
+    usage = session.scalar(select(UserUsage).where(UserUsage.user_id == user_id).with_for_update())
+    if usage is None:
+        raise Unauthorized
+    return usage
+
+
+def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
+    """A user's counters, to look at."""
+    return session.get_one(UserUsage, user_id)
+
+
+def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
+    """The `created_at` of a user's next reference, strictly later than all before: `before` and
+    `after` then never skip one. A multiple of `step`; `usage` is locked."""
+    usage.last_created_at = next(moments_after(usage.last_created_at, step=step))
+    return usage.last_created_at
+
+
+def moments_after(last: datetime | None, *, step: timedelta) -> Iterator[datetime]:
+    """Moments for a user's next references, after the `last` one given to any: see
+    `next_moment`."""
+    epoch = datetime.fromtimestamp(0, tz=utc_now().tzinfo)
+    ticks = (utc_now() - epoch) // step
+    if last is not None:
+        ticks = max(ticks, (last - epoch) // step + 1)
+    while True:
+        yield epoch + ticks * step
+        ticks += 1
+
+
+def root_of(session: Session, cid: str) -> str | None:
+    """What the node must have pinned for `cid`; None unless that is `pinned`."""
+    return session.scalar(
+        select(Content.pin_root_id).where(Content.cid == cid, Content.state == PINNED)
+    )
+
+
+def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
+    """Bytes of those contents that on-api keeps."""
+    statement = select(Content.cid, Content.dag_size)
+    kept = session.execute(statement.where(Content.cid.in_(cids), Content.state == PINNED))
+    return dict(kept.all())
+
+
+def lock(session: Session, cid: str) -> Content | None:
+    """A content's row, locked and read anew; None for one never seen."""
+    return session.scalar(
+        select(Content)
+        .where(Content.cid == cid)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def lock_all(session: Session, cids: Iterable[str]) -> Mapping[str, Content]:
+    """Lock several contents at once, in order: before anything that locks one of them. Returns
+    those that there are."""
+    found = session.scalars(
+        select(Content)
+        .where(Content.cid.in_(set(cids)))
+        .order_by(Content.cid)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return {content.cid: content for content in found}
+
+
+def any_to_let_go(session: Session, grace: timedelta) -> bool:
+    """Whether `let_go` has anything to do: asked by reading alone, since on SQLite looking must not
+    take the writer's place."""
+    return session.scalar(select(Content.cid).where(_is_let_go(grace)).limit(1)) is not None
+
+
+def let_go(session: Session, grace: timedelta, limit: int) -> int:
+    """End up to `limit` members of bundles that nobody has referred to for `grace`: the node has no
+    pin on them that would have to go. Returns how many."""
+    found = session.execute(
+        select(Content.cid, Content.pin_root_id)
+        .where(_is_let_go(grace))
+        .order_by(Content.unreferenced_at)
+        .limit(limit)
+    ).all()
+    bundle_of = dict(found)
+    locked = lock_all(session, (*bundle_of, *bundle_of.values()))
+    # Again, now that nobody can change it.
+    still = select(Content.cid).where(Content.cid.in_(bundle_of), _is_let_go(grace))
+    ending = [locked[cid] for cid in session.scalars(still)]
+    gone = [content for content in ending if content.pin_root_id in locked]
+    left: dict[str, datetime] = {}
+    for content in gone:
+        since = content.unreferenced_at or moment_of(session)
+        left[content.pin_root_id] = max(since, left.get(content.pin_root_id, since))
+        content.generation += 1
+        content.pin_root_id = content.cid
+        make_absent(content)
+    session.flush()
+    for bundle, since in left.items():
+        bundles.look_through(session, locked[bundle], since)
+    return len(gone)
+
+
+def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
+    """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone; but
+    for what `let_go` ends."""
+    # Two questions, each to an index of its own: one for both would go through all that is in its
+    # time of grace.
+    unreferenced = (
+        select(Content.cid)
+        .where(
+            Content.state == PINNED,
+            Content.unreferenced_at <= database_now(-grace),
+            ~bundles.is_member(),
+        )
+        .order_by(Content.unreferenced_at)
+    )
+    left = select(Content.cid).where(
+        Content.state == UNPINNING, Content.lease_until < database_now()
+    )
+    found = session.scalars(left.limit(limit)).all()
+    return [*found, *session.scalars(unreferenced.limit(limit - len(found)))]
+
+
+def begin_removal(
+    session: Session, cid: str, *, grace: timedelta, life: timedelta
+) -> Removal | None:
+    """Claim the unpinning of a content for `life`, if nobody has referred to it for `grace` and
+    nobody is about to.
+
+    A CID that on-api doesn't keep is claimed at once: a pin of ours that no row tells of. Returns
+    None otherwise.
+    """
+    insert_unless_there(
+        session,
+        Content,
+        cid=cid,
+        state=ABSENT,
+        generation=0,
+        pin_root_id=cid,
+        dag_size=0,
+        created_at=utc_now(),
+    )
+    root = session.scalar(select(Content.pin_root_id).where(Content.cid == cid)) or cid
+    locked = lock_all(session, (cid, root))
+    content = locked[cid]
+    now, ends_at = moment_of(session), time.monotonic() + life.total_seconds()
+    if content.state == UNPINNING and content.lease_until and content.lease_until > now:
+        return None
+    if content.pin_root_id not in locked:  # it has another one since we looked
+        return None
+    if content.state == PINNED and (
+        content.unreferenced_at is None or content.unreferenced_at > now - grace
+    ):
+        return None
+    wanted = bundles.is_held(cid) | _is_awaited(cid)
+    if content.state != UNPINNING and session.scalar(select(wanted)):
+        return None
+    content.state = UNPINNING
+    content.generation += 1
+    content.lease_token = new_id()
+    content.lease_until = now + life
+    content.unreferenced_at = content.unreferenced_at or now
+    bundles.leave(session, content, locked[root], content.unreferenced_at)
+    return Removal(cid, content.lease_token, ends_at)
+
+
+def finish_removal(session: Session, removal: Removal) -> bool:
+    """Record that the node has unpinned it. False when the claim was lost meanwhile: then what was
+    unpinned may have been somebody's again."""
+    content = lock(session, removal.cid)
+    if content is None or content.lease_token != removal.token:
+        return False
+    make_absent(content)
+    return True
+
+
+def make_absent(content: Content) -> None:
+    """The end of a removal; `content` is locked."""
+    content.state = ABSENT
+    content.lease_token = content.lease_until = content.unreferenced_at = None
+
+
+def _is_let_go(grace: timedelta) -> ColumnElement[bool]:
+    return and_(
+        Content.state == PINNED,
+        Content.unreferenced_at <= database_now(-grace),
+        bundles.is_member(),
+        ~bundles.is_held(Content.cid),
+        ~_is_awaited(Content.cid),
+    )
+
+
+def _is_awaited(cid: bundles.CidColumn) -> ColumnElement[bool]:
+    """A pin that is under way will refer to it."""
+    return exists().where(
+        Pin.cid == cid, Pin.status.in_((QUEUED, PINNING)), Pin.removed_at.is_(None)
+    )

@@ -1,0 +1,109 @@
+"""Which blocks on the node belong to private files.
+
+Only the gateway's policy `local` asks, which serves whatever else the node holds. It looks for what
+is not known yet before each verdict: so nothing has to be written when a file is stored, and what
+was stored a moment ago, or by an earlier version, is found as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from anyio import to_thread
+from sqlalchemy import delete, exists, not_, or_, select
+from sqlalchemy.orm import Session
+
+from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
+from on_api.core.models import Content, Database, File, Pin, PrivateBlock
+from on_api.core.models.content import ABSENT
+from on_api.core.models.database import dialect_of, insert_into, table_of
+from on_api.core.models.file import BLOCKS_UNKNOWN, PUBLIC
+from on_api.core.models.pin import PINNED_STATUS
+from on_api.core.services.content.walking import DamagedError, read_block
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 100
+"""Files that are looked for in one go."""
+ROWS = 500
+"""In one statement."""
+
+
+class PrivateBlocks:
+    """Finds them out. On one event loop."""
+
+    def __init__(self, database: Database, node: IpfsNode) -> None:
+        self._database = database
+        self._node = node
+        self._looking = asyncio.Lock()
+
+    async def find_all(self) -> None:
+        """Have the blocks of every private file in the database, when it returns. Reads the inner
+        blocks of those that are new, a thousandth of their bytes at most. Raises a `NodeError`."""
+        while await to_thread.run_sync(self._unknown):
+            async with self._looking:  # whoever waited for it finds nothing left
+                for cid in await to_thread.run_sync(self._unknown):
+                    digests = await self._digests_below(Cid.from_text(cid))
+                    await to_thread.run_sync(self._remember, cid, digests)
+
+    def _unknown(self) -> Sequence[str]:
+        with self._database.session_scope(write=False) as session:
+            return session.scalars(
+                select(File.cid).where(BLOCKS_UNKNOWN).distinct().limit(AT_ONCE)
+            ).all()
+
+    async def _digests_below(self, root: Cid) -> Sequence[bytes]:
+        """Of the root and every block below it. Leaves are not read."""
+        found = {root.digest: root}
+        inner = [root]
+        while inner:
+            cid = inner.pop()
+            try:
+                below = links_of(cid.codec, await _block(self._node, cid))
+            except (DagError, DamagedError) as error:
+                logger.warning("blocks of %s stay unknown to the gateway: %s", root, error)
+                continue
+            new = {link.digest: link for link in below if link.digest not in found}
+            found |= new
+            inner += new.values()
+        return list(found)
+
+    def _remember(self, cid: str, digests: Sequence[bytes]) -> None:
+        with self._database.session_scope() as session:
+            insert = insert_into(dialect_of(session), table_of(PrivateBlock))
+            for start in range(0, len(digests), ROWS):
+                rows = [{"digest": one, "root_cid": cid} for one in digests[start : start + ROWS]]
+                session.execute(insert.values(rows).on_conflict_do_nothing())
+            for file in session.scalars(select(File).where(File.cid == cid)):
+                file.blocks_known = True
+
+
+async def _block(node: IpfsNode, cid: Cid) -> bytes:
+    """A block where it has links; empty for a leaf."""
+    return b"" if cid.codec == RAW else await read_block(node, cid)
+
+
+def is_private(session: Session, root: Cid) -> bool:
+    """Whether a block is known to be a private file's, by whatever codec it is asked for; or a
+    bundle, which leads to many of them."""
+    if root.hash_code != SHA2_256:
+        return False
+    # Whoever has it may have published an age file as it is, with all of its blocks.
+    published = or_(
+        exists().where(File.cid == PrivateBlock.root_cid, File.visibility == PUBLIC),
+        exists().where(Pin.cid == PrivateBlock.root_cid, Pin.status == PINNED_STATUS),
+    )
+    is_block = exists().where(PrivateBlock.digest == root.digest, not_(published))
+    bundle = str(Cid(DAG_CBOR, SHA2_256, root.digest))
+    is_bundle = exists().where(Content.pin_root_id == bundle, Content.cid != bundle)
+    return bool(session.scalar(select(or_(is_block, is_bundle))))
+
+
+def forget_collected(session: Session) -> None:
+    """Forget the blocks of what was unpinned before garbage was collected."""
+    absent = select(Content.cid).where(Content.state == ABSENT)
+    session.execute(delete(PrivateBlock).where(PrivateBlock.root_cid.in_(absent)))

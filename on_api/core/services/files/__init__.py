@@ -1,0 +1,1 @@
+"""Files and their bytes: records, reading, private files, identities, visibility."""

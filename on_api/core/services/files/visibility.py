@@ -1,0 +1,228 @@
+"""Changes of files' visibility: asked for by their owners, kept as jobs, given an end. Here is the
+database's half; the bytes are stored anew by `worker/visibility.py`.
+
+Every change of a job asks for the lease's token: who lost it changes nothing any more.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import Conflict, Unauthorized
+from on_api.core.ipfs.client import Added
+from on_api.core.models import File, User, VisibilityChange
+from on_api.core.models.database import database_now, moment_of, new_id
+from on_api.core.models.file import FOR_OWNER, PRIVATE, PUBLIC
+from on_api.core.services.content import contents
+from on_api.core.services.content.leases import LeaseHandle, LeaseService
+from on_api.core.services.files.files import get_file
+from on_api.core.services.files.private_files import Sealing, columns_of
+from on_api.core.services.shared import events
+
+NOTICES = {
+    PRIVATE: "Until now everyone who knew the CID could have the bytes: whoever has copied them "
+    "keeps them, and other nodes and gateways may go on serving them.",
+    PUBLIC: "From then on everyone who knows the new CID can have the bytes, and copies of them "
+    "can't be called back.",
+}
+"""What a change to a visibility means, for a person."""
+
+DETAILS_LENGTH = 500
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+"""`due_at` of a job that was given up: it stays, to say why, until it is asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A change to be carried out by whoever holds the token. `attempts` counts this one;
+    `age` is the time since it was asked for."""
+
+    id: uuid.UUID
+    token: uuid.UUID
+    user_id: uuid.UUID
+    file_id: uuid.UUID
+    visibility: str
+    attempts: int
+    age: timedelta
+
+
+class VisibilityService:
+    """Takes and ends jobs. `ring` is called after a commit that leaves one for the worker."""
+
+    def __init__(self, leases: LeaseService, ring: Callable[[Session], None]) -> None:
+        self._leases = leases
+        self._ring = ring
+
+    def ask(
+        self, session: Session, user_id: uuid.UUID, file_id: uuid.UUID, visibility: str
+    ) -> VisibilityChange | None:
+        """Have a file changed. None when it is so already; a change that was under way ends then.
+
+        Raises `NotFound`, or `Conflict` for a private file that only others can open.
+        """
+        file = get_file(session, user_id, file_id, lock=True)
+        change = find_change(session, file_id, lock=True)
+        if file.visibility == visibility:
+            if change is not None:
+                session.delete(change)
+                session.flush()
+            return None
+        if file.visibility == PRIVATE and file.sealed_for != FOR_OWNER:
+            raise Conflict("The server can't open this file, so it can't make it public.")
+        now = moment_of(session)
+        if change is None:
+            change = VisibilityChange(
+                id=new_id(), file_id=file_id, user_id=user_id, visibility=visibility, created_at=now
+            )
+            session.add(change)
+        elif has_failed(change):
+            change.attempts, change.details, change.created_at = 0, None, now
+        change.due_at = now
+        session.flush()
+        self._ring(session)
+        return change
+
+    def finish(
+        self,
+        session: Session,
+        job: Job,
+        lease: LeaseHandle,
+        old_cid: str,
+        added: Added,
+        sealing: Sealing | None,
+        secured: Mapping[str, int],
+    ) -> bool:
+        """What was stored anew takes the old one's place, and the lease ends. False when nobody
+        wants it any more: the file or the job is gone, or somebody else was faster.
+
+        Raises `contents.NotSecuredError`, and what closing the lease raises.
+        """
+        try:
+            usage = contents.lock_usage(session, job.user_id)
+        except Unauthorized:
+            return False
+        file = session.scalar(
+            select(File)
+            .where(File.id == job.file_id, File.user_id == job.user_id, File.cid == old_cid)
+            .with_for_update()
+        )
+        change = _mine(session, job)
+        if file is None or change is None:
+            return False
+        if session.get_one(User, job.user_id).deleted_at is not None:
+            return False
+        contents.lock_all(session, [old_cid, added.cid])
+        contents.add_reference(session, usage, added.cid, added.dag_size, secured)
+        file.cid = added.cid
+        for column, value in columns_of(sealing, added.size).items():
+            setattr(file, column, value)
+        session.delete(change)
+        session.flush()
+        contents.drop_reference(session, usage, old_cid)
+        events.record(
+            session, file.user_id, "file.changed", file.id, fields=["cid", "visibility"],
+            cid=file.cid, visibility=file.visibility,
+        )  # fmt: skip
+        self._leases.close(session, lease, usage, 0)
+        return True
+
+
+def find_change(
+    session: Session, file_id: uuid.UUID, *, lock: bool = False
+) -> VisibilityChange | None:
+    """The change of a file that is under way or has failed."""
+    statement = select(VisibilityChange).where(VisibilityChange.file_id == file_id)
+    return session.scalar(statement.with_for_update() if lock else statement)
+
+
+def has_failed(change: VisibilityChange) -> bool:
+    """Whether it was given up."""
+    return change.due_at >= NEVER
+
+
+def any_due(session: Session) -> bool:
+    """Asked by reading alone: on SQLite looking must not take the writer's place."""
+    return bool(session.scalar(select(exists().where(_is_due()))))
+
+
+def claim(session: Session, life: timedelta) -> Job | None:
+    """Take the job that has been due for longest, for `life`."""
+    change = session.scalar(
+        select(VisibilityChange)
+        .where(_is_due())
+        .order_by(VisibilityChange.due_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if change is None:
+        return None
+    change.lease_token, change.lease_until = new_id(), database_now(life)
+    change.attempts += 1
+    return Job(
+        id=change.id,
+        token=change.lease_token,
+        user_id=change.user_id,
+        file_id=change.file_id,
+        visibility=change.visibility,
+        attempts=change.attempts,
+        age=moment_of(session) - change.created_at,
+    )
+
+
+def renew(session: Session, job: Job, life: timedelta) -> bool:
+    """Keep a job. False when it was lost, or is not wanted any more."""
+    kept = session.scalar(
+        update(VisibilityChange)
+        .where(VisibilityChange.id == job.id, VisibilityChange.lease_token == job.token)
+        .values(lease_until=database_now(life))
+        .returning(VisibilityChange.id)
+    )
+    return kept is not None
+
+
+def put_back(
+    session: Session, job: Job, details: str | None, *, due_in: timedelta, counted: bool = True
+) -> None:
+    """Give a job back to the queue; nothing if it was lost. `counted=False`: as if it had not been
+    tried."""
+    change = _mine(session, job)
+    if change is not None:
+        change.lease_token = change.lease_until = None
+        change.due_at = database_now(due_in)
+        change.details = None if details is None else details[:DETAILS_LENGTH]
+        change.attempts -= not counted
+
+
+def give_up(session: Session, job: Job, details: str) -> None:
+    """End a job as failed, saying why; nothing if it was lost."""
+    change = _mine(session, job)
+    if change is not None:
+        change.lease_token = change.lease_until = None
+        change.due_at, change.details = NEVER, details[:DETAILS_LENGTH]
+        events.record(
+            session, job.user_id, "file.change_failed", job.file_id,
+            visibility=job.visibility, details=change.details,
+        )  # fmt: skip
+
+
+def _is_due() -> ColumnElement[bool]:
+    now = database_now()
+    return and_(
+        VisibilityChange.due_at <= now,
+        or_(VisibilityChange.lease_until.is_(None), VisibilityChange.lease_until < now),
+    )
+
+
+def _mine(session: Session, job: Job) -> VisibilityChange | None:
+    return session.scalar(
+        select(VisibilityChange)
+        .where(VisibilityChange.id == job.id, VisibilityChange.lease_token == job.token)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )

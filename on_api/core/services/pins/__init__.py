@@ -1,0 +1,1 @@
+"""Pins: their records, and the rows of the jobs that carry them out."""

@@ -1,0 +1,302 @@
+"""Pins as jobs: claimed under a lease, renewed, and given an end. The database half of the worker.
+
+Every change asks for the lease's token: who lost it changes nothing any more. A pinned pin is never
+claimed, so it never turns back.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session, aliased
+
+from on_api.core.errors import InsufficientFunds, Unauthorized
+from on_api.core.ipfs.client import DagStat
+from on_api.core.models import Pin, UserUsage
+from on_api.core.models.database import database_now, dialect_of, moment_of, new_id
+from on_api.core.models.pin import DETAILS_LENGTH, FAILED, PINNING, QUEUED
+from on_api.core.services.content import contents, leftovers
+from on_api.core.services.pins import pins
+from on_api.core.services.shared import events
+
+UNDER_WAY = (QUEUED, PINNING)
+MOST_COUNTED = 10_000
+# Written out: only so SQLite sees that the queue's index is about them.
+_IS_UNDER_WAY = Pin.status.in_([literal_column(f"'{status}'") for status in UNDER_WAY])
+# Made once: an alias is as dear as the rest of the statement.
+_other = aliased(Pin)
+_IS_ANOTHER = and_(_other.cid == Pin.cid, _other.id != Pin.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A pin to be worked on by whoever holds the token, and what the work needs to know of it.
+
+    `attempts` counts this one; `details` are the last one's. `room`: bytes that the user's quota
+    leaves; None: no limit. `ends_at`: when it is given up, by `time.monotonic()`. `known`: bytes of
+    the DAG if on-api keeps it already, and no removal begins while this pin waits.
+    """
+
+    id: uuid.UUID
+    token: uuid.UUID
+    user_id: uuid.UUID
+    cid: str
+    origins: tuple[str, ...]
+    attempts: int
+    ends_at: float
+    removed: bool
+    room: int | None
+    details: str | None
+    known: int | None
+
+
+def next_user(
+    session: Session, behind: uuid.UUID | None, served: Collection[uuid.UUID], *, fetch: bool
+) -> uuid.UUID | None:
+    """The next user with a pin that is due, in a fixed order: each in turn gets a share; the
+    `served` have theirs."""
+    statement = select(Pin.user_id).where(_is_due(fetch=fetch)).order_by(Pin.user_id).limit(1)
+    if behind is not None:
+        statement = statement.where(Pin.user_id > behind)
+    if served:
+        statement = statement.where(Pin.user_id.not_in(served))
+    return session.scalar(statement)
+
+
+def claim(
+    session: Session, user_id: uuid.UUID, limit: int, life: timedelta, *, fetch: bool
+) -> Sequence[Claim]:
+    """Take up to `limit` of a user's pins that are due, for `life`.
+
+    `fetch`: those whose blocks are known not to be all here, else the others. No two claims are
+    on one CID at the same time.
+    """
+    found = session.execute(
+        select(
+            Pin.id,
+            Pin.cid,
+            Pin.origins,
+            Pin.attempts,
+            Pin.deadline_at,
+            Pin.removed_at,
+            Pin.details,
+        )
+        .where(Pin.user_id == user_id, _is_due(fetch=fetch))
+        .order_by(Pin.due_at, Pin.created_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    rows = {row.cid: row for row in reversed(found)}  # the first of each CID
+    for cid in _worked_on(session, rows):
+        del rows[cid]
+    taken = [row for row in found if rows.get(row.cid) is row]
+    if not taken:
+        return []
+    token, freed = new_id(), _freed_by(session, user_id, [row.id for row in taken])
+    changes: dict[str, Any] = {"lease_token": token, "lease_until": database_now(life)}
+    session.execute(
+        update(Pin)
+        .where(Pin.id.in_([row.id for row in taken]))
+        .values(**changes, attempts=Pin.attempts + 1, **({"status": PINNING} if fetch else {}))
+        .execution_options(synchronize_session=False)
+    )
+    # Not locked: how much room there really is shows at the end.
+    usage = session.get(UserUsage, user_id)
+    room = None if usage is None else contents.room_of(session, usage)
+    known = contents.kept_sizes(session, rows)
+    now, here = moment_of(session), time.monotonic()
+    return [
+        Claim(
+            id=row.id,
+            token=token,
+            user_id=user_id,
+            cid=row.cid,
+            origins=tuple(row.origins),
+            attempts=row.attempts + 1,
+            ends_at=here + (row.deadline_at - now).total_seconds(),
+            removed=row.removed_at is not None,
+            room=None if room is None else max(room, 0) + freed.get(row.id, 0),
+            details=row.details,
+            known=known.get(row.cid),
+        )
+        for row in taken
+    ]
+
+
+def renew(
+    session: Session, work: Mapping[uuid.UUID, tuple[uuid.UUID, DagStat | None]], life: timedelta
+) -> set[uuid.UUID]:
+    """Renew leases (pin → token) and show how much is there. Returns the pins that are not to be
+    worked on any more: removed, or claimed by somebody else."""
+    # In the order that all keep who lock several.
+    found = session.execute(
+        select(Pin.id, Pin.lease_token, Pin.removed_at)
+        .where(Pin.id.in_(work))
+        .order_by(Pin.id)
+        .with_for_update()
+    )
+    ours = [row for row in found if row.lease_token == work[row.id][0]]
+    session.execute(
+        update(Pin)
+        .where(Pin.id.in_([row.id for row in ours]))
+        .values(lease_until=database_now(life))
+        .execution_options(synchronize_session=False)
+    )
+    for row in ours:
+        if (stat := work[row.id][1]) is not None:
+            session.execute(
+                update(Pin)
+                .where(Pin.id == row.id)
+                .values(dag_size=stat.size, blocks=stat.blocks)
+                .execution_options(synchronize_session=False)
+            )
+    return set(work) - {row.id for row in ours if row.removed_at is None}
+
+
+def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, int]) -> bool:
+    """The node has pinned it: make it a reference. False when the claim was lost or the pin was
+    removed: then the node has pinned it for nobody.
+
+    Raises `contents.NotSecuredError`, or `InsufficientFunds` when it is more than the quota allows.
+    """
+    usage = _lock_usage(session, claim)
+    pin = _mine(session, claim)
+    if usage is None or pin is None:
+        leftovers.leave(session, claim.id, [claim.cid])
+        return False
+    if pin.removed_at is not None:
+        _end_removed(session, usage, pin)
+        return False
+    pins.lock_contents(session, pin)
+    charged = usage.storage_bytes
+    contents.add_reference(session, usage, pin.cid, stat.size, secured)
+    pin.blocks = stat.blocks or None
+    pins.mark_pinned(session, usage, pin, stat.size)
+    # Asked when what it replaces is let go.
+    room = contents.room_of(session, usage)
+    if room is not None and room < 0 and usage.storage_bytes > charged:
+        raise InsufficientFunds
+    return True
+
+
+def fail(session: Session, claim: Claim, details: str) -> bool:
+    """Give a pin up for good, saying why. False when the claim was lost or the pin was removed."""
+    usage = _lock_usage(session, claim)
+    pin = _mine(session, claim)
+    if usage is None or pin is None:
+        leftovers.leave(session, claim.id, [claim.cid])
+        return False
+    if pin.removed_at is not None:
+        _end_removed(session, usage, pin)
+        return False
+    pins.release_kept(session, usage, pin.id)
+    leftovers.leave(session, pin.id, [pin.cid])
+    pin.status, pin.details = FAILED, details[:DETAILS_LENGTH]
+    pin.lease_token = pin.lease_until = None
+    events.record(session, pin.user_id, "pin.failed", pin.id, cid=pin.cid, details=pin.details)
+    return True
+
+
+def put_back(
+    session: Session,
+    claim: Claim,
+    *,
+    due_in: timedelta = timedelta(0),
+    details: str | None = None,
+    needs_fetch: bool = False,
+    counted: bool = True,
+) -> None:
+    """Give a pin back to the queue; nothing if the claim was lost. `counted=False`: as if it had
+    not been tried."""
+    usage = _lock_usage(session, claim)
+    pin = _mine(session, claim)
+    if usage is None or pin is None:
+        leftovers.leave(session, claim.id, [claim.cid])
+        return
+    if pin.removed_at is not None:
+        _end_removed(session, usage, pin)
+        return
+    pin.status, pin.due_at = QUEUED, database_now(due_in)
+    pin.lease_token = pin.lease_until = None
+    pin.needs_fetch = pin.needs_fetch or needs_fetch
+    pin.details = None if details is None else details[:DETAILS_LENGTH]
+    if not counted:
+        pin.attempts -= 1
+
+
+def queue_length(session: Session) -> int:
+    """How many pins wait or are worked on; counted up to `MOST_COUNTED`."""
+    some = select(Pin.id).where(_IS_UNDER_WAY).limit(MOST_COUNTED)
+    return session.scalar(select(func.count()).select_from(some.subquery())) or 0
+
+
+def _is_due(*, fetch: bool) -> ColumnElement[bool]:
+    """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
+    now = database_now()
+    return and_(
+        _IS_UNDER_WAY,
+        Pin.needs_fetch.is_(fetch),
+        Pin.due_at <= now,
+        or_(Pin.lease_until.is_(None), Pin.lease_until < now),
+        ~exists().where(_IS_ANOTHER, _other.lease_until > now),
+    )
+
+
+def _worked_on(session: Session, cids: Collection[str]) -> Sequence[str]:
+    """Those of which somebody has claimed another pin since theirs were found to be due.
+
+    On PostgreSQL two claims at the same moment don't see each other: the second finds the lock
+    that the first holds until it has committed. On SQLite there is one writer.
+    """
+    if dialect_of(session) != "postgresql" or not cids:
+        return ()
+    each = func.unnest(postgresql.array(cids)).column_valued("each")
+    lock = func.pg_try_advisory_xact_lock(func.hashtextextended(each, 0))
+    got = dict(session.execute(select(each, lock)).all())
+    leased = session.scalars(
+        select(Pin.cid).where(Pin.cid.in_(cids), Pin.lease_until > database_now())
+    )
+    return list({cid for cid in cids if not got[cid]}.union(leased))
+
+
+def _freed_by(
+    session: Session, user_id: uuid.UUID, pin_ids: Collection[uuid.UUID]
+) -> Mapping[uuid.UUID, int]:
+    """By pin: what its user would be charged less once it replaces what is kept for it."""
+    kept: defaultdict[uuid.UUID, list[str]] = defaultdict(list)
+    waiting = select(Pin.kept_for, Pin.cid).where(Pin.kept_for.in_(pin_ids))
+    for pin_id, cid in session.execute(waiting):
+        if pin_id is not None:  # never, but by the column's type
+            kept[pin_id].append(cid)
+    return {pin_id: contents.freed_by(session, user_id, cids) for pin_id, cids in kept.items()}
+
+
+def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:
+    pins.release_kept(session, usage, pin.id)
+    leftovers.leave(session, pin.id, [pin.cid])
+    session.delete(pin)
+    session.flush()
+
+
+def _lock_usage(session: Session, claim: Claim) -> UserUsage | None:
+    try:
+        return contents.lock_usage(session, claim.user_id)
+    except Unauthorized:  # deleted meanwhile, and its pins with it
+        return None
+
+
+def _mine(session: Session, claim: Claim) -> Pin | None:
+    return session.scalar(
+        select(Pin)
+        .where(Pin.id == claim.id, Pin.lease_token == claim.token)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )

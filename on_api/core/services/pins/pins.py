@@ -1,0 +1,348 @@
+"""Pins as their users see them: asked for, listed, replaced, removed. How they are carried out is
+in `pin_jobs.py` and the worker.
+
+Rules beyond the specification's words are those that its clients need: see `PinFilter`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import InsufficientFunds, NotFound
+from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.client import DagStat
+from on_api.core.models import Content, Database, Pin, UserUsage
+from on_api.core.models.content import PINNED
+from on_api.core.models.database import moment_of, new_id
+from on_api.core.models.invalidation import contents_changed
+from on_api.core.models.json_contains import Contains
+from on_api.core.models.pin import FAILED, PINNED_STATUS, QUEUED
+from on_api.core.pagination import TimePage
+from on_api.core.services.accounts.access import owned
+from on_api.core.services.accounts.names import spellings
+from on_api.core.services.content import contents
+from on_api.core.services.shared import events
+from on_api.core.services.shared.paging import Listing
+from on_api.core.services.shared.together import Together
+
+MILLISECOND = timedelta(milliseconds=1)
+"""In which a pin's `created_at` is counted: what clients send back as `before` must be exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinRequest:
+    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows.
+    `source_created_at`: when it was pinned where it is imported from."""
+
+    cid: str
+    name: str | None = None
+    origins: Sequence[str] = ()
+    meta: dict[str, str] | None = None
+    source_created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinFilter:
+    """Which pins: all that is set must hold.
+
+    Without `statuses` only those that are pinned, unless cids, name or meta narrow the list: a
+    client that asks for its pin by what it is wants to hear of it in every state.
+    """
+
+    cids: Sequence[str] = ()
+    name: str | None = None
+    match: str = "exact"
+    statuses: Sequence[str] = ()
+    meta: dict[str, str] | None = None
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether more than a status is asked for. Meta without a pair asks for nothing."""
+        return bool(self.cids or self.meta) or self.name is not None
+
+    @property
+    def effective_statuses(self) -> Sequence[str]:
+        """The statuses to show; empty: every one."""
+        return self.statuses if self.statuses or self.is_narrowed else (PINNED_STATUS,)
+
+
+Record = Callable[[Session, Pin], None]
+"""Adds to the transaction that makes a pin."""
+
+
+class PinService:
+    """Takes pin requests. `ring` is called after a commit that leaves work for the worker."""
+
+    def __init__(
+        self, database: Database, deadline: timedelta, ring: Callable[[Session], None]
+    ) -> None:
+        self._database = database
+        self._deadline = deadline
+        self._ring = ring
+        self._additions = Together(self._add_all)
+
+    async def add(
+        self, user_id: uuid.UUID, request: PinRequest, record: Record | None = None
+    ) -> Pin:
+        """Pin something: at once if on-api keeps it already, else as a job. Committed, with what
+        `record` adds to the transaction.
+
+        Raises `BadRequest` for a CID that is none, `InsufficientFunds` over the quota.
+        """
+        normalise(request.cid)  # a bad one is not gathered with others' good ones
+        return await self._additions.do(user_id, (user_id, request, record))
+
+    def add_many(
+        self, session: Session, user_id: uuid.UUID, requests: Sequence[PinRequest]
+    ) -> Sequence[Pin]:
+        """Pin several things of one user, all or none. Raises as `add` does."""
+        usage = contents.lock_usage(session, user_id)
+        known = contents.lock_all(session, (normalise(request.cid) for request in requests))
+        now = moment_of(session)
+        return [self._add(session, usage, request, known, now, freed=0) for request in requests]
+
+    def add_pinned(
+        self,
+        session: Session,
+        usage: UserUsage,
+        request: PinRequest,
+        stat: DagStat,
+        secured: Mapping[str, int],
+    ) -> Pin:
+        """Record what the node has pinned already; `usage` is locked.
+
+        Raises `contents.NotSecuredError`. Whether the quota allows it is for whoever has reserved
+        it to say.
+        """
+        cid = normalise(request.cid)
+        pin = self._new(usage, request, cid, moment_of(session))
+        contents.add_reference(session, usage, cid, stat.size, secured)
+        pin.blocks = stat.blocks or None
+        session.add(pin)
+        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+        mark_pinned(session, usage, pin, stat.size)
+        return pin
+
+    def replace(
+        self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
+    ) -> Pin:
+        """Pin something instead of what another pin keeps, which is seen no more from now on.
+
+        Its content is held until the new pin has an end, so that blocks of both stay. Raises
+        `NotFound`, and what `add` raises.
+        """
+        usage = contents.lock_usage(session, user_id)
+        old = _find(session, user_id, pin_id)
+        kept = [*kept_cids(session, old.id), *([old.cid] if old.status == PINNED_STATUS else [])]
+        known = contents.lock_all(session, [normalise(request.cid), *kept])
+        freed = contents.freed_by(session, user_id, kept)
+        new = self._add(session, usage, request, known, moment_of(session), freed=freed)
+        if new.status == PINNED_STATUS:
+            release_kept(session, usage, old.id)
+            _remove(session, usage, old)
+            return new
+        # What the old one was itself kept for waits for the new one as well.
+        session.execute(update(Pin).where(Pin.kept_for == old.id).values(kept_for=new.id))
+        if old.status == PINNED_STATUS:
+            old.removed_at, old.kept_for = moment_of(session), new.id
+            usage.pinned_count -= 1
+            contents_changed(session, old.cid)
+            events.record(session, user_id, "pin.removed", old.id, cid=old.cid)
+        else:
+            _remove(session, usage, old)
+        session.flush()
+        return new
+
+    def remove(self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> None:
+        """Remove a pin; its content stays for whoever else holds it. Raises `NotFound`."""
+        usage = contents.lock_usage(session, user_id)
+        pin = _find(session, user_id, pin_id)
+        release_kept(session, usage, pin.id)
+        _remove(session, usage, pin)
+        if pin.removed_at is not None:
+            self._ring(session)
+
+    def _add_all(
+        self, pieces: Sequence[tuple[uuid.UUID, PinRequest, Record | None]]
+    ) -> Sequence[Pin]:
+        """Requests of one user that came at the same moment."""
+        with self._database.session_scope() as session:
+            pins = self.add_many(session, pieces[0][0], [request for _, request, _ in pieces])
+            for (_, _, record), pin in zip(pieces, pins, strict=True):
+                if record is not None:
+                    record(session, pin)
+            return pins
+
+    def _add(
+        self,
+        session: Session,
+        usage: UserUsage,
+        request: PinRequest,
+        known: Mapping[str, Content],
+        now: datetime,
+        *,
+        freed: int,
+    ) -> Pin:
+        """`known`: the contents that there are, locked, among those that are asked for."""
+        cid = normalise(request.cid)
+        pin = self._new(usage, request, cid, now)
+        content = known.get(cid)
+        if content is not None and content.state == PINNED:
+            _require_room(session, usage, cid, content.dag_size, freed)
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+            contents.add_reference(session, usage, cid, content.dag_size, {}, pinned_anew=False)
+            mark_pinned(session, usage, pin, content.dag_size)
+        else:
+            # How much will come is not known yet: the worker looks again when it is.
+            _require_room(session, usage, cid, 1, freed)
+            session.add(pin)
+            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
+            self._ring(session)
+        return pin
+
+    def _new(self, usage: UserUsage, request: PinRequest, cid: str, now: datetime) -> Pin:
+        return Pin(
+            id=new_id(),
+            user_id=usage.user_id,
+            cid=cid,
+            source_cid=request.cid,
+            name=request.name,
+            meta=request.meta,
+            origins=list(request.origins),
+            status=QUEUED,
+            created_at=contents.next_moment(usage, step=MILLISECOND),
+            source_created_at=request.source_created_at,
+            due_at=now,
+            deadline_at=now + self._deadline,
+            attempts=0,
+            needs_fetch=False,
+        )
+
+
+def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
+    """The reference was added: the pin shows it, and what it replaced is let go."""
+    pin.status, pin.dag_size, pin.details = PINNED_STATUS, dag_size, None
+    pin.lease_token = pin.lease_until = None
+    usage.pinned_count += 1
+    events.record(session, pin.user_id, "pin.pinned", pin.id, cid=pin.cid)
+    session.flush()
+    release_kept(session, usage, pin.id)
+
+
+def lock_contents(session: Session, pin: Pin) -> None:
+    """Lock every content that the end of a pin touches, in the order that all keep."""
+    contents.lock_all(session, [pin.cid, *kept_cids(session, pin.id)])
+
+
+def kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
+    """What is held until this pin has an end: of pins that it replaces."""
+    return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
+
+
+def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
+    """Let go of what was held until this pin has an end."""
+    kept = session.scalars(select(Pin).where(Pin.kept_for == pin_id).order_by(Pin.cid)).all()
+    for pin in kept:
+        contents.drop_reference(session, usage, pin.cid)
+        session.delete(pin)
+    session.flush()
+
+
+def end_pin(session: Session, usage: UserUsage, pin: Pin) -> None:
+    """Take away a pin that is pinned, whether its owner sees it or it is kept for one that is to
+    replace it. `usage` is locked."""
+    release_kept(session, usage, pin.id)
+    if pin.removed_at is None:
+        _remove(session, usage, pin)
+    else:
+        session.delete(pin)
+        session.flush()
+        contents.drop_reference(session, usage, pin.cid)
+
+
+def get_pin(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
+    """One pin of a user. Raises `NotFound` for any other."""
+    pin = session.scalar(_mine(user_id).where(Pin.id == pin_id))
+    if pin is None:
+        raise NotFound
+    return pin
+
+
+def pins_of(
+    session: Session, user_id: uuid.UUID, wanted: PinFilter, page: TimePage
+) -> tuple[int, Sequence[Pin]]:
+    """How many pins match (`before` and `after` included), and the newest `limit` of them."""
+    known = None
+    if not wanted.is_narrowed and set(wanted.effective_statuses) == {PINNED_STATUS}:
+        known = session.scalar(select(UserUsage.pinned_count).where(UserUsage.user_id == user_id))
+    statement = _matching(_mine(user_id), wanted)
+    return Listing(statement, Pin.created_at, Pin.id, known).by_time(session, page)
+
+
+def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
+    """Take a pin away; one that is being worked on is only marked, for the worker to end."""
+    events.record(session, pin.user_id, "pin.removed", pin.id, cid=pin.cid)
+    if pin.status == PINNED_STATUS:
+        usage.pinned_count -= 1
+        session.delete(pin)
+        session.flush()
+        contents.drop_reference(session, usage, pin.cid)
+    elif pin.status == FAILED or pin.attempts == 0:
+        session.delete(pin)
+        session.flush()
+    else:
+        pin.removed_at = pin.due_at = moment_of(session)
+        session.flush()
+
+
+def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
+    pin = session.scalar(_mine(user_id).where(Pin.id == pin_id).with_for_update())
+    if pin is None:
+        raise NotFound
+    return pin
+
+
+def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
+    with session.no_autoflush:  # what was added before goes to the database in one piece
+        room = contents.room_of(session, usage)
+        if room is None or dag_size - freed <= max(room, 0):
+            return
+        # Whoever is over a quota that was lowered may still do what costs nothing more.
+        if contents.charge_of(session, usage.user_id, cid, dag_size) - freed > max(room, 0):
+            raise InsufficientFunds
+
+
+def _mine(user_id: uuid.UUID) -> Select[Pin]:
+    return owned(select(Pin), Pin.user_id, user_id).where(Pin.removed_at.is_(None))
+
+
+def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
+    if wanted.cids:
+        statement = statement.where(Pin.cid.in_([normalise(cid) for cid in wanted.cids]))
+    if wanted.name is not None:
+        ways = (_named(name, wanted.match) for name in spellings(wanted.name))
+        statement = statement.where(or_(*ways))
+    if wanted.effective_statuses:
+        statement = statement.where(Pin.status.in_(wanted.effective_statuses))
+    if wanted.meta:
+        statement = statement.where(Contains(Pin.meta, wanted.meta))
+    return statement
+
+
+def _named(name: str, match: str) -> ColumnElement[bool]:
+    """The four ways of the specification. Positions, not LIKE: `%` and `_` are letters here, and
+    SQLite's LIKE knows no case."""
+    if match == "iexact":
+        return func.lower(Pin.name) == func.lower(name)
+    if match == "partial":
+        return func.strpos(Pin.name, name) > 0
+    if match == "ipartial":
+        return func.strpos(func.lower(Pin.name), func.lower(name)) > 0
+    return Pin.name == name

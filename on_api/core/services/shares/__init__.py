@@ -1,0 +1,1 @@
+"""Share links: limits, passwords, revocation."""

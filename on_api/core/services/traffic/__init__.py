@@ -1,0 +1,1 @@
+"""What goes out: counted before it is sent, limited by budgets, summed and reported."""

@@ -1,0 +1,374 @@
+"""What each account has spent of its egress budget: slices of credit, taken from the database
+before they are used.
+
+An account's counter is raised by a slice in the transaction that takes it, and lowered when the
+rest comes back, so at every moment it is at least what was delivered; a process that is killed
+leaves what it had open counted. Who uses the credit, and for what, is in `metering.py`.
+
+Each transaction writes what the process holds as a whole, not a difference: one whose commit went
+unanswered is made good by the next one, whether it happened or not.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, and_, delete, select, tuple_
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import EgressBudgetExceeded
+from on_api.core.models import (
+    ApiKey,
+    Database,
+    EgressCounter,
+    EgressCredit,
+    MeteringProcess,
+    User,
+)
+from on_api.core.models.database import database_now, dialect_of, insert_into, insert_or_lock
+from on_api.core.models.traffic import EVERYBODY, INSTANCE, KEY, OWNER
+from on_api.core.services.shared import events
+from on_api.core.services.traffic.sums import Sums, add_traffic
+from on_api.core.setting_groups import TrafficSettings
+
+logger = logging.getLogger(__name__)
+
+THRESHOLDS = (100, 80)
+"""Percent of a budget that are told of, the highest first."""
+SMALLEST_SLICE = 64 * 1024
+SHARE_OF_THE_REST = 8
+"""A slice takes at most this part of what a budget leaves: else the first one would be all of a
+small budget, and the others could have nothing."""
+
+_AT_ONCE = 1000
+_RANKS = {OWNER: 0, KEY: 1, INSTANCE: 2}
+"""The order in which counters are locked: the one that everybody needs last, so that it is held for
+the shortest time."""
+
+
+class Subject(NamedTuple):
+    """An account in one month (`2026-11`)."""
+
+    kind: str
+    id: uuid.UUID
+    month: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What a process holds of an account, and what it asks for; bytes.
+
+    `held`: open credit, what is used but not part of a flush included. `needed` is granted as far
+    as the budget leaves it, `wanted` where it leaves much more.
+    """
+
+    subject: Subject
+    held: int
+    needed: int = 0
+    wanted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """What was counted since the flush before. `settled`: which part of each account's open credit
+    that was."""
+
+    number: int
+    counted: Sequence[Sums]
+    settled: Mapping[Subject, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An account after a transaction: bytes granted by it, and what the budget leaves beyond all
+    open credit (below 0: it was passed). `budget` None: no limit, so `room` means nothing."""
+
+    granted: int
+    budget: int | None
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """An account has come to a threshold of its budget."""
+
+    subject: Subject
+    percent: int
+    budget: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class Synced:
+    """What a transaction has done."""
+
+    standings: dict[Subject, Standing] = field(default_factory=dict)
+    notices: list[Notice] = field(default_factory=list)
+
+
+def instance(month: str) -> Subject:
+    """The account of everybody together."""
+    return Subject(INSTANCE, EVERYBODY, month)
+
+
+class EgressLedger:
+    """The database's side of metering. Thread-safe."""
+
+    def __init__(self, database: Database, settings: TrafficSettings) -> None:
+        self._database = database
+        self._settings = settings
+
+    def sync(
+        self,
+        process_id: uuid.UUID,
+        positions: Collection[Position],
+        flush: Flush | None,
+    ) -> Synced:
+        """Bring what a process holds, has counted and asks for into the database, in one
+        transaction.
+
+        A flush is written once, however often it is sent. Raises `DatabaseUnavailable` when it may
+        or may not have happened.
+        """
+        synced = Synced()
+        with self._database.session_scope() as session:
+            is_new = _register(session, process_id, flush)
+            if flush is not None and is_new:
+                add_traffic(session, flush.counted)
+            settled = flush.settled if flush is not None and is_new else {}
+            ordered = sorted(positions, key=lambda position: _lock_order(position.subject))
+            for start in range(0, len(ordered), _AT_ONCE):
+                some = ordered[start : start + _AT_ONCE]
+                self._settle(session, process_id, some, settled, synced)
+        log_notices(synced.notices)
+        return synced
+
+    def look_up(self, subjects: Collection[Subject]) -> dict[Subject, Standing]:
+        """Budgets as they are now, without taking anything."""
+        with self._database.session_scope(write=False) as session:
+            budgets = self._budgets(session, subjects)
+            spent = {
+                Subject(row.subject_kind, row.subject_id, row.month): row.bytes
+                for row in session.scalars(
+                    select(EgressCounter).where(_is_one_of(EgressCounter, subjects))
+                )
+            }
+        return {
+            subject: Standing(0, budget, (budget or 0) - spent.get(subject, 0))
+            for subject, budget in budgets.items()
+        }
+
+    def spend(
+        self, session: Session, subjects: Collection[Subject], size: int
+    ) -> tuple[Collection[Subject], list[Notice]]:
+        """Count bytes at once, without credit. Returns the accounts that were charged (keys without
+        a budget are none), and what is to be logged after the commit.
+
+        Raises `EgressBudgetExceeded` where a budget leaves less, open credit of others deducted:
+        the caller's transaction has to end with it.
+        """
+        budgets = self._budgets(session, subjects)
+        counters = _lock_counters(session, sorted(budgets, key=_lock_order))
+        notices = []
+        for subject, counter in counters.items():
+            budget = budgets[subject]
+            counter.bytes += size
+            is_bounded = self._settings.over_budget != "allow"
+            if is_bounded and budget is not None and counter.bytes > budget:
+                raise EgressBudgetExceeded(retry_after=0)
+            if (notice := _notice(counter, subject, budget)) is not None:
+                counter.warned_percent, counter.warned_budget = notice.percent, budget
+                notices.append(notice)
+                _tell(session, notice)
+        return list(budgets), notices
+
+    def give_back(self, session: Session, sizes: Mapping[Subject, int]) -> None:
+        """Lower counters by bytes that were spent and not sent (raise them, for sizes below 0)."""
+        for subject, counter in _lock_counters(session, sorted(sizes, key=_lock_order)).items():
+            counter.bytes = max(0, counter.bytes - sizes[subject])
+
+    def _settle(
+        self,
+        session: Session,
+        process_id: uuid.UUID,
+        positions: Sequence[Position],
+        settled: Mapping[Subject, int],
+        synced: Synced,
+    ) -> None:
+        budgets = self._budgets(session, [position.subject for position in positions])
+        positions = [position for position in positions if position.subject in budgets]
+        if not positions:
+            return
+        subjects = [position.subject for position in positions]
+        counters = _lock_counters(session, subjects)
+        credits_open = _credits_of(session, process_id, subjects)
+        for position in positions:
+            subject, counter = position.subject, counters[position.subject]
+            credit = credits_open.get(subject)
+            # All that isn't held: what others have open, and what was delivered for good.
+            spent = counter.bytes - (credit.bytes if credit is not None else 0)
+            spent += settled.get(subject, 0)
+            budget = budgets[subject]
+            granted = position.wanted
+            if budget is not None and self._settings.over_budget != "allow":
+                granted = _grant(position, max(0, budget - spent - position.held))
+            held = position.held + granted
+            counter.bytes = spent + held
+            if (notice := _notice(counter, subject, budget)) is not None:
+                counter.warned_percent, counter.warned_budget = notice.percent, budget
+                synced.notices.append(notice)
+                _tell(session, notice)
+            if credit is not None:
+                credit.bytes = held
+            elif held:
+                session.add(EgressCredit(process_id=process_id, **_key_of(subject), bytes=held))
+            synced.standings[subject] = Standing(granted, budget, (budget or 0) - spent - held)
+        session.flush()
+        session.execute(
+            delete(EgressCredit).where(
+                EgressCredit.process_id == process_id, EgressCredit.bytes == 0
+            )
+        )
+
+    def _budgets(
+        self, session: Session, subjects: Collection[Subject]
+    ) -> dict[Subject, int | None]:
+        """The budget of each account. Keys without one of their own are left out: nothing is
+        counted for them."""
+        owners = {subject.id for subject in subjects if subject.kind == OWNER}
+        keys = {subject.id for subject in subjects if subject.kind == KEY}
+        of_owners = _numbers(session, User.id, User.egress_budget, owners)
+        of_keys = _numbers(session, ApiKey.id, ApiKey.egress_budget, keys)
+        budgets: dict[Subject, int | None] = {}
+        for subject in subjects:
+            if subject.kind == OWNER:
+                budgets[subject] = of_owners.get(subject.id)
+            elif subject.kind == INSTANCE:
+                budgets[subject] = self._settings.instance_budget
+            elif (budget := of_keys.get(subject.id)) is not None:
+                budgets[subject] = budget
+        return budgets
+
+
+def log_notices(notices: Sequence[Notice]) -> None:
+    """Say which thresholds were reached, once that is committed."""
+    for notice in notices:
+        logger.warning(
+            "egress budget: %s %s has come to %d %% of %d bytes in %s",
+            notice.subject.kind,
+            notice.subject.id,
+            notice.percent,
+            notice.budget,
+            notice.subject.month,
+        )
+
+
+def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> bool:
+    """Show that the process lives. Returns whether the flush is still to be written.
+
+    One that was taken for dead is there anew: what it had open is counted once more, as lost.
+    """
+    row = insert_or_lock(
+        session, MeteringProcess, ["id"], id=process_id, seen_at=database_now(), flushed=0
+    )
+    row.seen_at = database_now()
+    if flush is None or row.flushed >= flush.number:
+        return False
+    row.flushed = flush.number
+    return True
+
+
+def _grant(position: Position, room: int) -> int:
+    cautious = max(SMALLEST_SLICE, room // SHARE_OF_THE_REST)
+    return min(room, max(position.needed, min(position.wanted, cautious)))
+
+
+def _notice(counter: EgressCounter, subject: Subject, budget: int | None) -> Notice | None:
+    """The threshold that was reached and not told of yet. Another budget has its own."""
+    if budget is None or not counter.bytes:
+        return None
+    percents = (percent for percent in THRESHOLDS if counter.bytes * 100 >= budget * percent)
+    reached = next(percents, 0)
+    told = counter.warned_percent if counter.warned_budget == budget else 0
+    return Notice(subject, reached, budget, counter.bytes) if reached > told else None
+
+
+def _tell(session: Session, notice: Notice) -> None:
+    """Write the event for whom it concerns: the account's user, or every administrator."""
+    kind, subject_id, month = notice.subject
+    if kind == OWNER:
+        whose = select(User.id).where(User.id == subject_id)
+    elif kind == KEY:
+        whose = select(ApiKey.user_id).where(ApiKey.id == subject_id)
+    else:
+        whose = select(User.id).where(User.is_admin, User.active)
+    for user_id in session.scalars(whose.order_by(User.id) if kind == INSTANCE else whose):
+        events.record(
+            session,
+            user_id,
+            "egress.threshold",
+            subject_id,
+            account=kind,
+            month=month,
+            percent=notice.percent,
+            budget=notice.budget,
+            bytes=notice.bytes,
+        )
+
+
+def _lock_counters(session: Session, subjects: Sequence[Subject]) -> dict[Subject, EgressCounter]:
+    """The counters of accounts, made where they weren't, locked in the order given."""
+    new = insert_into(dialect_of(session), EgressCounter).values(
+        [{**_key_of(subject), "bytes": 0, "warned_percent": 0} for subject in subjects]
+    )
+    rows = session.scalars(
+        # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
+        new.on_conflict_do_update(
+            index_elements=["subject_kind", "subject_id", "month"],
+            set_={"month": new.excluded.month},
+        ).returning(EgressCounter),
+        execution_options={"populate_existing": True},
+    )
+    return {Subject(row.subject_kind, row.subject_id, row.month): row for row in rows}
+
+
+def _credits_of(
+    session: Session, process_id: uuid.UUID, subjects: Sequence[Subject]
+) -> dict[Subject, EgressCredit]:
+    rows = session.scalars(
+        select(EgressCredit).where(
+            EgressCredit.process_id == process_id, _is_one_of(EgressCredit, subjects)
+        )
+    )
+    return {Subject(row.subject_kind, row.subject_id, row.month): row for row in rows}
+
+
+def _numbers(
+    session: Session, key: Any, value: Any, ids: Collection[uuid.UUID]
+) -> dict[uuid.UUID, int | None]:
+    if not ids:
+        return {}
+    return {row[0]: row[1] for row in session.execute(select(key, value).where(key.in_(ids)))}
+
+
+def _is_one_of(
+    table: type[EgressCounter | EgressCredit], subjects: Collection[Subject]
+) -> ColumnElement[bool]:
+    # The first two say the same again: SQLite finds nothing by an index for a tuple alone.
+    return and_(
+        table.subject_kind.in_({subject.kind for subject in subjects}),
+        table.subject_id.in_({subject.id for subject in subjects}),
+        tuple_(table.subject_kind, table.subject_id, table.month).in_(list(subjects)),
+    )
+
+
+def _key_of(subject: Subject) -> dict[str, Any]:
+    return {"subject_kind": subject.kind, "subject_id": subject.id, "month": subject.month}
+
+
+def _lock_order(subject: Subject) -> tuple[int, str, str]:
+    return _RANKS[subject.kind], subject.id.hex, subject.month

@@ -1,0 +1,45 @@
+"""Counting answers that come from memory: what `Ticket` does, for answers that go out whole, at
+once, and by the thousand.
+
+On one event loop. Knows nothing of how answers are made.
+"""
+
+from __future__ import annotations
+
+from on_api.core.services.traffic.metering import Charge, Meter
+
+
+class Tally:
+    """Counts answers that go out whole and at once, all for one charge: a ticket for each would
+    cost more than they do. On the event loop only."""
+
+    __slots__ = ("_accounts", "_binding", "_meter", "_row", "charge")
+
+    def __init__(self, meter: Meter, charge: Charge) -> None:
+        self.charge = charge
+        self._meter = meter
+        self._binding = -1
+
+    def take(self, size: int) -> bool:
+        """Count an answer of `size` bytes (not 0) that is about to be sent, as one request. False:
+        memory alone can't say that it may go out, and nothing was counted."""
+        meter = self._meter
+        meter.now()
+        if self._binding != meter.binding:
+            self._accounts = meter.accounts_of(self.charge)
+            self._row = meter.row_of(self.charge)
+            self._binding = meter.binding
+        credit = meter.credit
+        for account in self._accounts:
+            if account.exempt:
+                continue
+            if not credit.is_fresh(account):
+                return False
+            left = account.credit + min(account.room, 0)
+            if left < size and credit.limits(account):
+                return False
+        if not credit.spend(self._accounts, size):
+            return False
+        self._row.bytes_out += size
+        self._row.requests += 1
+        return True

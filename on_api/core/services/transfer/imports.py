@@ -1,0 +1,361 @@
+"""Imports as their users see them: asked for, started, paused, cancelled, looked at. How they are
+carried out is in `import_jobs.py` and the worker.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.crypto.sealing import Sealed
+from on_api.core.crypto.secrets import Keyring, Purpose, UnknownSecretError
+from on_api.core.errors import BadRequest, Conflict, Forbidden, NotFound, SecretUnavailable
+from on_api.core.models import File, Import, ImportItem, Pin
+from on_api.core.models.database import database_now, new_id, utc_now
+from on_api.core.models.file import FOR_RECIPIENTS, PRIVATE
+from on_api.core.models.imports import (
+    CANCELLED,
+    DONE,
+    DRAFT,
+    FAILED,
+    MOVING,
+    PAUSED,
+    RUNNING,
+    SKIPPED,
+    WAITING,
+)
+from on_api.core.models.pin import PINNED_STATUS
+from on_api.core.outbound import check_url
+from on_api.core.providers.base import CAR, KUBO, ON_API, PINATA, SourceSpec
+from on_api.core.services.accounts.access import owned
+from on_api.core.services.accounts.master_secret import RowSealer
+from on_api.core.services.content import contents
+from on_api.core.services.pins.pins import PinService
+from on_api.core.services.shared.paging import Listing
+
+MICROSECOND = timedelta(microseconds=1)
+MOST_IMPORTS = 1000
+"""Of one user; those that have ended stay, for their reports, until they are deleted."""
+MOST_UNENDED = 100
+"""Imports of one user that have not ended."""
+UNENDED = (DRAFT, RUNNING, PAUSED)
+ENDED = (DONE, FAILED, CANCELLED)
+AUTO, IPFS, GATEWAY = "auto", "ipfs", "gateway"
+PINATA_GATEWAY = "https://gateway.pinata.cloud"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What is to be imported, and by which way its bytes are to come."""
+
+    source: SourceSpec
+    route: str = AUTO
+    gateway_url: str | None = None
+    start: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an import's row does not tell by itself.
+
+    `moving_bytes`: of items under way, so far. `room`: what the user's quota leaves; None: no
+    limit.
+    """
+
+    moving_bytes: int
+    room: int | None
+
+
+class ImportService:
+    """Takes imports and changes their state. `ring` is called after a commit that leaves work for
+    the worker."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        pins: PinService,
+        ring: Callable[[Session], None],
+        *,
+        allow_private: bool,
+    ) -> None:
+        self._sealer = RowSealer(keyring, Purpose.IMPORTS)
+        self._pins = pins
+        self._ring = ring
+        self._allow_private = allow_private
+
+    def create(
+        self,
+        session: Session,
+        user_id: uuid.UUID,
+        request: ImportRequest,
+        *,
+        key_id: uuid.UUID | None = None,
+        is_admin: bool = False,
+    ) -> Import:
+        """Take an import: its source's list is read as a job, and its items are moved once it is
+        started.
+
+        Raises `Forbidden` for a source that only administrators may name, `AddressRefused` for a
+        URL that isn't called, `BadRequest` for a route without its gateway, `Conflict` for too
+        many, `SecretUnavailable` without a master secret.
+        """
+        spec = request.source
+        if spec.kind == KUBO and not is_admin:
+            raise Forbidden("Only administrators may import from a Kubo's RPC.")
+        gateway = request.gateway_url or _known_gateway(spec)
+        for url in (spec.endpoint, gateway):
+            if url is not None:
+                check_url(url, allow_private=self._allow_private)
+        if request.route == GATEWAY and gateway is None:
+            raise BadRequest("gateway_url: say from which gateway.")
+        usage = contents.lock_usage(session, user_id)
+        mine = select(func.count()).where(Import.user_id == user_id)
+        if (session.scalar(mine) or 0) >= MOST_IMPORTS:
+            raise Conflict(f"You have {MOST_IMPORTS} imports; delete some first.")
+        unended = select(func.count()).where(Import.user_id == user_id, Import.status.in_(UNENDED))
+        if (session.scalar(unended) or 0) >= MOST_UNENDED:
+            raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
+        # A CAR begins by being sent.
+        starts = request.start and not _waits_for_car(spec)
+        row = Import(
+            id=new_id(),
+            user_id=user_id,
+            key_id=key_id,
+            kind=spec.kind,
+            source=shown_source(spec),
+            route=request.route,
+            gateway_url=gateway,
+            status=RUNNING if starts else DRAFT,
+            created_at=contents.next_moment(usage, step=MICROSECOND),
+            started_at=utc_now() if starts else None,
+        )
+        if not _waits_for_car(spec):
+            sealed = self._sealer.seal(session, spec.to_json().encode(), row.id.bytes)
+            row.secrets, row.secret_version = sealed.data, sealed.version
+            row.due_at = database_now()
+            self._ring(session)
+        session.add(row)
+        session.flush()
+        return row
+
+    def open_spec(self, import_id: uuid.UUID, version: int, sealed: bytes) -> SourceSpec:
+        """The source of an import, with its credentials. Raises `SecretUnavailable`."""
+        try:
+            text = self._sealer.open(Sealed(version, sealed), import_id.bytes).decode()
+        except (UnknownSecretError, ValueError):
+            raise SecretUnavailable from None
+        return SourceSpec.from_json(text)
+
+    def start(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
+        """Begin, go on after a pause, or try again what an ended import left.
+
+        Raises `NotFound`, or `Conflict` when the source's list was never read to its end: its
+        credentials are forgotten.
+        """
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status == RUNNING:
+            return row
+        if row.kind == CAR and row.listed_at is None and row.secrets is None:
+            raise Conflict("Send the CAR first: PUT …/car.")
+        if row.status in ENDED:
+            if row.listed_at is None:
+                raise Conflict(
+                    "The source's list was not read to its end, and its credentials are forgotten: "
+                    "make a new import. What is here already is not moved twice."
+                )
+            self._begin_anew(session, row)
+        row.status, row.error, row.attempts = RUNNING, None, 0
+        row.started_at, row.finished_at, row.due_at = utc_now(), None, database_now()
+        session.flush()
+        self._ring(session)
+        return row
+
+    def pause(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
+        """Stop for now; what is under way begins anew later. Raises `NotFound`, or `Conflict`
+        unless it runs."""
+        contents.lock_usage(session, user_id)
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status == PAUSED:
+            return row
+        if row.status != RUNNING:
+            raise Conflict(f"This import is {row.status}: only a running one can be paused.")
+        row.status = PAUSED
+        self._stop(session, row)
+        return row
+
+    def cancel(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
+        """End it; what was moved stays. Nothing happens to one that has ended. Raises
+        `NotFound`."""
+        contents.lock_usage(session, user_id)
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status not in ENDED:
+            row.status, row.finished_at = CANCELLED, utc_now()
+            row.secrets = row.secret_version = None
+            self._stop(session, row)
+        return row
+
+    def delete(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> None:
+        """Forget an import that has ended, or was not started; what it moved stays.
+
+        Raises `NotFound`, or `Conflict` while it is running or paused.
+        """
+        row = find_import(session, user_id, import_id, lock=True)
+        if row.status in {RUNNING, PAUSED}:
+            raise Conflict("Cancel it first.")
+        session.execute(delete(ImportItem).where(ImportItem.import_id == row.id))
+        session.delete(row)
+        session.flush()
+
+    def _begin_anew(self, session: Session, row: Import) -> None:
+        """Have everything tried again that is not here, or that nobody can open here, whatever was
+        said of it; and count the rest."""
+        closed = (
+            select(File.id)
+            .where(
+                File.id == ImportItem.file_id,
+                File.visibility == PRIVATE,
+                File.sealed_for == FOR_RECIPIENTS,
+            )
+            .exists()
+        )
+        session.execute(
+            update(ImportItem)
+            .where(
+                ImportItem.import_id == row.id,
+                ImportItem.cid.is_not(None),
+                (ImportItem.status == FAILED) | (ImportItem.status.in_((DONE, SKIPPED)) & closed),
+            )
+            .values(
+                status=WAITING,
+                reason=None,
+                route=None,
+                blocks=None,
+                dag_size=None,
+                verified=False,
+                pin_id=None,
+                file_id=None,
+                was_here=False,
+                seconds=None,
+            )
+        )
+        moved = func.coalesce(func.sum(ImportItem.dag_size), 0)
+        statement = (
+            select(ImportItem.status, func.count(), moved)
+            .where(ImportItem.import_id == row.id)
+            .group_by(ImportItem.status)
+        )
+        counts = {status: (count, size) for status, count, size in session.execute(statement)}
+        row.failed = counts.get(FAILED, (0, 0))[0]
+        row.skipped = counts.get(SKIPPED, (0, 0))[0]
+        row.done = counts.get(DONE, (0, 0))[0] + row.skipped
+        row.moved_bytes = int(counts.get(DONE, (0, 0))[1] or 0)
+
+    def _stop(self, session: Session, row: Import) -> None:
+        """Take it from its worker, with what was under way: a few items at most."""
+        row.lease_token = row.lease_until = row.due_at = None
+        moving = session.scalars(
+            select(ImportItem).where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
+        ).all()
+        for item in moving:
+            item.status, item.dag_size, item.blocks = WAITING, None, None
+            if item.pin_id is not None and self.drop_pin(session, row.user_id, item.pin_id):
+                item.pin_id = None
+        session.flush()
+
+    def drop_pin(self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> bool:
+        """Take back a pin that is still under way, or failed. Returns whether it is gone: one that
+        is pinned stays. The user's usage is locked."""
+        status = session.scalar(select(Pin.status).where(Pin.id == pin_id))
+        if status == PINNED_STATUS:
+            return False
+        with suppress(NotFound):
+            self._pins.remove(session, user_id, pin_id)
+        return True
+
+
+def find_import(
+    session: Session, user_id: uuid.UUID, import_id: uuid.UUID, *, lock: bool = False
+) -> Import:
+    """One import of a user. Raises `NotFound` for any other."""
+    statement = _mine(user_id).where(Import.id == import_id)
+    row = session.scalar(statement.with_for_update() if lock else statement)
+    if row is None:
+        raise NotFound
+    return row
+
+
+def find_any_import(session: Session, import_id: uuid.UUID) -> Import:
+    """Any user's import, for the operator. Raises `NotFound`."""
+    row = session.get(Import, import_id)
+    if row is None:
+        raise NotFound(f"There is no import {import_id}.")
+    return row
+
+
+def imports_of(user_id: uuid.UUID) -> Listing[Import]:
+    """A user's imports."""
+    return Listing(_mine(user_id), Import.created_at, Import.id)
+
+
+def items_of(
+    session: Session, user_id: uuid.UUID, import_id: uuid.UUID, status: str | None
+) -> Listing[ImportItem]:
+    """The items of a user's import, or those of one status. Raises `NotFound`."""
+    row = find_import(session, user_id, import_id)
+    statement = select(ImportItem).where(ImportItem.import_id == row.id)
+    if status is not None:
+        statement = statement.where(ImportItem.status == status)
+    known = row.total if status is None else None
+    return Listing(statement, ImportItem.created_at, ImportItem.id, known)
+
+
+def standings_of(
+    session: Session, user_id: uuid.UUID, rows: Sequence[Import]
+) -> Mapping[uuid.UUID, Standing]:
+    """What else is to be said now of some imports of one user."""
+    running = [row.id for row in rows if row.status == RUNNING]
+    # A few items at most. While a pin is under way it tells itself how much has come.
+    so_far = func.coalesce(ImportItem.dag_size, Pin.dag_size, 0)
+    sums = (
+        select(ImportItem.import_id, func.sum(so_far))
+        .outerjoin(Pin, Pin.id == ImportItem.pin_id)
+        .where(
+            ImportItem.import_id.in_(running),
+            ImportItem.status == MOVING,
+            ImportItem.was_here.is_(False),
+        )
+        .group_by(ImportItem.import_id)
+    )
+    moving = {key: int(size or 0) for key, size in session.execute(sums)} if running else {}
+    room = contents.room_of(session, contents.usage_of(session, user_id))
+    return {row.id: Standing(moving.get(row.id, 0), room) for row in rows}
+
+
+def standing_of(session: Session, row: Import) -> Standing:
+    """What else is to be said now of one import."""
+    return standings_of(session, row.user_id, [row])[row.id]
+
+
+def shown_source(spec: SourceSpec) -> dict[str, str]:
+    """What may be kept and shown of a source: no credentials."""
+    shown = {"kind": spec.kind, "endpoint": spec.endpoint, "username": spec.username}
+    return {name: value for name, value in shown.items() if value}
+
+
+def _waits_for_car(spec: SourceSpec) -> bool:
+    return spec.kind == CAR and not spec.path and not spec.roots
+
+
+def _known_gateway(spec: SourceSpec) -> str | None:
+    """Where the source's content can be had, if it says nothing else: an on-api is a gateway."""
+    return {PINATA: PINATA_GATEWAY, ON_API: spec.endpoint}.get(spec.kind)
+
+
+def _mine(user_id: uuid.UUID) -> Select[Import]:
+    return owned(select(Import), Import.user_id, user_id)

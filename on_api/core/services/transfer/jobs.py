@@ -1,0 +1,378 @@
+"""Imports as jobs: claimed under a lease, their items listed, begun, recorded, and given an end.
+The database half of the worker.
+
+Every change asks for the lease's token: who lost it changes nothing any more. A user's usage is
+locked before the import, as before everything else.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import Unauthorized
+from on_api.core.ipfs.client import DagStat
+from on_api.core.models import File, Import, ImportItem, Pin, User, UserUsage
+from on_api.core.models.database import database_now, new_id, utc_now
+from on_api.core.models.imports import (
+    DONE,
+    DRAFT,
+    FAILED,
+    MOVING,
+    REASON_LENGTH,
+    RUNNING,
+    SKIPPED,
+    WAITING,
+)
+from on_api.core.models.pin import PINNED_STATUS
+from on_api.core.services.content import contents
+from on_api.core.services.shared import events
+
+ALIKE = 100
+"""Pins or files of one content and name that are looked through for one that is the same."""
+
+
+class LostError(Exception):
+    """The import is somebody else's now, or nobody wants it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An import to be carried out by whoever holds the token. `attempts` counts this one."""
+
+    id: uuid.UUID
+    token: uuid.UUID
+    user_id: uuid.UUID
+    kind: str
+    status: str
+    route: str
+    gateway_url: str | None
+    listed: bool
+    resume: str | None
+    delegates: tuple[str, ...]
+    total: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item to be moved, taken at `began` by `time.monotonic()`."""
+
+    id: uuid.UUID
+    cid: str
+    source_cid: str
+    name: str | None
+    meta: dict[str, Any] | None
+    file: dict[str, Any] | None
+    origins: tuple[str, ...]
+    source_created_at: datetime | None
+    size: int | None
+    route: str | None
+    began: float
+    pin_id: uuid.UUID | None
+    file_id: uuid.UUID | None
+    was_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PinState:
+    """How far the pin of an item is."""
+
+    status: str
+    stat: DagStat
+    attempts: int
+    details: str | None
+
+
+def any_due(session: Session) -> bool:
+    """Asked by reading alone: on SQLite looking must not take the writer's place."""
+    return bool(session.scalar(select(exists().where(_is_due()))))
+
+
+def claim(session: Session, life: timedelta) -> Claim | None:
+    """Take the import that has been due for longest, for `life`."""
+    row = session.scalar(
+        select(Import)
+        .where(_is_due())
+        .order_by(Import.due_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if row is None:
+        return None
+    row.lease_token, row.lease_until = new_id(), database_now(life)
+    row.attempts += 1
+    session.flush()
+    return Claim(
+        id=row.id,
+        token=row.lease_token,
+        user_id=row.user_id,
+        kind=row.kind,
+        status=row.status,
+        route=row.route,
+        gateway_url=row.gateway_url,
+        listed=row.listed_at is not None,
+        resume=row.resume,
+        delegates=tuple(row.delegates),
+        total=row.total,
+        attempts=row.attempts,
+    )
+
+
+def renew(
+    session: Session, claim: Claim, life: timedelta, seen: Mapping[uuid.UUID, DagStat]
+) -> bool:
+    """Keep an import, and show what has come of items from a gateway. False when it was lost, or
+    is not wanted any more."""
+    kept = session.scalar(
+        update(Import)
+        .where(Import.id == claim.id, Import.lease_token == claim.token)
+        .values(lease_until=database_now(life))
+        .returning(Import.id)
+    )
+    if kept is None:
+        return False
+    for item_id, stat in seen.items():
+        session.execute(
+            update(ImportItem)
+            .where(ImportItem.id == item_id, ImportItem.status == MOVING)
+            .values(dag_size=stat.size, blocks=stat.blocks)
+        )
+    return True
+
+
+def take(
+    session: Session, claim: Claim, limit: int, under_way: Mapping[uuid.UUID, str]
+) -> Sequence[Item]:
+    """Take up to `limit` items to be moved: first those that a crash has left under way.
+
+    No two of one CID at the same time (`under_way`: item → CID), so that the second finds what the
+    first has brought.
+    """
+    lock(session, claim)
+    cids = set(under_way.values())
+    taken: list[Item] = []
+    for status in (MOVING, WAITING):
+        found = session.scalars(
+            select(ImportItem)
+            .where(
+                ImportItem.import_id == claim.id,
+                ImportItem.status == status,
+                ImportItem.id.not_in(under_way),
+                ImportItem.cid.not_in(cids),
+            )
+            .order_by(ImportItem.created_at)
+            .limit(limit - len(taken))
+        ).all()
+        for item in found:
+            if item.cid in cids:
+                continue
+            cids.add(item.cid or "")
+            # Also of one that was under way: it gets a whole attempt, however long ago that was.
+            item.status, item.started_at = MOVING, utc_now()
+            taken.append(_as_item(item))
+    session.flush()
+    return taken
+
+
+def usage_for(session: Session, claim: Claim) -> tuple[UserUsage, Import]:
+    """The user's usage and the import, locked, for what changes both. Raises `LostError`."""
+    try:
+        usage = contents.lock_usage(session, claim.user_id)
+    except Unauthorized:
+        raise LostError from None
+    if session.get_one(User, claim.user_id).deleted_at is not None:
+        raise LostError
+    return usage, lock(session, claim)
+
+
+def get_item(session: Session, item_id: uuid.UUID) -> ImportItem:
+    """An item of an import that is locked. Raises `LostError` when it isn't moving any more."""
+    row = session.get(ImportItem, item_id, populate_existing=True)
+    if row is None or row.status != MOVING:
+        raise LostError
+    return row
+
+
+def same_pin(
+    session: Session, user_id: uuid.UUID, cid: str, name: str | None, meta: dict[str, Any] | None
+) -> Pin | None:
+    """A pin of the user's that is what an item would become."""
+    alike = session.scalars(
+        select(Pin)
+        .where(
+            Pin.user_id == user_id,
+            Pin.cid == cid,
+            Pin.status == PINNED_STATUS,
+            Pin.removed_at.is_(None),
+            Pin.name == name if name is not None else Pin.name.is_(None),
+        )
+        .limit(ALIKE)
+    )
+    return next((pin for pin in alike if (pin.meta or None) == (meta or None)), None)
+
+
+def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:
+    """A file of the user's that is what the item would become, with all that its source says of
+    it; whether it can be opened here is another question."""
+    said = item.file or {}
+    alike = session.scalars(
+        select(File)
+        .where(
+            File.user_id == user_id,
+            File.cid == item.cid,
+            File.name == said["name"],
+            File.visibility == said["visibility"],
+            File.size == said["size"],
+            File.sha256 == bytes.fromhex(said["sha256"]),
+            File.media_type == said["media_type"],
+        )
+        .limit(ALIKE)
+    )
+    return next((file for file in alike if file.meta == said["meta"]), None)
+
+
+def pin_states(session: Session, pin_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, PinState]:
+    """How far pins are; those that are gone are missing."""
+    statement = select(Pin.id, Pin.status, Pin.dag_size, Pin.blocks, Pin.attempts, Pin.details)
+    found = session.execute(statement.where(Pin.id.in_(pin_ids), Pin.removed_at.is_(None)))
+    return {
+        row.id: PinState(
+            row.status, DagStat(row.dag_size or 0, row.blocks or 0), row.attempts, row.details
+        )
+        for row in found
+    }
+
+
+def is_still_here(session: Session, user_id: uuid.UUID, item: ImportItem) -> bool:
+    """Whether what an item was found to be already has not been removed since."""
+    if item.file_id is not None:
+        file = session.get(File, item.file_id, populate_existing=True)
+        return file is not None and file.user_id == user_id
+    state = pin_states(session, () if item.pin_id is None else (item.pin_id,)).values()
+    return any(each.status == PINNED_STATUS for each in state)
+
+
+def end_item(
+    session: Session, claim: Claim, item: ImportItem, stat: DagStat, note: str | None = None
+) -> None:
+    """An item is here, every block of it verified; `note` says what could not be. The import is
+    locked."""
+    row = lock(session, claim)
+    item.status = SKIPPED if item.was_here else DONE
+    item.blocks, item.dag_size, item.verified = stat.blocks, stat.size, True
+    item.reason, item.seconds = None, _seconds_since(item.started_at)
+    if note is not None:
+        item.note = note[:REASON_LENGTH]
+    row.done += 1
+    row.skipped += item.was_here
+    row.moved_bytes += 0 if item.was_here else stat.size
+    session.flush()
+
+
+def fail_item(session: Session, claim: Claim, item: ImportItem, reason: str) -> None:
+    """An item can't be moved, or what is here of it can't be used. The import is locked."""
+    row = lock(session, claim)
+    item.status, item.reason = FAILED, reason[:REASON_LENGTH]
+    item.seconds = _seconds_since(item.started_at)
+    item.blocks, item.dag_size, item.verified = None, None, False
+    row.failed += 1
+    session.flush()
+
+
+def finish(session: Session, claim: Claim) -> str | None:
+    """End an import of which nothing is left to do. Returns its status, None when something is."""
+    row = lock(session, claim)
+    left = exists().where(ImportItem.import_id == row.id, ImportItem.status.in_((WAITING, MOVING)))
+    if session.scalar(select(left)):
+        return None
+    missing = f"{row.failed} of {row.total} items were not moved; the report says which, and why."
+    nothing_came = row.failed > 0 and row.done == 0
+    _end(session, row, FAILED if nothing_came else DONE, missing if row.failed else None)
+    return row.status
+
+
+def give_up(session: Session, claim: Claim, error: str) -> None:
+    """End an import that can't be gone on with, saying why."""
+    _end(session, lock(session, claim), FAILED, error[:REASON_LENGTH])
+
+
+def put_back(
+    session: Session, claim: Claim, error: str | None, *, due_in: timedelta, counted: bool = True
+) -> None:
+    """Give an import back to the queue; nothing if it was lost. `counted=False`: as if it had not
+    been tried."""
+    try:
+        row = lock(session, claim)
+    except LostError:
+        return
+    row.lease_token = row.lease_until = None
+    row.due_at = database_now(due_in)
+    row.error = None if error is None else error[:REASON_LENGTH]
+    row.attempts -= not counted
+
+
+def lock(session: Session, claim: Claim) -> Import:
+    """The import, locked. Raises `LostError` when the claim is over."""
+    row = session.scalar(
+        select(Import)
+        .where(Import.id == claim.id, Import.lease_token == claim.token)
+        .with_for_update()
+    )
+    if row is None:
+        raise LostError
+    return row
+
+
+def let_go(row: Import) -> None:
+    """There is no work for a worker any more."""
+    row.lease_token = row.lease_until = row.due_at = None
+
+
+def _as_item(row: ImportItem) -> Item:
+    return Item(
+        id=row.id,
+        cid=row.cid or "",
+        source_cid=row.source_cid,
+        name=row.name,
+        meta=row.meta,
+        file=row.file,
+        origins=tuple(row.origins),
+        source_created_at=row.source_created_at,
+        size=row.size,
+        route=row.route,
+        began=time.monotonic(),
+        pin_id=row.pin_id,
+        file_id=row.file_id,
+        was_here=row.was_here,
+    )
+
+
+def _end(session: Session, row: Import, status: str, error: str | None) -> None:
+    row.status, row.error, row.finished_at = status, error, utc_now()
+    row.secrets = row.secret_version = None
+    let_go(row)
+    events.record(
+        session, row.user_id, f"import.{status}", row.id, done=row.done, failed=row.failed
+    )
+    session.flush()
+
+
+def _seconds_since(moment: datetime | None) -> float:
+    return 0.0 if moment is None else (utc_now() - moment).total_seconds()
+
+
+def _is_due() -> ColumnElement[bool]:
+    now = database_now()
+    return and_(
+        Import.due_at <= now,
+        Import.status.in_((DRAFT, RUNNING)),
+        or_(Import.lease_until.is_(None), Import.lease_until < now),
+    )

@@ -1,0 +1,369 @@
+"""The known troubles, each with its cure: what `on-api doctor` prints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+
+import httpx
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+import on_api
+from on_api.core.errors import OnApiError, StartupError, WrongNode
+from on_api.core.ipfs.cid import Cid
+from on_api.core.settings import Settings
+
+SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
+SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
+_START_IT = "start it: `on-api serve` or `on-api node run`"
+CLOCKS_DIFFER = 5.0
+"""Seconds between this machine's clock and the database's that are worth a warning."""
+WEAK_BELOW = 10
+"""Different characters in a master secret given by hand."""
+
+
+class Verdict(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at, and what to do about it."""
+
+    name: str
+    verdict: Verdict
+    details: str
+    cure: str | None = None
+
+
+def diagnose(settings: Settings) -> Sequence[Finding]:
+    """Look at everything. What can't be looked at is a finding too."""
+    looks: dict[str, Callable[[Settings], Iterator[Finding]]] = {
+        "pycryptodome": _crypto,
+        "encryption": _encryption,
+        "master secret": _secret,
+        "database": _database,
+        "instance": _instance,
+        "node": _node,
+        "gateway": _gateway,
+        "node's settings": _node_settings,
+        "ports": _ports,
+        "Swagger UI": _swagger,
+    }
+    findings: list[Finding] = []
+    for name, look in looks.items():
+        try:
+            findings += look(settings)
+        except OnApiError as error:
+            findings.append(Finding(name, Verdict.BROKEN, error.details))
+    return findings
+
+
+def _crypto(_settings: Settings) -> Iterator[Finding]:
+    name = "pycryptodome"
+    cure = "pip uninstall -y pycrypto && pip install --force-reinstall --no-deps pycryptodome"
+    try:
+        metadata.distribution("pycrypto")
+    except metadata.PackageNotFoundError:
+        yield Finding(name, Verdict.OK, metadata.version(name))
+    else:
+        yield Finding(
+            name, Verdict.BROKEN, "pycrypto is installed beside it and overwrites its files", cure
+        )
+
+
+def _encryption(_settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto import aead
+
+    yield Finding("encryption", Verdict.OK, f"ChaCha20-Poly1305 by {aead.describe()}")
+
+
+def _secret(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto.secrets import SECRET_FILE, Keyring
+
+    Keyring.load(settings)
+    if settings.secret_key is None:
+        mode = stat.S_IMODE((settings.home / SECRET_FILE).stat().st_mode)
+        if mode & 0o077:
+            yield Finding(
+                "master secret",
+                Verdict.BROKEN,
+                "others on this machine can read it",
+                f"chmod 600 {settings.home / SECRET_FILE}",
+            )
+            return
+        yield Finding("master secret", Verdict.OK, f"from {SECRET_FILE}")
+    elif len(set(settings.secret_key.get_secret_value())) < WEAK_BELOW:
+        cure = "make a new one before anything depends on it: openssl rand -base64 48"
+        yield Finding("master secret", Verdict.WARNING, "it looks weak: so few characters", cure)
+    else:
+        yield Finding("master secret", Verdict.OK, "from ON_API_SECRET_KEY")
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.models import Database
+    from on_api.core.models.revisions import check_revision
+
+    database = Database(settings)
+    try:
+        with database.session_scope(write=False) as session:
+            connection = session.connection()
+            yield Finding("database", Verdict.OK, f"{connection.dialect.name}, reachable")
+            try:
+                check_revision(connection)
+            except StartupError as error:
+                yield Finding("migrations", Verdict.BROKEN, error.details)
+            else:
+                yield Finding("migrations", Verdict.OK, "at head")
+                yield from _secret_of_rows(session, settings)
+            yield _clock(session)
+            if database.is_postgresql:
+                allowed = int(session.scalar(text("SHOW max_connections")) or 0)
+                yield _pool(settings, allowed)
+    finally:
+        database.dispose()
+
+
+def _clock(session: Session) -> Finding:
+    from on_api.core.models.database import moment_of, utc_now
+
+    before = utc_now()
+    there = moment_of(session)
+    after = utc_now()
+    ahead = (before + (after - before) / 2 - there).total_seconds()
+    details = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
+    if abs(ahead) <= CLOCKS_DIFFER:
+        return Finding("clock", Verdict.OK, details)
+    cure = "set the clocks of both machines by one time server: keys' expiry and traffic go by this"
+    return Finding("clock", Verdict.WARNING, details, cure)
+
+
+def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
+    from on_api.core.crypto.secrets import Keyring
+    from on_api.core.services.accounts.rotation import secret_problem
+
+    name = "what the secret protects"
+    try:
+        keyring = Keyring.load(settings)
+    except StartupError:
+        return  # told already
+    problem = secret_problem(session, keyring)
+    if problem is None:
+        yield Finding(name, Verdict.OK, "belongs to the secret that is here")
+    else:
+        details, _, cure = problem.partition(": ")
+        yield Finding(name, Verdict.BROKEN, details, cure)
+
+
+def _instance(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.services.upkeep.instance import running_instance
+
+    name = "instance"
+    instance = running_instance(settings.home)
+    if instance is None:
+        yield Finding(name, Verdict.OK, "none runs in this home")
+    elif instance.uses_database_of(settings):
+        yield Finding(name, Verdict.OK, f"process {instance.pid} runs in this home")
+    else:
+        details, _, cure = instance.told_database().partition(": ")
+        yield Finding(name, Verdict.BROKEN, details, cure)
+
+
+def _node(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.ipfs.version import TESTED_RANGE
+    from on_api.core.services.upkeep.node_adoption import asking
+
+    async def ask() -> Finding:
+        async with asking(settings) as node:
+            version = await node.version()
+        if version.tested:
+            return Finding("node", Verdict.OK, f"{version.agent} {version.version}")
+        return Finding(
+            "node",
+            Verdict.WARNING,
+            f"{version.agent} {version.version} is outside the tested range {TESTED_RANGE}",
+            "use a tested version, or report how it went with this one",
+        )
+
+    try:
+        yield asyncio.run(ask())
+    except WrongNode as error:
+        details, _, advice = error.details.partition(": nothing was asked of it")
+        yield Finding("node", Verdict.BROKEN, details, advice.strip(". ") or _START_IT)
+    except OnApiError as error:
+        cure = _START_IT if settings.manages_node else None
+        yield Finding("node", Verdict.BROKEN, error.details, cure)
+
+
+def _gateway(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.services.content.walking import DamagedError, read_block
+    from on_api.core.services.upkeep.node_adoption import asking
+    from on_api.core.services.upkeep.readiness import gateway_problem
+
+    async def ask() -> str | None:
+        async with asking(settings) as node:
+            problem = await gateway_problem(node)
+            known = _some_content(settings)
+            if problem is None and known is not None:
+                try:
+                    await read_block(node, known)
+                except DamagedError as error:
+                    return f"It lacks what the database says is kept: {error}."
+            return problem
+
+    name = "gateway"
+    problem = asyncio.run(ask())
+    if problem is None:
+        yield Finding(name, Verdict.OK, "gives out what it is asked for")
+    elif settings.manages_node:
+        yield Finding(name, Verdict.BROKEN, problem, f"{_START_IT}; else look by `on-api fsck`")
+    else:
+        cure = (
+            "ON_API_IPFS__GATEWAY_URL must be the gateway of the node at ON_API_IPFS__RPC_URL;"
+            " `on-api fsck` looks for what is damaged"
+        )
+        yield Finding(name, Verdict.BROKEN, problem, cure)
+
+
+def _some_content(settings: Settings) -> Cid | None:
+    """A content that the node must have, if there is any."""
+    from on_api.core.models import Content, Database
+    from on_api.core.models.content import PINNED
+
+    database = Database(settings)
+    try:
+        with database.session_scope(write=False) as session:
+            found = session.scalar(select(Content.cid).where(Content.state == PINNED).limit(1))
+            return None if found is None else Cid.from_text(found)
+    except (OnApiError, SQLAlchemyError):
+        return None  # told already
+    finally:
+        database.dispose()
+
+
+def _node_settings(settings: Settings) -> Iterator[Finding]:
+    from on_api.core.ipfs.repo import config_differences
+
+    name = "node's settings"
+    if settings.manages_node:
+        path = settings.home / "ipfs" / "config"
+        if not path.exists():
+            yield Finding(name, Verdict.WARNING, "there is no repo yet", "`on-api serve` makes it")
+            return
+        config = json.loads(path.read_text())
+    else:
+        config = asyncio.run(_ask_for_config(settings))
+    differences = config_differences(config, settings.node)
+    for difference in differences:
+        details, _, cure = difference.partition(": ")
+        yield Finding(name, Verdict.WARNING, details, cure)
+    if not differences:
+        yield Finding(name, Verdict.OK, "durable, with the CID profile")
+
+
+async def _ask_for_config(settings: Settings) -> dict[str, object]:
+    from on_api.core.services.upkeep.node_adoption import asking
+
+    async with asking(settings) as node:
+        return await node.config()
+
+
+def _pool(settings: Settings, allowed: int) -> Finding:
+    # Two more in each process: one hears the news of the others, one proves that it does.
+    of_one = settings.database.pool_size + settings.database.max_overflow + 2
+    wanted = of_one * settings.processes
+    details = (
+        f"{wanted} at most of {settings.processes} serving process(es), {allowed} allowed by the"
+        " server"
+    )
+    if wanted < allowed:
+        return Finding("connections", Verdict.OK, details)
+    cure = (
+        "lower ON_API_PROCESSES, or ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (with"
+        " ON_API_THREADS), or raise max_connections"
+    )
+    return Finding("connections", Verdict.WARNING, details, cure)
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    """Whether ours can be taken; one that the on-api of this home holds is fine."""
+    from on_api.core.services.upkeep.instance import running_instance
+
+    instance = running_instance(settings.home)
+    is_ours = instance is not None and instance.port == settings.port
+    if instance is None and settings.manages_node:
+        yield from _node_ports(settings)
+    if not _is_taken(settings.host, settings.port):
+        yield Finding("ports", Verdict.OK, f"{settings.port} is free")
+    elif is_ours and _is_on_api(settings):
+        yield Finding("ports", Verdict.OK, f"{settings.port} is on-api's")
+    elif _is_on_api(settings):
+        yield Finding(
+            "ports",
+            Verdict.WARNING,
+            f"{settings.port} is taken by an on-api that this home doesn't tell of",
+            "set ON_API_HOME to its home, or choose another port with ON_API_PORT",
+        )
+    else:
+        yield Finding(
+            "ports",
+            Verdict.BROKEN,
+            f"{settings.port} is taken by another program",
+            "stop it, or choose another port with ON_API_PORT",
+        )
+
+
+def _node_ports(settings: Settings) -> Iterator[Finding]:
+    """Those that the node of this home will want, while it may run without us or not at all."""
+    from on_api.core.ipfs.whose import rpc_port_of
+
+    if rpc_port_of(settings.home / "ipfs") is not None:
+        return
+    for port, name in (
+        (settings.node.rpc_port, "RPC_PORT"),
+        (settings.node.gateway_port, "GATEWAY_PORT"),
+    ):
+        if _is_taken("127.0.0.1", port):
+            yield Finding(
+                "node's ports",
+                Verdict.BROKEN,
+                f"{port} is taken by another program, which is left alone",
+                f"stop it, or choose another with ON_API_NODE__{name} (make run {name}=…)",
+            )
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _is_on_api(settings: Settings) -> bool:
+    url = f"http://{settings.host}:{settings.port}/healthz"
+    try:
+        return bool(httpx.get(url, timeout=2, trust_env=False).json() == {"status": "ok"})
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _swagger(_settings: Settings) -> Iterator[Finding]:
+    missing = [name for name in SWAGGER_FILES if not (SWAGGER_FOLDER / name).is_file()]
+    if missing:
+        cure = "restore on_api/public/static from the release"
+        details = f"missing: {', '.join(missing)}"
+        yield Finding("Swagger UI", Verdict.BROKEN, details, cure)
+    else:
+        yield Finding("Swagger UI", Verdict.OK, "its files are here")

@@ -1,0 +1,348 @@
+"""Database and node against each other: every content has its pin, every pin of ours its reason,
+and every DAG is whole.
+
+What differs is asked for once more, one by one, before it is called a finding: both go on changing
+meanwhile, and the node's list may be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import timedelta
+
+from anyio import to_thread
+from sqlalchemy import exists, select
+
+from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
+from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.client import IpfsNode, PinStatus
+from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
+from on_api.core.models import Content, Database, Holding, Lease, LeasedPin, Pin
+from on_api.core.models.content import PINNED, UNPINNING
+from on_api.core.models.database import database_now, new_id
+from on_api.core.services.content import bundles, contents
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.walking import DamagedError, read_block, read_dag
+from on_api.core.services.pins.jobs import UNDER_WAY
+from on_api.core.services.upkeep.fsck.findings import Finding, Kind, Report
+from on_api.core.services.upkeep.fsck.ledger import SLACK
+from on_api.core.services.upkeep.fsck.node_pins import NodePins
+from on_api.core.services.upkeep.fsck.quarantine import Quarantine
+
+logger = logging.getLogger(__name__)
+
+EMPTY_FOLDERS = {
+    "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354",
+    "QmUNLLsPACCz1vLxQVkXqX5L1X345qqfHbsf67hvA3Nn",
+}
+"""What `ipfs init` pins in each new repo, without a name; pins of ours have one."""
+PAGE = 500
+WALKS_AT_ONCE = 4
+FETCH_SECONDS = 60.0
+"""How long missing blocks are asked of the network in a repair."""
+REMOVAL_LIFE = timedelta(minutes=1)
+
+
+class NodeChecks:
+    """The checks of one run."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        report: Report,
+        *,
+        repair: bool,
+        fetch: bool,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._keeper = keeper
+        self._names = names
+        self._report = report
+        self._repair = repair
+        self._fetches = fetch
+        self._mending = asyncio.Lock()
+        self._seen_bundles: set[str] = set()
+        """Those without a pin."""
+        self._run = new_id()
+        """The job after which pins made in a repair are named."""
+
+    async def check_states(self) -> None:
+        """What somebody holds is pinned, and no removal was left undone."""
+        for cid in await to_thread.run_sync(self._held_but_not_pinned):
+            details = "somebody holds it, its row says that it is not pinned"
+            mended = self._repair and await self._restore(cid)
+            self._report.add(Finding(Kind.WRONG_STATE, cid, details, mended))
+        for cid in await to_thread.run_sync(self._left_removals):
+            mended = self._repair and await self._remove(cid)
+            self._report.add(Finding(Kind.DEAD_LEASE, cid, "its removal was left undone", mended))
+
+    async def check_contents(self, pins: NodePins, *, walk: bool) -> None:
+        """Every content that the database says is pinned is; with `walk` its DAG is whole."""
+        places = asyncio.Semaphore(WALKS_AT_ONCE)
+
+        async def check(cid: str, root: str, *, listed: bool) -> None:
+            async with places:
+                if (listed or await self._is_covered(cid, root)) and walk:
+                    await self._walk(cid)
+
+        async for page in self._pinned_contents():
+            self._report.contents += len(page)
+            missing = set(pins.missing(list({root for _, root in page})))
+            await asyncio.gather(
+                *(check(cid, root, listed=root not in missing) for cid, root in page)
+            )
+
+    async def check_pins(self, pins: NodePins, quarantine: Quarantine, *, now: bool) -> None:
+        """Every pin on the node is a content's, work's in flight, or somebody else's. With `now` a
+        repair ends pins that are in quarantine."""
+        self._report.pins = pins.count
+        for page in pins.pages():
+            for pin in await to_thread.run_sync(self._unknown, page):
+                await self._look_at_unknown(pin, quarantine, now=now)
+        await to_thread.run_sync(quarantine.forget_unseen)
+
+    async def _is_covered(self, cid: str, root: str) -> bool:
+        """Look after a content whose pin, or whose bundle's, the list did not show."""
+        if root == cid:
+            return await self._is_pinned(cid)
+        async with self._mending:  # one finding for all that live in it
+            if root not in self._seen_bundles:
+                self._seen_bundles.add(root)
+                await self._is_pinned(root)
+        # The bundle may have been dissolved for want of a block: then it is for each to say.
+        now = await to_thread.run_sync(self._root, cid)
+        return await self._is_pinned(cid) if now == cid else now is not None
+
+    async def _is_pinned(self, cid: str) -> bool:
+        """Ask for one pin that the list did not show."""
+        if await self._node.pin_status(cid) is not None:
+            return True
+        if await to_thread.run_sync(self._state, cid) != PINNED:
+            return False  # unpinned meanwhile
+        mended = False
+        if self._repair:
+            try:
+                mended = await self._keeper.heal(cid, self._run)
+            except NodeError:
+                mended = await self._fetch_and_pin(cid)
+        details = "the node has no pin on it"
+        self._report.add(Finding(Kind.MISSING_PIN, cid, details, mended))
+        return mended
+
+    async def _walk(self, cid: str) -> None:
+        if Cid.from_text(cid).codec == DAG_CBOR and (
+            members := await to_thread.run_sync(self._members, cid)
+        ):
+            await self._walk_bundle(cid, members)
+            return
+        damage = await self._damage(cid)
+        if damage is None or await to_thread.run_sync(self._state, cid) != PINNED:
+            return
+        mended = False
+        if self._repair:
+            await self._fetch(cid)
+            mended = await self._damage(cid) is None
+        self._report.add(Finding(Kind.DAMAGED_DAG, cid, damage, mended))
+
+    async def _walk_bundle(self, cid: str, members: Collection[str]) -> None:
+        """What lives in it is walked by itself; here is the rest, without which it could not be
+        pinned again."""
+        try:
+            node = await read_block(self._node, Cid.from_text(cid))
+            dead = [link for link in links_of(DAG_CBOR, node) if str(link) not in members]
+            sizes = [len(await read_block(self._node, link)) for link in dead]
+        except (DamagedError, DagError) as error:
+            mended = False
+            if self._repair:
+                await self._keeper.dissolve(cid, self._run, lost=False)
+                mended = await to_thread.run_sync(self._state, cid) != PINNED
+            self._report.add(Finding(Kind.DAMAGED_DAG, cid, str(error), mended))
+            return
+        self._report.blocks += 1 + len(dead)
+        self._report.bytes += len(node) + sum(sizes)
+
+    async def _damage(self, cid: str) -> str | None:
+        """Read the whole DAG. None when all is well."""
+        try:
+            stat = await read_dag(self._node, cid)
+        except DamagedError as error:
+            return str(error)
+        self._report.blocks += stat.blocks
+        self._report.bytes += stat.size
+        return None
+
+    async def _fetch(self, cid: str) -> None:
+        """Ask the network, if that is wanted, for what is missing, without touching the pin."""
+        if not self._fetches:
+            return
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                if await self._node.peer_count():
+                    await self._node.dag_stat(cid, fetch=True)
+        except (TimeoutError, NodeError):
+            logger.info("the network did not give what is missing of %s", cid)
+
+    async def _fetch_and_pin(self, cid: str) -> bool:
+        await self._fetch(cid)
+        try:
+            return await self._keeper.heal(cid, self._run)
+        except NodeError:
+            return False
+
+    async def _restore(self, cid: str) -> bool:
+        """Pin again what somebody holds though its row says otherwise."""
+        try:
+            generation = await self._keeper.secure(cid, self._run)
+        except (NodeError, ServiceUnavailable):
+            return False
+
+        def set_pinned() -> bool:
+            with self._database.session_scope() as session:
+                content = contents.lock(session, cid)
+                if content is None or content.generation != generation:
+                    return False
+                content.state, content.unreferenced_at = PINNED, None
+                return True
+
+        return await to_thread.run_sync(set_pinned)
+
+    async def _look_at_unknown(self, pin: PinStatus, quarantine: Quarantine, *, now: bool) -> None:
+        if pin.cid in EMPTY_FOLDERS and not pin.name:
+            return
+        job = await to_thread.run_sync(self._names.job_of, pin.name)
+        if job is None:
+            details = f"named {pin.name!r}" if pin.name else "without a name"
+            self._report.add(Finding(Kind.FOREIGN_PIN, pin.cid, details))
+            return
+        if await to_thread.run_sync(self._is_in_flight, job, pin.cid):
+            return
+        if await to_thread.run_sync(self._state, pin.cid) in {PINNED, UNPINNING}:
+            return
+        if await self._node.pin_status(pin.cid) is None:
+            return
+        if await to_thread.run_sync(quarantine.is_known, job, pin.cid):
+            mended = self._repair and await self._remove(pin.cid)
+            details = f"left by {job}, which has ended"
+            self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+            return
+        sight = await to_thread.run_sync(quarantine.see, pin.cid, job)
+        details = f"nothing here tells of {job}, which has made it"
+        if self._repair and (sight.over or now):
+            mended = await self._remove(pin.cid)
+            if mended:
+                await to_thread.run_sync(quarantine.release, pin.cid)
+            self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+            return
+        when = sight.ends_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+        details += f"; if it is seen again, --repair removes it from {when} on"
+        self._report.add(
+            Finding(Kind.ORPHAN_PIN, pin.cid, details, due_at=sight.ends_at, deferred=self._repair)
+        )
+
+    async def is_lost(self, cid: str) -> bool:
+        """Whether a content is not whole, or not pinned and can't be. Raises a `NodeError`: who
+        doesn't answer has lost nothing."""
+        try:
+            await self._keeper.heal(cid, self._run)
+        except BlocksMissing:
+            return True
+        return await self._damage(cid) is not None
+
+    async def forget(self, cid: str) -> bool:
+        """End a content that nobody refers to any more, without its time of grace. Returns whether
+        that is done."""
+        return await self._remove(cid)
+
+    async def _remove(self, cid: str) -> bool:
+        """Unpin through the content's own states, so that whoever wants it now is not robbed."""
+
+        def begin() -> contents.Removal | None:
+            with self._database.session_scope() as session:
+                return contents.begin_removal(session, cid, grace=timedelta(0), life=REMOVAL_LIFE)
+
+        removal = await to_thread.run_sync(begin)
+        if removal is None:
+            return False
+        try:
+            return await self._keeper.remove(removal)
+        except NodeError:
+            return False
+
+    async def _pinned_contents(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
+        """Pages of CIDs, each with that of the pin that covers it."""
+        last = ""
+
+        def page() -> Sequence[tuple[str, str]]:
+            with self._database.session_scope(write=False) as session:
+                found = session.execute(
+                    select(Content.cid, Content.pin_root_id)
+                    .where(Content.state == PINNED, Content.cid > last)
+                    .order_by(Content.cid)
+                    .limit(PAGE)
+                )
+                return [(cid, root) for cid, root in found]
+
+        while found := await to_thread.run_sync(page):
+            yield found
+            last = found[-1][0]
+
+    def _held_but_not_pinned(self) -> Sequence[str]:
+        held = exists().where(Holding.cid == Content.cid)
+        with self._database.session_scope(write=False) as session:
+            return session.scalars(select(Content.cid).where(Content.state != PINNED, held)).all()
+
+    def _left_removals(self) -> Sequence[str]:
+        left = (Content.state == UNPINNING) & (Content.lease_until < database_now(-REMOVAL_LIFE))
+        with self._database.session_scope(write=False) as session:
+            return session.scalars(select(Content.cid).where(left)).all()
+
+    def _unknown(self, pins: Sequence[PinStatus]) -> list[PinStatus]:
+        """Those that are no content's."""
+        cids = [pin.cid for pin in pins]
+        with self._database.session_scope(write=False) as session:
+            known = set(
+                session.scalars(
+                    select(Content.cid).where(
+                        Content.cid.in_(cids), Content.state.in_((PINNED, UNPINNING))
+                    )
+                )
+            )
+        return [pin for pin in pins if pin.cid not in known]
+
+    def _is_in_flight(self, job: uuid.UUID, cid: str) -> bool:
+        """Whether the work goes on that made a pin on `cid`, or such work as may take it over:
+        pins that go together are all named after the first."""
+        listed = exists().where(
+            LeasedPin.cid == cid,
+            LeasedPin.lease_id == Lease.id,
+            Lease.lease_until > database_now(-SLACK),
+        )
+        with self._database.session_scope(write=False) as session:
+            # What has just failed is the worker's to remove; a repair does it at once.
+            if not self._repair and session.scalar(select(listed)):
+                return True
+            upload = exists().where(Lease.id == job, Lease.lease_until > database_now())
+            pin = exists().where(Pin.id == job, Pin.status.in_(UNDER_WAY))
+            kin = exists().where(Pin.cid == cid, Pin.status.in_(UNDER_WAY))
+            return bool(session.scalar(select(upload | pin | kin)))
+
+    def _members(self, bundle: str) -> Collection[str]:
+        with self._database.session_scope(write=False) as session:
+            return bundles.members(session, bundle)
+
+    def _root(self, cid: str) -> str | None:
+        with self._database.session_scope(write=False) as session:
+            return contents.root_of(session, cid)
+
+    def _state(self, cid: str) -> str | None:
+        with self._database.session_scope(write=False) as session:
+            content = session.get(Content, cid)
+            return None if content is None else content.state

@@ -1,0 +1,154 @@
+"""`fsck` as a whole: the checks in the order in which mending one helps the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from anyio import to_thread
+
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.models import Database
+from on_api.core.services.accounts.audit import Actor
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.maintenance import FSCK, Turn
+from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.files.sealed_headers import SealedHeaders
+from on_api.core.services.upkeep.fsck import losses
+from on_api.core.services.upkeep.fsck.checks import NodeChecks
+from on_api.core.services.upkeep.fsck.findings import Report
+from on_api.core.services.upkeep.fsck.ledger import check_ledger
+from on_api.core.services.upkeep.fsck.losses import Loss
+from on_api.core.services.upkeep.fsck.node_pins import NodePins
+from on_api.core.services.upkeep.fsck.private_files import check_private_files
+from on_api.core.services.upkeep.fsck.quarantine import Quarantine
+
+
+class Fsck:
+    """Checks that database and node agree. Others may go on working meanwhile. `quarantine` is how
+    long a pin that no row tells of must have been known before it is ended."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        names: PinNames,
+        headers: SealedHeaders,
+        quarantine: timedelta,
+    ) -> None:
+        self._headers = headers
+        self._quarantine = quarantine
+        self._database = database
+        self._node = node
+        self._keeper = keeper
+        self._names = names
+
+    async def run(self, *, repair: bool, walk: bool, now: bool = False) -> Report:
+        """Check everything; with `repair` mend what can be, with `now` without quarantine; with
+        `walk` read every block.
+
+        Raises `Conflict` while another one runs, a `NodeError` or `DatabaseUnavailable` when it
+        can't be done. One that the node didn't let begin is not recorded.
+        """
+        await self._node.peer_id()
+        report = Report()
+        turn = await to_thread.run_sync(Turn, self._database, FSCK)
+        result: dict[str, Any] = {"outcome": "failed"}
+        try:
+            async with turn.kept():
+                checks = self._checks(report, repair=repair, fetch=repair)
+                quarantine = Quarantine(self._database, self._quarantine)
+                await checks.check_states()
+                with NodePins() as pins:
+                    await pins.fill(self._node)
+                    await checks.check_contents(pins, walk=walk)
+                    await checks.check_pins(pins, quarantine, now=now)
+                await check_private_files(self._database, self._headers, report, repair=repair)
+                # Last: a dead lease is what an orphan is told by.
+                await to_thread.run_sync(_add_ledger, self._database, report, repair)
+            result = {
+                "outcome": "clean" if report.clean else "troubles",
+                "troubles": report.troubles,
+                "deferred": report.deferred,
+                "counts": report.counts,
+                "contents": report.contents,
+                "walked": walk,
+            }
+        finally:
+            await to_thread.run_sync(turn.end, result)
+        return report
+
+    async def restore_pins(self) -> Report:
+        """Pin again what somebody holds and the node has lost its pin on; `report.troubles` are
+        left.
+
+        Kubo drops a pin before it renews it, when the same bytes are sent again: killed in that
+        moment it comes back without. The blocks are there until a garbage collection. Nothing is
+        fetched.
+        """
+        report = Report()
+        checks = self._checks(report, repair=True, fetch=False)
+        with NodePins() as pins:
+            await pins.fill(self._node)
+            await checks.check_contents(pins, walk=False)
+        return report
+
+    async def losses(self, report: Report) -> Sequence[Loss]:
+        """Who loses what by the contents that a run could not mend."""
+        return [
+            await to_thread.run_sync(losses.loss_of, self._database, cid, details)
+            for cid, details in report.lost.items()
+        ]
+
+    async def drop_lost(self, found: Sequence[Loss], actor: Actor) -> Sequence[Loss]:
+        """Drop what refers to contents that are lost, and forget these. Returns those that were:
+        what has come back meanwhile stays.
+
+        Raises `Conflict` while a check is under way, a `NodeError` when the node can't be asked.
+        """
+        turn = await to_thread.run_sync(Turn, self._database, FSCK)
+        dropped: list[Loss] = []
+        try:
+            async with turn.kept():
+                checks = self._checks(Report(), repair=True, fetch=False)
+                await self._node.version()  # a node that is away has lost nothing
+                for loss in found:
+                    if await checks.is_lost(loss.cid):
+                        await to_thread.run_sync(self._drop, loss, actor)
+                        await checks.forget(loss.cid)
+                        dropped.append(loss)
+        finally:
+            result = {"outcome": "dropped", "contents": [loss.cid for loss in dropped][:100]}
+            await to_thread.run_sync(turn.end, result)
+        return dropped
+
+    def _drop(self, loss: Loss, actor: Actor) -> None:
+        for user_id in sorted({each.user_id for each in loss.references}):
+            with self._database.session_scope() as session:
+                losses.drop(session, loss, user_id, actor)
+
+    def _checks(self, report: Report, *, repair: bool, fetch: bool) -> NodeChecks:
+        return NodeChecks(
+            self._database,
+            self._node,
+            self._keeper,
+            self._names,
+            report,
+            repair=repair,
+            fetch=fetch,
+        )
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """A report for scripts."""
+    document = asdict(report)
+    del document["lost"]  # findings say it
+    return {"clean": report.clean, **document}
+
+
+def _add_ledger(database: Database, report: Report, repair: bool) -> None:
+    for finding in check_ledger(database, repair=repair):
+        report.add(finding)

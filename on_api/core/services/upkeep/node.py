@@ -1,0 +1,101 @@
+"""What on-api knows of its node."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import NodeError
+from on_api.core.ipfs.client import Exchanged, IpfsNode
+from on_api.core.ipfs.identity import ExpectedNode, ManagedNodeExpected
+from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.repo import rpc_auth_of
+from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.services.content import maintenance
+from on_api.core.services.content.maintenance import Outcome
+from on_api.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDescription:
+    """The node as it is now; sizes in bytes."""
+
+    id: str
+    agent: str
+    version: str
+    tested: bool
+    tested_range: str
+    peers: int
+    repo_size: int
+    repo_limit: int
+    exchanged: Exchanged | None
+    """None: the node doesn't say (its RPC secret may not ask, or it is offline)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """How the last garbage collection and the last check ended."""
+
+    gc: Outcome
+    fsck: Outcome
+
+
+def maintenance_report(session: Session) -> MaintenanceReport:
+    """What the database remembers of maintenance."""
+
+    def ended(kind: str) -> Outcome:
+        outcome = maintenance.last_outcome(session, kind)
+        return outcome if outcome.result is not None else Outcome(None, None)
+
+    return MaintenanceReport(gc=ended(maintenance.GARBAGE), fsck=ended(maintenance.FSCK))
+
+
+async def describe_node(node: IpfsNode) -> NodeDescription:
+    """Ask the node about itself. Raises a `NodeError` when it can't be had."""
+    version, peer_id, peers, repo, exchanged = await asyncio.gather(
+        node.version(), node.peer_id(), node.peer_count(), node.repo_stat(), _exchanged(node)
+    )
+    return NodeDescription(
+        id=peer_id,
+        agent=version.agent,
+        version=version.version,
+        tested=version.tested,
+        tested_range=TESTED_RANGE,
+        peers=peers,
+        repo_size=repo.size,
+        repo_limit=repo.storage_max,
+        exchanged=exchanged,
+    )
+
+
+async def _exchanged(node: IpfsNode) -> Exchanged | None:
+    try:
+        return await node.exchanged()
+    except NodeError:
+        return None
+
+
+def connect_node(settings: Settings, recorded: ExpectedNode | None = None) -> KuboNode:
+    """The Kubo that the settings name; nothing is sent to it yet.
+
+    One that on-api runs itself must be that of the home; of others `recorded` says which it must
+    be, and None takes whichever is at the address.
+    """
+    return KuboNode(settings, node_auth(settings), expected_node(settings, recorded))
+
+
+def expected_node(settings: Settings, recorded: ExpectedNode | None) -> ExpectedNode | None:
+    """The node that RPC calls are for."""
+    if not settings.manages_node:
+        return recorded
+    return ManagedNodeExpected(settings.home / "ipfs", settings.node.rpc_port)
+
+
+def node_auth(settings: Settings) -> str | None:
+    """What the node's RPC asks for: as configured, or as it stands in the config of our own
+    node."""
+    if settings.ipfs.rpc_auth is not None:
+        return settings.ipfs.rpc_auth.get_secret_value()
+    return rpc_auth_of(settings.home / "ipfs") if settings.manages_node else None

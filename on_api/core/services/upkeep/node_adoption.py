@@ -1,0 +1,123 @@
+"""The identity of a node that somebody else runs: recorded when on-api first uses it, compared from
+then on (ADR 0024).
+
+Another one at the same address is refused until an operator says that it is meant: `on-api node
+adopt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import (
+    BadRequest,
+    DatabaseUnavailable,
+    NodeUnavailable,
+    OnApiError,
+    WrongNode,
+)
+from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.models import Database, Deployment
+from on_api.core.models.content import NODE_ID_LENGTH
+from on_api.core.services.accounts import audit
+from on_api.core.services.accounts.audit import Actor
+from on_api.core.services.content.pin_names import deployment
+from on_api.core.services.upkeep.node import connect_node
+from on_api.core.settings import Settings
+
+
+class RecordedNode:
+    """The node that the database names, as an `ExpectedNode`.
+
+    While it names none, one that `records` (a server, a worker) has it name the node that answers;
+    others (a command: with the wrong home or address) refuse it.
+    """
+
+    def __init__(self, database: Database, *, records: bool) -> None:
+        self._database = database
+        self._records = records
+        self._expected: str | None = None
+
+    async def may_be_told(self) -> bool:
+        """Not before it has answered: anybody may listen at the address."""
+        return False
+
+    async def check(self, peer_id: str) -> None:
+        """See `ExpectedNode.check`. Asks the database unless it is the one of the last time."""
+        if peer_id == self._expected:
+            return
+        try:
+            expected = await to_thread.run_sync(self._look, peer_id)
+        except DatabaseUnavailable as error:
+            raise NodeUnavailable(
+                "Whether the IPFS node is this deployment's can't be told without the database."
+            ) from error
+        except BadRequest as error:
+            raise WrongNode(error.details) from error
+        if expected is None:
+            raise WrongNode(
+                f"This database has never been used with an IPFS node; {peer_id} answers at the"
+                " address: start `on-api serve` with it, or accept it by `on-api node adopt`."
+            )
+        if expected != peer_id:
+            raise WrongNode(
+                f"The IPFS node {peer_id} answers in place of {expected}, which this database is"
+                " for: nothing was asked of it. Correct ON_API_IPFS__RPC_URL, or accept the other"
+                " node by `on-api node adopt`."
+            )
+        self._expected = peer_id
+
+    def _look(self, peer_id: str) -> str | None:
+        with self._database.session_scope(write=False) as session:
+            expected = session.scalar(select(Deployment.node_id))
+        if expected is not None or not self._records:
+            return expected
+        with self._database.session_scope() as session:
+            row = deployment(session, lock=True)
+            if row.node_id is None:
+                row.node_id = checked_id(peer_id)
+            return row.node_id
+
+
+def adopt(session: Session, peer_id: str, actor: Actor) -> str | None:
+    """Make this node the deployment's. Returns the one that it was before."""
+    row = deployment(session, lock=True)
+    before, row.node_id = row.node_id, checked_id(peer_id)
+    audit.record(session, actor, "node.adopt", "node", node_id=peer_id, before=before)
+    session.flush()
+    return before
+
+
+@asynccontextmanager
+async def asking(settings: Settings) -> AsyncIterator[KuboNode]:
+    """The node of the settings, for questions about itself: where the database can't be asked, or
+    names none, whichever is at the address."""
+    database = Database(settings)
+    try:
+        known = await to_thread.run_sync(_known, database)
+        recorded = RecordedNode(database, records=False) if known is not None else None
+        async with connect_node(settings, recorded) as node:
+            yield node
+    finally:
+        database.dispose()
+
+
+def _known(database: Database) -> str | None:
+    try:
+        with database.session_scope(write=False) as session:
+            return session.scalar(select(Deployment.node_id))
+    except (OnApiError, SQLAlchemyError):
+        return None  # `doctor` says what is wrong with it
+
+
+def checked_id(peer_id: str) -> str:
+    """An identity as the node says it. Raises `BadRequest` for one that is none."""
+    if not peer_id.isalnum() or len(peer_id) > NODE_ID_LENGTH:
+        raise BadRequest("What the node says of itself is no libp2p identity.")
+    return peer_id

@@ -1,0 +1,239 @@
+"""Whether what on-api needs is there, and what is wrong, within two seconds whatever hangs.
+
+Each thing is looked at in a task of its own, those that ask the database in threads of their own.
+A look is never cut off, since what hangs would go on in its thread: who comes later waits for the
+same one, and after `DEADLINE` since it began hears that there is no answer. So a thing that hangs
+costs one task and one thread, however often it is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy import update
+
+from on_api.core.crypto.secrets import Keyring
+from on_api.core.errors import NodeError, OnApiError
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.logging import log_failure
+from on_api.core.models import Database, Deployment
+from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.revisions import check_revision
+from on_api.core.services.content.capacity import Capacity
+
+logger = logging.getLogger(__name__)
+
+DEADLINE = 1.5
+"""Seconds after which a look that goes on is told as a failure."""
+FRESH_SECONDS = 1.0
+"""What was seen is told again for so long."""
+LEAST_FREE = 8 * 1024 * 1024
+"""Bytes that SQLite's disk must have left: its log alone grows to 4 MiB before it is reused."""
+
+EMPTY_FILE = "bafkqaaa"
+"""An identity CID, which is its own content: every gateway has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. `needed`: without it the service is not ready."""
+
+    name: str
+    ok: bool
+    details: str
+    needed: bool = True
+
+
+class Readiness:
+    """Looks at everything at once. On one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        capacity: Capacity,
+        invalidations: Invalidations,
+        keyring: Keyring,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._capacity = capacity
+        self._invalidations = invalidations
+        self._keyring = keyring
+        self._threads = CapacityLimiter(2)
+        self._looks = [
+            _Look(("database", "migrations"), self._read, self._why_silent, clock),
+            _Look(("writes",), self._write, self._why_silent, clock),
+            _Look(("node",), self._ask_node, _silent, clock),
+            _Look(("gateway",), self._ask_gateway, _silent, clock),
+            _Look(("room",), self._look_for_room, _silent, clock, needed=False),
+        ]
+
+    async def checks(self) -> Sequence[Check]:
+        """What was seen not longer than `FRESH_SECONDS` ago, or is seen now, within `DEADLINE`."""
+        seen = await asyncio.gather(*(look.result() for look in self._looks))
+        return [*(check for checks in seen for check in checks), self._news(), self._secret()]
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for look in self._looks:
+            await look.close()
+
+    async def _read(self) -> Sequence[Check]:
+        return await to_thread.run_sync(
+            _check_database, self._database, limiter=self._threads, abandon_on_cancel=True
+        )
+
+    async def _write(self) -> Sequence[Check]:
+        return await to_thread.run_sync(
+            _check_writes, self._database, limiter=self._threads, abandon_on_cancel=True
+        )
+
+    async def _ask_node(self) -> Sequence[Check]:
+        version = await self._node.version()
+        return [Check("node", ok=True, details=f"{version.agent} {version.version}")]
+
+    async def _ask_gateway(self) -> Sequence[Check]:
+        problem = await gateway_problem(self._node)
+        return [Check("gateway", ok=problem is None, details=problem or "serves")]
+
+    async def _look_for_room(self) -> Sequence[Check]:
+        # Not needed: what is stored can be read, listed and deleted, and other instances at the
+        # same node would have no more room.
+        room = await self._capacity.room()
+        if room is None:
+            return [Check("room", ok=False, details="the node doesn't say", needed=False)]
+        if room > 0:
+            return [Check("room", ok=True, details=f"{room} bytes", needed=False)]
+        words = "the node is full: uploads are refused with 507"
+        return [Check("room", ok=False, details=words, needed=False)]
+
+    def _why_silent(self, seconds: float) -> str:
+        if self._database.connections_in_use() >= self._database.most_connections:
+            return f"all {self._database.most_connections} connections are in use"
+        if waiting := self._database.writers_waiting():
+            return f"{_silent(seconds)}; {waiting} wait to write"
+        return _silent(seconds)
+
+    def _news(self) -> Check:
+        # Not needed: without it nothing is taken from memory, which is slower and as right.
+        if self._invalidations.trusted:
+            return Check("news", ok=True, details="heard", needed=False)
+        words = "changes of other processes are not heard: nothing is taken from memory meanwhile"
+        return Check("news", ok=False, details=words, needed=False)
+
+    def _secret(self) -> Check:
+        # Looked at when the process started: it takes a look at every row.
+        warning = self._keyring.warning
+        if warning is None and self._keyring.lacks_the_one_in_use:
+            warning = "the master secret that is in use now is not here"
+        return Check("secret", ok=warning is None, details=warning or "here")
+
+
+class _Look:
+    """One thing that is looked at, by one task at a time."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        look: Callable[[], Awaitable[Sequence[Check]]],
+        why_silent: Callable[[float], str],
+        clock: Callable[[], float],
+        *,
+        needed: bool = True,
+    ) -> None:
+        self._names = names
+        self._look = look
+        self._why_silent = why_silent
+        self._clock = clock
+        self._needed = needed
+        self._task: asyncio.Task[Sequence[Check]] | None = None
+        self._began = self._ended = float("-inf")
+
+    async def result(self) -> Sequence[Check]:
+        now = self._clock()
+        if self._task is None or (self._task.done() and now - self._ended >= FRESH_SECONDS):
+            self._began = now
+            self._task = asyncio.create_task(self._run())
+        task = self._task
+        if not task.done():
+            await asyncio.wait([task], timeout=max(0.0, self._began + DEADLINE - now))
+        if task.done():
+            return task.result()
+        return self._all_failed(self._why_silent(self._clock() - self._began))
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> Sequence[Check]:
+        try:
+            return await self._look()
+        except OnApiError as error:
+            return self._all_failed(error.details)
+        except Exception as error:  # a table that is gone, say: told, and no 500
+            log_failure(logger, f"a look at the {self._names[0]} failed", error)
+            return self._all_failed(f"the look failed: {type(error).__name__}")
+        finally:
+            self._ended = self._clock()
+
+    def _all_failed(self, details: str) -> Sequence[Check]:
+        first, *others = self._names
+        unknown = f"not known without the {first}"
+        return [
+            Check(first, ok=False, details=details, needed=self._needed),
+            *(Check(name, ok=False, details=unknown, needed=self._needed) for name in others),
+        ]
+
+
+def _silent(seconds: float) -> str:
+    return f"no answer within {seconds:.1f} seconds"
+
+
+class _TakenBackError(Exception):
+    """Ends a transaction that was only to be tried."""
+
+
+def _check_database(database: Database) -> Sequence[Check]:
+    with database.session_scope(write=False) as session:
+        reached = Check("database", ok=True, details="reachable")
+        try:
+            check_revision(session.connection())
+        except OnApiError as error:
+            return [reached, Check("migrations", ok=False, details=error.details)]
+        return [reached, Check("migrations", ok=True, details="at head")]
+
+
+async def gateway_problem(node: IpfsNode) -> str | None:
+    """What keeps the node's gateway, by which every download comes, from giving out what it is
+    asked for; None when it does."""
+    try:
+        found = await node.block(EMPTY_FILE)
+    except NodeError as error:
+        return f"Its gateway: {error.details}"
+    return None if found == b"" else "What answers at its gateway's address is no gateway."
+
+
+def _check_writes(database: Database) -> Sequence[Check]:
+    """Write a row to what it is, and take it back: nothing goes to the disk, and nobody hears of
+    it."""
+    with suppress(_TakenBackError), database.session_scope() as session:
+        session.execute(update(Deployment).values(id=Deployment.id))
+        raise _TakenBackError
+    if (file := database.file) is not None and (free := _free_bytes(file)) < LEAST_FREE:
+        return [Check("writes", ok=False, details=f"the database's disk is full: {free} bytes")]
+    return [Check("writes", ok=True, details="possible")]
+
+
+def _free_bytes(file: Path) -> int:
+    return shutil.disk_usage(file.parent).free

@@ -1,0 +1,216 @@
+"""Small uploads that come at the same moment, stored together: their blocks in one trip to the
+node, under one pin, their records in one transaction.
+
+Nobody waits for company. An upload that comes alone is stored alone, with a pin of its own; what
+comes while others are under way is gathered and goes next. Nobody is told of success before their
+own record is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import Context
+
+from anyio import to_thread
+
+from on_api.core.errors import Conflict, Unauthorized
+from on_api.core.ipfs.bundle import MOST_LINKS, Bundle, make_bundle
+from on_api.core.ipfs.client import IpfsNode
+from on_api.core.metrics import Metrics
+from on_api.core.models.database import new_id
+from on_api.core.services.content.standing_lease import HeldLease, StandingLease
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.uploads.bundle_records import Admitted, BundleRecords, SmallUpload
+
+MOST_HELD = 32 * 1024 * 1024
+"""Bytes of small uploads in memory; with more the next ones stream."""
+MOST_BYTES = 8 * 1024 * 1024
+"""Of the blocks in one bundle."""
+AT_ONCE = 2
+"""Trips to the node at the same time."""
+SOME, ENOUGH = 8, 32
+"""Uploads for which a trip to the node is begun while a bundle is recorded, and beside one."""
+MOST_AT_ONCE = 3
+"""Bundles under way, those that are recorded included."""
+
+Alone = Callable[[], Awaitable[Sequence[FileFacts]]]
+
+
+class _Waiting:
+    """An upload and what becomes of it: its files, or None when it is to go alone."""
+
+    __slots__ = ("future", "upload")
+
+    def __init__(self, upload: SmallUpload) -> None:
+        self.upload = upload
+        self.future: asyncio.Future[Sequence[FileFacts] | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+
+class Bundler:
+    """Gathers one process's small uploads. `largest`: bytes of one; 0: none is gathered."""
+
+    def __init__(
+        self,
+        node: IpfsNode,
+        records: BundleRecords,
+        lease: StandingLease,
+        metrics: Metrics,
+        largest: int,
+    ) -> None:
+        self._node = node
+        self._records = records
+        self._lease = lease
+        self._metrics = metrics
+        self._largest = largest
+        self._held = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._alone = 0
+        self._storing = 0
+        self._together: set[asyncio.Task[None]] = set()
+
+    def takes(self, most: int | None) -> bool:
+        """Whether an upload of at most so many bytes may be held in memory now."""
+        return most is not None and most <= self._largest and self._held + most <= MOST_HELD
+
+    @contextmanager
+    def room(self, most: int) -> Iterator[None]:
+        """So many bytes are in memory while the block runs."""
+        self._held += most
+        try:
+            yield
+        finally:
+            self._held -= most
+
+    async def store(self, upload: SmallUpload, alone: Alone) -> Sequence[FileFacts]:
+        """Store an upload with whatever else there is, or by `alone`. Raises what that raises, or
+        what became of all that were together: a `NodeError`, `DatabaseUnavailable`,
+        `ServiceUnavailable`; or `Unauthorized` when its key has ended meanwhile."""
+        if not self._waiting and self._may_begin():
+            return await self.by_itself(alone)
+        waiting = _Waiting(upload)
+        self._waiting.append(waiting)
+        self._begin()
+        files = await waiting.future
+        return await self.by_itself(alone) if files is None else files
+
+    async def close(self) -> None:
+        """Give up what waits and what is under way, and the lease."""
+        while self._waiting:
+            self._waiting.popleft().future.cancel()
+        for task in self._together:
+            task.cancel()
+        await asyncio.gather(*self._together, return_exceptions=True)
+        await self._lease.close()
+
+    async def by_itself(self, alone: Alone) -> Sequence[FileFacts]:
+        """Store an upload by `alone`, counted as under way."""
+        self._alone += 1
+        try:
+            return await alone()
+        finally:
+            self._alone -= 1
+            self._begin()
+
+    def _may_begin(self) -> bool:
+        if not self._together:
+            return self._alone < AT_ONCE
+        if len(self._together) >= MOST_AT_ONCE:
+            return False
+        at_node = self._alone + self._storing
+        return at_node < AT_ONCE and len(self._waiting) >= (ENOUGH if at_node else SOME)
+
+    def _begin(self) -> None:
+        while self._waiting and self._may_begin():
+            batch = self._next()
+            if len(batch) == 1:
+                batch[0].future.set_result(None)
+                return  # it begins by itself in a moment, and then counts
+            if batch:
+                # No context of ours: the work is for several requests.
+                task = asyncio.create_task(self._store_together(batch), context=Context())
+                self._together.add(task)
+                task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._together.discard(task)
+        self._begin()
+
+    def _next(self) -> list[_Waiting]:
+        """The next that go together."""
+        batch: list[_Waiting] = []
+        files = size = 0
+        while self._waiting:
+            first = self._waiting[0]
+            if first.future.done():  # whoever asked is gone
+                self._waiting.popleft()
+                continue
+            files += len(first.upload.files)
+            size += first.upload.size
+            if batch and (files > MOST_LINKS or size > MOST_BYTES):
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _store_together(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            outcomes = await self._bundled([waiting.upload for waiting in batch])
+        except Conflict:
+            outcomes = {}  # each by itself
+        except asyncio.CancelledError:  # the process ends
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
+            return
+        for waiting in batch:
+            if waiting.future.done():
+                continue
+            outcome = outcomes.get(waiting.upload)
+            if isinstance(outcome, Unauthorized):
+                waiting.future.set_exception(outcome)
+            else:
+                waiting.future.set_result(outcome)
+
+    async def _bundled(
+        self, uploads: Sequence[SmallUpload]
+    ) -> dict[SmallUpload, Sequence[FileFacts] | Unauthorized | None]:
+        async with self._lease.lent() as lease:
+            admitted, bundle = await self._stored(lease, uploads)
+            if not admitted.uploads:
+                return {}
+            recorded = await to_thread.run_sync(self._records.record, lease, admitted, bundle)
+            if recorded.collecting:
+                lease.close()
+        if bundle is not None:
+            self._metrics.bundles.inc()
+            self._metrics.bundled_files.inc(len(bundle.blocks))
+        outcomes = dict(zip(admitted.uploads, recorded.files, strict=True))
+        stored = sum(
+            upload.size for upload, files in outcomes.items() if isinstance(files, Sequence)
+        )
+        self._metrics.uploaded_bytes.inc(stored)
+        return outcomes
+
+    async def _stored(
+        self, lease: HeldLease, uploads: Sequence[SmallUpload]
+    ) -> tuple[Admitted, Bundle | None]:
+        """Have the node store what it doesn't have."""
+        self._storing += 1
+        try:
+            admitted = await to_thread.run_sync(self._records.admit, uploads)
+            if not admitted.fresh:
+                return admitted, None
+            bundle = make_bundle(list(admitted.fresh.values()), new_id().bytes)
+            await self._node.store_bundle(bundle, pin_name=lease.pin_name)
+            return admitted, bundle
+        finally:
+            self._storing -= 1
+            self._begin()  # while this one is recorded

@@ -1,0 +1,78 @@
+"""A file on its way to a row: as it comes in, and as it lies on the node."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from on_api.core.models.database import new_id
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.files.private_files import Audience, Sealing, columns_of
+from on_api.core.streams.blocks import Bytes
+
+MICROSECOND = timedelta(microseconds=1)
+"""In which a file's `created_at` is counted."""
+
+
+@dataclass
+class IncomingFile:
+    """One file as it comes in. `media_type=None`: find out. A private one has an `audience`.
+
+    `name` and `meta` may still change until the last byte of the whole upload is read.
+    """
+
+    name: str
+    media_type: str | None
+    meta: dict[str, Any]
+    body: AsyncIterator[Bytes]
+    audience: Audience | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file whose bytes lie on the node, or are about to. `size` and `sha256` are of the bytes
+    that came, `stored_size` and `dag_size` of those on the node."""
+
+    incoming: IncomingFile
+    cid: str
+    stored_size: int
+    dag_size: int
+    size: int
+    sha256: bytes
+    media_type: str
+    sealing: Sealing | None
+
+    def columns(self, user_id: uuid.UUID, created_at: datetime) -> dict[str, Any]:
+        """Its new row, all columns that have no default."""
+        return {
+            "id": new_id(),
+            "user_id": user_id,
+            "cid": self.cid,
+            "name": self.incoming.name,
+            "size": self.size,
+            "media_type": self.media_type,
+            "sha256": self.sha256,
+            "meta": self.incoming.meta,
+            "created_at": created_at,
+            **columns_of(self.sealing, self.stored_size),
+        }
+
+
+def facts_in(columns: dict[str, Any]) -> FileFacts:
+    """What is shown of a new file, in its row's columns."""
+    return FileFacts(
+        columns["id"],
+        columns["cid"],
+        None,
+        columns["name"],
+        columns["size"],
+        columns["media_type"],
+        columns["sha256"],
+        columns["visibility"],
+        columns["meta"],
+        columns["created_at"],
+        None,
+    )

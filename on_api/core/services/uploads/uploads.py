@@ -1,0 +1,456 @@
+"""Uploads: bytes stream from the client to the node, and become files when all of them lie there,
+pinned.
+
+No database connection is held while bytes flow: one short transaction before (the lease), one after
+(the record).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Self
+
+from anyio import CancelScope, to_thread
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import (
+    BadRequest,
+    Conflict,
+    NotFound,
+    OnApiError,
+    PayloadTooLarge,
+    Unauthorized,
+)
+from on_api.core.ipfs.bundle import Block
+from on_api.core.ipfs.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
+from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
+from on_api.core.media_types import sniff
+from on_api.core.metrics import Metrics
+from on_api.core.models import Database, File, UserUsage
+from on_api.core.services.accounts.access import Principal
+from on_api.core.services.accounts.idempotency import (
+    AlreadyAnswered,
+    Answered,
+    Claim,
+    IdempotencyService,
+    fingerprint,
+)
+from on_api.core.services.accounts.keys import keys_in_force, require_in_force
+from on_api.core.services.content import contents
+from on_api.core.services.content.capacity import Capacity
+from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.leases import UPLOAD, LeaseHandle, LeaseService
+from on_api.core.services.content.reservations import Announced
+from on_api.core.services.files.files import FileFacts
+from on_api.core.services.files.private_files import PrivateFiles, Sealing
+from on_api.core.services.shared import events
+from on_api.core.services.shared.together import Together
+from on_api.core.services.traffic.metering import Charge, Kind, Meter
+from on_api.core.services.uploads.bundle_records import SmallUpload
+from on_api.core.services.uploads.bundling import Bundler
+from on_api.core.services.uploads.intake import (
+    SNIFFED_BYTES,
+    FilePassage,
+    HashedBody,
+    Intake,
+    IntakeLimits,
+    blocks,
+)
+from on_api.core.services.uploads.stored_files import (
+    MICROSECOND,
+    IncomingFile,
+    StoredFile,
+    facts_in,
+)
+from on_api.core.streams.blocks import Bytes
+
+__all__ = ["IncomingFile", "Recording", "UploadService"]
+
+logger = logging.getLogger(__name__)
+
+NO_FILE = "No file was sent: name the part `file`."
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Under which claim to record which answer."""
+
+    claim: Claim
+    render: Callable[[Sequence[FileFacts]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A small file in memory, and the `block` that the node is to have of it."""
+
+    incoming: IncomingFile
+    plain: bytes
+    block: bytes
+    sealing: Sealing | None
+    sha256: bytes
+    cid: Cid
+
+    @classmethod
+    def of(
+        cls, incoming: IncomingFile, plain: bytes, block: bytes, sealing: Sealing | None
+    ) -> Self:
+        """With its hashes."""
+        sha256 = hashlib.sha256(plain).digest()
+        digest = sha256 if sealing is None else hashlib.sha256(block).digest()
+        return cls(incoming, plain, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
+
+    def as_stored(self) -> StoredFile:
+        """As it will lie on the node: one raw block."""
+        file = self.incoming
+        return StoredFile(
+            incoming=file,
+            cid=str(self.cid),
+            stored_size=len(self.block),
+            dag_size=len(self.block),
+            size=len(self.plain),
+            sha256=self.sha256,
+            media_type=file.media_type or sniff(file.name, self.plain[:SNIFFED_BYTES]),
+            sealing=self.sealing,
+        )
+
+
+_Send = Callable[[LeaseHandle, Intake], AsyncIterator[StoredFile]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An upload whose bytes lie on the node, to be recorded.
+
+    `secured`: as `contents.add_reference` wants it.
+    """
+
+    user_id: uuid.UUID
+    key_id: uuid.UUID
+    lease: LeaseHandle
+    stored: Sequence[StoredFile]
+    recording: Recording | None
+    secured: dict[str, int] = field(default_factory=dict)
+
+
+class UploadService:
+    """Streams uploads to the node and records them."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: IpfsNode,
+        keeper: Keeper,
+        leases: LeaseService,
+        capacity: Capacity,
+        hashers: Executor,
+        limits: IntakeLimits,
+        metrics: Metrics,
+        idempotency: IdempotencyService,
+        private_files: PrivateFiles,
+        meter: Meter,
+        bundler: Bundler,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._keeper = keeper
+        self._leases = leases
+        self._capacity = capacity
+        self._hashers = hashers
+        self._limits = limits
+        self._metrics = metrics
+        self._idempotency = idempotency
+        self._private_files = private_files
+        self._meter = meter
+        self._bundler = bundler
+        self._stored = metrics.uploads.labels("stored")
+        self._recording = Together(self._record_all)
+
+    async def store_once(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        announced: Announced,
+        attempt: Claim | Answered,
+        render: Callable[[Sequence[FileFacts]], bytes],
+    ) -> Sequence[FileFacts]:
+        """Like `store`, under an Idempotency-Key: what is stored and its answer are one
+        transaction.
+
+        `render` makes the answer's body. Raises `AlreadyAnswered` for a repeat, `Conflict` when it
+        isn't one: both only after its whole body was read, since that is what tells.
+        """
+        if isinstance(attempt, Answered):
+            repeated = [
+                (file, await HashedBody(file.body, self._limits).to_its_end())
+                async for file in incoming
+            ]
+            await to_thread.run_sync(self._require_in_force, principal)
+            raise AlreadyAnswered(attempt.for_repeat(*self._fingerprints(repeated)))
+        async with self._idempotency.kept_alive(attempt):
+            return await self.store(principal, incoming, announced, Recording(attempt, render))
+
+    def _require_in_force(self, principal: Principal) -> None:
+        with self._database.session_scope(write=False) as session:
+            require_in_force(session, principal.key_id)
+
+    async def store(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        announced: Announced,
+        recording: Recording | None = None,
+    ) -> Sequence[FileFacts]:
+        """Store every incoming file, or none: they are recorded in one transaction at the end.
+
+        What is announced is refused before a byte is read where it can't be had. Raises
+        `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
+        `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
+        `NodeError` when the node fails, `Unauthorized` when the key has ended meanwhile, what
+        `PrivateFiles.seal` raises. What the node has pinned by then is listed by a dead lease, and
+        removed by the worker.
+        """
+        await self._capacity.require(announced.least)
+        try:
+            files = await self._store(principal, incoming, announced, recording)
+        except BaseException as error:
+            self._count_failed(error)
+            raise
+        self._count_stored(principal, files)
+        return files
+
+    async def _store(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        announced: Announced,
+        recording: Recording | None,
+    ) -> Sequence[FileFacts]:
+        most = announced.most
+        try:
+            # A key's own limit is settled one by one.
+            if most is not None and principal.max_bytes is None and self._bundler.takes(most):
+                with self._bundler.room(most):
+                    return await self._store_small(principal, incoming, most, recording)
+
+            async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+                async for file in incoming:
+                    yield await self._send(principal, file, lease, intake)
+
+            return await self._store_by_itself(principal, announced, send, recording)
+        except (Conflict, NotFound):
+            # Of an account that is being removed something is missing already.
+            await to_thread.run_sync(self._require_in_force, principal)
+            raise
+
+    def _count_failed(self, error: BaseException) -> None:
+        reason = error.reason if isinstance(error, OnApiError) else "CLIENT_GONE"
+        self._metrics.uploads.labels(reason).inc()
+
+    def _count_stored(self, principal: Principal, files: Sequence[FileFacts]) -> None:
+        self._stored.inc()
+        key_id = principal.metered_key
+        for file in files:
+            charge = Charge(Kind.UPLOAD, principal.user_id, key_id, file_id=file.id, cid=file.cid)
+            self._meter.received(charge, file.size)
+
+    async def close(self) -> None:
+        """Give up what is under way here."""
+        await self._bundler.close()
+
+    async def _store_by_itself(
+        self, principal: Principal, announced: Announced, send: _Send, recording: Recording | None
+    ) -> Sequence[FileFacts]:
+        """Store what `send` sends, under a lease of its own."""
+        lease = await self._leases.open_together(UPLOAD, principal, announced)
+        intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
+        stored: list[StoredFile] = []
+        try:
+            async with self._leases.kept_alive(lease):
+                async for file in send(lease, intake):
+                    stored.append(file)
+                if not stored:
+                    raise BadRequest(NO_FILE)
+                upload = _Ended(principal.user_id, principal.key_id, lease, stored, recording)
+                files = await self._record_secured(upload)
+                self._metrics.uploaded_bytes.inc(sum(file.stored_size for file in stored))
+                return files
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._abandon(lease)
+            raise
+
+    async def _store_small(
+        self,
+        principal: Principal,
+        incoming: AsyncIterator[IncomingFile],
+        most: int,
+        recording: Recording | None,
+    ) -> Sequence[FileFacts]:
+        """Take up to `most` bytes into memory, and store them with whatever else there is."""
+        taken = [await self._take(principal, file, most) async for file in incoming]
+        if not taken:
+            raise BadRequest(NO_FILE)
+        # By now no name changes any more.
+        files = [whole.as_stored() for whole in taken]
+        sent = [(whole.cid, whole.block) for whole in taken]
+
+        def alone() -> Awaitable[Sequence[FileFacts]]:
+            return self._store_alone(principal, files, sent, recording)
+
+        if not all(0 < len(block) <= CHUNK_BYTES for _, block in sent):
+            return await alone()
+        upload = SmallUpload(principal.user_id, principal.key_id, files, sent)
+        if recording is not None:
+            answer = partial(self._answer, files, recording)
+            upload = replace(upload, claim=recording.claim, answer=answer)
+        return await self._bundler.store(upload, alone)
+
+    async def _store_alone(
+        self,
+        principal: Principal,
+        files: Sequence[StoredFile],
+        sent: Sequence[Block],
+        recording: Recording | None,
+    ) -> Sequence[FileFacts]:
+        """Store what is in memory by itself."""
+
+        async def send(lease: LeaseHandle, _intake: Intake) -> AsyncIterator[StoredFile]:
+            for file, (_, block) in zip(files, sent, strict=True):
+                added = await self._add(_once(block), lease)
+                yield replace(file, cid=added.cid, dag_size=added.dag_size)
+
+        size = sum(len(block) for _, block in sent)
+        return await self._store_by_itself(principal, Announced(size, size), send, recording)
+
+    async def _take(self, principal: Principal, file: IncomingFile, most: int) -> _Whole:
+        plain = bytearray()
+        async for chunk in blocks(file.body, self._limits):
+            plain += chunk
+            if len(plain) > min(most, self._limits.max_file_size):
+                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+        sealing, block = None, bytes(plain)
+        if file.audience is not None:
+            sealing = await self._private_files.seal(principal.user_id, file.audience)
+            block = bytes(sealing.encryptor.update(block) + sealing.encryptor.finish())
+        return _Whole.of(file, bytes(plain), block, sealing)
+
+    async def _send(
+        self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake
+    ) -> StoredFile:
+        sealing = None
+        if file.audience is not None:
+            sealing = await self._private_files.seal(principal.user_id, file.audience)
+        passage = FilePassage(None if sealing is None else sealing.encryptor)
+        with intake.passing(file.body, passage) as stream:
+            added = await self._add(stream, lease)
+        return StoredFile(
+            incoming=file,
+            cid=added.cid,
+            stored_size=added.size,
+            dag_size=added.dag_size,
+            size=passage.size,
+            sha256=passage.digest.digest(),
+            media_type=file.media_type or sniff(file.name, passage.head),
+            sealing=sealing,
+        )
+
+    async def _add(self, source: AsyncIterator[Bytes], lease: LeaseHandle) -> Added:
+        try:
+            added = await self._node.add(lease.sent(source), pin_name=lease.pin_name)
+        except StoredUnpinned as error:
+            # The removal of the same content has come between the node's pin and our look at it.
+            added = error.added
+            await self._keeper.secure(added.cid, lease.id)
+        lease.told(added.cid, added.dag_size)
+        return added
+
+    async def _record_secured(self, upload: _Ended) -> Sequence[FileFacts]:
+        """Record it, after making sure of whatever was being unpinned while it was sent."""
+        while True:
+            try:
+                return await self._recording.do(upload.user_id, upload)
+            except contents.NotSecuredError as error:
+                generation = await self._keeper.secure(error.cid, upload.lease.id)
+                upload.secured[error.cid] = generation
+
+    def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[FileFacts]]:
+        """Record uploads of one user, all or none."""
+        user_id = uploads[0].user_id
+        with self._database.session_scope() as session:
+            usage = contents.lock_usage(session, user_id)
+            keys = {upload.key_id for upload in uploads}
+            if len(keys_in_force(session, keys)) < len(keys):
+                raise Unauthorized  # revoked while the bytes came, or with its user
+            # In order of CID, as everyone locks content.
+            stored = [(file, upload.secured) for upload in uploads for file in upload.stored]
+            for one, secured in sorted(stored, key=lambda pair: pair[0].cid):
+                contents.add_reference(session, usage, one.cid, one.dag_size, secured)
+            return [self._record(session, usage, upload) for upload in uploads]
+
+    def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[FileFacts]:
+        columns = [
+            file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND))
+            for file in upload.stored
+        ]
+        usage.file_count += len(columns)
+        session.add_all([File(**each) for each in columns])
+        files = [facts_in(each) for each in columns]
+        for file in files:
+            events.record(session, usage.user_id, "file.created", file.id, cid=file.cid)
+        stored_size = sum(file.stored_size for file in upload.stored)
+        with session.no_autoflush:  # what changes in `usage` is one statement, at the end
+            self._leases.close(session, upload.lease, usage, stored_size)
+        if upload.recording is not None:
+            session.flush()
+            answer = self._answer(upload.stored, upload.recording, files)
+            self._idempotency.finish(session, upload.recording.claim, answer)
+        return files
+
+    def _answer(
+        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[FileFacts]
+    ) -> Answered:
+        sent = [(file.incoming, file.sha256) for file in stored]
+        return Answered(self._fingerprints(sent)[0], 201, recording.render(files))
+
+    def _fingerprints(self, files: Sequence[tuple[IncomingFile, bytes]]) -> Sequence[bytes]:
+        """Of an upload of files, each with its SHA-256: one for each master secret that is here,
+        the present one's first. Without a passphrase all are the same."""
+        digests = [self._private_files.passphrase_digests(file.audience) for file, _ in files]
+        return [
+            fingerprint(
+                *(
+                    _describe(file, sha256, passphrase)
+                    for (file, sha256), passphrase in zip(files, passphrases, strict=True)
+                )
+            )
+            for passphrases in zip(*digests, strict=True)
+        ]
+
+    async def _abandon(self, lease: LeaseHandle) -> None:
+        try:
+            await to_thread.run_sync(self._leases.abandon, lease)
+        except OnApiError:
+            # It dies by itself; the reason of the failure is on its way to the client.
+            logger.warning("could not give back lease %s", lease.id)
+
+
+async def _once(block: bytes) -> AsyncIterator[bytes]:
+    yield block
+
+
+def _describe(file: IncomingFile, sha256: bytes, passphrase: bytes) -> bytes:
+    """What makes two uploads of a file the same request, whatever their boundaries or chunks
+    were."""
+    meta = json.dumps(file.meta, sort_keys=True)
+    audience = file.audience
+    readers = ("",) if audience is None else (audience.sealed_for, *audience.recipients)
+    return fingerprint(
+        file.name, file.media_type or "", fingerprint(*readers), meta, sha256, passphrase
+    )

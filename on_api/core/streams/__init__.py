@@ -1,0 +1,1 @@
+"""Bytes on their way: blocks of a bounded pool, and pipelines of steps that run in threads."""
