@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from on_api.core.ipfs.version import KUBO_VERSION
+from on_api.core.ipfs.daemon.version import KUBO_VERSION
 from on_api.core.models.revisions import PROJECT
 
 _PACKAGES = (

@@ -21,9 +21,9 @@ from sqlalchemy.engine import make_url
 from benchmarks.bodies import Body
 from benchmarks.figures import Pids
 from benchmarks.load import Job, WrongAnswerError, get_rate, new_seed
-from on_api.core.ipfs.cid import ADD_OPTIONS
-from on_api.core.ipfs.kubo import authorization
-from on_api.core.ipfs.repo import rpc_auth_of
+from on_api.core.ipfs.daemon.repo import rpc_auth_of
+from on_api.core.ipfs.formats.cid import ADD_OPTIONS
+from on_api.core.ipfs.kubo.control import authorization
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import free_port

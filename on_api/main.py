@@ -22,7 +22,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.errors import OnApiError
 from on_api.core.head_requests import SlashRedirect
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
 from on_api.core.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
 from on_api.core.models.revisions import check_revision

@@ -17,8 +17,8 @@ from benchmarks.figures import Figure, Reading, Side, alone, in_pairs, processor
 from benchmarks.load import Job, measure, new_seed
 from benchmarks.scenarios.registry import Variant, median_time, request_rate, scenario
 from benchmarks.stage import POSTGRESQL, SMALL, SQLITE, OnApi, Stage
-from on_api.core.ipfs.cid import ADD_OPTIONS
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.cid import ADD_OPTIONS
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.tests.cli.processes import ON_API
 from on_api.tests.deadline import until
 

@@ -14,7 +14,7 @@ import typer
 from on_api.cli import collector
 from on_api.cli.context import command_settings, end_politely_when_told, load_settings
 from on_api.core.errors import NodeError, StartupError
-from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.ipfs.daemon.version import TESTED_RANGE
 from on_api.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
 @app.command()
 def install() -> None:
     """Find, build or download the Kubo program, and print where it is."""
-    from on_api.core.ipfs.binary import kubo_binary
+    from on_api.core.ipfs.daemon.binary import kubo_binary
 
     typer.echo(kubo_binary(load_settings().node, _say))
 
@@ -34,8 +34,8 @@ def install() -> None:
 @app.command()
 def run() -> None:
     """Run the IPFS node in the foreground until Ctrl-C."""
-    from on_api.core.ipfs.node import ManagedNode
-    from on_api.core.ipfs.repo import rpc_auth_for
+    from on_api.core.ipfs.daemon.process import ManagedNode
+    from on_api.core.ipfs.daemon.repo import rpc_auth_for
     from on_api.core.logging import configure_logging
     from on_api.core.services.upkeep.instance import published
 
@@ -119,7 +119,7 @@ def config() -> None:
     The RPC secret is left out. `stale` names the settings that the next start will write; each of
     `differences` says what keeps the node from on-api's promises until somebody changes it.
     """
-    from on_api.core.ipfs.repo import (
+    from on_api.core.ipfs.daemon.repo import (
         config_differences,
         gateway_socket,
         read_config,

@@ -21,7 +21,7 @@ from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 
 if TYPE_CHECKING:
-    from on_api.core.ipfs.node import ManagedNode
+    from on_api.core.ipfs.daemon.process import ManagedNode
 
 
 def serve(
@@ -46,7 +46,7 @@ def serve(
     # What can be known to fail is found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:
-        from on_api.core.ipfs.node import check_home
+        from on_api.core.ipfs.daemon.process import check_home
 
         check_home(settings.home)
 
@@ -64,8 +64,8 @@ def serve(
             stack.callback(listener.close)
         node = None
         if settings.manages_node:
-            from on_api.core.ipfs.node import ManagedNode
-            from on_api.core.ipfs.repo import rpc_auth_for
+            from on_api.core.ipfs.daemon.process import ManagedNode
+            from on_api.core.ipfs.daemon.repo import rpc_auth_for
 
             node = stack.enter_context(
                 ManagedNode(

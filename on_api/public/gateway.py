@@ -30,9 +30,9 @@ from on_api.core.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
-from on_api.core.ipfs.node_connection import NodeAnswer
-from on_api.core.ipfs.node_heads import Headers
+from on_api.core.ipfs.formats.gateway_path import GatewayPath, read_path, tidied
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer
+from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.logging import EXTRA, log_failure, request_id
 from on_api.core.services.accounts import access
 from on_api.core.services.accounts.access import Principal

@@ -8,8 +8,8 @@ import asyncio
 import re
 from hmac import compare_digest
 
-from on_api.core.ipfs.endings import ending_of
-from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.formats.endings import ending_of
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.services.container import Services
 from on_api.core.services.traffic.metering import Charge
 from on_api.public.gateway_answers import OURS, Delivery

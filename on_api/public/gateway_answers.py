@@ -15,10 +15,10 @@ from http import HTTPStatus
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.errors import ContentDamaged, NodeTruncated, OnApiError
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.endings import CarEnding, TarEnding, ending_of
-from on_api.core.ipfs.node_connection import NodeAnswer
-from on_api.core.ipfs.node_heads import Headers
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.endings import CarEnding, TarEnding, ending_of
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer
+from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.responses import until_disconnect
 from on_api.core.services.gateway.hot_answers import (
     HotAnswer,

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from on_api.core.errors import NodeError, OnApiError
-from on_api.core.ipfs.endings import ending_of
-from on_api.core.ipfs.gateway_path import GatewayPath, read_path, tidied
-from on_api.core.ipfs.node_connection import JOINED_BYTES, NodeAnswer, Stale
+from on_api.core.ipfs.formats.endings import ending_of
+from on_api.core.ipfs.formats.gateway_path import GatewayPath, read_path, tidied
+from on_api.core.ipfs.gateway_client.connection import JOINED_BYTES, NodeAnswer, Stale
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers, Key
 from on_api.core.services.traffic.metering import Charge

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from on_api.core.conditional import well_formed
 from on_api.core.errors import NodeError
-from on_api.core.ipfs.node_connection import NodeAnswer
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.services.gateway.hot_answers import Key
 
 ASKED = "on_api.asked"

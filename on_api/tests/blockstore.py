@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from on_api.core.ipfs.cid import Cid, varint
+from on_api.core.ipfs.formats.cid import Cid, varint
 
 
 class Blockstore:

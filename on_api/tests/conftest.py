@@ -27,7 +27,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from on_api.cli.http_protocol import BoundedHttp
-from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.models import Database, migrations
 from on_api.core.services.container import Services
 from on_api.core.setting_groups import AuthSettings, IpfsSettings, NodeSettings

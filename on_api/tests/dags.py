@@ -6,9 +6,9 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-from on_api.core.ipfs.car import car_header, car_section
-from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
-from on_api.core.ipfs.dag import DAG_CBOR, Walk
+from on_api.core.ipfs.formats.car import car_header, car_section
+from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR, Walk
 
 Blocks = Mapping[Cid, bytes]
 

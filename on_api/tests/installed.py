@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from on_api.core.ipfs.binary import cache_folder, inherited_environment
+from on_api.core.ipfs.daemon.binary import cache_folder, inherited_environment
 
 
 def npm_packages(name: str, *packages: str) -> Path:

@@ -6,7 +6,7 @@ import base64
 import os
 from typing import Any
 
-from on_api.core.ipfs.cid import RAW, SHA2_256, Cid, encode
+from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid, encode
 from on_api.tests.conftest import Account
 
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"

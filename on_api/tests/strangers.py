@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from on_api.core.ipfs.binary import kubo_binary
+from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until

@@ -18,9 +18,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ContentDamaged, InsufficientFunds, NodeTruncated
-from on_api.core.ipfs.cid import Cid, normalise
-from on_api.core.ipfs.client import DagStat
-from on_api.core.ipfs.dag import DagError, file_size_of
+from on_api.core.ipfs.formats.cid import Cid, normalise
+from on_api.core.ipfs.formats.dag import DagError, file_size_of
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import File, UserUsage
 from on_api.core.models.database import new_id
 from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS, PRIVATE, PUBLIC

@@ -32,7 +32,7 @@ from on_api.core.errors import (
     QuotaExceeded,
     ServiceUnavailable,
 )
-from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import ImportItem
 from on_api.core.models.pin import FAILED, PINNED_STATUS
 from on_api.core.services.container import Services

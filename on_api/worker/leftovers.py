@@ -20,8 +20,8 @@ from anyio import to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, Conflict, NodeError
-from on_api.core.ipfs.cid import normalise
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.formats.cid import normalise
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.database import moment_of

@@ -24,8 +24,8 @@ from on_api.core.errors import (
     NodeUnavailable,
     OnApiError,
 )
-from on_api.core.ipfs.client import DagStat, IpfsNode
-from on_api.core.ipfs.multiaddr import Resolver, dialable
+from on_api.core.ipfs.formats.multiaddr import Resolver, dialable
+from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.services.content import contents
 from on_api.core.services.content.capacity import Capacity

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from on_api.core.errors import InsufficientFunds, InsufficientStorage, NodeError, NodeTimeout
-from on_api.core.ipfs.client import DagStat, IpfsNode
+from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.pins import records as pin_records

@@ -18,8 +18,8 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import OnApiError
-from on_api.core.ipfs.client import IpfsNode
-from on_api.core.ipfs.multiaddr import Resolver
+from on_api.core.ipfs.formats.multiaddr import Resolver
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.services.content import maintenance

@@ -11,7 +11,7 @@ from functools import partial
 from anyio import to_thread
 
 from on_api.core.errors import OnApiError
-from on_api.core.ipfs.multiaddr import Resolver
+from on_api.core.ipfs.formats.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.shared.events import number_events
 from on_api.worker.imports import ImportWorker

@@ -28,7 +28,7 @@ from on_api.core.errors import (
     OnApiError,
     QuotaExceeded,
 )
-from on_api.core.ipfs.client import Added
+from on_api.core.ipfs.port import Added
 from on_api.core.models import File
 from on_api.core.models.file import PRIVATE
 from on_api.core.services.container import Services

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from on_api.core.errors import OnApiError
-from on_api.core.ipfs.bundle import Bundle
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import (
+from on_api.core.ipfs.formats.bundle import Bundle
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.port import (
     Added,
     DagStat,
     Exchanged,

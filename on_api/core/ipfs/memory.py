@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from on_api.core.errors import BlocksMissing, NodeError
-from on_api.core.ipfs.bundle import Bundle
-from on_api.core.ipfs.car import car_header, car_section
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
-from on_api.core.ipfs.dag import Walk
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.bundle import Bundle
+from on_api.core.ipfs.formats.car import car_header, car_section
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import Walk
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.port import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
 from on_api.core.streams.blocks import Bytes
 
 SLICE = 64 * 1024

@@ -22,16 +22,16 @@ from on_api.core.errors import (
     SourceMalformed,
     SourceUnavailable,
 )
-from on_api.core.ipfs.car import (
+from on_api.core.ipfs.formats.car import (
     MAX_BLOCK_BYTES,
     CarError,
     CarReader,
     WrongBlockError,
     check_block,
 )
-from on_api.core.ipfs.cid import RAW, Cid
-from on_api.core.ipfs.client import DagStat, IpfsNode
-from on_api.core.ipfs.dag import DagError, TooComplexError, UnknownCodecError, links_of
+from on_api.core.ipfs.formats.cid import RAW, Cid
+from on_api.core.ipfs.formats.dag import DagError, TooComplexError, UnknownCodecError, links_of
+from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.outbound import Answer, Outbound, check_url
 from on_api.core.streams.blocks import Bytes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from anyio import open_file
 
 from on_api.core.errors import BadCar, BadRequest
-from on_api.core.ipfs.car import CarError, CarReader
+from on_api.core.ipfs.formats.car import CarError, CarReader
 from on_api.core.providers import shapes
 from on_api.core.providers.base import CAR, Page, Source, SourceSpec
 

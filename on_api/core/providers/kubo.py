@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from on_api.core.ipfs.kubo import authorization
+from on_api.core.ipfs.kubo.control import authorization
 from on_api.core.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import KUBO, Page, Source, SourceSpec

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from on_api.core.errors import BadRequest, SourceMalformed
-from on_api.core.ipfs.cid import MAX_LENGTH, Cid
-from on_api.core.ipfs.multiaddr import MAX_ADDRESSES, Multiaddr
+from on_api.core.ipfs.formats.cid import MAX_LENGTH, Cid
+from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES, Multiaddr
 from on_api.core.providers.base import (
     MAX_META,
     MAX_META_BYTES,

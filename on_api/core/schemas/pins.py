@@ -19,7 +19,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from on_api.core.ipfs.multiaddr import MAX_ADDRESSES, Multiaddr
+from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES, Multiaddr
 from on_api.core.models import Pin as PinRow
 from on_api.core.schemas.common import Absent, storable_text
 from on_api.core.services.pins.pins import PinRequest

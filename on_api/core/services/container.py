@@ -10,9 +10,9 @@ from datetime import timedelta
 
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.crypto.secrets import Keyring, Purpose
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.gateway_client.gateway import NodeGateway
 from on_api.core.ipfs.measured import MeasuredNode
-from on_api.core.ipfs.node_gateway import NodeGateway
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations

@@ -16,10 +16,10 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from on_api.core.ipfs.cid import Cid, normalise
-from on_api.core.ipfs.dag import DAG_CBOR
-from on_api.core.ipfs.kubo import authorization
-from on_api.core.ipfs.repo import rpc_auth_of
+from on_api.core.ipfs.daemon.repo import rpc_auth_of
+from on_api.core.ipfs.formats.cid import Cid, normalise
+from on_api.core.ipfs.formats.dag import DAG_CBOR
+from on_api.core.ipfs.kubo.control import authorization
 from on_api.core.models import Content, Database, File, Holding, Lease, UserUsage
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home

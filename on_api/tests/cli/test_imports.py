@@ -13,7 +13,7 @@ import pytest
 
 from on_api.cli import progress
 from on_api.cli.progress import Progress, ProgressLine
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import ImportsSettings
 from on_api.tests.cli.processes import ON_API

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.services.upkeep.instance import running_instance
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.tests.cli.processes import Home, beside, working

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.binary import kubo_binary
+from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.cli.processes import Home, peak_memory
 
@@ -101,7 +101,7 @@ def test_a_large_file_up_and_down_in_flat_memory(tmp_path: Path, size: int) -> N
 @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1])
 def test_the_cid_is_that_of_ipfs_add(tmp_path: Path, size: int) -> None:
     """Our own reckoning of CIDs, which the other tests compare with, is Kubo's."""
-    from on_api.core.ipfs.unixfs import build_file
+    from on_api.core.ipfs.formats.unixfs import build_file
 
     path = tmp_path / "file"
     random_file(path, size)

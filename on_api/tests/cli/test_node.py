@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.node import check_home
-from on_api.core.ipfs.version import KUBO_VERSION, TESTED_RANGE
+from on_api.core.ipfs.daemon.process import check_home
+from on_api.core.ipfs.daemon.version import KUBO_VERSION, TESTED_RANGE
 from on_api.tests.cli.processes import ON_API, Home
 
 SECRET = "a master secret that only the tests know"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from on_api.core.ipfs.repo import rpc_auth_for
+from on_api.core.ipfs.daemon.repo import rpc_auth_for
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import Home
 from on_api.tests.plain_http import NO_TLS

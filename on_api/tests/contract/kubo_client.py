@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from on_api.core.ipfs.binary import kubo_binary
-from on_api.core.ipfs.repo import kubo_environment, prepare_repo, read_config
+from on_api.core.ipfs.daemon.binary import kubo_binary
+from on_api.core.ipfs.daemon.repo import kubo_environment, prepare_repo, read_config
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.deadline import until

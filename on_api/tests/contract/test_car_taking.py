@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 
 from on_api.core.errors import BadCar, PayloadTooLarge
-from on_api.core.ipfs.car import MAX_HEADER_BYTES, MAX_PADDING_BYTES, car_header, car_section
-from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, varint
-from on_api.core.ipfs.client import DagStat
-from on_api.core.ipfs.dag import DAG_CBOR, DAG_JSON
-from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.formats.car import (
+    MAX_HEADER_BYTES,
+    MAX_PADDING_BYTES,
+    car_header,
+    car_section,
+)
+from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid, varint
+from on_api.core.ipfs.formats.dag import DAG_CBOR, DAG_JSON
+from on_api.core.ipfs.kubo.control import KuboNode
+from on_api.core.ipfs.port import DagStat
 from on_api.core.ipfs.retrieval import TakenCar, take_car
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo

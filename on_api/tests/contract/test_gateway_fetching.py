@@ -17,13 +17,13 @@ from on_api.core.errors import (
     SourceUnavailable,
 )
 from on_api.core.ipfs import retrieval
-from on_api.core.ipfs.car import car_header
-from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, varint
-from on_api.core.ipfs.client import DagStat
-from on_api.core.ipfs.dag import DAG_CBOR
-from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.formats.car import car_header
+from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid, varint
+from on_api.core.ipfs.formats.dag import DAG_CBOR
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.kubo.control import KuboNode
+from on_api.core.ipfs.port import DagStat
 from on_api.core.ipfs.retrieval import FetchedDag, GatewayFetcher
-from on_api.core.ipfs.unixfs import build_file
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo
 from on_api.tests.dags import Blocks, block_of, car_of, car_with, linking, tree

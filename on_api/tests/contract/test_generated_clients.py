@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from on_api.core.ipfs.binary import inherited_environment
+from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.core.models.revisions import PROJECT
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.deadline import until

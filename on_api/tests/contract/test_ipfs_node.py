@@ -12,15 +12,15 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.errors import BlocksMissing, NodeError
-from on_api.core.ipfs.bundle import make_bundle
-from on_api.core.ipfs.car import CarError, CarReader
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import DagStat, IpfsNode, PinStatus
-from on_api.core.ipfs.dag import DAG_CBOR, links_of
-from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.formats.bundle import make_bundle
+from on_api.core.ipfs.formats.car import CarError, CarReader
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR, links_of
+from on_api.core.ipfs.formats.multiaddr import Multiaddr
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.ipfs.memory import MemoryNode
-from on_api.core.ipfs.multiaddr import Multiaddr
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.port import DagStat, IpfsNode, PinStatus
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo, free_port
 from on_api.tests.dags import block_of, follow, tree

@@ -19,10 +19,10 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
-from on_api.core.ipfs.bundle import make_bundle
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.kubo import KuboNode, authorization, multiaddr_of
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.bundle import make_bundle
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.kubo.control import KuboNode, authorization, multiaddr_of
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port

@@ -12,12 +12,12 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.errors import BlocksMissing, InsufficientStorage, NodeError, NodeTruncated
-from on_api.core.ipfs.car import CarError, CarReader
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import DagStat
-from on_api.core.ipfs.dag import DAG_CBOR, DagError
-from on_api.core.ipfs.kubo import KuboNode
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.car import CarError, CarReader
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR, DagError
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.kubo.control import KuboNode
+from on_api.core.ipfs.port import DagStat
 from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, Kubo

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from on_api.core.ipfs.cid import normalise
-from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.daemon.process import ManagedNode
+from on_api.core.ipfs.formats.cid import normalise
 from on_api.core.setting_groups import IpfsSettings, NodeSettings, PinsSettings
 from on_api.tests.conftest import (
     RPC_SECRET,

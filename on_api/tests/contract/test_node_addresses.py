@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.kubo import KuboNode
-from on_api.core.ipfs.node_gateway import NodeGateway
+from on_api.core.ipfs.gateway_client.gateway import NodeGateway
+from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.services.upkeep.readiness import gateway_problem
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings

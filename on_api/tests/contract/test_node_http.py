@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 
 from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.ipfs.node_connection import MAX_HEAD_BYTES, MOST_WAITING, NodeAnswer, Stale
-from on_api.core.ipfs.node_gateway import MOST_BY_SOCKET, NodeGateway
-from on_api.core.ipfs.node_http import NodeHttp
+from on_api.core.ipfs.gateway_client.client import NodeHttp
+from on_api.core.ipfs.gateway_client.connection import (
+    MAX_HEAD_BYTES,
+    MOST_WAITING,
+    NodeAnswer,
+    Stale,
+)
+from on_api.core.ipfs.gateway_client.gateway import MOST_BY_SOCKET, NodeGateway
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port

@@ -14,10 +14,10 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.errors import NodeError, NodeRefused, WrongNode
-from on_api.core.ipfs.bundle import make_bundle
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.kubo import KuboNode
-from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.daemon.process import ManagedNode
+from on_api.core.ipfs.formats.bundle import make_bundle
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.models import Database
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.upkeep import node_adoption

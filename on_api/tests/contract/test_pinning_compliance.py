@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.binary import inherited_environment
+from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.tests.conftest import Account, Server
 from on_api.tests.contract.test_pinning_spec import SPECIFICATION
 from on_api.tests.deadline import until

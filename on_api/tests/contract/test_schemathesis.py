@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.binary import inherited_environment
+from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import WorkerSettings
 from on_api.tests.conftest import PASSWORD, DatabaseMaker, Kubo, Server, make_settings

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs import binary
-from on_api.core.ipfs.binary import cache_folder, kubo_binary
-from on_api.core.ipfs.version import (
+from on_api.core.ipfs.daemon import binary
+from on_api.core.ipfs.daemon.binary import cache_folder, kubo_binary
+from on_api.core.ipfs.daemon.version import (
     KUBO_VERSION,
     TESTED_RANGE,
     Version,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from on_api.core.ipfs.car import (
+from on_api.core.ipfs.formats.car import (
     MAX_BLOCK_BYTES,
     MAX_HEADER_BYTES,
     CarError,
@@ -19,7 +19,7 @@ from on_api.core.ipfs.car import (
     car_header,
     car_section,
 )
-from on_api.core.ipfs.cid import RAW, Cid, varint
+from on_api.core.ipfs.formats.cid import RAW, Cid, varint
 
 Blocks = Sequence[tuple[Cid, bytes]]
 

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from on_api.core.errors import BadRequest
-from on_api.core.ipfs.cid import DAG_PB, IDENTITY, MAX_LENGTH, RAW, SHA2_256, Cid, normalise, varint
+from on_api.core.ipfs.formats.cid import (
+    DAG_PB,
+    IDENTITY,
+    MAX_LENGTH,
+    RAW,
+    SHA2_256,
+    Cid,
+    normalise,
+    varint,
+)
 from on_api.tests.pins import forms_of, version_0
 
 DIGESTS = {0x11: 20, SHA2_256: 32, 0x13: 64, 0x17: 28, 0x1B: 32, 0x1E: 32, 0xB220: 32, 0xB240: 64}

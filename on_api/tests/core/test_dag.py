@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, varint
-from on_api.core.ipfs.dag import (
+from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid, varint
+from on_api.core.ipfs.formats.dag import (
     DAG_CBOR,
     DAG_JSON,
     DagError,
@@ -22,7 +22,7 @@ from on_api.core.ipfs.dag import (
     UnknownCodecError,
     links_of,
 )
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.tests.dags import follow
 
 CODECS = [RAW, DAG_PB, DAG_CBOR, DAG_JSON, 0x51, 0x0200]

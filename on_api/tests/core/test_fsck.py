@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import make_transient
 
-from on_api.core.ipfs.client import IpfsNode
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import (
     AuditEvent,
     Content,

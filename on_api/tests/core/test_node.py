@@ -20,10 +20,10 @@ import httpx
 import pytest
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs import node as node_module
-from on_api.core.ipfs.binary import kubo_binary
-from on_api.core.ipfs.node import ManagedNode, check_home, check_ports
-from on_api.core.ipfs.repo import (
+from on_api.core.ipfs.daemon import process as node_module
+from on_api.core.ipfs.daemon.binary import kubo_binary
+from on_api.core.ipfs.daemon.process import ManagedNode, check_home, check_ports
+from on_api.core.ipfs.daemon.repo import (
     config_differences,
     gateway_socket,
     kubo_environment,

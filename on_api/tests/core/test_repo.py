@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs.binary import kubo_binary
-from on_api.core.ipfs.repo import (
+from on_api.core.ipfs.daemon.binary import kubo_binary
+from on_api.core.ipfs.daemon.repo import (
     config_differences,
     gateway_socket,
     kubo_environment,

@@ -20,7 +20,7 @@ from on_api.core.errors import (
     SourceUnauthorized,
     SourceUnavailable,
 )
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.providers import kubo, pinning_api
 from on_api.core.providers.base import MAX_RESUME_BYTES, Page, SourceItem, SourceSpec
 from on_api.core.providers.on_api import NO_IDENTITY

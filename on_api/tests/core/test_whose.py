@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.ipfs.whose import lock_holder, rpc_port_of
+from on_api.core.ipfs.daemon.whose import lock_holder, rpc_port_of
 from on_api.tests.strangers import listener
 
 HOLDER = """

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from on_api.core.ipfs.cid import ADD_OPTIONS, SHA2_256, Cid
+from on_api.core.ipfs.formats.cid import ADD_OPTIONS, SHA2_256, Cid
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, Kubo
 from on_api.tests.plain_http import NO_TLS

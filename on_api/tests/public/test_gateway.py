@@ -13,8 +13,8 @@ import httpx
 import pytest
 from sqlalchemy import delete, select
 
-from on_api.core.ipfs.cid import DAG_PB, RAW, Cid
-from on_api.core.ipfs.dag import DAG_CBOR, links_of
+from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR, links_of
 from on_api.core.models import AuditEvent, File, Traffic
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.gateway import deny_list

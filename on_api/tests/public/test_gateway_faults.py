@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from on_api.core.ipfs.endings import CarEnding, TarEnding
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.endings import CarEnding, TarEnding
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import GatewaySettings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings

@@ -19,8 +19,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from on_api.core.ipfs.client import DagStat
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import File, Import, Lease, User
 from on_api.core.pagination import Position
 from on_api.core.services.accounts.audit import COMMAND_LINE

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.tests.conftest import Account, Server
 from on_api.tests.plain_http import NO_TLS
 

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.crypto.secrets import Keyring
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Import, ImportItem, User
 from on_api.core.models.database import utc_now
 from on_api.core.providers.base import SourceSpec

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from on_api.core.errors import InsufficientFunds
-from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import Content, Holding, Pin, User, UserUsage
 from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.jobs import Claim

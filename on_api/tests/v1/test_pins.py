@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from on_api.core.ipfs.cid import DAG_PB, IDENTITY, RAW, SHA2_256, encode, varint
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.cid import DAG_PB, IDENTITY, RAW, SHA2_256, encode, varint
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Content, Holding, Pin, User
 from on_api.tests.conftest import Account, Server
 from on_api.tests.deadline import until

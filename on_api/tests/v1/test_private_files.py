@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from on_api.core.crypto.age import CHUNK_BYTES, Decryptor, X25519Identity
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import FilesSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from on_api.core.crypto.age import CHUNK_BYTES, X25519Identity
-from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.setting_groups import AuthSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, Account, DatabaseMaker, Kubo, Server
@@ -164,7 +164,7 @@ def test_damage_behind_the_first_bytes(server: Server, alice: Account, kubo: Kub
     raw = content(alice, file, "?raw=1").content
     import hashlib
 
-    from on_api.core.ipfs.cid import raw_leaf_cid
+    from on_api.core.ipfs.formats.cid import raw_leaf_cid
 
     leaf = raw_leaf_cid(hashlib.sha256(raw[4 * MIB : 5 * MIB]).digest())
     path = block_path(kubo, leaf)

@@ -13,8 +13,8 @@ from anyio import to_thread
 from sqlalchemy import select
 
 from on_api.core.errors import NodeUnavailable
-from on_api.core.ipfs.client import Added
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.port import Added
 from on_api.core.models import Event, Lease, VisibilityChange
 from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services

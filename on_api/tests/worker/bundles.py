@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Content
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import GcSettings, PinsSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from on_api.core.ipfs.cid import ADD_OPTIONS
+from on_api.core.ipfs.formats.cid import ADD_OPTIONS
 from on_api.tests.conftest import Account
 from on_api.tests.plain_http import NO_TLS
 from on_api.tests.worker.conftest import ended, pin

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from on_api.core.ipfs.cid import ADD_OPTIONS
-from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.daemon.process import ManagedNode
+from on_api.core.ipfs.formats.cid import ADD_OPTIONS
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, free_port

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from on_api.core.errors import NodeError, QuotaExceeded, Unauthorized
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.dag import DAG_CBOR
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR
 from on_api.core.models import Content, Lease, User
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import utc_now

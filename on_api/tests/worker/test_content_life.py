@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 from hypothesis.strategies import booleans, sampled_from
 
 from on_api.core.errors import BlocksMissing
-from on_api.core.ipfs.client import StoredUnpinned
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.ipfs.port import StoredUnpinned
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
 from on_api.core.services.content.leases import UPLOAD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import PinsSettings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server
 from on_api.tests.deadline import until

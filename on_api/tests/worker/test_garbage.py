@@ -13,7 +13,7 @@ from threading import Event
 
 import pytest
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models.revisions import PROJECT
 from on_api.core.services.upkeep.garbage import Collection, GarbageCollector
 from on_api.core.setting_groups import GcSettings

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from anyio import to_thread
 
-from on_api.core.ipfs.car import car_header, car_section
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.unixfs import DagNode, build_file
+from on_api.core.ipfs.formats.car import car_header, car_section
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.unixfs import DagNode, build_file
 from on_api.core.setting_groups import ImportsSettings, PinsSettings, WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.foreign import HTML, Asked, Reply, says, service

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Lease, LeasedPin, UserUsage
 from on_api.core.models.database import utc_now
 from on_api.core.models.revisions import PROJECT

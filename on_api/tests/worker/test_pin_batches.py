@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import select, update
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Pin, User
 from on_api.core.models.database import new_id
 from on_api.core.services.pins.pins import PinRequest

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
-from on_api.core.ipfs.unixfs import build_file
+from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Content
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, bindparam, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable
-from on_api.core.ipfs.bundle import Bundle
+from on_api.core.ipfs.formats.bundle import Bundle
 from on_api.core.models import Content
 from on_api.core.models.content import ABSENT, PINNED
 from on_api.core.models.database import database_now, moment_of, table_of, utc_now

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from on_api.core.errors import InsufficientStorage, NodeError
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)

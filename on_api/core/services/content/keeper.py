@@ -17,7 +17,7 @@ from anyio import to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BlocksMissing, ServiceUnavailable
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Content, Database
 from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import moment_of

@@ -15,9 +15,9 @@ from anyio import to_thread
 from sqlalchemy import delete, exists, not_, or_, select
 from sqlalchemy.orm import Session
 
-from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
-from on_api.core.ipfs.client import IpfsNode
-from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
+from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR, DagError, links_of
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Content, Database, File, Pin, PrivateBlock
 from on_api.core.models.content import ABSENT
 from on_api.core.models.database import dialect_of, insert_into, table_of

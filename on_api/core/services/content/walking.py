@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from on_api.core.errors import BlocksMissing
-from on_api.core.ipfs.car import CarError, CarReader, check_block
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import DagStat, IpfsNode
-from on_api.core.ipfs.dag import DagError, UnknownCodecError, Walk
+from on_api.core.ipfs.formats.car import CarError, CarReader, check_block
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import DagError, UnknownCodecError, Walk
+from on_api.core.ipfs.port import DagStat, IpfsNode
 
 
 class DamagedError(Exception):

@@ -12,7 +12,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import NotFound
-from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.formats.cid import normalise
 from on_api.core.models import File, UserUsage
 from on_api.core.models.json_contains import Contains
 from on_api.core.services.accounts.access import owned

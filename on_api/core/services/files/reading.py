@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from on_api.core.crypto.age import AgeError, Layout, RangeDecryptor, Unlocked
 from on_api.core.errors import ContentDamaged
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import File
 from on_api.core.models.file import FOR_RECIPIENTS, PRIVATE
 from on_api.core.services.accounts.scrypt_pool import Asker

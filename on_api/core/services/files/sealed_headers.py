@@ -19,8 +19,8 @@ from on_api.core.crypto.age import (
     unlock,
 )
 from on_api.core.errors import NodeTruncated, SecretUnavailable
-from on_api.core.ipfs.cid import RAW, Cid
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.formats.cid import RAW, Cid
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Database
 from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS, PRIVATE
 from on_api.core.services.files.identities import IdentityService, identities_of

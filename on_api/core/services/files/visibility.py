@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Conflict, Unauthorized
-from on_api.core.ipfs.client import Added
+from on_api.core.ipfs.port import Added
 from on_api.core.models import File, User, VisibilityChange
 from on_api.core.models.database import database_now, moment_of, new_id
 from on_api.core.models.file import FOR_OWNER, PRIVATE, PUBLIC

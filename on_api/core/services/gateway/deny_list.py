@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, NotFound
-from on_api.core.ipfs.cid import RAW, Cid
+from on_api.core.ipfs.formats.cid import RAW, Cid
 from on_api.core.models import DeniedCid
 from on_api.core.models.denied import REASON_LENGTH
 from on_api.core.models.invalidation import contents_changed

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from on_api.core.ipfs.cid import RAW, SHA2_256, Cid
-from on_api.core.ipfs.node_heads import Headers
+from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid
+from on_api.core.ipfs.gateway_client.heads import Headers
 
 MAX_ANSWER_BYTES = 1024 * 1024
 FILLING_SHARE = 4

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from on_api.core.ipfs.cid import DAG_PB, RAW, Cid
-from on_api.core.ipfs.dag import DagError, links_of
+from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid
+from on_api.core.ipfs.formats.dag import DagError, links_of
 from on_api.core.models import Database, DeniedCid, File, Pin, User
 from on_api.core.models.file import PRIVATE, PUBLIC
 from on_api.core.models.invalidation import Invalidations

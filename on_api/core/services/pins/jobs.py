@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, aliased
 
 from on_api.core.errors import InsufficientFunds, Unauthorized
-from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import Pin, UserUsage
 from on_api.core.models.database import database_now, dialect_of, moment_of, new_id
 from on_api.core.models.pin import DETAILS_LENGTH, FAILED, PINNING, QUEUED

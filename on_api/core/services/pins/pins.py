@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, NotFound
-from on_api.core.ipfs.cid import normalise
-from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.formats.cid import normalise
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import Content, Database, Pin, UserUsage
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import moment_of, new_id

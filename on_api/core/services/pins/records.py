@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds, Unauthorized
-from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import Content, Pin, UserUsage
 from on_api.core.models.database import utc_now
 from on_api.core.models.pin import PINNED_STATUS

@@ -15,7 +15,7 @@ from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadCar, Conflict, OnApiError
-from on_api.core.ipfs.client import DagStat, IpfsNode
+from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.ipfs.retrieval import take_car
 from on_api.core.models import Database, Import, ImportItem
 from on_api.core.models.database import database_now, moment_of, new_id, utc_now

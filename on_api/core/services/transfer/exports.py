@@ -20,11 +20,11 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from on_api.core.errors import BlocksMissing, NodeTruncated
-from on_api.core.ipfs.car import CarError, CarReader, car_header, car_section
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import IpfsNode
-from on_api.core.ipfs.dag import DagError, UnknownCodecError, Walk
-from on_api.core.ipfs.unixfs import Entry, build_directory
+from on_api.core.ipfs.formats.car import CarError, CarReader, car_header, car_section
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import DagError, UnknownCodecError, Walk
+from on_api.core.ipfs.formats.unixfs import Entry, build_directory
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Database, File, Holding, Pin, Share
 from on_api.core.models.database import utc_now
 from on_api.core.models.pin import PINNED_STATUS

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
-from on_api.core.ipfs.client import DagStat
+from on_api.core.ipfs.port import DagStat
 from on_api.core.models import File, Import, ImportItem, Pin, User, UserUsage
 from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.models.imports import (

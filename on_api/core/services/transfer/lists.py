@@ -11,7 +11,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest
-from on_api.core.ipfs.cid import normalise
+from on_api.core.ipfs.formats.cid import normalise
 from on_api.core.models import Holding, Identity, Import, ImportItem
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.file import PRIVATE

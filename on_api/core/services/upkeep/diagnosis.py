@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 import on_api
 from on_api.core.errors import OnApiError, StartupError, WrongNode
-from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.settings import Settings
 
 SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
@@ -183,7 +183,7 @@ def _instance(settings: Settings) -> Iterator[Finding]:
 
 
 def _node(settings: Settings) -> Iterator[Finding]:
-    from on_api.core.ipfs.version import TESTED_RANGE
+    from on_api.core.ipfs.daemon.version import TESTED_RANGE
     from on_api.core.services.upkeep.node_adoption import asking
 
     async def ask() -> Finding:
@@ -255,7 +255,7 @@ def _some_content(settings: Settings) -> Cid | None:
 
 
 def _node_settings(settings: Settings) -> Iterator[Finding]:
-    from on_api.core.ipfs.repo import config_differences
+    from on_api.core.ipfs.daemon.repo import config_differences
 
     name = "node's settings"
     if settings.manages_node:
@@ -328,7 +328,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 def _node_ports(settings: Settings) -> Iterator[Finding]:
     """Those that the node of this home will want, while it may run without us or not at all."""
-    from on_api.core.ipfs.whose import rpc_port_of
+    from on_api.core.ipfs.daemon.whose import rpc_port_of
 
     if rpc_port_of(settings.home / "ipfs") is not None:
         return

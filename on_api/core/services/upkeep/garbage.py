@@ -17,7 +17,7 @@ from anyio import to_thread
 from sqlalchemy import exists, select
 
 from on_api.core.errors import OnApiError
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Content, Database, Lease, Pin
 from on_api.core.models.content import UNPINNING

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import NodeError
-from on_api.core.ipfs.client import Exchanged, IpfsNode
-from on_api.core.ipfs.identity import ExpectedNode, ManagedNodeExpected
-from on_api.core.ipfs.kubo import KuboNode
-from on_api.core.ipfs.repo import rpc_auth_of
-from on_api.core.ipfs.version import TESTED_RANGE
+from on_api.core.ipfs.daemon.repo import rpc_auth_of
+from on_api.core.ipfs.daemon.version import TESTED_RANGE
+from on_api.core.ipfs.kubo.control import KuboNode
+from on_api.core.ipfs.kubo.identity import ExpectedNode, ManagedNodeExpected
+from on_api.core.ipfs.port import Exchanged, IpfsNode
 from on_api.core.services.content import maintenance
 from on_api.core.services.content.maintenance import Outcome
 from on_api.core.settings import Settings

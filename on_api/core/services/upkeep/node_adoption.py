@@ -22,7 +22,7 @@ from on_api.core.errors import (
     OnApiError,
     WrongNode,
 )
-from on_api.core.ipfs.kubo import KuboNode
+from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.models import Database, Deployment
 from on_api.core.models.content import NODE_ID_LENGTH
 from on_api.core.services.accounts import audit

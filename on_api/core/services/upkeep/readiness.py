@@ -22,7 +22,7 @@ from sqlalchemy import update
 
 from on_api.core.crypto.secrets import Keyring
 from on_api.core.errors import NodeError, OnApiError
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.logging import log_failure
 from on_api.core.models import Database, Deployment
 from on_api.core.models.invalidation import Invalidations

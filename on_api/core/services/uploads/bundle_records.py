@@ -19,7 +19,7 @@ from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import ServiceUnavailable, Unauthorized
-from on_api.core.ipfs.bundle import Block, Bundle
+from on_api.core.ipfs.formats.bundle import Block, Bundle
 from on_api.core.models import Database
 from on_api.core.services.accounts.idempotency import Answered, Claim, IdempotencyService
 from on_api.core.services.accounts.keys import keys_in_force

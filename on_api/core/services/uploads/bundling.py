@@ -17,8 +17,8 @@ from contextvars import Context
 from anyio import to_thread
 
 from on_api.core.errors import Conflict, Unauthorized
-from on_api.core.ipfs.bundle import MOST_LINKS, Bundle, make_bundle
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.formats.bundle import MOST_LINKS, Bundle, make_bundle
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models.database import new_id
 from on_api.core.services.content.standing_lease import HeldLease, StandingLease

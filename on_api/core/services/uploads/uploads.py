@@ -28,9 +28,9 @@ from on_api.core.errors import (
     PayloadTooLarge,
     Unauthorized,
 )
-from on_api.core.ipfs.bundle import Block
-from on_api.core.ipfs.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
-from on_api.core.ipfs.client import Added, IpfsNode, StoredUnpinned
+from on_api.core.ipfs.formats.bundle import Block
+from on_api.core.ipfs.formats.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
+from on_api.core.ipfs.port import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database, File, UserUsage

@@ -17,9 +17,9 @@ from anyio import to_thread
 from sqlalchemy import exists, select
 
 from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import IpfsNode, PinStatus
-from on_api.core.ipfs.dag import DAG_CBOR, DagError, links_of
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR, DagError, links_of
+from on_api.core.ipfs.port import IpfsNode, PinStatus
 from on_api.core.models import Content, Database, Holding, Lease, LeasedPin, Pin
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import database_now, new_id

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from on_api.core.errors import BadRequest
-from on_api.core.ipfs.cid import normalise
-from on_api.core.ipfs.client import IpfsNode, PinStatus
+from on_api.core.ipfs.formats.cid import normalise
+from on_api.core.ipfs.port import IpfsNode, PinStatus
 
 PAGE = 500
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from on_api.core.ipfs.client import IpfsNode
+from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Database
 from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.content.keeper import Keeper

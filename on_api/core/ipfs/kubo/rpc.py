@@ -26,10 +26,10 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
-from on_api.core.ipfs.identity import ExpectedNode, Headers, NodeIdentity
-from on_api.core.ipfs.node_connection import NodeAnswer
-from on_api.core.ipfs.node_gateway import gateway_http
-from on_api.core.ipfs.node_http import NodeHttp
+from on_api.core.ipfs.gateway_client.client import NodeHttp
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer
+from on_api.core.ipfs.gateway_client.gateway import gateway_http
+from on_api.core.ipfs.kubo.identity import ExpectedNode, Headers, NodeIdentity
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from on_api.core.ipfs.cid import SHA2_256, Cid
-from on_api.core.ipfs.dag import DAG_CBOR
+from on_api.core.ipfs.formats.cid import SHA2_256, Cid
+from on_api.core.ipfs.formats.dag import DAG_CBOR
 
 MOST_LINKS = 256
 """In one bundle: a node of 11 KiB."""

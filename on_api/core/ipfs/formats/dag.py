@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 
 from on_api.core.errors import BadRequest
-from on_api.core.ipfs.cid import DAG_PB, RAW, Cid, read_varint
+from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid, read_varint
 
 DAG_CBOR = 0x71
 DAG_JSON = 0x0129

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import httptools
 
 from on_api.core.errors import NodeError, NodeTruncated
-from on_api.core.ipfs.node_heads import Headers, read_usual_head
+from on_api.core.ipfs.gateway_client.heads import Headers, read_usual_head
 
 JOINED_BYTES = 64 * 1024
 """An answer whose body is announced to be no longer is given out when all of it has come."""

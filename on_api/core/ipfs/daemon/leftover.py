@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs.repo import peer_id_of
-from on_api.core.ipfs.whose import lock_holder, rpc_port_of
+from on_api.core.ipfs.daemon.repo import peer_id_of
+from on_api.core.ipfs.daemon.whose import lock_holder, rpc_port_of
 
 LOOPBACK = "127.0.0.1"
 

@@ -19,14 +19,14 @@ from urllib.parse import urlsplit
 import requests
 
 from on_api.core.errors import NodeError, NodeRefused, NodeTimeout, NodeUnavailable
-from on_api.core.ipfs.bundle import Bundle
-from on_api.core.ipfs.cid import Cid
-from on_api.core.ipfs.client import Added, DagStat, Exchanged, NodeVersion, RepoStat
-from on_api.core.ipfs.identity import ExpectedNode
-from on_api.core.ipfs.kubo_data import KuboData
-from on_api.core.ipfs.kubo_http import NOT_PINNED, KuboHttp
-from on_api.core.ipfs.kubo_pins import KuboPins
-from on_api.core.ipfs.version import TESTED_RANGE, is_tested
+from on_api.core.ipfs.daemon.version import TESTED_RANGE, is_tested
+from on_api.core.ipfs.formats.bundle import Bundle
+from on_api.core.ipfs.formats.cid import Cid
+from on_api.core.ipfs.kubo.data import KuboData
+from on_api.core.ipfs.kubo.identity import ExpectedNode
+from on_api.core.ipfs.kubo.pins import KuboPins
+from on_api.core.ipfs.kubo.rpc import NOT_PINNED, KuboHttp
+from on_api.core.ipfs.port import Added, DagStat, Exchanged, NodeVersion, RepoStat
 from on_api.core.settings import Settings
 from on_api.core.streams.blocks import Bytes
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs.binary import inherited_environment
+from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.core.setting_groups import NodeSettings
 from on_api.core.settings import Settings
 

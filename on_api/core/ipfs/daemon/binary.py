@@ -26,7 +26,7 @@ from pathlib import Path
 import httpx
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs.version import KUBO_VERSION, TESTED_RANGE, is_tested, is_too_old
+from on_api.core.ipfs.daemon.version import KUBO_VERSION, TESTED_RANGE, is_tested, is_too_old
 from on_api.core.setting_groups import MIB, NodeSettings
 
 Say = Callable[[str], None]

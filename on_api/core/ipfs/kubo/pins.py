@@ -12,10 +12,10 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from on_api.core.errors import BlocksMissing, NodeError, NodeTimeout, NodeTruncated
-from on_api.core.ipfs.car import MAX_BLOCK_BYTES
-from on_api.core.ipfs.cid import RAW, Cid
-from on_api.core.ipfs.client import DagStat, PinStatus
-from on_api.core.ipfs.kubo_http import KuboHttp, NotPinned, unexpected_content
+from on_api.core.ipfs.formats.car import MAX_BLOCK_BYTES
+from on_api.core.ipfs.formats.cid import RAW, Cid
+from on_api.core.ipfs.kubo.rpc import KuboHttp, NotPinned, unexpected_content
+from on_api.core.ipfs.port import DagStat, PinStatus
 from on_api.core.setting_groups import IpfsSettings
 
 CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"

@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from on_api.core.errors import NodeError
-from on_api.core.ipfs.node_connection import NodeAnswer, Stale, Told
-from on_api.core.ipfs.node_heads import Headers
-from on_api.core.ipfs.node_http import NodeHttp
-from on_api.core.ipfs.repo import own_gateway_socket
+from on_api.core.ipfs.daemon.repo import own_gateway_socket
+from on_api.core.ipfs.gateway_client.client import NodeHttp
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer, Stale, Told
+from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.settings import Settings
 
 # Of one connection only (RFC 9110, 7.6.1), or said by the server that answers.

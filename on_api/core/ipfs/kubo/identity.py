@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from on_api.core.errors import NodeRefused, NodeUnavailable, StartupError, WrongNode
-from on_api.core.ipfs.repo import peer_id_of
-from on_api.core.ipfs.whose import rpc_port_of
+from on_api.core.ipfs.daemon.repo import peer_id_of
+from on_api.core.ipfs.daemon.whose import rpc_port_of
 
 FRESH_SECONDS = 1.0
 """An answer is believed so long without a thought."""

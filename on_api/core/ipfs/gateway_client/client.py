@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.ipfs.node_connection import Connection, NodeAnswer, Stale, Told
+from on_api.core.ipfs.gateway_client.connection import Connection, NodeAnswer, Stale, Told
 from on_api.core.setting_groups import IpfsSettings
 
 MAX_IDLE = 64

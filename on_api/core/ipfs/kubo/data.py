@@ -21,17 +21,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
 from on_api.core.errors import BadRequest, NodeError, NodeTruncated
-from on_api.core.ipfs.bundle import Block, Bundle
-from on_api.core.ipfs.car import car_header, car_section
-from on_api.core.ipfs.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
-from on_api.core.ipfs.client import Added, DagStat, PinStatus, StoredUnpinned
-from on_api.core.ipfs.kubo_http import (
-    KuboHttp,
-    failure,
-    translate,
-    unexpected,
-    unexpected_content,
-)
+from on_api.core.ipfs.formats.bundle import Block, Bundle
+from on_api.core.ipfs.formats.car import car_header, car_section
+from on_api.core.ipfs.formats.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
+from on_api.core.ipfs.kubo.rpc import KuboHttp, failure, translate, unexpected, unexpected_content
+from on_api.core.ipfs.port import Added, DagStat, PinStatus, StoredUnpinned
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.streams.blocks import Bytes
 

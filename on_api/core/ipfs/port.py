@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from on_api.core.errors import NodeError
-from on_api.core.ipfs.bundle import Bundle
-from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.formats.bundle import Bundle
+from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.streams.blocks import Bytes
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 
 import libipld
 
-from on_api.core.ipfs.cid import (
+from on_api.core.ipfs.formats.cid import (
     CHUNK_BYTES,
     DAG_PB,
     MAX_LINKS,

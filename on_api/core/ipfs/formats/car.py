@@ -14,7 +14,7 @@ from typing import Any
 import libipld
 
 from on_api.core.errors import BadRequest
-from on_api.core.ipfs.cid import Cid, varint
+from on_api.core.ipfs.formats.cid import Cid, varint
 from on_api.core.streams.blocks import Bytes
 
 MAX_BLOCK_BYTES = 2 * 1024 * 1024

@@ -13,7 +13,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 from on_api.core.errors import BadRequest, NotFound
-from on_api.core.ipfs.cid import Cid
+from on_api.core.ipfs.formats.cid import Cid
 
 REMEMBERED_PATHS = 2048
 REMEMBERED_BYTES = 512

@@ -22,10 +22,10 @@ from types import TracebackType
 from typing import Self
 
 from on_api.core.errors import StartupError
-from on_api.core.ipfs.binary import kubo_binary
-from on_api.core.ipfs.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
-from on_api.core.ipfs.repo import gateway_socket, kubo_environment, peer_id_of, prepare_repo
-from on_api.core.ipfs.whose import API_FILE, rpc_port_of
+from on_api.core.ipfs.daemon.binary import kubo_binary
+from on_api.core.ipfs.daemon.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
+from on_api.core.ipfs.daemon.repo import gateway_socket, kubo_environment, peer_id_of, prepare_repo
+from on_api.core.ipfs.daemon.whose import API_FILE, rpc_port_of
 from on_api.core.setting_groups import MIB, NodeSettings
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Formats of IPFS: CIDs, DAGs, UnixFS, CARs, bundles, multiaddrs, paths."""

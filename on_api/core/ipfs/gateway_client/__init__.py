@@ -1,0 +1,1 @@
+"""Our HTTP client for the node: one connection a call, small answers without a task."""
