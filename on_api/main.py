@@ -34,9 +34,9 @@ from on_api.core.services.upkeep.siblings import Sibling
 from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
 from on_api.public import docs, health, shares
-from on_api.public.gateway import Gateway
-from on_api.public.gateway_relay import Client
-from on_api.public.gateway_request import is_gateway_path
+from on_api.public.gateway.app import Gateway
+from on_api.public.gateway.relay import Client
+from on_api.public.gateway.request import is_gateway_path
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
 from on_api.worker.housekeeping import Housekeeper

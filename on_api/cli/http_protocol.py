@@ -13,8 +13,8 @@ from on_api.cli.framed_http import FramedHttp
 from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
 from on_api.cli.wire_answers import common_lines, write_whole
 from on_api.core.request_bodies import TAKE_BODY
-from on_api.public.gateway_answers import WRITE_WHOLE
-from on_api.public.gateway_request import ASKED, Said
+from on_api.public.gateway.answers import WRITE_WHOLE
+from on_api.public.gateway.request import ASKED, Said
 
 if TYPE_CHECKING:
     from on_api.main import Application

@@ -29,7 +29,7 @@ def documents() -> dict[str, str]:
     from on_api.core.openapi import openapi_document
     from on_api.core.settings import Settings
     from on_api.main import VERSIONS, create_app
-    from on_api.public.gateway_document import GATEWAY_PATHS
+    from on_api.public.gateway.document import GATEWAY_PATHS
 
     # The documents depend on no setting; the secret is only there because nothing starts without
     # one.

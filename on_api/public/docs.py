@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from on_api.core.head_requests import HeadRoute
 from on_api.core.openapi import ApiVersion, openapi_document
 from on_api.core.services.upkeep.diagnosis import SWAGGER_FOLDER
-from on_api.public.gateway_document import GATEWAY_PATHS
+from on_api.public.gateway.document import GATEWAY_PATHS
 
 STATIC_URL = "/docs/static"
 

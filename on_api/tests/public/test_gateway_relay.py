@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from on_api.core.models import Traffic
 from on_api.core.setting_groups import GatewaySettings
-from on_api.public.gateway import Gateway
+from on_api.public.gateway.app import Gateway
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until

@@ -19,9 +19,9 @@ from on_api.core.ipfs.gateway_client.connection import JOINED_BYTES, NodeAnswer,
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers, Key
 from on_api.core.services.traffic.metering import Charge
-from on_api.public.gateway_answers import Gathering, head_of, with_ours
-from on_api.public.gateway_memory import Memory, accept_of
-from on_api.public.gateway_request import ACCEL, Said
+from on_api.public.gateway.answers import Gathering, head_of, with_ours
+from on_api.public.gateway.memory import Memory, accept_of
+from on_api.public.gateway.request import ACCEL, Said
 
 access_logger = logging.getLogger("on_api.access")
 

@@ -12,8 +12,8 @@ from on_api.core.ipfs.formats.endings import ending_of
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.services.container import Services
 from on_api.core.services.traffic.metering import Charge
-from on_api.public.gateway_answers import OURS, Delivery
-from on_api.public.gateway_request import GatewayRequest
+from on_api.public.gateway.answers import OURS, Delivery
+from on_api.public.gateway.request import GatewayRequest
 
 LOCATION = b"@on_api_node"
 """nginx's way to the node: a name that no URL has."""

@@ -40,8 +40,8 @@ from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers
 from on_api.core.services.gateway.policy import Verdict
 from on_api.core.services.traffic.metering import Charge, Kind, Ticket
-from on_api.public.gateway_accel import Accelerator
-from on_api.public.gateway_answers import (
+from on_api.public.gateway.accel import Accelerator
+from on_api.public.gateway.answers import (
     WRITE_WHOLE,
     Delivery,
     Gathering,
@@ -49,9 +49,9 @@ from on_api.public.gateway_answers import (
     kept_private,
     with_ours,
 )
-from on_api.public.gateway_memory import Memory
-from on_api.public.gateway_relay import Relay
-from on_api.public.gateway_request import PASSED_ON, GatewayRequest, address_of
+from on_api.public.gateway.memory import Memory
+from on_api.public.gateway.relay import Relay
+from on_api.public.gateway.request import PASSED_ON, GatewayRequest, address_of
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswer, HotAnswers
 from on_api.core.services.traffic.metering import Charge
 from on_api.core.services.traffic.tally import Tally
-from on_api.public.gateway_request import READ
+from on_api.public.gateway.request import READ
 
 MOST_TALLIES = 10_000
 """Remembered by root, beside the answers."""
