@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
-from on_api.core.outbound import Outbound
+from on_api.core.net.outbound import Outbound
 from on_api.core.setting_groups import ImportsSettings
 
 

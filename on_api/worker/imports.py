@@ -27,7 +27,7 @@ from on_api.core.errors import (
     SourceUnavailable,
 )
 from on_api.core.ipfs.retrieval import GatewayFetcher
-from on_api.core.outbound import Outbound
+from on_api.core.net.outbound import Outbound
 from on_api.core.providers.opening import open_source
 from on_api.core.services.container import Services
 from on_api.core.services.transfer import jobs as import_jobs

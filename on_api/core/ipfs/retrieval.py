@@ -32,7 +32,7 @@ from on_api.core.ipfs.formats.car import (
 from on_api.core.ipfs.formats.cid import RAW, Cid
 from on_api.core.ipfs.formats.dag import DagError, TooComplexError, UnknownCodecError, links_of
 from on_api.core.ipfs.port import DagStat, IpfsNode
-from on_api.core.outbound import Answer, Outbound, check_url
+from on_api.core.net.outbound import Answer, Outbound, check_url
 from on_api.core.streams.blocks import Bytes
 
 CAR_TYPE = "application/vnd.ipld.car"

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from on_api.core.errors import BadRequest, SourceMalformed
-from on_api.core.outbound import Outbound
+from on_api.core.net.outbound import Outbound
 from on_api.core.providers import shapes
 from on_api.core.providers.base import CIDS, Page, Source, SourceItem, SourceSpec
 from on_api.core.providers.car import chunks_of

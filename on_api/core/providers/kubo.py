@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from on_api.core.ipfs.kubo.control import authorization
-from on_api.core.outbound import Outbound, check_url
+from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import KUBO, Page, Source, SourceSpec
 

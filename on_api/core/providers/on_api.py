@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from on_api.core.errors import BadRequest, SourceMalformed
-from on_api.core.outbound import Outbound, check_url
+from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import ON_API, Page, Source, SourceFile, SourceItem, SourceSpec
 from on_api.core.providers.pinning_api import PinningApiSource

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from on_api.core.outbound import Outbound
+from on_api.core.net.outbound import Outbound
 from on_api.core.providers.base import (
     CAR,
     CIDS,

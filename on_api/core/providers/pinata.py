@@ -15,7 +15,7 @@ from on_api.core.errors import (
     SourceMissing,
     SourceUnauthorized,
 )
-from on_api.core.outbound import Outbound, check_url
+from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import PINATA, Page, Source, SourceItem, SourceSpec
 

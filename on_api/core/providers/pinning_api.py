@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from on_api.core.errors import BadRequest, SourceMalformed
 from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES
-from on_api.core.outbound import Outbound, check_url
+from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import PINNING_API, Page, Source, SourceItem, SourceSpec
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from on_api.core.addresses import is_public
+from on_api.core.net.addresses import is_public
 
 PRIVATE_V4 = [
     "0.0.0.0",  # noqa: S104 (nothing is bound)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from on_api.core.addresses import Address, is_public
 from on_api.core.ipfs.formats import multiaddr
 from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES, Multiaddr, Resolver, dialable
+from on_api.core.net.addresses import Address, is_public
 
 PEER = "12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"
 OTHER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"

@@ -18,7 +18,6 @@ import httpcore
 import httpx
 import pytest
 
-from on_api.core.addresses import Address
 from on_api.core.errors import (
     AddressRefused,
     OnApiError,
@@ -28,7 +27,8 @@ from on_api.core.errors import (
     SourceUnauthorized,
     SourceUnavailable,
 )
-from on_api.core.outbound import MAX_JSON_DEPTH, Outbound, check_url
+from on_api.core.net.addresses import Address
+from on_api.core.net.outbound import MAX_JSON_DEPTH, Outbound, check_url
 from on_api.tests.certificates import certificate_for
 from on_api.tests.foreign import HTML, Asked, Reply, Service, limits, outbound, says, service
 

@@ -18,8 +18,8 @@ import dns.asyncresolver
 import dns.exception
 import libipld
 
-from on_api.core.addresses import Address, is_public
-from on_api.core.checked_connections import RESOLVE_SECONDS, look_up
+from on_api.core.net.addresses import Address, is_public
+from on_api.core.net.checked_connections import RESOLVE_SECONDS, look_up
 
 MAX_LENGTH = 512
 MAX_ADDRESSES = 20

@@ -31,7 +31,7 @@ from on_api.core.models.imports import (
     WAITING,
 )
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.outbound import check_url
+from on_api.core.net.outbound import check_url
 from on_api.core.providers.base import CAR, KUBO, ON_API, PINATA, SourceSpec
 from on_api.core.services.accounts.access import owned
 from on_api.core.services.accounts.master_secret import RowSealer

@@ -16,12 +16,12 @@ from contextlib import suppress
 from anyio import to_thread
 from sqlalchemy import func, select
 
-from on_api.core.addresses import is_public
 from on_api.core.errors import NodeUnavailable, OnApiError
 from on_api.core.ipfs.formats.multiaddr import Multiaddr
 from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Content, Database, Deployment
 from on_api.core.models.content import PINNED
+from on_api.core.net.addresses import is_public
 from on_api.core.services.content.pin_names import deployment
 from on_api.core.settings import Settings
 

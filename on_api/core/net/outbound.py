@@ -22,8 +22,6 @@ from typing import Any, TypeVar
 import httpcore
 import httpx
 
-from on_api.core.addresses import is_public
-from on_api.core.checked_connections import CheckedTransport, LookUp, look_up
 from on_api.core.errors import (
     AddressRefused,
     SourceError,
@@ -32,6 +30,8 @@ from on_api.core.errors import (
     SourceUnauthorized,
     SourceUnavailable,
 )
+from on_api.core.net.addresses import is_public
+from on_api.core.net.checked_connections import CheckedTransport, LookUp, look_up
 from on_api.core.setting_groups import ImportsSettings
 
 USER_AGENT = "on-api"

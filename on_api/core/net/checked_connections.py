@@ -18,8 +18,8 @@ from functools import lru_cache
 import httpcore
 import httpx
 
-from on_api.core.addresses import Address, is_public
 from on_api.core.errors import AddressRefused
+from on_api.core.net.addresses import Address, is_public
 from on_api.core.setting_groups import ImportsSettings
 
 MAX_ADDRESSES = 4
