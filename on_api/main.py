@@ -19,20 +19,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from on_api.core.error_handlers import ErrorHandlers
 from on_api.core.errors import OnApiError
-from on_api.core.head_requests import SlashRedirect
 from on_api.core.ipfs.port import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
-from on_api.core.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
 from on_api.core.models.revisions import check_revision
-from on_api.core.plain import PlainRoutes
-from on_api.core.routing import add_flat
 from on_api.core.services.accounts.rotation import secret_problem
 from on_api.core.services.container import Services
 from on_api.core.services.upkeep.siblings import Sibling
 from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
+from on_api.core.web.error_handlers import ErrorHandlers
+from on_api.core.web.head_requests import SlashRedirect
+from on_api.core.web.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
+from on_api.core.web.plain import PlainRoutes
+from on_api.core.web.routing import add_flat
 from on_api.public import docs, health, shares
 from on_api.public.gateway.app import Gateway
 from on_api.public.gateway.relay import Client

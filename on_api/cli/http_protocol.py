@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from on_api.cli.framed_http import FramedHttp
 from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
 from on_api.cli.wire_answers import common_lines, write_whole
-from on_api.core.request_bodies import TAKE_BODY
+from on_api.core.web.request_bodies import TAKE_BODY
 from on_api.public.gateway.answers import WRITE_WHOLE
 from on_api.public.gateway.request import ASKED, Said
 

@@ -26,8 +26,8 @@ def documents() -> dict[str, str]:
     """File name and text of each document, as they are committed."""
     from pydantic import SecretStr
 
-    from on_api.core.openapi import openapi_document
     from on_api.core.settings import Settings
+    from on_api.core.web.openapi import openapi_document
     from on_api.main import VERSIONS, create_app
     from on_api.public.gateway.document import GATEWAY_PATHS
 

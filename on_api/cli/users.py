@@ -116,8 +116,8 @@ def _check(model: type, **values: object) -> None:
     """Hold the command line to the API's own rules."""
     from pydantic import ValidationError
 
-    from on_api.core.error_texts import describe
     from on_api.core.errors import BadRequest
+    from on_api.core.web.error_texts import describe
 
     try:
         model(**values)

@@ -11,9 +11,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from on_api.core.head_requests import HeadRoute
-from on_api.core.openapi import ApiVersion, openapi_document
 from on_api.core.services.upkeep.diagnosis import SWAGGER_FOLDER
+from on_api.core.web.head_requests import HeadRoute
+from on_api.core.web.openapi import ApiVersion, openapi_document
 from on_api.public.gateway.document import GATEWAY_PATHS
 
 STATIC_URL = "/docs/static"

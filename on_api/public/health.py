@@ -6,11 +6,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from on_api.core.dependencies import ServicesDep
 from on_api.core.metrics import CONTENT_TYPE
-from on_api.core.routing import ApiRoute
 from on_api.core.schemas.node import Check, Health, Readiness
 from on_api.core.services.upkeep.siblings import Sibling
+from on_api.core.web.dependencies import ServicesDep
+from on_api.core.web.routing import ApiRoute
 
 router = APIRouter(tags=["health"], route_class=ApiRoute)
 

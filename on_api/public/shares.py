@@ -18,9 +18,6 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from on_api.core.binary_bodies import UNCHANGED_HEADERS, binary_answer, header
-from on_api.core.dependencies import ClientDep, ServicesDep
-from on_api.core.error_handlers import FAILURE, ErrorFormat, render_failure
 from on_api.core.errors import (
     BadRequest,
     ContentDamaged,
@@ -43,15 +40,18 @@ from on_api.core.errors import (
     WrongPassphrase,
 )
 from on_api.core.models.file import FOR_PASSPHRASE
-from on_api.core.openapi import REF
-from on_api.core.responses import file_response
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.container import Services
 from on_api.core.services.files.reading import Opener, Reading
 from on_api.core.services.shares.shares import PASSWORD_LENGTH, Shared
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.streams.blocks import Bytes
+from on_api.core.web.binary_bodies import UNCHANGED_HEADERS, binary_answer, header
+from on_api.core.web.dependencies import ClientDep, ServicesDep
+from on_api.core.web.error_handlers import FAILURE, ErrorFormat, render_failure
+from on_api.core.web.openapi import REF
+from on_api.core.web.responses import file_response
+from on_api.core.web.routing import ApiRoute, documented
 from on_api.public.share_page import Offer, message_page, offer_page
 
 PREFIX = "/s"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from on_api.core.error_handlers import FAILURE
-from on_api.core.openapi import ApiVersion
-from on_api.core.routing import add_flat
+from on_api.core.web.error_handlers import FAILURE
+from on_api.core.web.openapi import ApiVersion
+from on_api.core.web.routing import add_flat
 from on_api.v1.endpoints import (
     audit,
     auth,

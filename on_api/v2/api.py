@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from on_api.core.error_handlers import FAILURE, PROBLEM
-from on_api.core.openapi import ApiVersion
-from on_api.core.routing import add_flat
+from on_api.core.web.error_handlers import FAILURE, PROBLEM
+from on_api.core.web.openapi import ApiVersion
+from on_api.core.web.routing import add_flat
 from on_api.v1.endpoints.auth import router as auth
 from on_api.v1.endpoints.exports import router as exports
 from on_api.v1.endpoints.identities import router as identities

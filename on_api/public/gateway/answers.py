@@ -19,7 +19,6 @@ from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.formats.endings import CarEnding, TarEnding, ending_of
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.ipfs.gateway_client.heads import Headers
-from on_api.core.responses import until_disconnect
 from on_api.core.services.gateway.hot_answers import (
     HotAnswer,
     HotAnswers,
@@ -28,6 +27,7 @@ from on_api.core.services.gateway.hot_answers import (
     is_constant,
 )
 from on_api.core.services.traffic.metering import Ticket
+from on_api.core.web.responses import until_disconnect
 
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """Pages work, in an origin of their own that nothing else has: no cookie, no storage, no API of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from on_api.core.binary_bodies import LOCATION, UNCHANGED_HEADERS, binary_answer, header
+from on_api.core.web.binary_bodies import LOCATION, UNCHANGED_HEADERS, binary_answer, header
 
 
 def _parameter(

@@ -16,9 +16,9 @@ from uvicorn.server import ServerState
 from on_api.cli.framed_http import FramedHttp
 from on_api.cli.http_framing import MAX_HEAD_BYTES
 from on_api.cli.http_protocol import BoundedHttp
-from on_api.core.error_handlers import render_failure
 from on_api.core.errors import OnApiError
 from on_api.core.setting_groups import ConnectionSettings
+from on_api.core.web.error_handlers import render_failure
 
 HOST = b"Host: a\r\n"
 INNER = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"

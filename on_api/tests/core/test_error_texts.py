@@ -17,8 +17,8 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from on_api.core.error_texts import MAX_REPORTED, describe
 from on_api.core.schemas.common import Meta
+from on_api.core.web.error_texts import MAX_REPORTED, describe
 
 
 class Thing(BaseModel):

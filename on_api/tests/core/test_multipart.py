@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
-from on_api.core.multipart import MAX_FIELD_BYTES, MAX_PREAMBLE_BYTES, MultipartReader
+from on_api.core.web.multipart import MAX_FIELD_BYTES, MAX_PREAMBLE_BYTES, MultipartReader
 
 FORM = "multipart/form-data; boundary=b0undary"
 Seen = list[tuple[str, str | None, str | None, bytes]]

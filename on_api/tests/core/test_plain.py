@@ -13,8 +13,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from on_api.core.plain import served_plainly
-from on_api.core.routing import MAX_BODY_BYTES, ApiRoute
+from on_api.core.web.plain import served_plainly
+from on_api.core.web.routing import MAX_BODY_BYTES, ApiRoute
 from on_api.tests.conftest import Account, Server
 
 CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
@@ -271,7 +271,7 @@ def test_content_is_the_same_both_ways(server: Server, alice: Account, bob: Acco
 def test_a_short_cut_needs_a_principal() -> None:
     """An endpoint that asks for nobody can't be given one by mistake: the application refuses to
     be built."""
-    from on_api.core.dependencies import scopes_of
+    from on_api.core.web.dependencies import scopes_of
 
     async def serve(*_: object) -> None:
         """Nothing."""

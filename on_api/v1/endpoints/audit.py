@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from on_api.core.dependencies import Admin, PageQuery, SessionDep
-from on_api.core.routing import ApiRoute
 from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.node import AuditEvent, AuditList
 from on_api.core.services.accounts.audit import events
+from on_api.core.web.dependencies import Admin, PageQuery, SessionDep
+from on_api.core.web.routing import ApiRoute
 
 v1_only = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
 

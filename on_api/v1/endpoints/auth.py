@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from on_api.core.dependencies import ClientDep, ServicesDep, SessionDep
 from on_api.core.errors import Conflict, Forbidden, TooManyRequests, Unauthorized
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.auth import BEARER, Registration, Token
 from on_api.core.schemas.users import User
 from on_api.core.services.accounts.keys import parse_scopes
 from on_api.core.services.accounts.scrypt_pool import Asker
+from on_api.core.web.dependencies import ClientDep, ServicesDep, SessionDep
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=ApiRoute)
 

@@ -10,8 +10,6 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from on_api.core.binary_bodies import binary_answer, header
-from on_api.core.dependencies import ClientDep, ExportRead, ServicesDep, act_as
 from on_api.core.errors import (
     EgressBudgetExceeded,
     NodeError,
@@ -19,11 +17,13 @@ from on_api.core.errors import (
     NodeTruncated,
     NodeUnavailable,
 )
-from on_api.core.responses import SANDBOX, ContentResponse, have_counted
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.services.accounts import audit
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.services.transfer.exports import CAR_TYPE, metadata, open_car, pins_list
+from on_api.core.web.binary_bodies import binary_answer, header
+from on_api.core.web.dependencies import ClientDep, ExportRead, ServicesDep, act_as
+from on_api.core.web.responses import SANDBOX, ContentResponse, have_counted
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
 

@@ -9,26 +9,6 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from on_api.core.binary_bodies import (
-    LOCATION,
-    RAW_BODY,
-    UNCHANGED_HEADERS,
-    UPLOAD_FORM,
-    binary_answer,
-)
-from on_api.core.dependencies import (
-    AttemptDep,
-    ClientDep,
-    FileId,
-    FileQuery,
-    FilesRead,
-    FilesWrite,
-    PageQuery,
-    PassphraseDep,
-    ServicesDep,
-    SessionDep,
-    UploadQuery,
-)
 from on_api.core.errors import (
     Conflict,
     ContentDamaged,
@@ -50,11 +30,6 @@ from on_api.core.errors import (
     WrongPassphrase,
 )
 from on_api.core.models import File as FileRow
-from on_api.core.multipart import MultipartReader
-from on_api.core.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
-from on_api.core.request_bodies import body_of
-from on_api.core.responses import file_response, redirect_to_fallback
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.files import (
     FileChanging,
     FileList,
@@ -73,7 +48,32 @@ from on_api.core.services.files.files import FileFacts, change_file, delete_file
 from on_api.core.services.files.visibility import find_change
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.services.uploads.uploads import IncomingFile
-from on_api.core.upload_forms import (
+from on_api.core.web.binary_bodies import (
+    LOCATION,
+    RAW_BODY,
+    UNCHANGED_HEADERS,
+    UPLOAD_FORM,
+    binary_answer,
+)
+from on_api.core.web.dependencies import (
+    AttemptDep,
+    ClientDep,
+    FileId,
+    FileQuery,
+    FilesRead,
+    FilesWrite,
+    PageQuery,
+    PassphraseDep,
+    ServicesDep,
+    SessionDep,
+    UploadQuery,
+)
+from on_api.core.web.multipart import MultipartReader
+from on_api.core.web.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
+from on_api.core.web.request_bodies import body_of
+from on_api.core.web.responses import file_response, redirect_to_fallback
+from on_api.core.web.routing import ApiRoute, documented
+from on_api.core.web.upload_forms import (
     PASSPHRASE_HEADER,
     PLAIN_OPTIONS,
     UploadOptions,

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Response
 
-from on_api.core.dependencies import (
-    ClientDep,
-    FilesRead,
-    KeysWrite,
-    ServicesDep,
-    SessionDep,
-    act_as,
-)
 from on_api.core.errors import Conflict, Forbidden, SecretUnavailable, TooManyRequests
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.identities import (
     ExportedIdentities,
     Identity,
@@ -23,6 +14,15 @@ from on_api.core.schemas.identities import (
 )
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.files.identities import identities_of
+from on_api.core.web.dependencies import (
+    ClientDep,
+    FilesRead,
+    KeysWrite,
+    ServicesDep,
+    SessionDep,
+    act_as,
+)
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRoute)
 

@@ -8,16 +8,6 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from on_api.core.binary_bodies import CAR_BODY, binary_answer
-from on_api.core.dependencies import (
-    AttemptDep,
-    ImportId,
-    ImportStatusQuery,
-    ImportsWrite,
-    PageQuery,
-    ServicesDep,
-    SessionDep,
-)
 from on_api.core.errors import (
     BadCar,
     Conflict,
@@ -34,8 +24,6 @@ from on_api.core.errors import (
 )
 from on_api.core.models import Import as ImportRow
 from on_api.core.providers.base import CAR
-from on_api.core.request_bodies import checked_stream
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import Absent, Text
 from on_api.core.schemas.imports import (
     Import,
@@ -53,7 +41,19 @@ from on_api.core.services.transfer.imports import (
     standings_of,
 )
 from on_api.core.services.transfer.reports import REPORTS
-from on_api.core.upload_forms import announced_by_body, raw_media_type
+from on_api.core.web.binary_bodies import CAR_BODY, binary_answer
+from on_api.core.web.dependencies import (
+    AttemptDep,
+    ImportId,
+    ImportStatusQuery,
+    ImportsWrite,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+)
+from on_api.core.web.request_bodies import checked_stream
+from on_api.core.web.routing import ApiRoute, documented
+from on_api.core.web.upload_forms import announced_by_body, raw_media_type
 
 router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)

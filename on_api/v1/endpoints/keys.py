@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from on_api.core.dependencies import (
+from on_api.core.errors import NotFound
+from on_api.core.schemas.keys import Key, KeyCreate, KeyCreated, KeyList
+from on_api.core.services.accounts.keys import KeyRequest, get_key, keys_of
+from on_api.core.web.dependencies import (
     ClientDep,
     KeyId,
     KeysWrite,
@@ -13,10 +16,7 @@ from on_api.core.dependencies import (
     SessionDep,
     act_as,
 )
-from on_api.core.errors import NotFound
-from on_api.core.routing import ApiRoute, documented
-from on_api.core.schemas.keys import Key, KeyCreate, KeyCreated, KeyList
-from on_api.core.services.accounts.keys import KeyRequest, get_key, keys_of
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)

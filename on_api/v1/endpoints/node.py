@@ -7,11 +7,11 @@ from dataclasses import asdict
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
-from on_api.core.dependencies import Admin, ServicesDep
 from on_api.core.errors import NodeTimeout, NodeUnavailable
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.node import Maintenance, NodeInfo
 from on_api.core.services.upkeep.node import MaintenanceReport, describe_node, maintenance_report
+from on_api.core.web.dependencies import Admin, ServicesDep
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/node", tags=["node"], route_class=ApiRoute)
 

@@ -13,20 +13,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import TypeAdapter, ValidationError
 
-from on_api.core.dependencies import (
-    PinsRead,
-    PinsWrite,
-    ServicesDep,
-    SessionDep,
-    TransactionDep,
-)
-from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, InsufficientFunds, NotFound
-from on_api.core.json_text import read_json
 from on_api.core.models import Pin as PinRow
 from on_api.core.pagination import TimePage
-from on_api.core.plain import JsonAnswer, PlainRequest, served_plainly
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import GivenMoment
 from on_api.core.schemas.pins import (
     MAX_META,
@@ -39,6 +28,17 @@ from on_api.core.schemas.pins import (
     TextMatchingStrategy,
 )
 from on_api.core.services.pins.pins import PinFilter, get_pin, pins_of
+from on_api.core.web.dependencies import (
+    PinsRead,
+    PinsWrite,
+    ServicesDep,
+    SessionDep,
+    TransactionDep,
+)
+from on_api.core.web.error_texts import describe
+from on_api.core.web.json_text import read_json
+from on_api.core.web.plain import JsonAnswer, PlainRequest, served_plainly
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/pins", tags=["pins"], route_class=ApiRoute)
 

@@ -7,7 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from on_api.core.dependencies import (
+from on_api.core.errors import NotFound, TooManyRequests
+from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
+from on_api.core.services.accounts.scrypt_pool import Asker
+from on_api.core.services.shares.shares import ShareRequest, get_share, shares_of
+from on_api.core.web.dependencies import (
     ClientDep,
     PageQuery,
     ServicesDep,
@@ -17,11 +21,7 @@ from on_api.core.dependencies import (
     SharesWrite,
     act_as,
 )
-from on_api.core.errors import NotFound, TooManyRequests
-from on_api.core.routing import ApiRoute, documented
-from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
-from on_api.core.services.accounts.scrypt_pool import Asker
-from on_api.core.services.shares.shares import ShareRequest, get_share, shares_of
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)

@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from on_api.core.dependencies import ServicesDep, SessionDep, TrafficRead
 from on_api.core.errors import NotFound
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.common import Absent, GivenMoment
 from on_api.core.schemas.traffic import TrafficReport
 from on_api.core.services.accounts.access import Scope
@@ -21,6 +19,8 @@ from on_api.core.services.traffic.reports import (
     SortBy,
     make_report,
 )
+from on_api.core.web.dependencies import ServicesDep, SessionDep, TrafficRead
+from on_api.core.web.routing import ApiRoute, documented
 
 MAX_LINES = 1000
 

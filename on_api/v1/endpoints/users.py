@@ -6,19 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from on_api.core.dependencies import (
-    Admin,
-    ClientDep,
-    CurrentUser,
-    KeysWrite,
-    PageQuery,
-    ServicesDep,
-    SessionDep,
-    UserId,
-    act_as,
-)
 from on_api.core.errors import Conflict, NotFound, TooManyRequests
-from on_api.core.routing import ApiRoute, documented
 from on_api.core.schemas.files import FileList, StoredFile
 from on_api.core.schemas.users import (
     MeUpdate,
@@ -33,6 +21,18 @@ from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.accounts.users import all_users, get_user
 from on_api.core.services.files.files import FileFilter, files_of
 from on_api.core.services.traffic.usage import usage_of
+from on_api.core.web.dependencies import (
+    Admin,
+    ClientDep,
+    CurrentUser,
+    KeysWrite,
+    PageQuery,
+    ServicesDep,
+    SessionDep,
+    UserId,
+    act_as,
+)
+from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
 v1_only = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)

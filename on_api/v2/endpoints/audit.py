@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from on_api.core.dependencies import Admin, CursorQuery, SessionDep
-from on_api.core.routing import ApiRoute
 from on_api.core.schemas.common import Absent, Answer, NextCursor, Text
 from on_api.core.schemas.node import AuditEvent
 from on_api.core.services.accounts.audit import events
+from on_api.core.web.dependencies import Admin, CursorQuery, SessionDep
+from on_api.core.web.routing import ApiRoute
 
 router = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
 

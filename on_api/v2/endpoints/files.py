@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
-from on_api.core.dependencies import CursorQuery, FileQuery, FilesRead, ServicesDep, SessionDep
-from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.files import StoredFile
 from on_api.core.services.files.files import files_of
+from on_api.core.web.dependencies import CursorQuery, FileQuery, FilesRead, ServicesDep, SessionDep
+from on_api.core.web.routing import ApiRoute, add_flat
 from on_api.v1.endpoints.files import router as unchanged
 
 router = APIRouter(route_class=ApiRoute)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
-from on_api.core.dependencies import (
+from on_api.core.errors import NotFound
+from on_api.core.schemas.common import Answer, NextCursor
+from on_api.core.schemas.imports import Import, ImportItem
+from on_api.core.services.transfer.imports import imports_of, items_of, standings_of
+from on_api.core.web.dependencies import (
     CursorQuery,
     ImportId,
     ImportStatusQuery,
     ImportsWrite,
     SessionDep,
 )
-from on_api.core.errors import NotFound
-from on_api.core.routing import ApiRoute, add_flat, documented
-from on_api.core.schemas.common import Answer, NextCursor
-from on_api.core.schemas.imports import Import, ImportItem
-from on_api.core.services.transfer.imports import imports_of, items_of, standings_of
+from on_api.core.web.routing import ApiRoute, add_flat, documented
 from on_api.v1.endpoints.imports import router as unchanged
 
 router = APIRouter(route_class=ApiRoute)

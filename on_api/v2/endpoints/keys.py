@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
-from on_api.core.dependencies import CursorQuery, KeysWrite, SessionDep
-from on_api.core.routing import ApiRoute, add_flat
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.keys import Key
 from on_api.core.services.accounts.keys import keys_of
+from on_api.core.web.dependencies import CursorQuery, KeysWrite, SessionDep
+from on_api.core.web.routing import ApiRoute, add_flat
 from on_api.v1.endpoints.keys import router as unchanged
 
 router = APIRouter(route_class=ApiRoute)

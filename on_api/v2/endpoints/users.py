@@ -5,14 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
-from on_api.core.dependencies import Admin, CursorQuery, ServicesDep, SessionDep, UserId
 from on_api.core.errors import NotFound
-from on_api.core.routing import ApiRoute, add_flat, documented
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.files import StoredFile
 from on_api.core.schemas.users import User
 from on_api.core.services.accounts.users import all_users, get_user
 from on_api.core.services.files.files import FileFilter, files_of
+from on_api.core.web.dependencies import Admin, CursorQuery, ServicesDep, SessionDep, UserId
+from on_api.core.web.routing import ApiRoute, add_flat, documented
 from on_api.v1.endpoints.users import router as unchanged
 from on_api.v2.endpoints.files import FilePage
 

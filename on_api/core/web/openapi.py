@@ -12,7 +12,6 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
-from on_api.core.error_handlers import FAILURE, ErrorFormat
 from on_api.core.errors import (
     BadRequest,
     Conflict,
@@ -26,6 +25,7 @@ from on_api.core.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from on_api.core.web.error_handlers import FAILURE, ErrorFormat
 
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
-from on_api.core.header_values import TEXT_CODINGS, read_filename, read_parameters, read_text
 from on_api.core.streams.blocks import Bytes
+from on_api.core.web.header_values import TEXT_CODINGS, read_filename, read_parameters, read_text
 
 MAX_HEADERS = 16
 MAX_HEADER_BYTES = 8 * 1024

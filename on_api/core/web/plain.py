@@ -21,14 +21,14 @@ from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from on_api.core.dependencies import bearer_key, scopes_of
 from on_api.core.errors import BadRequest
-from on_api.core.inputs import UNUSUAL, in_time, read_pairs
-from on_api.core.json_text import read_json
-from on_api.core.routing import MAX_BODY_BYTES
 from on_api.core.services.accounts import access
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
+from on_api.core.web.dependencies import bearer_key, scopes_of
+from on_api.core.web.inputs import UNUSUAL, in_time, read_pairs
+from on_api.core.web.json_text import read_json
+from on_api.core.web.routing import MAX_BODY_BYTES
 
 _SERVED = "_on_api_served_plainly"
 _JSON = b"application/json"

@@ -12,18 +12,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from on_api.core.error_texts import describe
 from on_api.core.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
-from on_api.core.json_text import RepeatedName, read_json
 from on_api.core.media_types import BINARY, tidied
 from on_api.core.models.file import PRIVATE
-from on_api.core.multipart import MultipartReader, Part
 from on_api.core.schemas.common import Meta
 from on_api.core.schemas.files import FileName, Recipients, Visibility
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.files.private_files import Audience
 from on_api.core.services.uploads.uploads import IncomingFile
 from on_api.core.streams.blocks import Bytes
+from on_api.core.web.error_texts import describe
+from on_api.core.web.json_text import RepeatedName, read_json
+from on_api.core.web.multipart import MultipartReader, Part
 
 FILE_FIELD = "file"
 FORM_OVERHEAD = 64 * 1024

@@ -23,7 +23,6 @@ from on_api.core.pagination import (
     Position,
     TimePage,
 )
-from on_api.core.routing import ApiRoute, Transaction
 from on_api.core.schemas.common import Absent, GivenMoment, Text
 from on_api.core.schemas.files import Visibility
 from on_api.core.schemas.imports import ItemStatus
@@ -32,7 +31,8 @@ from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
-from on_api.core.upload_forms import (
+from on_api.core.web.routing import ApiRoute, Transaction
+from on_api.core.web.upload_forms import (
     PASSPHRASE_HEADER,
     UploadOptions,
     check_option,

@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from on_api.core.error_texts import describe
 from on_api.core.errors import (
     BadRequest,
     InternalError,
@@ -27,8 +26,9 @@ from on_api.core.errors import (
     ServiceUnavailable,
 )
 from on_api.core.logging import log_failure, request_id
-from on_api.core.middleware import NOSNIFF, REQUEST_ID, new_request_id
 from on_api.core.schemas.errors import Failure, FailureError, Problem
+from on_api.core.web.error_texts import describe
+from on_api.core.web.middleware import NOSNIFF, REQUEST_ID, new_request_id
 
 logger = logging.getLogger(__name__)
 

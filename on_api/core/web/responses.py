@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from on_api.core.conditional import plan
-from on_api.core.middleware import TICKET
 from on_api.core.services.files.reading import Reading
 from on_api.core.services.traffic.metering import Charge, Meter
 from on_api.core.setting_groups import GatewaySettings
 from on_api.core.streams.blocks import Bytes
+from on_api.core.web.middleware import TICKET
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Of every response that carries users' bytes: whatever they are, they get no origin of ours and

@@ -12,9 +12,9 @@ from typing import Protocol, TypeVar
 
 from starlette.requests import Request
 
-from on_api.core.digests import SentDigests
 from on_api.core.errors import RequestTimeout
 from on_api.core.streams.blocks import Bytes, Room
+from on_api.core.web.digests import SentDigests
 
 TAKE_BODY = "on_api.take_body"
 """Where in the scope the function is that makes a `BlockedBody`; it is given the room where its

@@ -19,17 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import BaseRoute, compile_path
 from starlette.types import Message, Receive
 
-from on_api.core.digests import SentDigests
 from on_api.core.errors import OnApiError, PayloadTooLarge
-from on_api.core.head_requests import HeadRoute
-from on_api.core.inputs import (
-    DeclaredOptions,
-    WholeRequest,
-    in_time,
-    read_form,
-    refuse_misread,
-    refuse_other_charset,
-)
 from on_api.core.models import Database
 from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
@@ -38,6 +28,16 @@ from on_api.core.services.accounts.idempotency import (
     IdempotencyService,
 )
 from on_api.core.setting_groups import ConnectionSettings
+from on_api.core.web.digests import SentDigests
+from on_api.core.web.head_requests import HeadRoute
+from on_api.core.web.inputs import (
+    DeclaredOptions,
+    WholeRequest,
+    in_time,
+    read_form,
+    refuse_misread,
+    refuse_other_charset,
+)
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of

@@ -22,11 +22,11 @@ from pydantic.fields import FieldInfo
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from on_api.core.digests import DIGEST_HEADERS
 from on_api.core.errors import BadRequest, RequestTimeout, UnsupportedMediaType
-from on_api.core.header_values import TEXT_CODINGS, read_parameters
-from on_api.core.json_text import RepeatedName, read_json
 from on_api.core.setting_groups import ConnectionSettings
+from on_api.core.web.digests import DIGEST_HEADERS
+from on_api.core.web.header_values import TEXT_CODINGS, read_parameters
+from on_api.core.web.json_text import RepeatedName, read_json
 
 ONCE = frozenset(
     {

@@ -1,0 +1,1 @@
+"""What endpoints of every version share: dependencies, routing, requests and answers, OpenAPI."""
