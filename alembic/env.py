@@ -16,11 +16,11 @@ from sqlalchemy import JSON, Connection, text
 from sqlalchemy.engine import make_url
 
 from alembic import context
-from on_api.cli.context import load_settings as read_settings
 from on_api.core.errors import StartupError
 from on_api.core.models import Base, Database
 from on_api.core.models.database import UTCDateTime
 from on_api.core.settings import Settings
+from on_api.server.process import load_settings as read_settings
 
 LOCK_TIMEOUT = "10s"
 """A migration that waits longer for a table gives up rather than queue everyone else behind it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version as release_of
 
@@ -31,11 +31,10 @@ from on_api.core.settings import Settings
 from on_api.core.web.error_handlers import ErrorHandlers
 from on_api.core.web.head_requests import SlashRedirect
 from on_api.core.web.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
-from on_api.core.web.plain import PlainRoutes
+from on_api.core.web.resource_routes import ResourceRoutes
 from on_api.core.web.routing import add_flat
 from on_api.public import docs, health, shares
 from on_api.public.gateway.app import Gateway
-from on_api.public.gateway.relay import Client
 from on_api.public.gateway.request import is_gateway_path
 from on_api.v1.api import VERSION as V1
 from on_api.v2.api import VERSION as V2
@@ -48,21 +47,12 @@ VERSIONS = (V1, V2)
 NEWS_SECONDS = 5.0
 """How long a start waits until the news of other processes are heard."""
 
-QuickAnswer = Callable[[bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bytes] | None]
-"""See `Memory.quick_answer`."""
-QuickRelay = Callable[[bytes, Sequence[tuple[bytes, bytes]], Client], bool]
-"""See `Relay.begin`."""
-
 
 class Application(FastAPI):
     """FastAPI with the gateway beside it: what is asked most often goes through none of the
     framework."""
 
     gateway: ASGIApp
-    quick_answer: QuickAnswer
-    """For on-api's own server: what it asks before it asks the usual way."""
-    quick_relay: QuickRelay
-    """The same; what it asks next."""
     connection_limits: ConnectionSettings
     """For on-api's own server: how many it serves, and how long it waits for them."""
     render_error: Callable[[str, OnApiError], Response]
@@ -103,8 +93,7 @@ def create_app(
     app.state.sibling = sibling
     app.state.is_up = lambda: None
     gateway = Gateway(services)
-    app.gateway = gateway
-    app.quick_answer, app.quick_relay = gateway.quick_answer, gateway.quick_relay
+    app.gateway = app.state.gateway = gateway
 
     handlers = ErrorHandlers(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
@@ -151,7 +140,7 @@ def create_app(
     for version in VERSIONS:
         add_flat(app.router, version.router)
     add_flat(app.router, shares.router)
-    app.router.middleware_stack = PlainRoutes(app.router.app, app.router.routes, services)
+    app.router.middleware_stack = ResourceRoutes(app.router.app, app.router.routes)
     add_flat(app.router, health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     app.router.default = SlashRedirect(app.router.routes, settings.public_url, app.router.default)

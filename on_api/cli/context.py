@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
-from on_api.cli import collector
 from on_api.core.errors import DatabaseUnavailable, StartupError
-from on_api.core.settings import Settings, UnknownSettingError
+from on_api.core.settings import Settings
+from on_api.server import collector
+from on_api.server.process import load_settings
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -25,29 +21,6 @@ if TYPE_CHECKING:
     from on_api.core.models import Database
     from on_api.core.services.accounts.container import Accounts
     from on_api.core.services.container import Services
-
-
-def load_settings(**given: object) -> Settings:
-    """Settings from the environment and `.env`, but for those given. Raises `StartupError` naming
-    each wrong variable, never its value."""
-    try:
-        return Settings(**given)  # type: ignore[arg-type]  # checked by Pydantic
-    except UnknownSettingError as error:
-        raise StartupError(f"The settings are wrong: {error}.") from None
-    except SettingsError as error:
-        # Its text names the outermost field only: cors, of ON_API_CORS__ORIGINS.
-        [field] = re.findall(r'field "(\w+)"', str(error)) or ["?"]
-        raise StartupError(
-            f"The settings are wrong. ON_API_{field.upper()}: not valid JSON; a list is written"
-            ' ["https://a.example", "https://b.example"].'
-        ) from None
-    except ValidationError as error:
-        mistakes = []
-        for mistake in error.errors(include_url=False, include_input=False, include_context=False):
-            name = "__".join(str(step) for step in mistake["loc"]).upper()
-            words = mistake["msg"].removeprefix("Value error, ")
-            mistakes.append(f"ON_API_{name}: {words}" if name else words)
-        raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
 
 
 def command_settings(*, warns: bool = True) -> Settings:
@@ -156,20 +129,6 @@ def account_scope() -> Iterator[tuple[Accounts, Session]]:
             yield accounts, session
     finally:
         accounts.database.dispose()
-
-
-def end_politely_when_told() -> None:
-    """SIGTERM ends the command as Ctrl-C does: with what it started stopped.
-
-    SIGINT is named too: a script that starts us in its background (`on-api node run &`) has us
-    inherit it ignored, and Python then leaves it so.
-    """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def print_json(value: object) -> None:

@@ -7,14 +7,9 @@ from typing import Annotated
 
 import typer
 
-from on_api.cli.context import (
-    account_scope,
-    command_services,
-    end_politely_when_told,
-    print_json,
-    print_table,
-)
+from on_api.cli.context import account_scope, command_services, print_json, print_table
 from on_api.cli.log_lines import lines_of
+from on_api.server.process import end_politely_when_told
 
 app = typer.Typer(help="The gateway: its deny list, its refunds.", no_args_is_help=True)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from on_api.cli import admin_keys
-from on_api.cli.context import load_settings, open_database, prepare_home
+from on_api.cli.context import open_database, prepare_home
+from on_api.server.process import load_settings
 
 if TYPE_CHECKING:
     from on_api.core.models import Database

@@ -12,12 +12,13 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from on_api.cli import collector
-from on_api.cli.context import end_politely_when_told, load_settings
-from on_api.cli.crew import NODE_RESTARTED, UP
-from on_api.cli.serving import build_server, keep_freed_memory, run_server
+from on_api.cli.lanes import chosen_lanes
 from on_api.core.errors import OnApiError
 from on_api.core.logging import configure_logging
+from on_api.server import collector
+from on_api.server.crew import NODE_RESTARTED, UP
+from on_api.server.process import end_politely_when_told, load_settings
+from on_api.server.serving import build_server, keep_freed_memory, run_server
 
 if TYPE_CHECKING:
     from on_api.main import Application
@@ -37,7 +38,7 @@ def main(number: int, listener: socket.socket, line: socket.socket) -> None:
     collector.begin()
     app.state.is_up = lambda: line.send(UP)
     threading.Thread(target=_hear, args=(line, app), name="on-api-line", daemon=True).start()
-    run_server(build_server(app), listener)
+    run_server(build_server(*chosen_lanes(settings, app)), listener)
 
 
 def _hear(line: socket.socket, app: Application) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli import collector
-from on_api.cli.context import command_settings, end_politely_when_told, load_settings
+from on_api.cli.context import command_settings
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.daemon.version import TESTED_RANGE
 from on_api.core.settings import Settings
+from on_api.server import collector
+from on_api.server.process import end_politely_when_told, load_settings
 
 if TYPE_CHECKING:
     from on_api.core.services.upkeep.node import NodeDescription

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli import admin_keys, collector
-from on_api.cli.context import (
-    end_politely_when_told,
-    load_settings,
-    open_database,
-    prepare_home,
-)
+from on_api.cli import admin_keys
+from on_api.cli.context import open_database, prepare_home
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
+from on_api.server import collector
+from on_api.server.process import end_politely_when_told, load_settings
 
 if TYPE_CHECKING:
     from on_api.core.ipfs.daemon.process import ManagedNode
@@ -50,7 +47,7 @@ def serve(
 
         check_home(settings.home)
 
-    from on_api.cli.serving import open_listeners
+    from on_api.server.serving import open_listeners
 
     listeners = open_listeners(settings, settings.processes)
     key_file = _look_at_database(settings)
@@ -82,15 +79,16 @@ def serve(
 def _serve_alone(
     settings: Settings, listener: socket.socket, node: ManagedNode | None, key_file: Path | None
 ) -> None:
-    from on_api.cli.serving import build_server, keep_freed_memory, run_server
+    from on_api.cli.lanes import chosen_lanes
     from on_api.main import create_app
+    from on_api.server.serving import build_server, keep_freed_memory, run_server
 
     keep_freed_memory()
     app = create_app(settings)
     collector.begin()
     if node is not None:
         node.on_restart = app.state.services.distrust_pins
-    server = build_server(app)
+    server = build_server(*chosen_lanes(settings, app))
     _say_what_to_try(settings, key_file)
     run_server(server, listener)
 
@@ -101,8 +99,8 @@ def _serve_by_many(
     node: ManagedNode | None,
     key_file: Path | None,
 ) -> None:
-    from on_api.cli.crew import Crew
     from on_api.core.services.upkeep.siblings import prepare_folder
+    from on_api.server.crew import Crew
 
     prepare_folder(settings.home)
     address = {"ON_API_HOST": settings.host, "ON_API_PORT": str(settings.port)}

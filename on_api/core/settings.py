@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     processes: int = Field(
         1, ge=1, le=64, description="Processes that serve; more than one needs PostgreSQL."
     )
+    fast_lanes: bool = Field(
+        True, description="Shorter ways to the same answers; false: the ordinary way for all."
+    )
     public_url: str | None = Field(
         None, description="The address people use, for every URL given out."
     )

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from on_api.cli.http_protocol import BoundedHttp
+from on_api.cli.lanes import chosen_lanes
 from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.models import Database, migrations
 from on_api.core.services.container import Services
@@ -191,10 +191,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.app = create_app(settings)
         self.services: Services = self.app.state.services
+        served, protocol = chosen_lanes(settings, self.app)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                self.app,
-                http=BoundedHttp,
+                served,
+                http=protocol,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -20,6 +20,7 @@ from on_api.core.pagination import CursorSigner
 from on_api.core.services.accounts.authentication import Authenticator, LoginService
 from on_api.core.services.accounts.container import Accounts
 from on_api.core.services.accounts.idempotency import IdempotencyService
+from on_api.core.services.accounts.key_lookups import KeyLookups
 from on_api.core.services.accounts.keys import KeyService
 from on_api.core.services.accounts.master_secret import RowSealer
 from on_api.core.services.accounts.presence import Presence
@@ -82,6 +83,7 @@ class Services:
     invalidations: Invalidations
     presence: Presence
     authenticator: Authenticator
+    key_lookups: KeyLookups
     login: LoginService
     users: UserService
     keys: KeyService
@@ -167,12 +169,14 @@ class Services:
         limits = IntakeLimits(settings.files.max_size, room)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
+        strangers = Strangers(settings.threads)
+        authenticator = Authenticator(database, keyring, invalidations)
         return cls(
             settings=settings,
             keyring=keyring,
             scrypt=scrypt,
             scrypt_pool=pool,
-            strangers=Strangers(settings.threads),
+            strangers=strangers,
             database=database,
             node=node,
             node_gateway=node_gateway,
@@ -180,7 +184,8 @@ class Services:
             private_blocks=PrivateBlocks(database, node),
             invalidations=invalidations,
             presence=Presence(database, keyring, invalidations),
-            authenticator=Authenticator(database, keyring, invalidations),
+            authenticator=authenticator,
+            key_lookups=KeyLookups(authenticator, strangers),
             login=LoginService(database, hasher, pool, throttle, accounts.keys, settings.auth),
             users=accounts.users,
             keys=accounts.keys,

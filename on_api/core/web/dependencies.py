@@ -4,12 +4,10 @@ allowed, is in its signature."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request, Response, Security
-from fastapi.params import Security as SecurityMark
-from fastapi.security import HTTPBearer, OAuth2PasswordBearer, SecurityScopes
+from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -37,19 +35,6 @@ from on_api.core.web.upload_forms import (
     UploadOptions,
     check_option,
     check_passphrase,
-)
-
-# Both only document: Swagger's *Authorize* offers a password login and a field for a key. The key
-# itself is read in `get_principal`, which answers in our words.
-_login = OAuth2PasswordBearer(
-    "/v1/auth/token",
-    scheme_name="Password",
-    scopes=SCOPE_DESCRIPTIONS,
-    description="Log in with username and password; the token ends after an hour.",
-    auto_error=False,
-)
-_bearer = HTTPBearer(
-    scheme_name="Key", description="An API key, pasted whole: `onapi_…`", auto_error=False
 )
 
 
@@ -99,32 +84,35 @@ def bearer_key(authorization: str) -> str | None:
     return key.strip() if kind.lower() == "bearer" and key else None
 
 
-async def get_principal(
-    request: Request,
-    services: ServicesDep,
-    scopes: SecurityScopes,
-    _token: Annotated[str | None, Depends(_login)],
-    _key: Annotated[object, Depends(_bearer)],
-) -> Principal:
-    """The caller of a valid key that has the scopes. Uses no session of the request: it may stream
-    for hours.
+class _PrincipalOfKey(OAuth2PasswordBearer):
+    """The caller of a valid key that has the scopes. One dependency: the framework documents it as
+    a password login, and `openapi.py` adds a field for a key (`KEY_SCHEME`)."""
 
-    Raises `Unauthorized` or `Forbidden`.
-    """
-    key = bearer_key(request.headers.get("authorization", ""))
-    if key is None:
-        raise Unauthorized
-    authenticator = services.authenticator
-    principal = authenticator.recall(key)
-    if principal is None:
-        principal = await services.strangers.in_thread(authenticator.authenticate, key)
-    principal.require(*(Scope(scope) for scope in scopes.scopes))
-    route = request.scope.get("route")
-    if isinstance(route, ApiRoute):
-        route.check_query(request)  # before anything is done for whoever asks
-    if "idempotency-key" in request.headers:
-        await run_in_threadpool(_claim_idempotency_key, request, services, principal)
-    return principal
+    async def __call__(  # type: ignore[override]  # a principal is no token
+        self, request: Request, scopes: SecurityScopes
+    ) -> Principal:
+        """Uses no session of the request: it may stream for hours. Raises `Unauthorized` or
+        `Forbidden`."""
+        key = bearer_key(request.headers.get("authorization", ""))
+        if key is None:
+            raise Unauthorized
+        services: Services = request.app.state.services
+        principal = await services.key_lookups.principal_of(key)
+        principal.require(*(Scope(scope) for scope in scopes.scopes))
+        route = request.scope.get("route")
+        if isinstance(route, ApiRoute):
+            route.check_query(request)  # before anything is done for whoever asks
+        if "idempotency-key" in request.headers:
+            await run_in_threadpool(_claim_idempotency_key, request, services, principal)
+        return principal
+
+
+get_principal = _PrincipalOfKey(
+    "/v1/auth/token",
+    scheme_name="Password",
+    scopes=SCOPE_DESCRIPTIONS,
+    description="Log in with username and password; the token ends after an hour.",
+)
 
 
 def _claim_idempotency_key(request: Request, services: Services, principal: Principal) -> None:
@@ -156,16 +144,6 @@ AttemptDep = Annotated[Claim | Answered | None, Depends(get_attempt)]
 
 def _needs(*scopes: Scope) -> Any:
     return Security(get_principal, scopes=[scope.value for scope in scopes])
-
-
-def scopes_of(endpoint: Callable[..., object]) -> tuple[Scope, ...]:
-    """The scopes that an endpoint's caller needs. Raises `TypeError` for one that asks for no
-    principal."""
-    for hint in get_type_hints(endpoint, include_extras=True).values():
-        for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, SecurityMark) and mark.dependency is get_principal:
-                return tuple(Scope(scope) for scope in mark.scopes or ())
-    raise TypeError(f"{endpoint} is open to everyone")
 
 
 CurrentUser = Annotated[Principal, _needs()]

@@ -24,7 +24,6 @@ from starlette.types import Message, Receive, Scope
 
 from on_api.core.errors import BadRequest, RequestTimeout, UnsupportedMediaType
 from on_api.core.setting_groups import ConnectionSettings
-from on_api.core.web.digests import DIGEST_HEADERS
 from on_api.core.web.header_values import TEXT_CODINGS, read_parameters
 from on_api.core.web.json_text import RepeatedName, read_json
 
@@ -41,9 +40,6 @@ ONCE = frozenset(
     }
 )
 """Headers of one value, which decide what is done: of two values none is the right one."""
-
-UNUSUAL = DIGEST_HEADERS | {b"content-encoding", b"content-range", b"idempotency-key"}
-"""Headers that the short cuts of `plain.py` don't look at."""
 
 URLENCODED, FORM_DATA = "application/x-www-form-urlencoded", "multipart/form-data"
 

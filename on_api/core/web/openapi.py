@@ -101,6 +101,13 @@ _RETRIED = {"408", "409", "429", "503", "507"}
 _VERSIONED = re.compile(r"/v\d+/")
 _METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
+KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, pasted whole: `onapi_…`",
+}
+"""For Swagger's *Authorize*, beside the password login: a field for a key."""
+
 REF = "#/components/schemas/{model}"
 
 
@@ -151,6 +158,7 @@ def openapi_document(
     document["paths"] = _without_patterns(document["paths"]) | deepcopy(dict(beside))
     components = document.setdefault("components", {})
     components["headers"] = dict(_HEADERS)
+    components.setdefault("securitySchemes", {})["Key"] = KEY_SCHEME
     schemas = components.setdefault("schemas", {})
     for model in (model for form in version.error_formats().values() for model in form.models):
         schemas[model.__name__] = model.model_json_schema(ref_template=REF)
@@ -162,7 +170,7 @@ def openapi_document(
             operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
         _describe_errors(operation, version.errors_of(path) if is_ours else FAILURE, repeats)
         _describe_headers(operation, repeats, is_ours)
-        _require_no_undocumented_scopes(operation)
+        _offer_key(operation)
         _share_headers(operation, components["headers"])
     for node in _nodes(document):
         _write_whole_numbers(node)
@@ -251,12 +259,12 @@ def _share_headers(operation: dict[str, Any], shared: dict[str, Any]) -> None:
                 headers[name] = {"$ref": f"#/components/headers/{name}"}
 
 
-def _require_no_undocumented_scopes(operation: dict[str, Any]) -> None:
-    """Name scopes with the password login alone: only OAuth2 defines them. Who needs no key says
-    so."""
-    for need in operation.setdefault("security", []):
-        if "Key" in need:
-            need["Key"] = []
+def _offer_key(operation: dict[str, Any]) -> None:
+    """Offer an API key wherever the password login is; it names no scopes, which only OAuth2
+    defines. Who needs no key says so."""
+    needs = operation.setdefault("security", [])
+    if needs:
+        needs.append({"Key": []})
 
 
 def _write_whole_numbers(schema: dict[str, Any]) -> None:

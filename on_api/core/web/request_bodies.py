@@ -1,6 +1,6 @@
 """A request's body as it streams: in large blocks where the server can hand it over in these.
 
-The server says so by `TAKE_BODY` in the scope, as `cli/http_protocol.py` does.
+The server offers that by the extension `BODY_BLOCKS`, as `fast/protocol.py` does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from starlette.requests import Request
 from on_api.core.errors import RequestTimeout
 from on_api.core.streams.blocks import Bytes, Room
 from on_api.core.web.digests import SentDigests
-
-TAKE_BODY = "on_api.take_body"
-"""Where in the scope the function is that makes a `BlockedBody`; it is given the room where its
-blocks go."""
+from on_api.core.web.extensions import BODY_BLOCKS, extension
 
 Block = TypeVar("Block", bound=Bytes)
 
@@ -43,7 +40,7 @@ async def body_of(
     Reading raises `ClientDisconnect`; `RequestTimeout` after `idle_timeout` seconds without a byte;
     and `BadRequest` at the end of a body that isn't what its sender's digest says.
     """
-    take: Callable[[Room], BlockedBody] | None = request.scope.get(TAKE_BODY)
+    take: Callable[[Room], BlockedBody] | None = extension(request.scope, BODY_BLOCKS)
     if take is None:
         yield checked_stream(request, idle_timeout)
         return

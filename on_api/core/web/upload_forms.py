@@ -42,9 +42,6 @@ _OPTIONS: dict[str, TypeAdapter[Any]] = {
     "owner_access": TypeAdapter(bool),
 }
 
-PLAIN_OPTIONS = ("name", "visibility", "meta")
-"""What most uploads have in their query, in the order in which they are looked at."""
-
 PASSPHRASE_HEADER = "On-Api-Passphrase"  # noqa: S105 (a header's name)
 LEAST_PASSPHRASE, MOST_PASSPHRASE = 8, 256
 """Characters of a passphrase: of a new one at least, of any at most."""

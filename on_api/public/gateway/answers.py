@@ -27,14 +27,12 @@ from on_api.core.services.gateway.hot_answers import (
     is_constant,
 )
 from on_api.core.services.traffic.metering import Ticket
+from on_api.core.web.extensions import WRITE_WHOLE, extension
 from on_api.core.web.responses import until_disconnect
 
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """Pages work, in an origin of their own that nothing else has: no cookie, no storage, no API of
 ours is theirs to read."""
-WRITE_WHOLE = "on_api.write_whole"
-"""Where on-api's own server puts, in the scope, its way to write bytes that were put together
-before: `write(head, body)`, which says whether it did."""
 
 CORS: Headers = [
     (b"access-control-allow-headers", b"Content-Type, Range, User-Agent, X-Requested-With"),
@@ -90,7 +88,7 @@ class Delivery:
         self._method: str = scope["method"]
         self._receive = receive
         self._send = send
-        self._write: Writer | None = scope.get(WRITE_WHOLE)
+        self._write: Writer | None = extension(scope, WRITE_WHOLE)
         self._told = told
         self.status = 0
         """0: it has not begun."""

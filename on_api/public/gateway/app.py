@@ -1,8 +1,7 @@
 """`/ipfs`: what the node's own gateway answers, for whoever may have it.
 
-A pure ASGI application beside the framework's, since most of what it does takes microseconds: an
-answer in memory whose root is known to be served, and for which there is credit, awaits nothing.
-What may be served is decided in `services/gateway.py`.
+A pure ASGI application beside the framework's, since most of what it does takes microseconds. What
+may be served is decided in `services/gateway/policy.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 from starlette.types import Receive, Scope, Send
 
@@ -42,15 +41,12 @@ from on_api.core.services.gateway.policy import Verdict
 from on_api.core.services.traffic.metering import Charge, Kind, Ticket
 from on_api.public.gateway.accel import Accelerator
 from on_api.public.gateway.answers import (
-    WRITE_WHOLE,
     Delivery,
     Gathering,
     as_headers,
     kept_private,
     with_ours,
 )
-from on_api.public.gateway.memory import Memory
-from on_api.public.gateway.relay import Relay
 from on_api.public.gateway.request import PASSED_ON, GatewayRequest, address_of
 
 access_logger = logging.getLogger("on_api.access")
@@ -72,15 +68,16 @@ class Gateway:
         self._closed = services.settings.gateway.policy == "closed"
         self._serves_any = services.settings.gateway.policy == "local"
         self._fallback = services.settings.gateway.fallback_url
-        self._answers = HotAnswers(services.settings.gateway.cache_bytes)
-        self._memory = Memory(services, self._answers)
-        self._relay = Relay(services, self._answers, self._memory, partial(self._count, "GET"))
-        self.quick_answer, self.quick_relay = self._memory.quick_answer, self._relay.begin
+        answers = self.answers = HotAnswers(services.settings.gateway.cache_bytes)
+        services.metrics.watch(
+            "on_api_gateway_hot_size_bytes", "Answers in memory.", lambda: answers.size
+        )
         self._accelerator = Accelerator(services)
         self._limits = services.rate_limits
         self._is_limited = bool(services.settings.gateway.rate_per_ip)
         self._most = services.settings.max_requests
-        self._under_way = 0
+        self.under_way = 0
+        """Requests that are being answered, those that a fast lane answers included."""
         self._sent_bytes = services.metrics.sent_bytes.labels("/ipfs")
         self._measures = cache(
             lambda method, status: (
@@ -98,26 +95,7 @@ class Gateway:
                 told = as_headers(self._limits.check(address_of(scope)))
             except TooManyRequests as error:
                 refusal = error
-        if self._closed or refusal is not None or not await self._serve_hot(scope, send, told):
-            await self._serve(scope, receive, send, told, refusal)
-
-    async def _serve_hot(self, scope: Scope, send: Send, told: Headers) -> bool:
-        """Answer from memory, if all that has to be known is there."""
-        if scope["method"] != "GET":
-            return False
-        answer = self._memory.recall(scope["raw_path"], scope["query_string"], scope["headers"])
-        if answer is None:
-            return False
-        identity = _new_id().encode()
-        write = scope.get(WRITE_WHOLE)
-        head = b"%sx-request-id: %s\r\n" % (answer.head, identity)
-        for header in told:
-            head += b"%s: %s\r\n" % header
-        if write is None or not write(head, answer.body):
-            told = [*answer.headers, *told, (b"x-request-id", identity)]
-            await send({"type": "http.response.start", "status": 200, "headers": told})
-            await send({"type": "http.response.body", "body": answer.body})
-        return True
+        await self._serve(scope, receive, send, told, refusal)
 
     async def _serve(
         self,
@@ -132,7 +110,7 @@ class Gateway:
         token = request_id.set(identity)
         started = time.perf_counter()
         delivery = Delivery(scope, receive, send, [*told, (b"x-request-id", identity.encode())])
-        self._under_way += 1
+        self.under_way += 1
         request = GatewayRequest.of(scope)
         try:
             if refusal is not None:
@@ -149,7 +127,7 @@ class Gateway:
             words = f"Something went wrong on our side; the log has it under {identity}."
             await self._fail(delivery, InternalError(words))
         finally:
-            self._under_way -= 1
+            self.under_way -= 1
             if isinstance(request.said, NodeAnswer):
                 request.said.close()
             self._tell(scope, delivery, time.perf_counter() - started)
@@ -165,7 +143,7 @@ class Gateway:
             await delivery.refusal(error)
 
     async def _answer(self, request: GatewayRequest, delivery: Delivery, path: str) -> None:
-        if self._under_way + self._relay.under_way > self._most:
+        if self.under_way > self._most:
             self._services.metrics.refused.inc()
             raise ServiceUnavailable("Too many requests at once.", retry_after=1)
         if request.method not in _METHODS:
@@ -202,10 +180,7 @@ class Gateway:
                 raise Unauthorized
             return None
         key = secret.strip().decode("latin-1")
-        authenticator = self._services.authenticator
-        principal = authenticator.recall(key)
-        if principal is None:
-            principal = await self._services.strangers.in_thread(authenticator.authenticate, key)
+        principal = await self._services.key_lookups.principal_of(key)
         if self._closed:
             principal.require(access.Scope.FILES_READ)
         self._limits.check(None, principal.key_id)
@@ -252,7 +227,7 @@ class Gateway:
     async def _give_hot(
         self, request: GatewayRequest, delivery: Delivery, charges: Sequence[Charge]
     ) -> bool:
-        answer = self._answers.get(request.key)
+        answer = self.answers.get(request.key)
         if answer is None:
             return False
         asked = {name: value for name, value in request.headers.items() if name in PASSED_ON}
@@ -289,7 +264,7 @@ class Gateway:
             try:
                 if target.root is not None and request.is_unconditional:
                     gathering = Gathering.of(
-                        self._answers, request.key, target.root, request.method, answer
+                        self.answers, request.key, target.root, request.method, answer
                     )
                 await delivery.relay(answer, headers, ticket, gathering)
             finally:
@@ -369,7 +344,7 @@ class Gateway:
 
     def _tell(self, scope: Scope, delivery: Delivery, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._count(method, delivery.status, delivery.sent, seconds)
+        self.count(method, delivery.status, delivery.sent, seconds)
         fine = 200 <= delivery.status < 400 and delivery.outcome != "cut"
         level = logging.DEBUG if fine else logging.INFO
         if access_logger.isEnabledFor(level):
@@ -382,7 +357,8 @@ class Gateway:
             }
             access_logger.log(level, "%s %s", scope["method"], scope["path"], extra={EXTRA: fields})
 
-    def _count(self, method: str, status: int, sent: int, seconds: float) -> None:
+    def count(self, method: str, status: int, sent: int, seconds: float) -> None:
+        """Count an answer: the bytes of its body, and its seconds."""
         count, clock = self._measures(method, status)
         count.inc()
         clock.observe(seconds)

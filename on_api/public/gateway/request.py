@@ -16,9 +16,8 @@ from on_api.core.conditional import well_formed
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.services.gateway.hot_answers import Key
+from on_api.core.web.extensions import NODE_ANSWER, extension
 
-ASKED = "on_api.asked"
-"""Where in the scope it stands what the node has said to that request already (`Said`)."""
 Said = NodeAnswer | NodeError
 
 PREFIXES = ("/ipfs", "/ipns")
@@ -70,7 +69,7 @@ class GatewayRequest:
             elif name == ACCEL:
                 accel = value
         query = scope["query_string"]
-        said: Said | None = scope.get(ASKED)
+        said: Said | None = extension(scope, NODE_ANSWER)
         wanted = headers.pop(b"range", None)
         # The node makes an error of one that is to be ignored.
         if wanted is not None and (spelled := well_formed(wanted.decode("latin-1"))) is not None:

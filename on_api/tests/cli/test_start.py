@@ -15,7 +15,8 @@ try:
     run()
 except SystemExit as end:
     print(end.code, gc.isenabled(), *{"aiohttp", "alembic", "fastapi", "httpx"} & set(sys.modules))
-from on_api.cli.context import build_services, load_settings
+from on_api.cli.context import build_services
+from on_api.server.process import load_settings
 services = build_services(load_settings())
 services.hashers.shutdown()
 print(gc.isenabled())

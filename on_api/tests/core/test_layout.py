@@ -108,3 +108,36 @@ def test_every_module_and_public_function_says_what_it_is() -> None:
                     member, ast.FunctionDef | ast.AsyncFunctionDef
                 ) and not member.name.startswith("_"):
                     assert ast.get_docstring(member), f"{path}: {member.name}"
+
+
+def listed_modules() -> dict[str, set[str]]:
+    """What ARCHITECTURE.md lists: by folder, the modules that stand behind the last colon of what
+    is said of it, or on a line of their own."""
+    text = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    tree = text.split("\non_api/\n")[1].split("\n  tests/")[0]
+    listed: dict[str, set[str]] = {"": set()}
+    above: list[tuple[int, str]] = []
+    words: set[str] = set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        indent = len(line) - len(line.lstrip())
+        if name.endswith(".py"):
+            listed[""].add(name.removesuffix(".py"))
+            continue
+        if indent < 20:  # what is said of a folder begins further right
+            above = [(left, folder) for left, folder in above if left < indent]
+            above.append((indent, name.rstrip("/")))
+            words = listed["/".join(folder for _, folder in above)] = set()
+        words |= set(line.rpartition(":")[2].split())
+    return listed
+
+
+def test_the_map_is_true() -> None:
+    """Every folder and module is in ARCHITECTURE.md, and nothing that isn't there."""
+    there: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[0] != "tests":
+            folder = "" if str(inside.parent) == "." else str(inside.parent)
+            there.setdefault(folder, set()).update({inside.stem} - {"__init__"})
+    assert listed_modules() == there

@@ -17,11 +17,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsError
 
-from on_api.cli.context import load_settings
 from on_api.core.errors import StartupError
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings, UnknownSettingError
+from on_api.server.process import load_settings
 
 EXAMPLE = PROJECT / ".env.example"
 SECRET = "postgresql://ada:hunter2-hunter2-hunter2-hunter2@db/x"

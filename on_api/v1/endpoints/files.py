@@ -39,7 +39,6 @@ from on_api.core.schemas.files import (
     StoredFiles,
 )
 from on_api.core.services.accounts.access import Principal
-from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.idempotency import Answered, Claim
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.container import Services
@@ -69,14 +68,10 @@ from on_api.core.web.dependencies import (
     UploadQuery,
 )
 from on_api.core.web.multipart import MultipartReader
-from on_api.core.web.plain import JsonAnswer, PlainRequest, canonical_id, served_plainly
 from on_api.core.web.request_bodies import body_of
 from on_api.core.web.responses import file_response, redirect_to_fallback
 from on_api.core.web.routing import ApiRoute, documented
 from on_api.core.web.upload_forms import (
-    PASSPHRASE_HEADER,
-    PLAIN_OPTIONS,
-    UploadOptions,
     announced_by_body,
     announced_by_form,
     incoming_files,
@@ -158,27 +153,12 @@ async def upload_files(
         return await _store(services, principal, files, announced, attempt)
 
 
-async def _upload_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
-    """`upload_file` of a public file, or of a private one for its owner alone."""
-    if PASSPHRASE_HEADER.lower().encode() in request.headers:
-        return None
-    services = request.services
-    options = UploadOptions(services.settings.files.default_visibility)
-    for option in PLAIN_OPTIONS:
-        if option in request.query:
-            options.set(option, request.query[option])
-    whole = Request(request.scope, request.receive)
-    file = await upload_file(whole, request.principal, None, options, services)
-    return JsonAnswer(201, file.model_dump_json().encode())
-
-
 @router.put(
     "",
     status_code=201,
     responses=_UPLOAD_ERRORS,
     openapi_extra={"requestBody": RAW_BODY},
 )
-@served_plainly(_upload_plainly, query=PLAIN_OPTIONS)
 async def upload_file(
     request: Request,
     principal: FilesWrite,
@@ -219,31 +199,19 @@ def list_my_files(
     return FileList(count=count, items=items)
 
 
-async def _recall_one_file(request: PlainRequest, file_id: str) -> JsonAnswer | None:
-    """`get_one_file` from memory, or by one visit to a thread."""
-    answers, user_id = request.services.file_answers, request.principal.user_id
-    body = answers.recall(user_id, file_id)
+@router.get("/{file_id}", response_model=StoredFile, responses=documented(NotFound))
+async def get_one_file(file_id: FileId, principal: FilesRead, services: ServicesDep) -> Response:
+    """One of your files."""
+    answers, user_id = services.file_answers, principal.user_id
+    body = answers.recall(user_id, str(file_id))
     if body is None:
-        wanted = canonical_id(file_id)
-        if wanted is None:
-            return None
-        gateway = request.services.settings.base_url
+        gateway = services.settings.base_url
 
         def render(facts: FileFacts) -> bytes:
             return StoredFile.of(facts, gateway).model_dump_json().encode()
 
-        body = await run_in_threadpool(answers.look_up, user_id, wanted, render)
-    return JsonAnswer(200, body)
-
-
-@router.get("/{file_id}", responses=documented(NotFound))
-@served_plainly(_recall_one_file)
-def get_one_file(
-    file_id: FileId, principal: FilesRead, session: SessionDep, services: ServicesDep
-) -> StoredFile:
-    """One of your files."""
-    row = get_file(session, principal.user_id, file_id)
-    return StoredFile.of(row, services.settings.base_url)
+        body = await run_in_threadpool(answers.look_up, user_id, file_id, render)
+    return Response(body, media_type="application/json")
 
 
 @router.get("/{file_id}/visibility", responses=documented(NotFound))
@@ -299,26 +267,12 @@ def delete_one_file(file_id: FileId, principal: FilesWrite, session: SessionDep)
     delete_file(session, principal.user_id, file_id)
 
 
-async def _get_content_plainly(request: PlainRequest, file_id: str) -> Response | None:
-    """`get_content` of a file that needs no passphrase, or is refused without one."""
-    wanted = canonical_id(file_id)
-    if wanted is None or PASSPHRASE_HEADER.lower().encode() in request.headers:
-        return None
-    if request.query.get("download", "1") != "1":
-        return None
-    whole, services = Request(request.scope, request.receive), request.services
-    download = "download" in request.query
-    nobody = Actor()  # needed with a passphrase only
-    return await get_content(wanted, whole, request.principal, services, nobody, None, download)
-
-
 @router.head(
     "/{file_id}/content", response_class=Response, responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS}
 )
 @router.get(
     "/{file_id}/content", response_class=Response, responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS}
 )
-@served_plainly(_get_content_plainly, query=("download",))
 async def get_content(
     file_id: FileId,
     request: Request,

@@ -37,7 +37,6 @@ from on_api.core.web.dependencies import (
 )
 from on_api.core.web.error_texts import describe
 from on_api.core.web.json_text import read_json
-from on_api.core.web.plain import JsonAnswer, PlainRequest, served_plainly
 from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/pins", tags=["pins"], route_class=ApiRoute)
@@ -207,18 +206,6 @@ def get_pins(
     return PinResults(count=count, results=[PinStatus.of(row, delegates) for row in rows])
 
 
-async def _add_pin_plainly(request: PlainRequest, _none: str) -> JsonAnswer | None:
-    """`add_pin` of a body that can be read."""
-    body = await request.json(Pin)
-    if body is None:
-        return None
-    services = request.services
-    delegates = await _delegates(services)
-    row = await services.pins.add(request.principal.user_id, body.as_request())
-    added = PinStatus.of(row, delegates)
-    return JsonAnswer(202, added.model_dump_json(exclude_none=True).encode())
-
-
 @router.post(
     "",
     operation_id="addPin",
@@ -227,7 +214,6 @@ async def _add_pin_plainly(request: PlainRequest, _none: str) -> JsonAnswer | No
     responses=_ERRORS,
     response_model_exclude_none=True,
 )
-@served_plainly(_add_pin_plainly)
 async def add_pin(
     body: Pin,
     principal: PinsWrite,

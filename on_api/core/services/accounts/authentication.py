@@ -41,6 +41,10 @@ LAST_USED_PRECISION = timedelta(seconds=60)
 _USERNAME = re.compile(USERNAME_PATTERN)
 
 
+class _UsesAreCounted(Exception):
+    """A valid key that only `authenticate` may use."""
+
+
 class Authenticator:
     """Turns the secret of a key into its principal. Thread-safe."""
 
@@ -92,17 +96,16 @@ class Authenticator:
         return principal if last is not None and now - last < LAST_USED_PRECISION else None
 
     def learn(self, key: str) -> Principal | None:
-        """The principal of a valid key, from the database if need be; None where only
-        `authenticate` may say more: who is nobody, or whose uses are counted. Counts nothing."""
+        """As `authenticate`, but counts nothing: None for a key whose uses are counted."""
         if not tokens.is_well_formed(key):
-            return None
+            raise Unauthorized
         now = utc_now()
         try:
             principal = self._recall(self._digest(key)) or self._find(key, now, may_count=False)
-        except Unauthorized:
+        except _UsesAreCounted:
             return None
         if principal.expires_at is not None and principal.expires_at <= now:
-            return None
+            raise Unauthorized
         self._touch(principal.key_id, now)
         return principal
 
@@ -159,7 +162,7 @@ class Authenticator:
             self._digest_anew(principal.key_id, key)
         if counted:
             if not may_count:
-                raise Unauthorized
+                raise _UsesAreCounted
             # Not kept in memory: each use asks the database, the only place where the count is
             # exact.
             self._count_use(principal.key_id)

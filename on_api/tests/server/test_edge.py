@@ -14,8 +14,9 @@ import pytest
 from fastapi import Request
 from fastapi.routing import APIRoute
 
-from on_api.cli import framed_http, lingering
-from on_api.cli.http_framing import MAX_HEAD_BYTES
+from on_api.server import lingering
+from on_api.server import protocol as framed_http
+from on_api.server.framing import MAX_HEAD_BYTES
 from on_api.tests.conftest import Account, Server
 from on_api.tests.deadline import until
 from on_api.tests.raw_http import wire_to

@@ -1,25 +1,9 @@
-"""Answers whose head and body were put together before, written past uvicorn's own way: it looks at
-every header of every answer anew. Keeps what it has to know: that a request is answered."""
+"""Responses as they go over the wire, where the server writes them itself."""
 
 from __future__ import annotations
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-
-
-def write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
-    """Answer with a status line and headers as they go over the wire, and with the body whose
-    length they tell. False when it has to go the usual way: the client is slow, or gone."""
-    if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
-        return False
-    cycle.response_started = cycle.response_complete = True
-    cycle.message_event.set()
-    last = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-    cycle.transport.write(b"".join([head, common_lines(cycle.default_headers), last, body]))
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 
 class _Lines:

@@ -152,7 +152,7 @@ class Crew:
 
     def _end(self) -> None:
         """Transfers under way may go on; nobody new is let in."""
-        from on_api.cli.serving import GRACE_SECONDS
+        from on_api.server.serving import GRACE_SECONDS
 
         for member in self._members:
             member.listener.close()

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import httptools
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from on_api.cli.http_framing import (
+from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, ServiceUnavailable
+from on_api.core.setting_groups import ConnectionSettings
+from on_api.server.framing import (
     CHUNKED,
     END,
     MAX_HEAD_BYTES,
@@ -25,14 +28,10 @@ from on_api.cli.http_framing import (
     path_of,
     read_head,
 )
-from on_api.cli.lingering import LINGER_BYTES, UNKNOWN_BYTES, LingeringTransport
-from on_api.cli.patience import Patience
-from on_api.cli.receiver import Receiver
-from on_api.cli.wire_answers import refusal
-from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, ServiceUnavailable
-
-if TYPE_CHECKING:
-    from on_api.main import Application
+from on_api.server.lingering import LINGER_BYTES, UNKNOWN_BYTES, LingeringTransport
+from on_api.server.patience import Patience
+from on_api.server.receiver import Receiver
+from on_api.server.wire import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,17 @@ connection's last one, and says so."""
 HALF_CLOSED_SECONDS = 10.0
 """For an answer to begin, to a request without a body whose client sends no more: such a client may
 well be gone, and nothing but an answer tells that."""
+
+
+class Served(Protocol):
+    """What the protocol asks of the application beside ASGI."""
+
+    @property
+    def connection_limits(self) -> ConnectionSettings:
+        """How many clients are served, and how long they are waited for."""
+
+    def render_error(self, path: str, error: OnApiError) -> Response:
+        """The answer to what is no request, for the path that it names."""
 
 
 class FramedHttp(HttpToolsProtocol):
@@ -90,7 +100,7 @@ class FramedHttp(HttpToolsProtocol):
         super().connection_made(self._lingering)
         self._receiver = Receiver(self)
         transport.set_protocol(self._receiver)
-        limits = cast("Application", self.app).connection_limits
+        limits = cast("Served", self.app).connection_limits
         self._patience = Patience.of(self.server_state, limits, self.loop)
         if not self._patience.admit(self, self._lingering, self.client and self.client[0]):
             self._end_with(ServiceUnavailable("Too many connections.", retry_after=1), "")
@@ -252,7 +262,7 @@ class FramedHttp(HttpToolsProtocol):
 
     def _end_with(self, error: OnApiError, path: str, *, is_head: bool = False) -> None:
         self._has_refused = True
-        response = cast("Application", self.app).render_error(path, error)
+        response = cast("Served", self.app).render_error(path, error)
         self.transport.write(refusal(response, self.server_state.default_headers, is_head))
         self.transport.close()
 

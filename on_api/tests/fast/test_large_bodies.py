@@ -15,10 +15,10 @@ from contextlib import closing
 
 import pytest
 
-from on_api.cli import large_bodies
-from on_api.cli.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
 from on_api.core.setting_groups import FilesSettings
 from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Asked, Block, Room
+from on_api.fast import large_bodies
+from on_api.fast.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
 

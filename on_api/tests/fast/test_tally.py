@@ -10,8 +10,8 @@ import pytest
 
 from on_api.core.errors import EgressBudgetExceeded
 from on_api.core.services.traffic.metering import Charge, Kind
-from on_api.core.services.traffic.tally import Tally
 from on_api.core.setting_groups import MIB
+from on_api.fast.tally import Tally
 from on_api.tests.metering import Stage
 
 

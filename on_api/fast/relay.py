@@ -1,7 +1,7 @@
 """Small answers of the node passed on without a scope and a task: what memory hasn't got, but knows
 that it may be served.
 
-Everything that is unusual, about the request or in what the node says, is left to `gateway.py`.
+Everything that is unusual, about the request or in what the node says, is left to the gateway.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from on_api.core.errors import NodeError, OnApiError
 from on_api.core.ipfs.formats.endings import ending_of
 from on_api.core.ipfs.formats.gateway_path import GatewayPath, read_path, tidied
-from on_api.core.ipfs.gateway_client.connection import JOINED_BYTES, NodeAnswer, Stale
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer, Stale
 from on_api.core.services.container import Services
-from on_api.core.services.gateway.hot_answers import HotAnswers, Key
+from on_api.core.services.gateway.hot_answers import Key
 from on_api.core.services.traffic.metering import Charge
+from on_api.fast.memory import Memory
+from on_api.fast.usual import UsualRequest
 from on_api.public.gateway.answers import Gathering, head_of, with_ours
-from on_api.public.gateway.memory import Memory, accept_of
-from on_api.public.gateway.request import ACCEL, Said
+from on_api.public.gateway.app import Gateway
+from on_api.public.gateway.request import Said
 
 access_logger = logging.getLogger("on_api.access")
 
-_START = b"/ipfs/"
 _random = random.Random()  # noqa: S311 (names for the log, no secrets)
 
 
@@ -53,39 +54,25 @@ class Relay:
     def __init__(
         self,
         services: Services,
-        answers: HotAnswers,
+        gateway: Gateway,
         memory: Memory,
         tell: Callable[[int, int, float], None],
     ) -> None:
         """`tell`: counts an answer, by its status, the bytes of its body and its seconds."""
-        settings = services.settings.gateway
-        self.under_way = 0
-        """Requests that wait for the node."""
-        self._answers = answers
+        self._gateway = gateway
         self._memory = memory
         self._tell = tell
         self._policy = services.gateway
         self._node = services.node_gateway
-        self._is_remembering = settings.cache_bytes > 0
+        self._is_remembering = services.settings.gateway.cache_bytes > 0
         self._most = services.settings.max_requests
-        self._is_plain = (
-            settings.policy != "closed"
-            and not settings.rate_per_ip
-            and not settings.connections_per_ip
-        )
-        self._never_accelerated = settings.accel_min_bytes > JOINED_BYTES
 
-    def begin(self, url: bytes, headers: Sequence[tuple[bytes, bytes]], client: Client) -> bool:
-        """Ask the node for what a GET without a body wants. The client gets an answer later, or
-        goes the usual way. False: it goes that at once."""
-        if not self._is_plain or not url.startswith(_START) or b"#" in url:
+    def begin(self, request: UsualRequest, client: Client) -> bool:
+        """Ask the node. The client gets an answer later, or goes the ordinary way. False: it goes
+        that at once."""
+        if self._gateway.under_way >= self._most or access_logger.isEnabledFor(logging.DEBUG):
             return False
-        if self.under_way >= self._most or access_logger.isEnabledFor(logging.DEBUG):
-            return False
-        accept = accept_of(headers)
-        if accept is None or not (self._never_accelerated or ACCEL not in dict(headers)):
-            return False
-        path, _, query = url.partition(b"?")
+        path, query, accept = request
         if not (query.isascii() and accept.isascii()):
             return False
         try:
@@ -95,14 +82,18 @@ class Relay:
             verdict = self._policy.recall(target.normalised)
             if verdict is None or target.root is None:
                 return False
-            asking = _Asking(self, client, (path, query, accept), target, verdict.charges[0])
+            asking = _Asking(self, client, request, target, verdict.charges[0])
             sent_on = [("accept", accept.decode())] if accept else []
             if not self._node.get_at_once(target.encoded, query.decode(), sent_on, asking.told):
                 return False
         except OnApiError:
             return False
-        self.under_way += 1
+        self._gateway.under_way += 1
         return True
+
+    def ended(self) -> None:
+        """The node has answered, or failed."""
+        self._gateway.under_way -= 1
 
     def pass_on(self, answer: NodeAnswer, asking: _Asking) -> bool:
         """Give the client what the node answers, if that is usual and there is credit for it."""
@@ -129,7 +120,7 @@ class Relay:
         root = asking.target.root
         if root is None:
             return
-        gathering = Gathering.of(self._answers, asking.key, root, "GET", answer)
+        gathering = Gathering.of(self._gateway.answers, asking.key, root, "GET", answer)
         if gathering is not None:
             try:
                 gathering.take(body)
@@ -155,7 +146,7 @@ class _Asking:
 
     def told(self, said: NodeAnswer | NodeError | Stale) -> None:
         """What came of it."""
-        self._relay.under_way -= 1
+        self._relay.ended()
         if self.client.is_gone:
             self._relay.gone(self)
             if isinstance(said, NodeAnswer):

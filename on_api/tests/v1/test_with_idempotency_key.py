@@ -1,9 +1,8 @@
-"""The short cuts past the framework answer as it does, to the byte, whatever is asked."""
+"""Requests with an Idempotency-Key and without are answered alike, to the byte."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -11,36 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
 
-from on_api.core.web.plain import served_plainly
-from on_api.core.web.routing import MAX_BODY_BYTES, ApiRoute
+from on_api.core.web.routing import MAX_BODY_BYTES
 from on_api.tests.conftest import Account, Server
 
 CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
 _NEW_EACH_TIME = re.compile(
     rb'[0-9a-f]{8}-[0-9a-f-]{27}|urn:on-api:request:\w+|"20\d\d-[^"]*Z"|"cid":"[^"]*"'
 )
-
-
-class Framework:
-    """Counts the requests that FastAPI has served."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.times = 0
-        handle = ApiRoute.handle
-
-        async def counted(route: ApiRoute, scope: Scope, receive: Receive, send: Send) -> None:
-            self.times += 1
-            await handle(route, scope, receive, send)
-
-        patch.setattr(ApiRoute, "handle", counted)
-
-
-@pytest.fixture
-def framework(monkeypatch: pytest.MonkeyPatch) -> Framework:
-    """From here on."""
-    return Framework(monkeypatch)
 
 
 def seen(answer: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -57,41 +34,16 @@ def seen(answer: httpx.Response) -> tuple[int, list[tuple[str, str]], bytes]:
 def both_ways(
     client: httpx.Client, method: str, url: str, headers: dict[str, str], **body: Any
 ) -> httpx.Response:
-    """Ask twice, the second time so that the framework has to answer; both must be alike."""
-    plain = client.request(method, url, headers=headers, **body)
+    """Ask without a key and with one; both must be alike."""
+    without = client.request(method, url, headers=headers, **body)
     again = {**headers, "Idempotency-Key": str(uuid.uuid4())}
-    framed = client.request(method, url, headers=again, **body)
-    assert seen(plain) == seen(framed), f"{method} {url} {headers} {body}"
-    return plain
-
-
-def test_what_is_usual_is_answered_without_the_framework(
-    framework: Framework, alice: Account
-) -> None:
-    """Else all the rest here would compare the framework with itself."""
-    file_id = alice.upload(os.urandom(10))["id"]
-
-    def is_plain(method: str, url: str, **more: Any) -> bool:
-        before = framework.times
-        alice.client.request(method, url, **more).raise_for_status()
-        return framework.times == before
-
-    for version in ("v1", "v2"):
-        usual: list[tuple[str, str, dict[str, Any]]] = [
-            ("GET", f"/{version}/files/{file_id}", {}),
-            ("PUT", f"/{version}/files?name=x", {"content": b"x"}),
-            ("GET", f"/{version}/files/{file_id}/content", {}),
-            ("HEAD", f"/{version}/files/{file_id}/content?download=1", {}),
-            ("POST", f"/{version}/pins", {"json": {"cid": CID, "name": "x"}}),
-        ]
-        for method, url, more in usual:
-            assert is_plain(method, url, **more), f"{method} {url}"
-    assert not is_plain("GET", f"/v1/files/{file_id}", headers={"Idempotency-Key": "x"})
+    with_key = client.request(method, url, headers=again, **body)
+    assert seen(without) == seen(with_key), f"{method} {url} {headers} {body}"
+    return without
 
 
 def test_a_key_whose_uses_are_counted_is_used_once_a_request(alice: Account) -> None:
-    """It takes the framework's way, however good the request is: what is asked first counts
-    nothing."""
+    """However often it is asked for: what is asked first counts nothing."""
     file_id = alice.upload(b"x")["id"]
     headers = {"Authorization": f"Bearer {alice.make_key('files:read', max_uses=3)}"}
     url = f"/v1/files/{file_id}"
@@ -110,9 +62,7 @@ def callers(alice: Account) -> Iterator[dict[str, str]]:
     yield from ({"Authorization": way} for way in ways)
 
 
-def test_metadata_is_the_same_both_ways(
-    server: Server, framework: Framework, alice: Account, bob: Account
-) -> None:
+def test_metadata_is_the_same_both_ways(server: Server, alice: Account, bob: Account) -> None:
     """Own files and others', ids as they may be written, callers of every kind, both versions."""
     meta = json.dumps({"ä": [1.0, 1e300, None, "\u2028<&>", {"x": -0.0}], "n": 2**53 + 1})
     mine = alice.upload(b"hello world", name="地図 'a\"\\.pdf", meta=meta)
@@ -132,7 +82,6 @@ def test_metadata_is_the_same_both_ways(
                 for who in callers(alice)
             }
         assert statuses == {200, 401, 403}
-    assert framework.times
 
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -266,19 +215,3 @@ def test_content_is_the_same_both_ways(server: Server, alice: Account, bob: Acco
     with server.client() as anonymous:
         for who in callers(alice):
             both_ways(anonymous, "GET", f"/v1/files/{files[0]['id']}/content", who)
-
-
-def test_a_short_cut_needs_a_principal() -> None:
-    """An endpoint that asks for nobody can't be given one by mistake: the application refuses to
-    be built."""
-    from on_api.core.web.dependencies import scopes_of
-
-    async def serve(*_: object) -> None:
-        """Nothing."""
-
-    @served_plainly(serve)
-    def endpoint() -> None:
-        """Open to everyone."""
-
-    with pytest.raises(TypeError, match="open to everyone"):
-        scopes_of(endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from on_api.cli.receiver import Receiver
+from on_api.server.receiver import Receiver
 
 
 class Heard:

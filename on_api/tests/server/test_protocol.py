@@ -13,12 +13,11 @@ import uvicorn
 from starlette.responses import Response
 from uvicorn.server import ServerState
 
-from on_api.cli.framed_http import FramedHttp
-from on_api.cli.http_framing import MAX_HEAD_BYTES
-from on_api.cli.http_protocol import BoundedHttp
 from on_api.core.errors import OnApiError
 from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.web.error_handlers import render_failure
+from on_api.server.framing import MAX_HEAD_BYTES
+from on_api.server.protocol import FramedHttp
 
 HOST = b"Host: a\r\n"
 INNER = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -367,32 +366,3 @@ def test_who_goes_away_is_missed_by_the_request_under_way(behind: int) -> None:
     """However many come behind it: none of them is begun."""
     [(asked, statuses, said)] = hear_each([[NEXT + INNER * behind]], Endless)
     assert (asked.requests, statuses, said) == ([("GONE", "/next", b"")], [], b"")
-
-
-class Relaying(Asked):
-    """Answers GET requests for `/relayed` later, without a task."""
-
-    def quick_answer(self, url: bytes, headers: Any) -> None:
-        """As an `Application` does that has nothing in memory."""
-
-    def quick_relay(self, url: bytes, headers: Any, client: BoundedHttp) -> bool:
-        """As an `Application` does that has to ask its node."""
-        if url != b"/relayed":
-            return False
-        self.requests.append(("RELAYED", "/relayed", b""))
-        head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
-        asyncio.get_running_loop().call_soon(client.give, head, b"ok")
-        return True
-
-
-def test_what_is_answered_later_cut_anywhere() -> None:
-    """What comes behind a request that waits for such an answer is the next one's, all of it."""
-    relayed = NEXT.replace(b"/next", b"/relayed")
-    stream = relayed + NEXT + relayed + relayed + NEXT
-    first = len(relayed)
-    cuts = [sorted({0, first - 3, cut, len(stream)}) for cut in range(len(stream))]
-    streams = [[stream[a:b] for a, b in pairwise(cut)] for cut in cuts]
-    names = ["RELAYED", "GET", "RELAYED", "RELAYED", "GET"]
-    heard = hear_each(streams, Relaying, BoundedHttp)
-    for cut, (asked, statuses, _) in zip(cuts, heard, strict=True):
-        assert ([name for name, _, _ in asked.requests], statuses) == (names, [200] * 5), cut

@@ -16,9 +16,10 @@ from on_api.core.errors import StartupError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
     from on_api.core.settings import Settings
-    from on_api.main import Application
+    from on_api.server.protocol import FramedHttp
 
 GRACE_SECONDS = 30
 """How long transfers under way may go on after Ctrl-C."""
@@ -49,17 +50,15 @@ def open_listeners(settings: Settings, processes: int) -> list[socket.socket]:
     return opened
 
 
-def build_server(app: Application) -> uvicorn.Server:
+def build_server(app: ASGIApp, protocol: type[FramedHttp]) -> uvicorn.Server:
     """The server of an application, on the event loop and parser that are the fastest there are
     (uvloop, httptools)."""
     import uvicorn
 
-    from on_api.cli.http_protocol import BoundedHttp
-
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=BoundedHttp,
+            http=protocol,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -42,10 +42,9 @@ class Place:
 
     @property
     def waiting(self) -> int:
-        """How many wait for the node without a task."""
-        gateway = self.server.app.gateway
-        assert isinstance(gateway, Gateway)
-        return gateway._relay.under_way
+        """How many are being answered."""
+        gateway: Gateway = self.server.app.state.gateway
+        return gateway.under_way
 
     def forget(self) -> None:
         """What was asked before."""

@@ -9,21 +9,23 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from on_api.cli.framed_http import FramedHttp
-from on_api.cli.large_bodies import LARGE_BYTES, LargeBody
-from on_api.cli.wire_answers import common_lines, write_whole
-from on_api.core.web.request_bodies import TAKE_BODY
-from on_api.public.gateway.answers import WRITE_WHOLE
-from on_api.public.gateway.request import ASKED, Said
+from on_api.core.web.extensions import BODY_BLOCKS, NODE_ANSWER, WRITE_WHOLE, offer
+from on_api.fast.large_bodies import LARGE_BYTES, LargeBody
+from on_api.fast.wire import write_whole
+from on_api.public.gateway.request import Said
+from on_api.server.protocol import FramedHttp
+from on_api.server.wire import common_lines
 
 if TYPE_CHECKING:
-    from on_api.main import Application
+    from starlette.types import Scope
+
+    from on_api.fast.application import FastApplication
 
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece with its head."""
 
 
-class BoundedHttp(FramedHttp):
+class FastHttp(FramedHttp):
     """Answers what it can past uvicorn, and takes large bodies past the parser."""
 
     _quick = False
@@ -57,10 +59,10 @@ class BoundedHttp(FramedHttp):
 
     def _begin_usually(self) -> None:
         super().begin()
-        extended = cast("dict[str, object]", self.scope)
-        extended[WRITE_WHOLE] = partial(write_whole, self.cycle)
+        scope = cast("Scope", self.scope)
+        offer(scope, WRITE_WHOLE, partial(write_whole, self.cycle))
         if self._left > LARGE_BYTES:
-            extended[TAKE_BODY] = partial(LargeBody, self, self.cycle, self._unreceived)
+            offer(scope, BODY_BLOCKS, partial(LargeBody, self, self.cycle, self._unreceived))
             self.flow.pause_reading()  # until somebody wants it
 
     def body_begins(self, body: LargeBody) -> None:
@@ -105,10 +107,10 @@ class BoundedHttp(FramedHttp):
     def _answer_at_once(self) -> bool:
         """Answer without a task, if the application knows the answer already, or has the node asked
         for it."""
-        app = cast("Application", self.app)
-        answer = app.quick_answer(self.url, self.headers)
+        app = cast("FastApplication", self.app)
+        answer = app.answer_at_once(self.url, self.headers)
         if answer is None:
-            self._waits = app.quick_relay(self.url, self.headers, self)
+            self._waits = app.ask_node(self.url, self.headers, self)
             return self._waits
         head, body = answer
         self._write(head, body, b"\r\n")
@@ -139,7 +141,7 @@ class BoundedHttp(FramedHttp):
         """Have the application serve the request that waits. The parser stands behind it."""
         self._waits = self._quick = False
         self._begin_usually()
-        cast("dict[str, object]", self.scope)[ASKED] = said
+        offer(cast("Scope", self.scope), NODE_ANSWER, said)
         self.on_message_complete()
         if self._is_last:
             super().shutdown()

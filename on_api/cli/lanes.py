@@ -1,0 +1,24 @@
+"""The application and the protocol that serve: with fast lanes or without. The one place that knows
+of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from on_api.core.settings import Settings
+from on_api.server.protocol import FramedHttp
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from on_api.main import Application
+
+
+def chosen_lanes(settings: Settings, app: Application) -> tuple[ASGIApp, type[FramedHttp]]:
+    """What `build_server` is to serve, and by which protocol."""
+    if settings.fast_lanes:
+        from on_api.fast.application import FastApplication
+        from on_api.fast.protocol import FastHttp
+
+        return FastApplication(app), FastHttp
+    return app, FramedHttp

@@ -1,0 +1,40 @@
+"""Keys looked up for requests: in memory, or in the database once for all requests that come with a
+key while it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+
+from on_api.core.services.accounts.access import Principal
+from on_api.core.services.accounts.authentication import Authenticator
+from on_api.core.services.accounts.strangers import Strangers
+
+
+class KeyLookups:
+    """On one event loop."""
+
+    def __init__(self, authenticator: Authenticator, strangers: Strangers) -> None:
+        self._authenticator = authenticator
+        self._strangers = strangers
+        self._under_way: dict[tuple[int, str], asyncio.Task[Principal | None]] = {}
+
+    async def principal_of(self, key: str) -> Principal:
+        """The principal of a valid key; counts the use of a limited one. Raises `Unauthorized`."""
+        principal = self._authenticator.recall(key) or await self._learn(key)
+        if principal is None:
+            principal = await self._strangers.in_thread(self._authenticator.authenticate, key)
+        return principal
+
+    async def _learn(self, key: str) -> Principal | None:
+        # Not what was asked for before the last news.
+        asked = self._authenticator.generation, key
+        learning = self._under_way.get(asked)
+        if learning is None:
+            work = self._strangers.in_thread(self._authenticator.learn, key)
+            # No context of ours: the work is for several requests.
+            learning = asyncio.create_task(work, context=Context())
+            self._under_way[asked] = learning
+            learning.add_done_callback(lambda _: self._under_way.pop(asked))
+        # Shielded: whoever gives up waiting must not end it for the others.
+        return await asyncio.shield(learning)

@@ -1,0 +1,50 @@
+"""What every process begins with: its settings, with readable mistakes, and how it ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+from types import FrameType
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from on_api.core.errors import StartupError
+from on_api.core.settings import Settings, UnknownSettingError
+
+
+def load_settings(**given: object) -> Settings:
+    """Settings from the environment and `.env`, but for those given. Raises `StartupError` naming
+    each wrong variable, never its value."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # checked by Pydantic
+    except UnknownSettingError as error:
+        raise StartupError(f"The settings are wrong: {error}.") from None
+    except SettingsError as error:
+        # Its text names the outermost field only: cors, of ON_API_CORS__ORIGINS.
+        [field] = re.findall(r'field "(\w+)"', str(error)) or ["?"]
+        raise StartupError(
+            f"The settings are wrong. ON_API_{field.upper()}: not valid JSON; a list is written"
+            ' ["https://a.example", "https://b.example"].'
+        ) from None
+    except ValidationError as error:
+        mistakes = []
+        for mistake in error.errors(include_url=False, include_input=False, include_context=False):
+            name = "__".join(str(step) for step in mistake["loc"]).upper()
+            words = mistake["msg"].removeprefix("Value error, ")
+            mistakes.append(f"ON_API_{name}: {words}" if name else words)
+        raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
+
+
+def end_politely_when_told() -> None:
+    """SIGTERM ends the command as Ctrl-C does: with what it started stopped.
+
+    SIGINT is named too: a script that starts us in its background (`on-api node run &`) has us
+    inherit it ignored, and Python then leaves it so.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

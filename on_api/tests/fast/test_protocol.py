@@ -1,0 +1,39 @@
+"""Answers that the protocol gives later, without a task, beside everything that it hands over."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+from on_api.fast.protocol import FastHttp
+from on_api.tests.server.test_protocol import NEXT, Asked, hear_each
+
+
+class Relaying(Asked):
+    """Answers GET requests for `/relayed` later, without a task."""
+
+    def answer_at_once(self, url: bytes, headers: Any) -> None:
+        """As a `FastApplication` does that has nothing in memory."""
+
+    def ask_node(self, url: bytes, headers: Any, client: FastHttp) -> bool:
+        """As a `FastApplication` does that has to ask its node."""
+        if url != b"/relayed":
+            return False
+        self.requests.append(("RELAYED", "/relayed", b""))
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
+        asyncio.get_running_loop().call_soon(client.give, head, b"ok")
+        return True
+
+
+def test_what_is_answered_later_cut_anywhere() -> None:
+    """What comes behind a request that waits for such an answer is the next one's, all of it."""
+    relayed = NEXT.replace(b"/next", b"/relayed")
+    stream = relayed + NEXT + relayed + relayed + NEXT
+    first = len(relayed)
+    cuts = [sorted({0, first - 3, cut, len(stream)}) for cut in range(len(stream))]
+    streams = [[stream[a:b] for a, b in pairwise(cut)] for cut in cuts]
+    names = ["RELAYED", "GET", "RELAYED", "RELAYED", "GET"]
+    heard = hear_each(streams, Relaying, FastHttp)
+    for cut, (asked, statuses, _) in zip(cuts, heard, strict=True):
+        assert ([name for name, _, _ in asked.requests], statuses) == (names, [200] * 5), cut
