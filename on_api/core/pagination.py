@@ -1,7 +1,7 @@
 """Pages of lists, newest first. v1's are walked by times, v2's by an opaque, signed cursor.
 
 Holds positions and how a cursor is written; how a statement is narrowed by them is in
-`services/paging.py`.
+`shared/paging.py`.
 """
 
 from __future__ import annotations

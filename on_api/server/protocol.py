@@ -1,5 +1,5 @@
 """The server's HTTP protocol as far as it decides where a request begins and ends: one request at a
-time is handed to the parser, after its head was examined by the rules of `http_framing.py`.
+time is handed to the parser, after its head was examined by the rules of `framing.py`.
 
 Always on, whatever other ways there are to answer. Bounds what is gathered before the application
 is asked; answers what is no request; hears a client out before the connection is closed. Knows

@@ -24,7 +24,7 @@ class Sealed:
 
 class Sealer:
     """Seals for one purpose under the master secret in use; opens under any that is here. What goes
-    into a row is sealed by `services/master_secret.py`."""
+    into a row is sealed by `accounts/master_secret.py`."""
 
     def __init__(self, keyring: Keyring, purpose: Purpose) -> None:
         self._keyring = keyring

@@ -71,7 +71,7 @@ class Keyring:
     """The master secrets that are here: the latest one, and those before it that rows still need.
     Thread-safe.
 
-    Which of them is in use is the database's to say (`services/master_secret.py`): `use` tells it.
+    Which of them is in use is the database's to say (`accounts/master_secret.py`): `use` tells it.
     `problem` says, for a person, why what secrets protect can't be had: then nothing of it can.
     """
 
@@ -190,7 +190,7 @@ def rotate_secret_file(home: Path) -> None:
     """Make a new `home/secret.key`; the one before is kept beside it for as long as rows need it.
 
     Killed at any moment, no secret is lost: it is kept before it is replaced. One at a time: the
-    caller sees to that (`services/rotation.py`).
+    caller sees to that (`accounts/rotation.py`).
     """
     present = _read_secret(home / SECRET_FILE)
     _write(home / PREVIOUS_FILE, dict.fromkeys([present, *_lines(home / PREVIOUS_FILE)]))

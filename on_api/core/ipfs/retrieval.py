@@ -2,7 +2,7 @@
 else's, or a CAR that was given. No block is passed to the node before its hash has been verified.
 
 What is stored here has no pin yet, and the next garbage collection would remove it. Whoever calls
-holds a lease (`services/leases.py`) from before the first byte until the pin is recorded: while one
+holds a lease (`content/leases.py`) from before the first byte until the pin is recorded: while one
 lives, no collection begins. What a crash leaves is garbage until it is asked for again, and then it
 is found and not fetched twice.
 """

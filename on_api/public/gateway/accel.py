@@ -1,5 +1,5 @@
 """Large answers handed over to nginx, which fetches them from the node by itself
-(`deploy/nginx.conf`). How they are counted is in `services/accelerated.py`.
+(`deploy/nginx.conf`). How they are counted is in `traffic/accelerated.py`.
 """
 
 from __future__ import annotations

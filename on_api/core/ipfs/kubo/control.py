@@ -1,5 +1,5 @@
 """A Kubo node as `IpfsNode`. Control goes through ipfshttpclient in threads of its own; bytes
-through `kubo_data.py`, long answers through `kubo_pins.py`.
+through `data.py`, long answers through `pins.py`.
 
 The only module that imports ipfshttpclient.
 """

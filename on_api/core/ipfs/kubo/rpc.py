@@ -1,7 +1,7 @@
 """HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway and what is asked
-of the RPC most often by `node_http.py`, and what its failures mean.
+of the RPC most often by `gateway_client/client.py`, and what its failures mean.
 
-Knows no command of Kubo's; `kubo_data.py` and `kubo_pins.py` are built on it.
+Knows no command of Kubo's; `data.py` and `pins.py` are built on it.
 """
 
 from __future__ import annotations

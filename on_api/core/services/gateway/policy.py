@@ -1,5 +1,5 @@
 """What the gateway may serve, and who is charged for it. How it is answered is in
-`public/gateway.py`.
+`public/gateway/app.py`.
 
 Verdicts are remembered in memory for as long as nothing changes that they rest on. A refusal is
 not: what was uploaded a moment ago must be there.

@@ -1,5 +1,5 @@
 """Pins as their users see them: asked for, listed, replaced, removed. How they are carried out is
-in `pin_jobs.py` and the worker.
+in `jobs.py` and the worker.
 
 Rules beyond the specification's words are those that its clients need: see `PinFilter`.
 """

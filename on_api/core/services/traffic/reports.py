@@ -1,7 +1,7 @@
 """Reports of what went out and came in: sums by period, and by who and what.
 
 A process that was killed can't say any more for what it had credit open: until that is buried
-(`traffic_upkeep.py`) it is read from the credits themselves, as kind `unattributed`.
+(`upkeep.py`) it is read from the credits themselves, as kind `unattributed`.
 
 What is asked of everybody together is read from everybody's totals, unless it tells apart whom or
 what it was for.

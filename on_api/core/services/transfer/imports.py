@@ -1,5 +1,5 @@
 """Imports as their users see them: asked for, started, paused, cancelled, looked at. How they are
-carried out is in `import_jobs.py` and the worker.
+carried out is in `jobs.py` and the worker.
 """
 
 from __future__ import annotations
