@@ -22,6 +22,12 @@ ifdef GATEWAY_PORT
 export ON_API_NODE__GATEWAY_PORT := $(GATEWAY_PORT)
 endif
 
+# More workers than cores: a third of the time is spent waiting for time-outs, leases and restarts.
+WORKERS := -n 3 --dist worksteal
+# Run once more without fast lanes: the same tests of everything that a lane may answer or take in.
+TESTS := on_api/tests
+HTTP_SUITES := $(addprefix $(TESTS)/,public server v1/test_files.py v1/test_inputs.py v1/test_private_files.py v1/test_traffic.py)
+
 # Compiled modules are what makes a start take two seconds instead of five.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -38,11 +44,12 @@ test: check suite clients ## Lint, types, import rules, migrations and every tes
 
 suite: $(INSTALLED) ## Of `make test`: the unit and HTTP suites; with `make check` its first stage
 	@$(BIN)/on-api node install
-	$(BIN)/pytest -n 2 -m "not soak and not clients and not browser" $(PYTEST_ARGS)
+	$(BIN)/pytest $(WORKERS) -m "not soak and not clients and not browser" $(PYTEST_ARGS)
+	$(BIN)/pytest $(WORKERS) -m "not soak and not clients and not browser" --fast-lanes off $(HTTP_SUITES) $(PYTEST_ARGS)
 
 clients: $(INSTALLED) ## Of `make test`: other people's clients and a browser, its second stage
 	@$(BIN)/on-api node install
-	$(BIN)/pytest -n 2 -m "not soak and (clients or browser)" $(PYTEST_ARGS)
+	$(BIN)/pytest $(WORKERS) -m "not soak and (clients or browser)" $(PYTEST_ARGS)
 
 check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules, migrations against the models
 	$(BIN)/ruff check .

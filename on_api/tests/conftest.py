@@ -43,13 +43,22 @@ FAST_SCRYPT = 10
 """log2 of the cost: the tests make hundreds of accounts."""
 
 
-def pytest_configure() -> None:
-    """Give the tests' processes a Ctrl-C that works, and less work with garbage.
+_options = {"fast_lanes": True}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fast-lanes off`: the same tests of servers without them."""
+    parser.addoption("--fast-lanes", choices=("on", "off"), default="on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the lanes. Give the tests' processes a Ctrl-C that works, and less work with garbage.
 
     A run in a script's background inherits SIGINT ignored, and so would all that it starts. A
     million objects live in such a process; to look through them as often as Python does by itself
     takes a tenth of its time.
     """
+    _options["fast_lanes"] = config.getoption("--fast-lanes") == "on"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.set_threshold(20_000, 20, 20)
 
@@ -166,6 +175,7 @@ def make_settings(home: Path, database_url: str, **changes: object) -> Settings:
         "home": home,
         "database_url": SecretStr(database_url),
         "secret_key": SecretStr("a master secret that only the tests know"),
+        "fast_lanes": _options["fast_lanes"],
         "auth": AuthSettings(scrypt_log_n=FAST_SCRYPT, passphrase_log_n=FAST_SCRYPT),
         **changes,
     }
