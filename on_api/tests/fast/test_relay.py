@@ -84,11 +84,11 @@ def place_of(stack: ExitStack, database: str, kubo: Kubo, home: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def place(
-    sqlite_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
+    postgres_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
-    """One for all tests."""
+    """One for all tests. On PostgreSQL, since SQLite has all verdicts forgotten at any commit."""
     with ExitStack() as stack:
-        yield place_of(stack, sqlite_database(), kubo, tmp_path_factory)
+        yield place_of(stack, postgres_database(), kubo, tmp_path_factory)
 
 
 @pytest.fixture
@@ -299,11 +299,11 @@ def _public_file(place: Place, account: Account) -> str:
 
 
 def test_the_servers_end(
-    sqlite_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
+    postgres_database: DatabaseMaker, kubo: Kubo, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Waits for the answer under way, which ends its connection."""
     with ExitStack() as stack:
-        place = place_of(stack, sqlite_database(), kubo, tmp_path_factory)
+        place = place_of(stack, postgres_database(), kubo, tmp_path_factory)
         path = f"/ipfs/{add_folder(kubo, {'small': SMALL})}/small"
         make_known(place, path)
         with closing(connect(place)) as connection:
