@@ -6,8 +6,7 @@ clients match on.
     │   ├── PassphraseNeeded  400 PASSPHRASE_NEEDED        of a private file
     │   ├── BadCar            400 BAD_CAR                  a CAR that can't be taken
     │   └── AddressRefused    400 ADDRESS_REFUSED          a URL that on-api doesn't call
-    ├── Unauthorized          401 UNAUTHORIZED             no key, or one that is not valid (any
-    more)
+    ├── Unauthorized          401 UNAUTHORIZED             no key, or none that is valid
     ├── Forbidden             403 INSUFFICIENT_SCOPE       a valid key that may not do this
     │   ├── SharePasswordRequired 403 SHARE_PASSWORD_REQUIRED missing or wrong
     │   ├── QuotaExceeded     403 STORAGE_QUOTA_EXCEEDED
@@ -18,8 +17,7 @@ clients match on.
     ├── RequestTimeout        408 REQUEST_TIMEOUT          the client stopped sending
     ├── Conflict              409 CONFLICT                 against the present state
     ├── InsufficientFunds     409 INSUFFICIENT_FUNDS       the quota does not allow the pin
-    ├── InProgress            409 IN_PROGRESS              the same Idempotency-Key is being worked
-    on
+    ├── InProgress            409 IN_PROGRESS              its Idempotency-Key is being worked on
     ├── Gone                  410 GONE                     the operator serves it no more
     ├── PreconditionFailed    412 PRECONDITION_FAILED
     ├── PayloadTooLarge       413 PAYLOAD_TOO_LARGE
@@ -29,8 +27,7 @@ clients match on.
     │   └── EgressBudgetExceeded 429 EGRESS_BUDGET_EXCEEDED until the month's turn
     ├── LegallyUnavailable    451 UNAVAILABLE_FOR_LEGAL_REASONS
     ├── InternalError         500 INTERNAL_SERVER_ERROR    our fault; the log has the request's id
-    ├── NodeError             502 NODE_ERROR               the IPFS node answered, but not what was
-    asked
+    ├── NodeError             502 NODE_ERROR               the IPFS node's answer is no answer
     │   ├── NodeRefused       502 NODE_REFUSED             it refused the call (credentials, paths)
     │   ├── BlocksMissing     502 BLOCKS_MISSING           it has not all blocks of a DAG
     │   ├── NodeTruncated     502 NODE_TRUNCATED           its answer ended too soon
@@ -38,7 +35,7 @@ clients match on.
     │   ├── NodeUnavailable   503 NODE_UNAVAILABLE         it can't be reached
     │   │   └── WrongNode     503 WRONG_NODE               another node answers in its place
     │   └── NodeTimeout       504 NODE_TIMEOUT             it didn't answer in time
-    ├── SourceError           502 SOURCE_ERROR             another service that content comes from
+    ├── SourceError           502 SOURCE_ERROR             another service failed (`net/errors.py`)
     │   ├── SourceUnauthorized 502 SOURCE_UNAUTHORIZED     its token is wrong, or is over
     │   ├── SourceMissing     502 SOURCE_MISSING           it has no such content
     │   ├── SourceMalformed   502 SOURCE_MALFORMED         its answer is not what it must be
@@ -48,8 +45,7 @@ clients match on.
     │   │   └── QueryTooSlow  503 QUERY_TOO_SLOW           ended by the database's time limit
     │   └── SecretUnavailable 503 MASTER_SECRET_UNAVAILABLE  what it protects can't be read
     ├── InsufficientStorage   507 INSUFFICIENT_STORAGE     the node's disk or its StorageMax is full
-    └── StartupError          (the command line only)      on-api can't start; the message says the
-    cure
+    └── StartupError          (the command line only)      it can't start; the message has the cure
 
 Raised by services and ports; rendered in `error_handlers.py` and by the command line. Knows no web
 framework.
@@ -248,14 +244,14 @@ class UnknownTransferCoding(OnApiError):
     )
 
 
-class _RetryLater(OnApiError):
+class RetryLater(OnApiError):
     """Base of the errors that pass by themselves: they carry `Retry-After` in seconds."""
 
     def __init__(self, details: str | None = None, *, retry_after: int = 5) -> None:
         super().__init__(details, headers={"Retry-After": str(max(1, retry_after))})
 
 
-class TooManyRequests(_RetryLater):
+class TooManyRequests(RetryLater):
     """Too much in too short a time."""
 
     status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
@@ -287,7 +283,7 @@ class LegallyUnavailable(OnApiError):
     )
 
 
-class InProgress(_RetryLater):
+class InProgress(RetryLater):
     """A request with the same Idempotency-Key is still being done."""
 
     status, reason, summary = 409, "IN_PROGRESS", "The same request is still being done."
@@ -298,7 +294,7 @@ class InternalError(OnApiError):
     id."""
 
 
-class NodeError(_RetryLater):
+class NodeError(RetryLater):
     """The IPFS node answered something else than what was asked."""
 
     status, reason, summary = 502, "NODE_ERROR", "The IPFS node could not do this."
@@ -357,44 +353,7 @@ class NodeTimeout(NodeError):
     status, reason, summary = 504, "NODE_TIMEOUT", "The IPFS node did not answer in time."
 
 
-class SourceError(_RetryLater):
-    """Another service, from which content is to come, did not do what was asked."""
-
-    status, reason, summary = 502, "SOURCE_ERROR", "The source could not do this."
-
-
-class SourceUnauthorized(SourceError):
-    """It refuses the credentials: wrong, or over."""
-
-    reason, summary = (
-        "SOURCE_UNAUTHORIZED",
-        "The source refuses the credentials: they are wrong, have expired, or may not do this.",
-    )
-
-
-class SourceMissing(SourceError):
-    """It has no such content."""
-
-    reason, summary = "SOURCE_MISSING", "The source does not have this content."
-
-
-class SourceMalformed(SourceError):
-    """What it answers is not what it must be."""
-
-    reason, summary = "SOURCE_MALFORMED", "The source's answer was not understood."
-
-
-class SourceUnavailable(SourceError):
-    """It can't be reached, is too slow, or asks to be left alone for a while."""
-
-    status, reason, summary = (
-        503,
-        "SOURCE_UNAVAILABLE",
-        "The source can't be reached at the moment.",
-    )
-
-
-class ServiceUnavailable(_RetryLater):
+class ServiceUnavailable(RetryLater):
     """Not now, but soon."""
 
     status, reason, summary = (

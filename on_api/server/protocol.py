@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
-from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, ServiceUnavailable
-from on_api.core.setting_groups import ConnectionSettings
 from on_api.server.framing import (
     CHUNKED,
     END,
@@ -31,6 +29,7 @@ from on_api.server.framing import (
 from on_api.server.lingering import LINGER_BYTES, UNKNOWN_BYTES, LingeringTransport
 from on_api.server.patience import Patience
 from on_api.server.receiver import Receiver
+from on_api.server.served import Served
 from on_api.server.wire import refusal
 
 logger = logging.getLogger(__name__)
@@ -42,17 +41,6 @@ connection's last one, and says so."""
 HALF_CLOSED_SECONDS = 10.0
 """For an answer to begin, to a request without a body whose client sends no more: such a client may
 well be gone, and nothing but an answer tells that."""
-
-
-class Served(Protocol):
-    """What the protocol asks of the application beside ASGI."""
-
-    @property
-    def connection_limits(self) -> ConnectionSettings:
-        """How many clients are served, and how long they are waited for."""
-
-    def render_error(self, path: str, error: OnApiError) -> Response:
-        """The answer to what is no request, for the path that it names."""
 
 
 class FramedHttp(HttpToolsProtocol):

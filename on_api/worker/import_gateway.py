@@ -16,10 +16,11 @@ from typing import TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from on_api.core.errors import BlocksMissing, OnApiError, PayloadTooLarge, SourceError
+from on_api.core.errors import BlocksMissing, OnApiError, PayloadTooLarge
 from on_api.core.ipfs.formats.cid import Cid, raw_leaf_cid
 from on_api.core.ipfs.port import DagStat
 from on_api.core.ipfs.retrieval import GatewayFetcher
+from on_api.core.net.errors import SourceError
 from on_api.core.services.container import Services
 from on_api.core.services.content.leases import UPLOAD, JobHolder, LeaseHandle
 from on_api.core.services.content.reservations import Announced

@@ -24,9 +24,9 @@ from on_api.core.errors import (
     DatabaseUnavailable,
     OnApiError,
     SecretUnavailable,
-    SourceUnavailable,
 )
 from on_api.core.ipfs.retrieval import GatewayFetcher
+from on_api.core.net.errors import SourceUnavailable
 from on_api.core.net.outbound import Outbound
 from on_api.core.providers.opening import open_source
 from on_api.core.services.container import Services

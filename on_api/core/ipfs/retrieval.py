@@ -14,14 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from on_api.core.errors import (
-    BadCar,
-    BlocksMissing,
-    PayloadTooLarge,
-    SourceError,
-    SourceMalformed,
-    SourceUnavailable,
-)
+from on_api.core.errors import BadCar, BlocksMissing, PayloadTooLarge
 from on_api.core.ipfs.formats.car import (
     MAX_BLOCK_BYTES,
     CarError,
@@ -32,6 +25,7 @@ from on_api.core.ipfs.formats.car import (
 from on_api.core.ipfs.formats.cid import RAW, Cid
 from on_api.core.ipfs.formats.dag import DagError, TooComplexError, UnknownCodecError, links_of
 from on_api.core.ipfs.port import DagStat, IpfsNode
+from on_api.core.net.errors import SourceError, SourceMalformed, SourceUnavailable
 from on_api.core.net.outbound import Answer, Outbound, check_url
 from on_api.core.streams.blocks import Bytes
 

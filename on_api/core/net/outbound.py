@@ -22,16 +22,16 @@ from typing import Any, TypeVar
 import httpcore
 import httpx
 
-from on_api.core.errors import (
-    AddressRefused,
+from on_api.core.errors import AddressRefused
+from on_api.core.net.addresses import is_public
+from on_api.core.net.checked_connections import CheckedTransport, LookUp, look_up
+from on_api.core.net.errors import (
     SourceError,
     SourceMalformed,
     SourceMissing,
     SourceUnauthorized,
     SourceUnavailable,
 )
-from on_api.core.net.addresses import is_public
-from on_api.core.net.checked_connections import CheckedTransport, LookUp, look_up
 from on_api.core.setting_groups import ImportsSettings
 
 USER_AGENT = "on-api"

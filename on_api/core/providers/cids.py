@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from on_api.core.errors import BadRequest, SourceMalformed
+from on_api.core.errors import BadRequest
+from on_api.core.net.errors import SourceMalformed
 from on_api.core.net.outbound import Outbound
 from on_api.core.providers import shapes
 from on_api.core.providers.base import CIDS, Page, Source, SourceItem, SourceSpec

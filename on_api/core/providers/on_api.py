@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from on_api.core.errors import BadRequest, SourceMalformed
+from on_api.core.errors import BadRequest
+from on_api.core.net.errors import SourceMalformed
 from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import ON_API, Page, Source, SourceFile, SourceItem, SourceSpec

@@ -9,12 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from on_api.core.errors import (
-    BadRequest,
-    SourceMalformed,
-    SourceMissing,
-    SourceUnauthorized,
-)
+from on_api.core.errors import BadRequest
+from on_api.core.net.errors import SourceMalformed, SourceMissing, SourceUnauthorized
 from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import PINATA, Page, Source, SourceItem, SourceSpec

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from on_api.core.errors import BadRequest, SourceMalformed
+from on_api.core.errors import BadRequest
 from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES
+from on_api.core.net.errors import SourceMalformed
 from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import PINNING_API, Page, Source, SourceItem, SourceSpec

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from on_api.core.errors import BadRequest, SourceMalformed
+from on_api.core.errors import BadRequest
 from on_api.core.ipfs.formats.cid import MAX_LENGTH, Cid
 from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES, Multiaddr
+from on_api.core.net.errors import SourceMalformed
 from on_api.core.providers.base import (
     MAX_META,
     MAX_META_BYTES,

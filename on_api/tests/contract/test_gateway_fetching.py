@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from on_api.core.errors import (
-    OnApiError,
-    PayloadTooLarge,
-    SourceMalformed,
-    SourceMissing,
-    SourceUnavailable,
-)
+from on_api.core.errors import OnApiError, PayloadTooLarge
 from on_api.core.ipfs import retrieval
 from on_api.core.ipfs.formats.car import car_header
 from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid, varint
@@ -24,6 +18,7 @@ from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.ipfs.port import DagStat
 from on_api.core.ipfs.retrieval import FetchedDag, GatewayFetcher
+from on_api.core.net.errors import SourceMalformed, SourceMissing, SourceUnavailable
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo
 from on_api.tests.dags import Blocks, block_of, car_of, car_with, linking, tree

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from on_api.core.crypto.age import X25519Identity
-from on_api.core.errors import SourceUnauthorized
+from on_api.core.net.errors import SourceUnauthorized
 from on_api.core.providers import kubo, on_api, pinning_api
 from on_api.core.providers.base import Source, SourceItem, SourceSpec
 from on_api.core.providers.opening import open_source

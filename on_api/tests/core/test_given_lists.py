@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from on_api.core.errors import BadCar, BadRequest, OnApiError, SourceMalformed
+from on_api.core.errors import BadCar, BadRequest, OnApiError
 from on_api.core.ipfs.formats.car import car_header, car_section
 from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.net.errors import SourceMalformed
 from on_api.core.providers import cids
 from on_api.core.providers.base import SourceItem, SourceSpec
 from on_api.core.providers.car import roots_of

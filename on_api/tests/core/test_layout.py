@@ -22,6 +22,9 @@ TOP_LEVEL = {
 }  # fmt: skip
 
 
+MOST_LINES = 420
+
+
 def modules(*below: str) -> Iterator[tuple[Path, ast.Module]]:
     """Every module of the package outside the tests, or those below some folders."""
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -87,6 +90,13 @@ def test_nobody_commits_but_session_scope() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 assert node.attr not in {"commit", "rollback"}, f"{path}:{node.lineno}"
+
+
+def test_every_module_can_be_held_in_a_head() -> None:
+    """About 400 lines; what is longer has two ideas in it."""
+    for path, _ in modules():
+        lines = (PACKAGE / path).read_text(encoding="utf-8").count("\n")
+        assert lines <= MOST_LINES, f"{path}: {lines} lines"
 
 
 def test_every_module_and_public_function_says_what_it_is() -> None:

@@ -18,16 +18,15 @@ import httpcore
 import httpx
 import pytest
 
-from on_api.core.errors import (
-    AddressRefused,
-    OnApiError,
+from on_api.core.errors import AddressRefused, OnApiError
+from on_api.core.net.addresses import Address
+from on_api.core.net.errors import (
     SourceError,
     SourceMalformed,
     SourceMissing,
     SourceUnauthorized,
     SourceUnavailable,
 )
-from on_api.core.net.addresses import Address
 from on_api.core.net.outbound import MAX_JSON_DEPTH, Outbound, check_url
 from on_api.tests.certificates import certificate_for
 from on_api.tests.foreign import HTML, Asked, Reply, Service, limits, outbound, says, service

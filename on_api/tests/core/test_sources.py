@@ -12,15 +12,9 @@ from typing import Any
 
 import pytest
 
-from on_api.core.errors import (
-    AddressRefused,
-    BadRequest,
-    OnApiError,
-    SourceMalformed,
-    SourceUnauthorized,
-    SourceUnavailable,
-)
+from on_api.core.errors import AddressRefused, BadRequest, OnApiError
 from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.net.errors import SourceMalformed, SourceUnauthorized, SourceUnavailable
 from on_api.core.providers import kubo, pinning_api
 from on_api.core.providers.base import MAX_RESUME_BYTES, Page, SourceItem, SourceSpec
 from on_api.core.providers.on_api import NO_IDENTITY

@@ -14,11 +14,18 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.daemon.binary import inherited_environment
+from on_api.core.ipfs.daemon.kubo_config import (
+    is_durable,
+    make_durable,
+    stores_of,
+    value_of,
+    with_values,
+)
 from on_api.core.setting_groups import NodeSettings
 from on_api.core.settings import Settings
 
@@ -146,7 +153,7 @@ def config_differences(actual: Mapping[str, object], settings: NodeSettings) -> 
             " same files may get other CIDs than elsewhere:"
             " run `ipfs config profile apply unixfs-v1-2025` and restart the node."
         )
-    if not _is_durable(_get(actual, "Datastore.Spec")):
+    if not is_durable(value_of(actual, "Datastore.Spec")):
         differences.append(
             "The node's block store doesn't sync its writes, so that a power cut can lose"
             ' acknowledged files: set "sync": true for flatfs in Datastore.Spec (or use pebble)'
@@ -162,7 +169,7 @@ def config_differences(actual: Mapping[str, object], settings: NodeSettings) -> 
 
 def stale_keys(actual: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """The dotted keys of `wanted` that `actual` (nested) has otherwise, or not at all."""
-    return [key for key, value in wanted.items() if _get(actual, key) != value]
+    return [key for key, value in wanted.items() if value_of(actual, key) != value]
 
 
 def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str) -> None:
@@ -185,12 +192,12 @@ def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str
         config = read_config(repo)
         _check_whole(repo, config)
         if stale_keys(config, wanted):
-            _write_config(repo, _with(config, wanted))
+            _write_config(repo, with_values(config, wanted))
     except OSError as error:
         reason = error.strerror or error
         msg = f"Can't prepare the IPFS node's repo {repo} ({reason}): check disk and permissions."
         raise StartupError(msg) from error
-    if not _is_durable(_get(config, "Datastore.Spec")):
+    if not is_durable(value_of(config, "Datastore.Spec")):
         # Not changed here: whoever set it up so may have a reason.
         logger.warning(
             "the IPFS node's repo %s does not sync its writes: a power cut can lose acknowledged"
@@ -218,7 +225,7 @@ def read_config(repo: Path) -> dict[str, object]:
 
 def peer_id_of(repo: Path) -> str:
     """The identity in the repo's config. Raises `StartupError` when there is none."""
-    peer_id = _get(read_config(repo), "Identity.PeerID")
+    peer_id = value_of(read_config(repo), "Identity.PeerID")
     if not isinstance(peer_id, str) or not peer_id:
         raise damaged(repo, "its config file has no identity")
     return peer_id
@@ -227,7 +234,7 @@ def peer_id_of(repo: Path) -> str:
 def rpc_auth_of(repo: Path) -> str | None:
     """The RPC secret in the repo's config, like `bearer:TOKEN`; None without one."""
     try:
-        secret = _get(read_config(repo), f"{_OUR_AUTHORIZATION}.AuthSecret")
+        secret = value_of(read_config(repo), f"{_OUR_AUTHORIZATION}.AuthSecret")
     except StartupError:  # whoever starts the node says what is wrong with its repo
         return None
     return secret if isinstance(secret, str) else None
@@ -318,8 +325,8 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
             msg = f"`{binary} init` failed ({lines[-1] if lines else made.returncode})."
             raise StartupError(msg)
         config = read_config(draft)
-        _make_durable(_get(config, "Datastore.Spec"))
-        _write_config(draft, _with(config, wanted))
+        make_durable(value_of(config, "Datastore.Spec"))
+        _write_config(draft, with_values(config, wanted))
         for path in (*draft.rglob("*"), draft):
             _sync(path)
         draft.rename(repo)
@@ -358,73 +365,11 @@ def _remove_half_made(repo: Path) -> None:
 
 def _check_whole(repo: Path, config: Mapping[str, object]) -> None:
     """Refuse a repo whose blocks or index are gone: Kubo makes empty ones and starts as if new."""
-    stores = _stores(_get(config, "Datastore.Spec"))
+    stores = stores_of(value_of(config, "Datastore.Spec"))
     names = [path for store in stores if isinstance(path := store.get("path"), str)]
     for name in ("version", "datastore_spec", *names):
         if not (repo / name).exists():
             raise damaged(repo, f"`{name}` is missing")
-
-
-def _make_durable(spec: object) -> None:
-    for store in _stores(spec):
-        if store.get("type") == "flatfs":
-            store["sync"] = True
-
-
-def _is_durable(spec: object) -> bool:
-    """Whether what holds the blocks syncs its writes: flatfs if told to, pebble unless told not."""
-    stores = [store for store in _block_stores(spec) if store.get("type") != "measure"]
-    return bool(stores) and all(
-        (store.get("type") == "flatfs" and store.get("sync") is True)
-        or (store.get("type") == "pebbleds" and not store.get("disableWAL"))
-        for store in stores
-    )
-
-
-def _block_stores(spec: object) -> Iterator[dict[str, object]]:
-    if isinstance(spec, dict) and spec.get("type") == "mount":
-        mounts = _dicts(spec.get("mounts"))
-        # Without a mount of their own the blocks lie in the one at `/`.
-        own = [mount for mount in mounts if mount.get("mountpoint") == "/blocks"]
-        for mount in own or mounts:
-            yield from _block_stores(mount)
-    else:
-        yield from _stores(spec)
-
-
-def _stores(spec: object) -> Iterator[dict[str, object]]:
-    """The nodes of a Datastore.Spec: a store, a `mount` of several, or a `measure` around one."""
-    if isinstance(spec, dict):
-        yield spec
-        yield from _stores(spec.get("child"))
-        for mount in _dicts(spec.get("mounts")):
-            yield from _stores(mount)
-
-
-def _dicts(value: object) -> list[dict[str, object]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _get(config: Mapping[str, object], dotted: str) -> object:
-    value: object = config
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _with(config: Mapping[str, object], wanted: Mapping[str, object]) -> dict[str, object]:
-    """A copy of `config` in which every dotted key of `wanted` has its value."""
-    result: dict[str, object] = json.loads(json.dumps(config))
-    for dotted, value in wanted.items():
-        *groups, name = dotted.split(".")
-        group = result
-        for part in groups:
-            inner = group.get(part)
-            if not isinstance(inner, dict):
-                inner = group[part] = {}
-            group = inner
-        group[name] = value
-    return result
 
 
 def _write_config(repo: Path, config: Mapping[str, object]) -> None:

@@ -7,7 +7,6 @@ No database connection is held while bytes flow: one short transaction before (t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import uuid
@@ -15,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
 
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
@@ -29,7 +27,7 @@ from on_api.core.errors import (
     Unauthorized,
 )
 from on_api.core.ipfs.formats.bundle import Block
-from on_api.core.ipfs.formats.cid import CHUNK_BYTES, RAW, SHA2_256, Cid
+from on_api.core.ipfs.formats.cid import CHUNK_BYTES
 from on_api.core.ipfs.port import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
@@ -49,14 +47,13 @@ from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.files.files import FileFacts
-from on_api.core.services.files.private_files import PrivateFiles, Sealing
+from on_api.core.services.files.private_files import PrivateFiles
 from on_api.core.services.shared import events
 from on_api.core.services.shared.together import Together
 from on_api.core.services.traffic.metering import Charge, Kind, Meter
 from on_api.core.services.uploads.bundle_records import SmallUpload
 from on_api.core.services.uploads.bundling import Bundler
 from on_api.core.services.uploads.intake import (
-    SNIFFED_BYTES,
     FilePassage,
     HashedBody,
     Intake,
@@ -69,6 +66,7 @@ from on_api.core.services.uploads.stored_files import (
     StoredFile,
     facts_in,
 )
+from on_api.core.services.uploads.whole_file import WholeFile
 from on_api.core.streams.blocks import Bytes
 
 __all__ = ["IncomingFile", "Recording", "UploadService"]
@@ -84,41 +82,6 @@ class Recording:
 
     claim: Claim
     render: Callable[[Sequence[FileFacts]], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """A small file in memory, and the `block` that the node is to have of it."""
-
-    incoming: IncomingFile
-    plain: bytes
-    block: bytes
-    sealing: Sealing | None
-    sha256: bytes
-    cid: Cid
-
-    @classmethod
-    def of(
-        cls, incoming: IncomingFile, plain: bytes, block: bytes, sealing: Sealing | None
-    ) -> Self:
-        """With its hashes."""
-        sha256 = hashlib.sha256(plain).digest()
-        digest = sha256 if sealing is None else hashlib.sha256(block).digest()
-        return cls(incoming, plain, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
-
-    def as_stored(self) -> StoredFile:
-        """As it will lie on the node: one raw block."""
-        file = self.incoming
-        return StoredFile(
-            incoming=file,
-            cid=str(self.cid),
-            stored_size=len(self.block),
-            dag_size=len(self.block),
-            size=len(self.plain),
-            sha256=self.sha256,
-            media_type=file.media_type or sniff(file.name, self.plain[:SNIFFED_BYTES]),
-            sealing=self.sealing,
-        )
 
 
 _Send = Callable[[LeaseHandle, Intake], AsyncIterator[StoredFile]]
@@ -329,7 +292,7 @@ class UploadService:
         size = sum(len(block) for _, block in sent)
         return await self._store_by_itself(principal, Announced(size, size), send, recording)
 
-    async def _take(self, principal: Principal, file: IncomingFile, most: int) -> _Whole:
+    async def _take(self, principal: Principal, file: IncomingFile, most: int) -> WholeFile:
         plain = bytearray()
         async for chunk in blocks(file.body, self._limits):
             plain += chunk
@@ -339,7 +302,7 @@ class UploadService:
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
             block = bytes(sealing.encryptor.update(block) + sealing.encryptor.finish())
-        return _Whole.of(file, bytes(plain), block, sealing)
+        return WholeFile.of(file, bytes(plain), block, sealing)
 
     async def _send(
         self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake

@@ -1,0 +1,42 @@
+"""What calls to other people's services may end in; a branch of the tree in `core/errors.py`."""
+
+from __future__ import annotations
+
+from on_api.core.errors import RetryLater
+
+
+class SourceError(RetryLater):
+    """Another service, from which content is to come, did not do what was asked."""
+
+    status, reason, summary = 502, "SOURCE_ERROR", "The source could not do this."
+
+
+class SourceUnauthorized(SourceError):
+    """It refuses the credentials: wrong, or over."""
+
+    reason, summary = (
+        "SOURCE_UNAUTHORIZED",
+        "The source refuses the credentials: they are wrong, have expired, or may not do this.",
+    )
+
+
+class SourceMissing(SourceError):
+    """It has no such content."""
+
+    reason, summary = "SOURCE_MISSING", "The source does not have this content."
+
+
+class SourceMalformed(SourceError):
+    """What it answers is not what it must be."""
+
+    reason, summary = "SOURCE_MALFORMED", "The source's answer was not understood."
+
+
+class SourceUnavailable(SourceError):
+    """It can't be reached, is too slow, or asks to be left alone for a while."""
+
+    status, reason, summary = (
+        503,
+        "SOURCE_UNAVAILABLE",
+        "The source can't be reached at the moment.",
+    )
