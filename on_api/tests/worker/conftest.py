@@ -60,7 +60,7 @@ def on_here(here: Peer, settings_for: MakeSettings, sqlite_database: DatabaseMak
             **{
                 "ipfs": here.ipfs,
                 "pins": PinsSettings(deadline=60, patience=30, dial_private=True),
-                "worker": WorkerSettings(poll=0.05, lease_seconds=5),
+                "worker": WorkerSettings(poll=0.2, lease_seconds=5),
                 "gc": GcSettings(grace=3600, interval=0),
                 **changes,
             },

@@ -287,7 +287,7 @@ def life_settings(new_database: DatabaseMaker, settings_for: Callable[..., Setti
     """A database of its own for each life; the worker frees nothing by itself."""
     ContentLife.make_settings = staticmethod(
         lambda: settings_for(
-            new_database(), gc=GcSettings(interval=0), worker=WorkerSettings(poll=0.05)
+            new_database(), gc=GcSettings(interval=0), worker=WorkerSettings(poll=0.2)
         )
     )
 

@@ -55,7 +55,7 @@ def settings(
         new_database(),
         ipfs=here.ipfs.model_copy(update={"rpc_url": proxy.url}),
         files=FilesSettings(lease_seconds=10),
-        worker=WorkerSettings(poll=0.05, lease_seconds=2),
+        worker=WorkerSettings(poll=0.2, lease_seconds=2),
         gc=GcSettings(interval=0),
     )
 

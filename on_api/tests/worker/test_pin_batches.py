@@ -41,7 +41,7 @@ class Bench:
         """A worker, behind the proxy."""
         changes = {
             "ipfs": self.here.ipfs.model_copy(update={"rpc_url": self.proxy.url}),
-            "worker": WorkerSettings(poll=0.05, lease_seconds=5),
+            "worker": WorkerSettings(poll=0.2, lease_seconds=5),
         }
         with Server(self.api.settings.model_copy(update=changes)):
             yield

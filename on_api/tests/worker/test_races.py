@@ -37,7 +37,7 @@ def racing(
     settings = settings_for(
         new_database(),
         ipfs=here.ipfs.model_copy(update={"rpc_url": proxy.url}),
-        worker=WorkerSettings(poll=0.05, lease_seconds=2),
+        worker=WorkerSettings(poll=0.2, lease_seconds=2),
         gc=GcSettings(grace=0, interval=0),
     )
     with Server(settings) as server:
