@@ -263,7 +263,7 @@ def _offer_key(operation: dict[str, Any]) -> None:
     """Offer an API key wherever the password login is; it names no scopes, which only OAuth2
     defines. Who needs no key says so."""
     needs = operation.setdefault("security", [])
-    if needs:
+    if any("Password" in need for need in needs):
         needs.append({"Key": []})
 
 

@@ -242,7 +242,7 @@ def test_killed_in_mid_build(machine: Machine, tmp_path: Path) -> None:
     """The next start builds from the beginning and clears up."""
     machine.go(build="exec /bin/sleep 60")
     code = (
-        "from on_api.core.ipfs.binary import kubo_binary\n"
+        "from on_api.core.ipfs.daemon.binary import kubo_binary\n"
         "from on_api.core.setting_groups import NodeSettings\n"
         "kubo_binary(NodeSettings(), print)\n"
     )

@@ -150,13 +150,17 @@ def test_a_listener_that_falls_silent_is_not_trusted(
     assert "again" in said[1]
 
 
-def test_a_network_that_swallows_everything(distant: tuple[Settings, TcpProxy]) -> None:
+def test_a_network_that_swallows_everything(
+    distant: tuple[Settings, TcpProxy], caplog: pytest.LogCaptureFixture
+) -> None:
     """New connections too: it stays distrustful, stops when told to, and comes back by itself."""
     settings, proxy = distant
     with listening(settings) as (_, invalidations, heard):
         before = heard.times
         proxy.mood = Mood.HANG
         until(lambda: not invalidations.trusted, "it distrusts")
+        # Until then nothing was lost that would have to be forgotten.
+        until(lambda: "lost the news" in caplog.text, "it gives the connection up")
         proxy.mood = Mood.GOOD
         until(lambda: invalidations.trusted, "it listens again")
         until(lambda: heard.times > before, "all is forgotten")

@@ -306,7 +306,7 @@ def test_kubo_keeps_dying(
 ON_API = """
 import sys, time
 from pathlib import Path
-from on_api.core.ipfs.node import ManagedNode
+from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.setting_groups import NodeSettings
 
 settings = NodeSettings.model_validate_json(sys.argv[2])

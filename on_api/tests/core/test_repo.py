@@ -331,7 +331,7 @@ def test_secrets_are_not_handed_to_kubo(monkeypatch: pytest.MonkeyPatch, tmp_pat
 KILLED = f"""
 import os, signal, sys
 from pathlib import Path
-from on_api.core.ipfs.repo import prepare_repo
+from on_api.core.ipfs.daemon.repo import prepare_repo
 from on_api.core.setting_groups import NodeSettings
 
 class Countdown:
