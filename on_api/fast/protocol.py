@@ -6,9 +6,11 @@ Knows nothing of what is asked.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.web.extensions import BODY_BLOCKS, NODE_ANSWER, WRITE_WHOLE, offer
 from on_api.fast.large_bodies import LARGE_BYTES, LargeBody
 from on_api.fast.wire import write_whole
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from on_api.fast.application import FastApplication
+
+logger = logging.getLogger(__name__)
 
 JOINED_BYTES = 64 * 1024
 """A body that is not over this goes out in one piece with its head."""
@@ -140,7 +144,15 @@ class FastHttp(FramedHttp):
     def go_the_usual_way(self, said: Said | None) -> None:
         """Have the application serve the request that waits. The parser stands behind it."""
         self._waits = self._quick = False
-        self._begin_usually()
+        try:
+            self._begin_usually()
+        except Exception:
+            # Nobody else would end it: it stands outside of the parser and of every task.
+            logger.exception("a request failed")
+            if isinstance(said, NodeAnswer):
+                said.close()
+            self.transport.close()
+            return
         offer(cast("Scope", self.scope), NODE_ANSWER, said)
         self.on_message_complete()
         if self._is_last:

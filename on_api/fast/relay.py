@@ -26,6 +26,7 @@ from on_api.public.gateway.app import Gateway
 from on_api.public.gateway.request import Said
 
 access_logger = logging.getLogger("on_api.access")
+logger = logging.getLogger(__name__)
 
 _random = random.Random()  # noqa: S311 (names for the log, no secrets)
 
@@ -157,4 +158,6 @@ class _Asking:
                 return
         except OnApiError:
             pass  # it happens once more on the usual way, which has words for it
+        except Exception:
+            logger.exception("could not pass on what the node said")
         self.client.go_the_usual_way(None if isinstance(said, Stale) else said)

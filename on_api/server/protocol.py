@@ -16,6 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from on_api.core.errors import BadRequest, OnApiError, RequestTimeout, ServiceUnavailable
+from on_api.server.chunked import ChunkedBody
 from on_api.server.framing import (
     CHUNKED,
     END,
@@ -55,10 +56,8 @@ class FramedHttp(HttpToolsProtocol):
     """Bytes of the present body that are still to come, or `CHUNKED`."""
     _is_passed_over = False
     """They are kept from the parser, which begins anew behind them."""
-    _between = 0
-    """Bytes of a chunked body since the last one of a chunk's data."""
-    _tail = b""
-    """Last bytes of a chunked body that the parser has had: its end may begin with them."""
+    _chunks: ChunkedBody
+    """The present body, if it is chunked."""
     _may_begin = False
     """A head was examined that the parser hasn't had."""
     _in_body = False
@@ -77,6 +76,8 @@ class FramedHttp(HttpToolsProtocol):
     """The last one whose answer was waited for though its client sends no more."""
     _has_body = False
     """The present request has one."""
+    _is_taking = False
+    """What was held is being taken."""
     _has_refused = False
     _hears_no_more = False
     """The client has closed its side."""
@@ -198,7 +199,9 @@ class FramedHttp(HttpToolsProtocol):
 
     def begin(self) -> None:
         """Make scope, cycle and task for the request whose head is whole."""
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
+        # Of HTTP/1.0 it is ignored (RFC 9110, 10.1.1): such a client takes the 100 for its answer.
+        expects = self.expect_100_continue and self.parser.get_http_version() == "1.1"
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
         self.scope["headers"] = headers
@@ -214,8 +217,9 @@ class FramedHttp(HttpToolsProtocol):
         """An answer is over, maybe before the body that it answers."""
         super().on_response_complete()
         if self._held:
+            self.flow.pause_reading()  # else more comes before what is held is taken
             self.loop.call_soon(self._take_held)
-        elif self._hears_no_more:
+        elif self._hears_no_more and not self._is_taking:
             self._end_hearing()
 
     def shutdown(self) -> None:
@@ -261,7 +265,12 @@ class FramedHttp(HttpToolsProtocol):
     def _take_held(self) -> None:
         held, self._held = self._held, b""
         if held and not self.transport.is_closing():
-            self._take(held)
+            self.flow.resume_reading()
+            self._is_taking = True
+            try:
+                self._take(held)
+            finally:
+                self._is_taking = False
             if self._hears_no_more:
                 self._end_hearing()
 
@@ -320,6 +329,8 @@ class FramedHttp(HttpToolsProtocol):
         try:
             read, self._left = read_head(head)
             self._has_body = self._left != 0
+            if self._left == CHUNKED:
+                self._chunks = ChunkedBody()
             self._may_begin = True
             is_taken = self._feed(read) and (self._in_body if self._left else self._is_whole)
             if not is_taken:
@@ -348,39 +359,23 @@ class FramedHttp(HttpToolsProtocol):
         return end
 
     def _take_chunks(self, data: bytes, at: int) -> int:
-        """Take what belongs to a chunked body; return where that ends.
-
-        Only the parser knows that, and doesn't tell; but there is an empty line: so it gets no more
-        at a time than goes to the next one.
-        """
+        """Take what belongs to a chunked body; return where that ends."""
         view = memoryview(data)
         while at < len(data) and not self._is_whole:
-            end = self._next_empty_line(data, at)
+            end = self._chunks.next_end(data, at)
             self._has_moved = False
-            is_well = self._feed(view[at:end])
-            self._between = 0 if self._has_moved else self._between + end - at
             try:
-                check_size(self._between)
-                if not is_well:
+                if not self._feed(view[at:end]):
                     raise BadRequest("The request's body is malformed.")
+                self._chunks.passed(data, at, end, has_data=self._has_moved)
             except OnApiError as error:
                 self._refuse_body(error)
                 return len(data)
-            self._tail = (self._tail + data[max(at, end - len(END)) : end])[1 - len(END) :]
             at = end
         if self._is_whole:
-            self._left = self._between = 0
-            self._tail = b""
+            self._left = 0
             self._renew_parser()  # what trailers say of the connection is nothing to go by
         return at
-
-    def _next_empty_line(self, data: bytes, at: int) -> int:
-        """Where it ends, or the data; it may have begun before them."""
-        border = self._tail + data[at : at + len(END) - 1]
-        if (found := border.find(END)) >= 0:
-            return at + found + len(END) - len(self._tail)
-        found = data.find(END, at)
-        return len(data) if found < 0 else found + len(END)
 
     def _feed(self, data: bytes | memoryview) -> bool:
         """Feed the parser; False when that doesn't take it."""

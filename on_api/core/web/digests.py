@@ -33,7 +33,9 @@ _ALGORITHMS: Mapping[str, Callable[[], _Hash]] = MappingProxyType(
         "md5": lambda: hashlib.md5(usedforsecurity=False),
     }
 )
-_MEMBER = re.compile(r"\s*([^=\s]+)\s*=\s*(?::([A-Za-z0-9+/=]*):|([A-Za-z0-9+/=]*))\s*")
+_VALUE = re.compile(r":([A-Za-z0-9+/=]+):|([A-Za-z0-9+/=]+)")
+MOST_DIGESTS = 8
+"""That one request may declare of one algorithm; each computes a body's hash once for all."""
 
 
 class SentDigests:
@@ -43,12 +45,19 @@ class SentDigests:
     """
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._expected = [
-            (_ALGORITHMS[algorithm](), digest)
-            for name, value in headers
-            if name in DIGEST_HEADERS
-            for algorithm, digest in _read(name, value.decode("latin-1"))
-        ]
+        self._expected: dict[str, tuple[_Hash, set[bytes]]] = {}
+        for name, value in headers:
+            if name in DIGEST_HEADERS:
+                for algorithm, digest in _read(name, value.decode("latin-1")):
+                    self._expect(name, algorithm, digest)
+
+    def _expect(self, name: bytes, algorithm: str, digest: bytes) -> None:
+        if algorithm not in self._expected:
+            self._expected[algorithm] = _ALGORITHMS[algorithm](), set()
+        computed, digests = self._expected[algorithm]
+        digests.add(digest)
+        if len(digest) != computed.digest_size or len(digests) > MOST_DIGESTS:
+            raise _unreadable(name)
 
     def __bool__(self) -> bool:
         """Whether there is anything to compare."""
@@ -56,13 +65,13 @@ class SentDigests:
 
     def update(self, data: Bytes) -> None:
         """Take the body's next bytes."""
-        for computed, _ in self._expected:
+        for computed, _ in self._expected.values():
             computed.update(data)
 
     def check(self) -> None:
         """Compare, at the body's end. Raises `BadRequest` for a body that is another one."""
-        for computed, digest in self._expected:
-            if not compare_digest(computed.digest(), digest):
+        for computed, digests in self._expected.values():
+            if not all(compare_digest(computed.digest(), digest) for digest in digests):
                 raise BadRequest(
                     f"The bytes that came are not those of the {computed.name} digest that was "
                     "sent with them; nothing was stored. Send them again."
@@ -80,14 +89,19 @@ class SentDigests:
 def _read(name: bytes, value: str) -> Iterable[tuple[str, bytes]]:
     members = [f"md5={value}"] if name == b"content-md5" else value.split(",")
     for member in members:
-        found = _MEMBER.fullmatch(member)
-        algorithm = member.partition("=")[0].strip().lower()
+        algorithm, _, text = (part.strip() for part in member.partition("="))
+        algorithm = algorithm.lower()
         if algorithm not in _ALGORITHMS:
             continue
+        found = _VALUE.fullmatch(text)
+        if found is None:
+            raise _unreadable(name)
         try:
-            if found is None:
-                raise ValueError
-            digest = base64.b64decode(found[2] or found[3] or "", validate=True)
-        except (ValueError, binascii.Error):
-            raise BadRequest(f"{name.decode().title()}: the digest can't be read.") from None
+            digest = base64.b64decode(found[1] or found[2], validate=True)
+        except binascii.Error:
+            raise _unreadable(name) from None
         yield algorithm, digest
+
+
+def _unreadable(name: bytes) -> BadRequest:
+    return BadRequest(f"{name.decode().title()}: the digest can't be read.")

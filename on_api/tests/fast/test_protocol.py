@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from on_api.fast.protocol import FastHttp
-from on_api.tests.server.test_protocol import NEXT, Asked, hear_each
+from on_api.tests.server.test_protocol import END_OF_STREAM, NEXT, Asked, hear_each
 
 
 class Relaying(Asked):
@@ -37,3 +37,32 @@ def test_what_is_answered_later_cut_anywhere() -> None:
     heard = hear_each(streams, Relaying, FastHttp)
     for cut, (asked, statuses, _) in zip(cuts, heard, strict=True):
         assert ([name for name, _, _ in asked.requests], statuses) == (names, [200] * 5), cut
+
+
+class Hot(Asked):
+    """Has the answer to `/hot` in memory, and takes its time for the first other request."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer, later than the client has closed its side."""
+        for _ in range(0 if self.requests else 25):
+            await asyncio.sleep(0)
+        await super().__call__(scope, receive, send)
+
+    def answer_at_once(self, url: bytes, headers: Any) -> tuple[bytes, bytes] | None:
+        """As a `FastApplication` does."""
+        if url != b"/hot":
+            return None
+        self.requests.append(("HOT", "/hot", b""))
+        return b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", b"ok"
+
+    def ask_node(self, url: bytes, headers: Any, client: FastHttp) -> bool:
+        """As a `FastApplication` does that has no node."""
+        return False
+
+
+def test_who_sends_no_more_is_answered_all_that_was_asked() -> None:
+    """Also what is answered at once while it is taken from behind another request."""
+    stream = NEXT + NEXT.replace(b"/next", b"/hot") + NEXT + NEXT
+    [(asked, statuses, _)] = hear_each([[stream, END_OF_STREAM]], Hot, FastHttp)
+    assert [name for name, _, _ in asked.requests] == ["GET", "HOT", "GET", "GET"]
+    assert statuses == [200] * 4

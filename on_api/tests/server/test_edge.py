@@ -268,3 +268,12 @@ def test_those_that_linger_are_bounded(server: Server, monkeypatch: pytest.Monke
             wires[0].send(*[bytes(LARGE // 100)] * 100)
         wires[-1].send(bytes(LARGE))
         assert wires[-1].rest() == b""
+
+
+def test_a_head_that_comes_in_pieces_behind_a_request(connection: socket.socket) -> None:
+    """Reading goes on when what was held is no whole head."""
+    long = GET + b"X-Long: " + b"x" * 60_000 + b"\r\n\r\n"
+    for _ in range(20):
+        connection.sendall(GET + b"\r\n" + long)
+    connection.shutdown(socket.SHUT_WR)
+    assert answer(connection).count(b"HTTP/1.1 200") == 40

@@ -25,6 +25,9 @@ INNER = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: b\r\n\r\n"
 
 
+END_OF_STREAM = b"(the client has closed its side)"
+
+
 class Asked:
     """What the application was asked, in order."""
 
@@ -103,8 +106,11 @@ async def _heard(
     http.connection_made(transport)
     for piece in pieces:
         receiver = transport.protocol
-        receiver.get_buffer(len(piece))[: len(piece)] = piece
-        receiver.buffer_updated(len(piece))
+        if piece is END_OF_STREAM:
+            receiver.eof_received()
+        else:
+            receiver.get_buffer(len(piece))[: len(piece)] = piece
+            receiver.buffer_updated(len(piece))
         for _ in range(20):  # nobody waits for anything but each other
             await asyncio.sleep(0)
     http.connection_lost(None)
@@ -318,6 +324,35 @@ def test_other_refusals() -> None:
         _, statuses, said = hear(*pieces, INNER)
         assert statuses == [status]
         assert b"connection: close\r\n" in said
+
+
+BLANKS = b" \t" * 30_000
+
+
+@pytest.mark.parametrize("name", [b"Host", b"Content-Length", b"Transfer-Encoding", b"Upgrade"])
+@pytest.mark.parametrize("value", [BLANKS + b"x\n", b"x" + BLANKS + b"y", BLANKS + b'"', BLANKS])
+def test_blanks_are_looked_at_once(name: bytes, value: bytes) -> None:
+    """A head of them is answered, and not thought about for days."""
+    request = b"GET / HTTP/1.1\r\n" + (b"" if name == b"Host" else HOST) + name + b":" + value
+    pieces = [request[at : at + 16_000] for at in range(0, len(request), 16_000)]
+    _, statuses, _ = hear(*pieces, b"\r\n\r\n")
+    assert len(statuses) == 1
+
+
+def test_a_target_that_grows_is_bounded() -> None:
+    """Bytes that aren't ASCII are three when they are encoded."""
+    request = b"GET /" + b"\xff" * 22_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"
+    pieces = [request[at : at + 16_000] for at in range(0, len(request), 16_000)]
+    _, statuses, _ = hear(*pieces)
+    assert statuses == [431]
+
+
+def test_http_1_0_is_told_to_go_on_by_nothing() -> None:
+    """It knows no interim answers."""
+    for version, told in ((b"1.0", 0), (b"1.1", 1)):
+        start = b"POST / HTTP/" + version + b"\r\nHost: a\r\nExpect: 100-continue\r\n"
+        _, _, said = hear(start + b"Content-Length: 5\r\n\r\n", b"hello")
+        assert said.count(b"HTTP/1.1 100") == told
 
 
 def test_what_is_unusual_and_allowed() -> None:
