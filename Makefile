@@ -24,14 +24,14 @@ endif
 
 # More workers than cores: a third of the time is spent waiting for time-outs, leases and restarts.
 WORKERS := -n 3 --dist worksteal
-# Run once more without fast lanes: the same tests of everything that a lane may answer or take in.
+# Everything that a fast lane may answer or take in.
 TESTS := on_api/tests
 HTTP_SUITES := $(addprefix $(TESTS)/,public server v1/test_files.py v1/test_inputs.py v1/test_private_files.py v1/test_traffic.py)
 
 # Compiled modules are what makes a start take two seconds instead of five.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test check suite clients soak bench bench-compare migrate openapi clean
+.PHONY: help install run test check suite lanes clients soak bench bench-compare migrate openapi clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -40,11 +40,14 @@ run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (P
 	@$(BIN)/on-api init
 	@exec $(BIN)/on-api serve
 
-test: check suite clients ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
+test: check suite lanes clients ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
 
 suite: $(INSTALLED) ## Of `make test`: the unit and HTTP suites; with `make check` its first stage
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "not soak and not clients and not browser" $(PYTEST_ARGS)
+
+lanes: $(INSTALLED) ## Of `make test`: the HTTP suites once more, by servers without fast lanes
+	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "not soak and not clients and not browser" --fast-lanes off $(HTTP_SUITES) $(PYTEST_ARGS)
 
 clients: $(INSTALLED) ## Of `make test`: other people's clients and a browser, its second stage
