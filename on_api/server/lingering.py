@@ -43,6 +43,10 @@ class Owner(Protocol):
         """How many bytes may still be read and dropped: 0 if nothing more was announced or is there
         already. Nothing that comes is given to anybody from now on."""
 
+    def is_cut(self) -> bool:
+        """Whether the last answer has ended too soon, and nothing but the way the connection ends
+        can tell that."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
 
@@ -102,6 +106,9 @@ class LingeringTransport(asyncio.Transport):
     def close(self) -> None:
         """Send what was written, and end the connection; later, if the client is still sending."""
         if self._is_closed:
+            return
+        if self._owner.is_cut():
+            self.abort()
             return
         unheard = self._owner.unheard()
         self._is_closed = True

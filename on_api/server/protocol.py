@@ -27,6 +27,7 @@ from on_api.server.framing import (
     path_of,
     read_head,
 )
+from on_api.server.http_1_0 import EndsWithConnection
 from on_api.server.lingering import LINGER_BYTES, UNKNOWN_BYTES, LingeringTransport
 from on_api.server.patience import Patience
 from on_api.server.receiver import Receiver
@@ -76,6 +77,8 @@ class FramedHttp(HttpToolsProtocol):
     """The last one whose answer was waited for though its client sends no more."""
     _has_body = False
     """The present request has one."""
+    _ends: EndsWithConnection | None = None
+    """Of the present answer, if it is one to HTTP/1.0."""
     _is_taking = False
     """What was held is being taken."""
     _has_refused = False
@@ -147,6 +150,10 @@ class FramedHttp(HttpToolsProtocol):
         is_behind = self._left or self._held or self._gathered or self._has_refused
         return UNKNOWN_BYTES if is_behind else 0
 
+    def is_cut(self) -> bool:
+        """See `Owner`."""
+        return self._ends is not None and self._ends.is_cut
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or was sent away."""
         self._hears_no_more = True
@@ -207,6 +214,10 @@ class FramedHttp(HttpToolsProtocol):
         self.scope["headers"] = headers
         super().on_headers_complete()
         cycle: RequestResponseCycle = self.cycle
+        self._ends = None
+        if self.parser.get_http_version() == "1.0":
+            self._ends = EndsWithConnection(cycle)
+            cycle.send = self._ends.send  # type: ignore[method-assign,assignment]
         is_long = self._left == CHUNKED or self._left > PASSED_OVER_BYTES
         # Whoever was not told to go on may well not send the body at all.
         if cycle.keep_alive and (is_long or (self._left and expects)):

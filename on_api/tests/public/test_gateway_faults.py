@@ -117,6 +117,25 @@ def test_an_answer_that_the_node_cuts_is_seen_to_be_cut(way: Way, large: str) ->
     assert len(way.ask(large).body) == 8 * MIB
 
 
+def read_to_its_end(connection: socket.socket) -> None:
+    """All that comes."""
+    while connection.recv(MIB):
+        pass
+
+
+def test_a_cut_answer_to_http_1_0_ends_with_a_reset(way: Way, large: str) -> None:
+    """It has neither length nor chunks: any other end would look like its own."""
+    way.proxy.mood = Mood.CUT_LATE
+    try:
+        with raw_connection(way.server) as connection:
+            connection.sendall(f"GET {large}?format=car HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            with pytest.raises(ConnectionResetError):
+                read_to_its_end(connection)
+    finally:
+        way.proxy.mood = Mood.GOOD
+
+
 def test_a_node_that_stops_in_the_middle(way: Way, large: str) -> None:
     """Is waited for as long as it may stand still, and no longer."""
     with raw_connection(way.server) as connection:
