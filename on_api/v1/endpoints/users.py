@@ -61,23 +61,24 @@ def change_me(
 
 async def _hash_changed(
     body: PasswordChange, principal: KeysWrite, services: ServicesDep, client: ClientDep
-) -> str:
+) -> tuple[str, str]:
     asker = Asker.user(principal.user_id, client.client)
-    await services.login.check_password(asker, principal.user_id, body.current_password)
-    return await services.login.hash_password(body.new_password, asker)
+    old = await services.login.check_password(asker, principal.user_id, body.current_password)
+    return old, await services.login.hash_password(body.new_password, asker)
 
 
 @router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
 def change_my_password(
-    password_hash: Annotated[str, Depends(_hash_changed)],
+    hashes: Annotated[tuple[str, str], Depends(_hash_changed)],
     principal: KeysWrite,
     session: SessionDep,
     services: ServicesDep,
     client: ClientDep,
 ) -> None:
     """Change your password. Every login ends, this one too; API keys stay."""
-    changes = {"password_hash": password_hash}
-    services.users.change(session, principal.user_id, changes, act_as(principal, client))
+    old, new = hashes
+    actor = act_as(principal, client)
+    services.users.change(session, principal.user_id, {"password_hash": new}, actor, verified=old)
 
 
 @router.get("/me/usage")

@@ -213,6 +213,10 @@ class Authenticator:
             self._known.clear()
 
 
+class _PasswordReplaced(Exception):
+    """The hash that a password was checked against is no longer the user's."""
+
+
 class LoginService:
     """Password logins: a short-lived token for the right password, a growing pause after wrong
     ones. All scrypt waits and runs in `ScryptPool`."""
@@ -257,9 +261,13 @@ class LoginService:
             asker, lambda: self._hasher.hash(password), memory=self._hasher.memory
         )
 
-    async def check_password(self, asker: Asker, user_id: uuid.UUID, password: str) -> None:
-        """Raise `Unauthorized` unless it is the user's password; counted like a login."""
-        await self._pool.run(
+    async def check_password(self, asker: Asker, user_id: uuid.UUID, password: str) -> str:
+        """Raise `Unauthorized` unless it is the user's password; counted like a login.
+
+        Returns the hash that it was checked against, by which whoever then acts makes sure that it
+        is the password still (`users.require_password`).
+        """
+        return await self._pool.run(
             asker,
             lambda: self._check_password(asker.network, user_id, password),
             memory=self._hasher.memory,
@@ -276,37 +284,56 @@ class LoginService:
         if _USERNAME.fullmatch(username) is None:
             self._hasher.verify(password, None)
             raise Unauthorized("Wrong username or password.")
+        while True:
+            user_id, stored, renewed = self._check_login(username, password, actor, network)
+            try:
+                issued = self._issue(user_id, scopes, stored, renewed, actor)
+            except _PasswordReplaced:
+                continue  # changed, or hashed anew by another login: only a new look can tell
+            self._throttle.forgive(_subject(username), network)
+            return issued
+
+    def _check_login(
+        self, username: str, password: str, actor: Actor, network: str
+    ) -> tuple[uuid.UUID, str, str | None]:
+        """The user of a right password, the hash that tells so, and one of today's cost where that
+        one is outdated."""
         self._throttle.count(_subject(username), network)
         with self._database.session_scope(write=False) as session:
             user = session.scalar(select(User).where(User.username == username))
             stored = user.password_hash if user is not None and _may_act(user) else None
         verdict = self._hasher.verify(password, stored)  # outside: it takes a tenth of a second
-        if user is None or not verdict.correct:
+        if user is None or stored is None or not verdict.correct:
             with self._database.session_scope() as session:
                 audit.record(session, actor, "login.failed", "user", user.id if user else None)
             raise Unauthorized("Wrong username or password.")
-        renewed = self._hasher.hash(password) if verdict.outdated else None
-        issued = self._issue(user.id, scopes, renewed, actor)
-        self._throttle.forgive(_subject(username), network)
-        return issued
+        return user.id, stored, self._hasher.hash(password) if verdict.outdated else None
 
-    def _check_password(self, network: str, user_id: uuid.UUID, password: str) -> None:
+    def _check_password(self, network: str, user_id: uuid.UUID, password: str) -> str:
         with self._database.session_scope(write=False) as session:
             user = session.get_one(User, user_id)
             username, stored = user.username, user.password_hash
         self._throttle.count(_subject(username), network)
-        if not self._hasher.verify(password, stored).correct:
+        if stored is None or not self._hasher.verify(password, stored).correct:
             raise Unauthorized("Wrong password.")
         self._throttle.forgive(_subject(username), network)
+        return stored
 
     def _issue(
-        self, user_id: uuid.UUID, scopes: frozenset[Scope], renewed: str | None, actor: Actor
+        self,
+        user_id: uuid.UUID,
+        scopes: frozenset[Scope],
+        verified: str,
+        renewed: str | None,
+        actor: Actor,
     ) -> tuple[str, int]:
         lifetime = self._settings.token_lifetime
         with self._database.session_scope() as session:
             user = session.scalar(select(User).where(User.id == user_id).with_for_update())
             if user is None or not _may_act(user):
                 raise Unauthorized
+            if user.password_hash != verified:
+                raise _PasswordReplaced
             if renewed is not None:
                 user.password_hash = renewed
             allowed = every_scope(user)
