@@ -14,6 +14,7 @@ from on_api.core.schemas.identities import (
     IdentityImport,
     IdentityItems,
 )
+from on_api.core.services.accounts.keys import require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.accounts.users import require_password
 from on_api.core.services.files.identities import identities_of
@@ -93,6 +94,7 @@ def export_my_identities(
 
     Only for a password login's token, never for an API key, and the password must be given again.
     """
+    require_in_force(session, principal.key_id)  # it may have ended while the password was checked
     require_password(session, principal.user_id, verified)
     response.headers["Cache-Control"] = "no-store"
     found = services.identities.export(session, principal.user_id, act_as(principal, client))

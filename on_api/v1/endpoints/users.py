@@ -17,6 +17,7 @@ from on_api.core.schemas.users import (
     UserList,
     UserUpdate,
 )
+from on_api.core.services.accounts.keys import require_administrator, require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.accounts.users import all_users, get_user
 from on_api.core.services.files.files import FileFilter, files_of
@@ -76,6 +77,7 @@ def change_my_password(
     client: ClientDep,
 ) -> None:
     """Change your password. Every login ends, this one too; API keys stay."""
+    require_in_force(session, principal.key_id)  # it may have ended while the hash was waited for
     old, new = hashes
     actor = act_as(principal, client)
     services.users.change(session, principal.user_id, {"password_hash": new}, actor, verified=old)
@@ -104,6 +106,7 @@ def create_user(
     client: ClientDep,
 ) -> User:
     """Make an account."""
+    require_administrator(session, principal)  # still, after the wait for the hash
     user = services.users.create(
         session,
         body.username,
@@ -154,6 +157,7 @@ def change_user(
     client: ClientDep,
 ) -> User:
     """Change quota, budget, rights or password, or deactivate."""
+    require_administrator(session, principal)  # still, after the wait for the hash
     changes: dict[str, Any] = body.model_dump(exclude_unset=True, exclude={"password"})
     if password_hash is not None:
         changes["password_hash"] = password_hash

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select
@@ -173,6 +173,14 @@ def require_in_force(session: Session, key_id: uuid.UUID) -> None:
     """Raise `Unauthorized` unless a key may be used at this moment."""
     if key_id not in keys_in_force(session, [key_id]):
         raise Unauthorized
+
+
+def require_administrator(session: Session, principal: Principal) -> None:
+    """Raise `Unauthorized` unless a key may be used at this moment, or `Forbidden` when its user
+    administers no more."""
+    require_in_force(session, principal.key_id)
+    is_admin = session.scalar(select(User.is_admin).where(User.id == principal.user_id))
+    replace(principal, is_admin=bool(is_admin)).require(Scope.ADMIN)
 
 
 def _live_keys(user_id: uuid.UUID) -> Select[ApiKey]:
