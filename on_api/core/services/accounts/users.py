@@ -116,8 +116,8 @@ class UserService:
         user = _lock(session, user_id, administrators=True)
         user.deleted_at = utc_now()
         user.active = False
-        # The name is free again at once.
-        user.username = f"deleted-{user.id}"
+        # The name is free again at once; this one nobody can have.
+        user.username = f"deleted/{user.id}"
         _keep_an_administrator(session)
         session.query(ApiKey).filter(ApiKey.user_id == user_id).delete()
         session.query(Identity).filter(Identity.user_id == user_id).delete()
