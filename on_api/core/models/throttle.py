@@ -16,7 +16,8 @@ EVERYWHERE = ""
 
 
 class PasswordThrottle(Base):
-    """Wrong passwords for one subject (a username, a link, a private file) from one network."""
+    """Wrong passwords for one subject (an account, a name that nobody has, a link, a private file)
+    from one network."""
 
     __tablename__ = "password_throttles"
 

@@ -214,3 +214,114 @@ async def test_the_same_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
         failed = await asyncio.gather(*(ask(fail) for _ in range(3)), return_exceptions=True)
         assert [type(error) for error in failed] == [ServiceUnavailable] * 3
+
+
+class Crossing:
+    """What threads call into the event loop: told when it has come, held where that is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        real, here = loop.call_soon_threadsafe, threading.get_ident()
+        self.came, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+        def call(*args: object, **kwargs: object) -> asyncio.Handle:
+            handle = real(*args, **kwargs)  # type: ignore[arg-type]  # passed on as it is
+            if threading.get_ident() != here:
+                self.came.set()
+                self.go_on.wait(60)
+            return handle
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", call)
+
+
+async def serves(work: Work) -> None:
+    """It has its one thread still, and no more: who is known is first as soon as it is free."""
+    work.gate, work.done = Gate(), []
+    tasks = [work("first", EVE)]
+    async with asyncio.timeout(30):
+        await work.begun(1)
+        tasks += [work("eve", EVE), work("alice", ALICE)]
+        await work.begun(3)
+        work.gate.open()
+        await asyncio.gather(*tasks)
+    assert work.done == ["first", "alice", "eve"]
+
+
+async def test_who_is_cancelled_just_before_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turn ends while the cancelled one hasn't woken: the next one has it."""
+    with pool_of_one(monkeypatch) as pool:
+        work = Work(pool)
+        crossing = Crossing(monkeypatch)
+        running = work("running", EVE)
+        await work.begun(1)
+        waiting, behind = work("waiting", EVE), work("behind", EVE)
+        await work.begun(3)
+        work.gate.open()
+        assert crossing.came.wait(30)  # the loop, which is held here, will end the turn first
+        waiting.cancel()
+        async with asyncio.timeout(30):
+            await asyncio.gather(running, behind)
+        assert work.done == ["running", "behind"]
+        assert waiting.cancelled()
+        assert pool.waiting == 0
+        await serves(work)
+
+
+async def test_who_is_cancelled_when_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that was never had isn't given back."""
+    monkeypatch.setattr(scrypt_pool, "STRANGERS_PATIENCE", 0)
+    with pool_of_one(monkeypatch) as pool:
+        work = Work(pool)
+        running = work("running", ALICE)
+        await work.begun(1)
+        waiting = work("waiting", EVE)
+        while pool.waiting < 2:
+            await asyncio.sleep(0)
+        # Right behind the end of its patience, which comes with the loop's next round.
+        asyncio.get_running_loop().call_later(0, waiting.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        one, other = work("one", ALICE), work("other", ALICE)
+        await work.begun(3)
+        later = work("later", Asker.user(uuid.UUID(int=2), None))
+        await work.begun(4)
+        work.gate.open()
+        await asyncio.gather(running, one, other, later)
+        assert work.done == ["running", "one", "later", "other"]
+
+
+async def test_who_is_cancelled_before_the_thread_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its turn, but the thread is busy with the end of the one before."""
+    with pool_of_one(monkeypatch) as pool:
+        work = Work(pool)
+        crossing = Crossing(monkeypatch)
+        crossing.go_on.clear()
+        running = work("running", EVE)
+        await work.begun(1)
+        work.gate.open()
+        assert crossing.came.wait(30)
+        second = work("second", EVE)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        second.cancel()
+        crossing.go_on.set()
+        async with asyncio.timeout(30):
+            await asyncio.gather(running, second, return_exceptions=True)
+            await serves(work)
+
+
+async def test_memory_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who needed much of it has left: those behind go on at once."""
+    with pool_of_one(monkeypatch, threads=3) as pool:
+        work = Work(pool)
+        small = work("small", EVE, 32 * MIB)
+        await work.begun(1)
+        large, late = work("large", EVE, 256 * MIB), work("late", EVE, 32 * MIB)
+        await work.begun(3)
+        large.cancel()
+        async with asyncio.timeout(30):
+            while work.gate.held < 2:
+                await asyncio.sleep(0.001)
+        work.gate.open()
+        await asyncio.gather(small, late)

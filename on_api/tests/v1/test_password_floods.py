@@ -207,7 +207,7 @@ def guarded(alice: Account, kind: str) -> Guarded:
             form = {"username": alice.username, "password": password}
             return client.post("/v1/auth/token", data=form, headers=headers)
 
-        return Guarded(f"login:{alice.username}", PASSWORD, log_in)
+        return Guarded(f"user:{alice.id}", PASSWORD, log_in)
     if kind == "share":
         link = share(alice, alice.upload(b"x"), password="word")
         return Guarded(

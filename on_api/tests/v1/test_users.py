@@ -177,3 +177,11 @@ def test_registration_is_closed_unless_opened(anonymous: httpx.Client) -> None:
     body = {"username": "me", "password": PASSWORD}
     answer = anonymous.post("/v1/auth/register", json=body)
     assert answer.status_code == 403
+
+
+def test_no_name_is_in_the_way_of_a_deletion(admin: Account, alice: Account, bob: Account) -> None:
+    """Whatever somebody else calls themselves."""
+    for name in (f"deleted-{alice.id}", f"deleted/{alice.id}"):
+        bob.client.patch("/v1/users/me", json={"username": name})
+    assert bob.client.get("/v1/users/me").json()["username"] == f"deleted-{alice.id}"
+    assert admin.client.delete(f"/v1/users/{alice.id}").status_code == 202

@@ -40,6 +40,7 @@ from on_api.core.schemas.files import (
 )
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.accounts.idempotency import Answered, Claim
+from on_api.core.services.accounts.keys import require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.container import Services
 from on_api.core.services.content.reservations import Announced
@@ -302,10 +303,16 @@ async def get_content(
         with services.database.session_scope(write=False) as session:
             return get_file(session, principal.user_id, file_id)
 
+    def look_again() -> None:
+        with services.database.session_scope(write=False) as session:
+            require_in_force(session, principal.key_id)
+
     # Not the request's session: it would stay open while the bytes stream.
     row = await run_in_threadpool(look_up)
     asker = Asker.user(principal.user_id, client.client)
     file = await services.reader.read(row, raw=raw, passphrase=passphrase, asker=asker)
+    if passphrase is not None:
+        await run_in_threadpool(look_again)  # its turn may have come late
     charge = Charge(
         Kind.CONTENT,
         row.user_id,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Depends, Response
 
 from on_api.core.errors import Conflict, Forbidden, SecretUnavailable, TooManyRequests
@@ -12,7 +14,9 @@ from on_api.core.schemas.identities import (
     IdentityImport,
     IdentityItems,
 )
+from on_api.core.services.accounts.keys import require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
+from on_api.core.services.accounts.users import require_password
 from on_api.core.services.files.identities import identities_of
 from on_api.core.web.dependencies import (
     ClientDep,
@@ -66,19 +70,19 @@ def import_identity(
 
 async def _password_given_again(
     body: IdentityExport, principal: KeysWrite, services: ServicesDep, client: ClientDep
-) -> None:
+) -> str:
     if not principal.from_login:
         raise Forbidden("Log in with your password for this; an API key can't do it.")
     asker = Asker.user(principal.user_id, client.client)
-    await services.login.check_password(asker, principal.user_id, body.password)
+    return await services.login.check_password(asker, principal.user_id, body.password)
 
 
 @router.post(
     "/identity/export",
     responses=documented(Forbidden, TooManyRequests, SecretUnavailable),
-    dependencies=[Depends(_password_given_again)],
 )
 def export_my_identities(
+    verified: Annotated[str, Depends(_password_given_again)],
     response: Response,
     principal: KeysWrite,
     session: SessionDep,
@@ -90,6 +94,8 @@ def export_my_identities(
 
     Only for a password login's token, never for an API key, and the password must be given again.
     """
+    require_in_force(session, principal.key_id)  # it may have ended while the password was checked
+    require_password(session, principal.user_id, verified)
     response.headers["Cache-Control"] = "no-store"
     found = services.identities.export(session, principal.user_id, act_as(principal, client))
     return ExportedIdentities.of(found)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Response
 
 from on_api.core.errors import NotFound, TooManyRequests
 from on_api.core.schemas.shares import Share, ShareCreate, ShareCreated, ShareList
+from on_api.core.services.accounts.keys import require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.shares.shares import ShareRequest, get_share, shares_of
 from on_api.core.web.dependencies import (
@@ -52,6 +53,7 @@ def create_share(
     `?download=1` for a browser too). A password goes into the page's form or the header
     `On-Api-Share-Password`.
     """
+    require_in_force(session, principal.key_id)  # it may have ended while the hash was waited for
     request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, password_hash)
     actor = act_as(principal, client)
     row, token = services.shares.create(session, principal.user_id, request, actor)

@@ -17,6 +17,7 @@ from on_api.core.schemas.users import (
     UserList,
     UserUpdate,
 )
+from on_api.core.services.accounts.keys import require_administrator, require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.accounts.users import all_users, get_user
 from on_api.core.services.files.files import FileFilter, files_of
@@ -61,23 +62,25 @@ def change_me(
 
 async def _hash_changed(
     body: PasswordChange, principal: KeysWrite, services: ServicesDep, client: ClientDep
-) -> str:
+) -> tuple[str, str]:
     asker = Asker.user(principal.user_id, client.client)
-    await services.login.check_password(asker, principal.user_id, body.current_password)
-    return await services.login.hash_password(body.new_password, asker)
+    old = await services.login.check_password(asker, principal.user_id, body.current_password)
+    return old, await services.login.hash_password(body.new_password, asker)
 
 
 @router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
 def change_my_password(
-    password_hash: Annotated[str, Depends(_hash_changed)],
+    hashes: Annotated[tuple[str, str], Depends(_hash_changed)],
     principal: KeysWrite,
     session: SessionDep,
     services: ServicesDep,
     client: ClientDep,
 ) -> None:
     """Change your password. Every login ends, this one too; API keys stay."""
-    changes = {"password_hash": password_hash}
-    services.users.change(session, principal.user_id, changes, act_as(principal, client))
+    require_in_force(session, principal.key_id)  # it may have ended while the hash was waited for
+    old, new = hashes
+    actor = act_as(principal, client)
+    services.users.change(session, principal.user_id, {"password_hash": new}, actor, verified=old)
 
 
 @router.get("/me/usage")
@@ -103,6 +106,7 @@ def create_user(
     client: ClientDep,
 ) -> User:
     """Make an account."""
+    require_administrator(session, principal)  # still, after the wait for the hash
     user = services.users.create(
         session,
         body.username,
@@ -153,6 +157,7 @@ def change_user(
     client: ClientDep,
 ) -> User:
     """Change quota, budget, rights or password, or deactivate."""
+    require_administrator(session, principal)  # still, after the wait for the hash
     changes: dict[str, Any] = body.model_dump(exclude_unset=True, exclude={"password"})
     if password_hash is not None:
         changes["password_hash"] = password_hash

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select, update
@@ -28,7 +29,7 @@ from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.keys import KeyRequest, KeyService, every_scope
 from on_api.core.services.accounts.master_secret import version_in_use
 from on_api.core.services.accounts.scrypt_pool import Asker, ScryptPool
-from on_api.core.services.accounts.throttling import Throttle
+from on_api.core.services.accounts.throttling import Throttle, touch
 from on_api.core.setting_groups import AuthSettings
 
 CACHED_KEYS = 10_000
@@ -213,6 +214,10 @@ class Authenticator:
             self._known.clear()
 
 
+class _PasswordReplaced(Exception):
+    """The hash that a password was checked against is no longer the user's."""
+
+
 class LoginService:
     """Password logins: a short-lived token for the right password, a growing pause after wrong
     ones. All scrypt waits and runs in `ScryptPool`."""
@@ -244,7 +249,7 @@ class LoginService:
         name from this network (see `Throttle`), and what `ScryptPool.run` raises.
         """
         username = username.lower()
-        asker = self._throttle.asker(_subject(username), actor.client)
+        asker = self._throttle.asker(_asked(username), actor.client)
         return await self._pool.run(
             asker,
             lambda: self._log_in(username, password, scopes, actor, asker.network),
@@ -257,9 +262,13 @@ class LoginService:
             asker, lambda: self._hasher.hash(password), memory=self._hasher.memory
         )
 
-    async def check_password(self, asker: Asker, user_id: uuid.UUID, password: str) -> None:
-        """Raise `Unauthorized` unless it is the user's password; counted like a login."""
-        await self._pool.run(
+    async def check_password(self, asker: Asker, user_id: uuid.UUID, password: str) -> str:
+        """Raise `Unauthorized` unless it is the user's password; counted like a login.
+
+        Returns the hash that it was checked against, by which whoever then acts makes sure that it
+        is the password still (`users.require_password`).
+        """
+        return await self._pool.run(
             asker,
             lambda: self._check_password(asker.network, user_id, password),
             memory=self._hasher.memory,
@@ -276,37 +285,70 @@ class LoginService:
         if _USERNAME.fullmatch(username) is None:
             self._hasher.verify(password, None)
             raise Unauthorized("Wrong username or password.")
-        self._throttle.count(_subject(username), network)
+        while True:
+            user_id, stored, renewed = self._check_login(username, password, actor, network)
+            try:
+                return self._issue(user_id, scopes, stored, renewed, actor)
+            except _PasswordReplaced:
+                continue  # changed, or hashed anew by another login: only a new look can tell
+
+    def _check_login(
+        self, username: str, password: str, actor: Actor, network: str
+    ) -> tuple[uuid.UUID, str, str | None]:
+        """The user of a right password, the hash that tells so, and one of today's cost where that
+        one is outdated."""
         with self._database.session_scope(write=False) as session:
             user = session.scalar(select(User).where(User.username == username))
             stored = user.password_hash if user is not None and _may_act(user) else None
-        verdict = self._hasher.verify(password, stored)  # outside: it takes a tenth of a second
-        if user is None or not verdict.correct:
-            with self._database.session_scope() as session:
-                audit.record(session, actor, "login.failed", "user", user.id if user else None)
-            raise Unauthorized("Wrong username or password.")
-        renewed = self._hasher.hash(password) if verdict.outdated else None
-        issued = self._issue(user.id, scopes, renewed, actor)
-        self._throttle.forgive(_subject(username), network)
-        return issued
+        subject = _asked(username) if user is None else _subject(user.id)
+        try:
+            with self._one_try(subject, network, username):
+                verdict = self._hasher.verify(password, stored)  # outside: it takes its time
+                if user is None or stored is None or not verdict.correct:
+                    raise Unauthorized("Wrong username or password.")
+        except Unauthorized:
+            self._note_failure(subject, network, user, actor)
+            raise
+        return user.id, stored, self._hasher.hash(password) if verdict.outdated else None
 
-    def _check_password(self, network: str, user_id: uuid.UUID, password: str) -> None:
+    def _note_failure(self, subject: str, network: str, user: User | None, actor: Actor) -> None:
+        """One line of the log if there is such a user: nobody shall fill it with names. Where there
+        is none, something of the same cost, or the time would tell."""
+        with self._database.session_scope() as session:
+            if user is not None:
+                audit.record(session, actor, "login.failed", "user", user.id)
+            else:
+                touch(session, subject, network)
+
+    def _check_password(self, network: str, user_id: uuid.UUID, password: str) -> str:
         with self._database.session_scope(write=False) as session:
             user = session.get_one(User, user_id)
             username, stored = user.username, user.password_hash
-        self._throttle.count(_subject(username), network)
-        if not self._hasher.verify(password, stored).correct:
-            raise Unauthorized("Wrong password.")
-        self._throttle.forgive(_subject(username), network)
+        with self._one_try(_subject(user_id), network, username):
+            if stored is None or not self._hasher.verify(password, stored).correct:
+                raise Unauthorized("Wrong password.")
+        return stored
+
+    def _one_try(self, subject: str, network: str, username: str) -> AbstractContextManager[None]:
+        return self._throttle.one_try(
+            subject, network, wrong=Unauthorized, known_as=_asked(username)
+        )
 
     def _issue(
-        self, user_id: uuid.UUID, scopes: frozenset[Scope], renewed: str | None, actor: Actor
+        self,
+        user_id: uuid.UUID,
+        scopes: frozenset[Scope],
+        verified: str,
+        renewed: str | None,
+        actor: Actor,
     ) -> tuple[str, int]:
         lifetime = self._settings.token_lifetime
         with self._database.session_scope() as session:
             user = session.scalar(select(User).where(User.id == user_id).with_for_update())
             if user is None or not _may_act(user):
                 raise Unauthorized
+            if user.password_hash != verified:
+                raise _PasswordReplaced
             if renewed is not None:
                 user.password_hash = renewed
             allowed = every_scope(user)
@@ -327,8 +369,14 @@ def _may_act(user: User) -> bool:
     return user.active and user.deleted_at is None
 
 
-def _subject(username: str) -> str:
-    """By which tries of a name's password are counted."""
+def _subject(user_id: uuid.UUID) -> str:
+    """By which tries of a user's password are counted, whatever name they have meanwhile."""
+    return f"user:{user_id}"
+
+
+def _asked(username: str) -> str:
+    """The same for a name that nobody has. Who has logged in by a name is known by it, since
+    places in the queue are given before the database is asked whose it is."""
     return f"login:{username}"
 
 

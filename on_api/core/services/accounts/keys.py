@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select
@@ -55,7 +55,8 @@ class KeyService:
     ) -> tuple[ApiKey, str]:
         """Make a key for its maker. Returns the row and the secret, which can't be had again.
 
-        Raises `Forbidden` when it would exceed its maker's scopes, limits or expiry.
+        Raises `Forbidden` when it would exceed its maker's scopes, limits or expiry,
+        `Unauthorized` when the key that makes it has ended.
         """
         if request.limited and Scope.KEYS_WRITE in request.scopes:
             raise BadRequest(
@@ -72,6 +73,9 @@ class KeyService:
             and (request.expires_at is None or request.expires_at > maker.expires_at)
         ):
             raise Forbidden("A key can't outlive the key that makes it: set expires_at.")
+        # What lasts must not come from a key whose end has not been heard of here.
+        _hold(session, maker)
+        require_in_force(session, maker.key_id)
         return self.issue(session, maker.user_id, request, actor)
 
     def issue(
@@ -173,6 +177,22 @@ def require_in_force(session: Session, key_id: uuid.UUID) -> None:
     """Raise `Unauthorized` unless a key may be used at this moment."""
     if key_id not in keys_in_force(session, [key_id]):
         raise Unauthorized
+
+
+def require_administrator(session: Session, principal: Principal) -> None:
+    """Raise `Unauthorized` unless a key may be used at this moment, or `Forbidden` when its user
+    administers no more."""
+    require_in_force(session, principal.key_id)
+    is_admin = session.scalar(select(User.is_admin).where(User.id == principal.user_id))
+    replace(principal, is_admin=bool(is_admin)).require(Scope.ADMIN)
+
+
+def _hold(session: Session, principal: Principal) -> None:
+    """Let neither the key nor its user be ended before the transaction is. The user first, as
+    whoever ends an account has it."""
+    user, key = select(User.id).where(User.id == principal.user_id), select(ApiKey.id)
+    session.execute(user.with_for_update(read=True))
+    session.execute(key.where(ApiKey.id == principal.key_id).with_for_update(read=True))
 
 
 def _live_keys(user_id: uuid.UUID) -> Select[ApiKey]:

@@ -14,8 +14,8 @@ import os
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -138,24 +138,27 @@ class ScryptPool:
             giving_up = loop.call_later(line.patience, line.give_up, asker.name, turn)
             try:
                 await turn.begins
-            except asyncio.CancelledError:
-                if turn.begins.cancelled():
-                    line.leave(asker.name, turn)
-                else:
+            except BaseException:
+                # What has become of it by now is told by nothing else: it may have begun, or been
+                # given up, before the cancellation came here.
+                if turn.has_begun:
                     self._end_turn(turn)
+                else:
+                    line.leave(asker.name, turn)
+                    self._begin_turns()  # there may be memory enough for those behind it
                 raise
             finally:
                 giving_up.cancel()
-            context = contextvars.copy_context()
+            running = self._threads.submit(contextvars.copy_context().run, work)
 
-            def run() -> T:
-                try:
-                    return context.run(work)
-                finally:
-                    # Here and not by whoever waits, who may be gone before.
+            def ended(_: Future[T]) -> None:
+                with suppress(RuntimeError):  # the loop is over, and so are all turns
                     loop.call_soon_threadsafe(self._end_turn, turn)
 
-            return await loop.run_in_executor(self._threads, run)
+            # Not by whoever waits, who may be gone before; nor by the thread, which never comes to
+            # what is cancelled before it has begun.
+            running.add_done_callback(ended)
+            return await asyncio.wrap_future(running)
 
     async def _hold_back(self) -> None:
         if self._held_back < self._most_held_back:
@@ -177,6 +180,7 @@ class ScryptPool:
                 self._next_line, self._other_line = self._other_line, self._next_line
             self._free_threads -= 1
             self._free_memory -= turn.memory
+            turn.has_begun = True
             turn.begins.set_result(None)
 
     def _end_turn(self, turn: _Turn) -> None:
@@ -191,6 +195,8 @@ class _Turn:
 
     memory: int
     begins: asyncio.Future[None]
+    has_begun: bool = False
+    """Thread and memory are taken."""
 
 
 class _Line:
@@ -206,8 +212,12 @@ class _Line:
 
     @property
     def first(self) -> _Turn | None:
-        for turns in self._waiting.values():
-            return turns[0]
+        """Who is next, past those who were cancelled and haven't woken to leave."""
+        while self._waiting:
+            turn = next(iter(self._waiting.values()))[0]
+            if not turn.begins.done():
+                return turn
+            self._drop_first()
         return None
 
     def pop(self) -> None:
@@ -240,8 +250,17 @@ class _Line:
         self._waiting.setdefault(name, deque()).append(turn)
 
     def leave(self, name: str, turn: _Turn) -> None:
-        self._waiting[name].remove(turn)
-        if not self._waiting[name]:
+        """Take one out, if it is there still."""
+        turns = self._waiting.get(name, deque())
+        if turn in turns:
+            turns.remove(turn)
+            if not turns:
+                del self._waiting[name]
+
+    def _drop_first(self) -> None:
+        name, turns = next(iter(self._waiting.items()))
+        turns.popleft()
+        if not turns:
             del self._waiting[name]
 
     def give_up(self, name: str, turn: _Turn) -> None:

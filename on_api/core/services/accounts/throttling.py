@@ -1,5 +1,5 @@
-"""The growing pause after wrong passwords, over all processes, for whatever a password protects: a
-username, a link, a private file.
+"""The growing pause after wrong passwords, over all processes, for whatever a password protects: an
+account, a link, a private file.
 
 Tries are counted by subject *and* network (an address; of IPv6 its /64), so that a stranger who
 guesses makes a pause for themselves and for nobody else: the owner's right password works at once
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import TooManyRequests
+from on_api.core.errors import OnApiError, TooManyRequests
 from on_api.core.models import Database, PasswordThrottle
 from on_api.core.models.database import insert_or_lock, moment_of
 from on_api.core.models.throttle import EVERYWHERE
@@ -55,12 +57,35 @@ class Throttle:
             is_known = (subject, stranger.network) in self._right
         return Asker.trusted(subject, address) if is_known else stranger
 
-    def count(self, subject: str, network: str) -> None:
-        """Count one try as wrong, before it is made; whoever made it forgives it when it was right:
-        so many at once can't slip through together.
+    @contextmanager
+    def one_try(
+        self,
+        subject: str,
+        network: str,
+        *,
+        wrong: type[OnApiError],
+        known_as: str | None = None,
+    ) -> Iterator[None]:
+        """Around one look at a password, and nothing else, which raises `wrong` for a wrong one. It
+        is counted before it is made, so many at once can't slip through together, and forgiven when
+        it was right; what fails in another way says nothing about the password, and doesn't count.
 
-        Raises `TooManyRequests` during a pause.
+        `known_as`: the subject that `asker` is asked for, where it is another one. Raises
+        `TooManyRequests` during a pause.
         """
+        paused_until = self._count(subject, network)
+        try:
+            yield
+        except wrong:
+            raise
+        except BaseException:
+            with suppress(OnApiError):  # the first error is the one to tell
+                self._take_back(subject, network, paused_until)
+            raise
+        self._forgive(subject, network, known_as or subject)
+
+    def _count(self, subject: str, network: str) -> datetime | None:
+        """Returns the end of the pause that this try begins, if it does."""
         with self._database.session_scope(write=False) as session:
             now = moment_of(session)
             # Most of those who go on in spite of a pause need no writer's turn.
@@ -89,9 +114,22 @@ class Throttle:
             if self._is_attacked(everywhere):
                 everywhere.blocked_until = now + PAUSE_OF_ALL
             here.updated_at = everywhere.updated_at = now
+            return here.blocked_until if over >= 0 else None
 
-    def forgive(self, subject: str, network: str) -> None:
-        """Take back what was counted: the password was right."""
+    def _take_back(self, subject: str, network: str, paused_until: datetime | None) -> None:
+        with self._database.session_scope() as session:
+            now = moment_of(session)
+            everywhere, here = (
+                _lock(session, subject, place, now) for place in (EVERYWHERE, network)
+            )
+            for row in (everywhere, here):
+                row.failures = max(0, row.failures - 1)
+            # A pause that others have begun stays, unless they had needed this try for it.
+            allowed = here.failures < self._settings.failures_allowed
+            if allowed or here.blocked_until == paused_until:
+                here.blocked_until = None
+
+    def _forgive(self, subject: str, network: str, known_as: str) -> None:
         with self._database.session_scope() as session:
             now = moment_of(session)
             everywhere, here = (
@@ -102,8 +140,8 @@ class Throttle:
             everywhere.failures = max(0, everywhere.failures - 1)
             here.updated_at = now
         with self._lock:
-            self._right[subject, network] = None
-            self._right.move_to_end((subject, network))
+            self._right[known_as, network] = None
+            self._right.move_to_end((known_as, network))
             while len(self._right) > KNOWN_PAIRS:
                 self._right.popitem(last=False)
 
@@ -128,6 +166,11 @@ def forget_old_throttles(session: Session) -> None:
             or_(row.right_at.is_(None), row.right_at < now - MEMORY_OF_RIGHT),
         )
     )
+
+
+def touch(session: Session, subject: str, network: str) -> None:
+    """Write what is there already."""
+    _lock(session, subject, network, moment_of(session))
 
 
 def _lock(session: Session, subject: str, network: str, now: datetime) -> PasswordThrottle:

@@ -10,7 +10,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, joinedload
 
 from on_api.core.crypto.passwords import PasswordHasher
-from on_api.core.errors import Conflict, NotFound
+from on_api.core.errors import Conflict, NotFound, Unauthorized
 from on_api.core.models import ApiKey, IdempotencyRecord, Identity, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
@@ -65,15 +65,25 @@ class UserService:
         return user
 
     def change(
-        self, session: Session, user_id: uuid.UUID, changes: Mapping[str, Any], actor: Actor
+        self,
+        session: Session,
+        user_id: uuid.UUID,
+        changes: Mapping[str, Any],
+        actor: Actor,
+        *,
+        verified: str | None = None,
     ) -> User:
         """Set quota, budget, `active`, `is_admin` or `password_hash`.
 
         A new password or deactivation ends every login; deactivation stops the keys too, while it
-        lasts. Raises `NotFound`, or `Conflict` when nobody would be left to administer.
+        lasts. `verified`: the hash that the user's own password was checked against before. Raises
+        `NotFound`, `Unauthorized` when the password is another one by now, or `Conflict` when
+        nobody would be left to administer.
         """
         ends = changes.get("active") is False or changes.get("is_admin") is False
         user = _lock(session, user_id, administrators=ends)
+        if verified is not None:
+            require_password(session, user_id, verified)
         for name, value in changes.items():
             setattr(user, name, value)
         if "password_hash" in changes or changes.get("active") is False:
@@ -106,8 +116,8 @@ class UserService:
         user = _lock(session, user_id, administrators=True)
         user.deleted_at = utc_now()
         user.active = False
-        # The name is free again at once.
-        user.username = f"deleted-{user.id}"
+        # The name is free again at once; this one nobody can have.
+        user.username = f"deleted/{user.id}"
         _keep_an_administrator(session)
         session.query(ApiKey).filter(ApiKey.user_id == user_id).delete()
         session.query(Identity).filter(Identity.user_id == user_id).delete()
@@ -129,6 +139,13 @@ def get_user(session: Session, user_id: uuid.UUID, *, lock: bool = False) -> Use
     if user is None:
         raise NotFound
     return user
+
+
+def require_password(session: Session, user_id: uuid.UUID, verified: str) -> None:
+    """Raise `Unauthorized` unless a password that was checked against this hash, before the
+    transaction, is the user's still; it stays so until the end."""
+    if get_user(session, user_id, lock=True).password_hash != verified:
+        raise Unauthorized("The password was changed meanwhile.")
 
 
 def find_user(session: Session, username: str) -> User:

@@ -206,10 +206,8 @@ class PrivateFiles:
         return _unlock(file, [identity])
 
     def _unlock_by_passphrase(self, file: File, given: Passphrase, network: str) -> Unlocked:
-        self._throttle.count(_subject(file), network)
-        unlocked = _unlock(file, [given])
-        self._throttle.forgive(_subject(file), network)
-        return unlocked
+        with self._throttle.one_try(_subject(file), network, wrong=WrongPassphrase):
+            return _unlock(file, [given])
 
 
 def _subject(file: File) -> str:

@@ -197,11 +197,10 @@ class ShareService:
     def _check_password(self, share: Share, password: str, network: str) -> None:
         if self._right.remembers(share, password):
             return
-        self._throttle.count(_subject(share), network)
-        if not self._hasher.verify(password, share.password_hash).correct:
-            raise SharePasswordRequired("Wrong password.")
-        self._right.remember(share, password)
-        self._throttle.forgive(_subject(share), network)
+        with self._throttle.one_try(_subject(share), network, wrong=SharePasswordRequired):
+            if not self._hasher.verify(password, share.password_hash).correct:
+                raise SharePasswordRequired("Wrong password.")
+            self._right.remember(share, password)
 
     def require(self, shared: Shared, length: int) -> None:
         """Raise `NotFound` where `take` would, as far as can be seen without it."""
