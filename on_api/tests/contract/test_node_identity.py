@@ -262,6 +262,67 @@ async def test_a_node_that_wants_its_secret_is_asked_with_it(
     database.dispose()
 
 
+async def test_a_server_hears_that_another_node_was_adopted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process: the old one is asked for nothing any more, though it never went away."""
+    monkeypatch.setattr(node_adoption, "BELIEVED_SECONDS", 0.2)
+    database = Database(settings)
+
+    def answer(asked: Asked) -> Reply:
+        return says({"ID": OURS} if asked.path == "/api/v0/id" else {"Pins": []})
+
+    cid = str(block_of(b"x")[0])
+    async with service(answer) as old, node_at(settings, {"rpc_url": old.url}) as node:
+
+        async def until_refused() -> None:
+            async with asyncio.timeout(20):
+                while True:
+                    await node.unpin(cid)
+
+        await node.unpin(cid)
+        with database.session_scope() as session:
+            node_adoption.adopt(session, "12D3KooWNew", COMMAND_LINE)
+        with pytest.raises(WrongNode, match="12D3KooWNew"):
+            await until_refused()
+        calls_before = len(old.asked)
+        for call in calls(node, cid).values():
+            with pytest.raises(WrongNode):
+                await call()
+        assert {each.path for each in old.asked[calls_before:]} <= {"/api/v0/id"}
+    database.dispose()
+
+
+@pytest.mark.parametrize("database_url", [None, "postgresql://on_api@127.0.0.1:1/on_api"])
+@pytest.mark.parametrize("reply", [HTML, Reply(b"", "500 No"), says({"ID": None})])
+async def test_questions_about_an_unknown_node_tell_no_secret(
+    sqlite_database: DatabaseMaker, tmp_path: Path, reply: Reply, database_url: str | None
+) -> None:
+    """Neither with a database that names none nor without it, nor when it is to be adopted."""
+    async with service(lambda _: reply) as other:
+        external = IpfsSettings(
+            rpc_url=other.url, gateway_url=other.url, rpc_auth=SecretStr(RPC_SECRET)
+        )
+        asked_of = make_settings(tmp_path, database_url or sqlite_database(), ipfs=external)
+        for opened in (node_adoption.asking(asked_of), connect_node(asked_of)):
+            async with opened as node:
+                for question in (node.version, node.peer_id, node.config):
+                    with pytest.raises(WrongNode):
+                        await question()
+    assert set(other.paths()) == {"/api/v0/id"}
+    assert all("authorization" not in each.headers for each in other.asked)
+
+
+async def test_an_unknown_node_that_wants_its_secret_hears_it(
+    sqlite_database: DatabaseMaker, tmp_path: Path, kubo: Kubo
+) -> None:
+    """So that it can be looked at, and adopted."""
+    asked_of = make_settings(tmp_path, sqlite_database(), ipfs=kubo.ipfs)
+    async with node_adoption.asking(asked_of) as node, connect_node(asked_of) as to_adopt:
+        assert (await node.version()).agent == "kubo"
+        assert await to_adopt.peer_id() == await node.peer_id()
+
+
 async def test_a_wrong_secret_is_told_as_such(
     sqlite_database: DatabaseMaker, tmp_path: Path, kubo: Kubo
 ) -> None:
