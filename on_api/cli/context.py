@@ -57,6 +57,7 @@ def prepare_home(home: Path) -> None:
 def open_database(settings: Settings) -> Database:
     """The database, proved to be reachable. Raises `StartupError` saying which one isn't."""
     from on_api.core.models import Database
+    from on_api.core.services.upkeep.instance import database_of
 
     database = Database(settings)
     try:
@@ -64,12 +65,11 @@ def open_database(settings: Settings) -> Database:
             session.connection()
     except DatabaseUnavailable as error:
         database.dispose()
+        shown = database_of(settings)
         if error.details != DatabaseUnavailable.summary:
-            url = database.engine.url.render_as_string()
-            raise StartupError(f"{error.details} ({url})") from None
+            raise StartupError(f"{error.details} ({shown})") from None
         raise StartupError(
-            f"Can't reach the database {database.engine.url.render_as_string()}: start it, "
-            "or correct ON_API_DATABASE_URL."
+            f"Can't reach the database {shown}: start it, or correct ON_API_DATABASE_URL."
         ) from None
     return database
 

@@ -127,7 +127,7 @@ class Relay:
                 gathering.take(body)
                 gathering.keep()
             finally:
-                gathering.end(len(body))
+                gathering.end()
 
 
 class _Asking:

@@ -87,11 +87,28 @@ class Crew:
                 self._start(member)
 
     def _start(self, member: _Member) -> None:
+        try:
+            self._launch(member)
+        except OSError as error:
+            # No descriptor, process or memory is free now: the others serve on.
+            if not self._was_up:
+                raise StartupError(f"The API could not start: {error.strerror}.") from error
+            member.is_up = False
+            pause = self._put_off(member)
+            logger.warning(
+                "serving process %d can't be started (%s); tried again in %.1f s",
+                member.number,
+                error.strerror,
+                pause,
+            )
+
+    def _launch(self, member: _Member) -> None:
         ours, theirs = socket.socketpair()
         given = (member.listener.fileno(), theirs.fileno())
         # -P: never from the folder that we were started in.
         program = [sys.executable, "-P", "-m", "on_api.cli.member"]
         try:
+            self._selector.register(ours, selectors.EVENT_READ, member)
             member.process = subprocess.Popen(
                 [*program, str(member.number), *map(str, given)],
                 stdin=subprocess.DEVNULL,
@@ -101,12 +118,13 @@ class Crew:
                 start_new_session=True,
             )
         except BaseException:
+            with suppress(KeyError):
+                self._selector.unregister(ours)
             ours.close()
             raise
         finally:
             theirs.close()
         member.line, member.is_up, member.began = ours, False, time.monotonic()
-        self._selector.register(ours, selectors.EVENT_READ, member)
 
     def _hear(self) -> None:
         due = [member.due for member in self._members if member.process is None]
@@ -126,17 +144,19 @@ class Crew:
         code = self._let_go(member)
         if not self._was_up:
             raise StartupError("The API could not start; the log above says why.")
-        now = time.monotonic()
-        if member.is_up and now - member.began >= STEADY_AFTER:
+        if member.is_up and time.monotonic() - member.began >= STEADY_AFTER:
             member.pause = FIRST_PAUSE
-        member.due = now + member.pause
+        pause = self._put_off(member)
         logger.warning(
-            "serving process %d ended (code %s); another one in %.1f s",
-            member.number,
-            code,
-            member.pause,
+            "serving process %d ended (code %s); another one in %.1f s", member.number, code, pause
         )
-        member.pause = min(member.pause * 2, LONGEST_PAUSE)
+
+    def _put_off(self, member: _Member) -> float:
+        """Have it started after its pause, which is returned, and the next time after a longer
+        one."""
+        pause, member.pause = member.pause, min(member.pause * 2, LONGEST_PAUSE)
+        member.due = time.monotonic() + pause
+        return pause
 
     def _let_go(self, member: _Member) -> int | None:
         """Take leave of one whose line has ended: it is dead, or can't be led any more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -127,7 +128,14 @@ class Patience:
         now = self._loop.time()
         for connection, seen in left[-LOOKED_AT_ONCE:]:
             if connection in self._present:
-                self._look_at(connection, seen, now)
+                try:
+                    self._look_at(connection, seen, now)
+                except Exception:
+                    # Nobody else's connection may go unwatched for it.
+                    logger.exception("a connection that can't be looked at is ended")
+                    self.forget(connection)
+                    with suppress(Exception):
+                        seen.sending.abort()
         del left[-LOOKED_AT_ONCE:]
         if left:
             self._timer = self._loop.call_later(PAUSE_SECONDS, self._look_on, left)

@@ -14,7 +14,6 @@ nobody has to announce: the mapper sees it. Knows nothing of what is cached.
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 import uuid
@@ -26,7 +25,7 @@ from sqlalchemy.orm import Session, object_session
 
 from on_api.core.models.database import Database
 from on_api.core.models.file import File
-from on_api.core.models.patient_connection import PatientConnection
+from on_api.core.models.patient_connection import PatientConnection, wait_for_any
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ class Invalidations:
                 sent_at[f"{name}{sent}"] = now
                 sender.begin(f"NOTIFY {CHANNEL}, '{name}{sent}'")
             wait = POLL_SECONDS if due <= now else min(POLL_SECONDS, due - now)
-            select.select([listener, sender], [], [], wait)
+            wait_for_any([listener, sender], wait)
             news = listener.notifies()
             if _ANY in news:
                 self._tell()

@@ -27,7 +27,7 @@ class PatientConnection:
             raise
 
     def fileno(self) -> int:
-        """For `select`."""
+        """For `wait_for_any`."""
         return int(self._connection.fileno())
 
     def is_idle(self) -> bool:
@@ -60,5 +60,17 @@ class PatientConnection:
             left = until - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            reading, writing = ([], [self]) if state == POLL_WRITE else ([self], [])
-            select.select(reading, writing, [], left)
+            _poll([self], select.POLLOUT if state == POLL_WRITE else select.POLLIN, left)
+
+
+def wait_for_any(connections: Sequence[PatientConnection], seconds: float) -> None:
+    """Wait until something has come by one of these, or so many seconds have gone by."""
+    _poll(connections, select.POLLIN, seconds)
+
+
+def _poll(connections: Sequence[PatientConnection], event: int, seconds: float) -> None:
+    # Not `select.select`, which refuses descriptors from 1024 on: a server may have thousands.
+    poll = select.poll()
+    for connection in connections:
+        poll.register(connection, event)
+    poll.poll(seconds * 1000)

@@ -134,6 +134,7 @@ class Services:
         database, invalidations = accounts.database, accounts.invalidations
         pool = ScryptPool(scrypt, settings.auth, settings.max_requests // 2)
         throttle = Throttle(database, settings.auth)
+        strangers = Strangers(settings.threads)
         metrics = _watched(database, pool)
         if node is None:
             node = connect_node(settings, RecordedNode(database, records=records_node))
@@ -146,6 +147,7 @@ class Services:
             scrypt,
             pool,
             throttle,
+            strangers,
             settings.auth.passphrase_log_n,
         )
         hashers = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="on-api-sha256")
@@ -169,7 +171,6 @@ class Services:
         limits = IntakeLimits(settings.files.max_size, room)
         doubtful = threading.Event()
         doubtful.set()  # who knows how the node ended last time
-        strangers = Strangers(settings.threads)
         authenticator = Authenticator(database, keyring, invalidations)
         return cls(
             settings=settings,
@@ -181,7 +182,7 @@ class Services:
             node=node,
             node_gateway=node_gateway,
             gateway=GatewayPolicy(database, invalidations, settings.gateway),
-            private_blocks=PrivateBlocks(database, node),
+            private_blocks=PrivateBlocks(database, node, strangers),
             invalidations=invalidations,
             presence=Presence(database, keyring, invalidations),
             authenticator=authenticator,

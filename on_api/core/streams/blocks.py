@@ -113,5 +113,10 @@ class Room:
             if self.held and self.held + size > self._together:
                 return
             self._waiting.popleft()
+            block = Block(size, self)
             self.held += size
-            first.take(Block(size, self))
+            try:
+                first.take(block)
+            except BaseException:
+                block.release()  # who couldn't take it gives nothing back
+                raise

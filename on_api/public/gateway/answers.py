@@ -228,11 +228,14 @@ class Delivery:
 class Gathering:
     """An answer that will be remembered when all of it has come."""
 
-    def __init__(self, answers: HotAnswers, key: Key, root: Cid, headers: Headers) -> None:
+    def __init__(
+        self, answers: HotAnswers, key: Key, root: Cid, headers: Headers, length: int
+    ) -> None:
         self._answers = answers
         self._key = key
         self._root = root
         self._headers = headers
+        self._length = length
         self._body = bytearray()
 
     @classmethod
@@ -243,9 +246,10 @@ class Gathering:
         `end` has to follow."""
         if answer.length is None or not is_constant(method, answer.status, dict(answer.headers)):
             return None
-        if not answers.reserve(answer.length):
+        headers = with_ours(answer.headers)
+        if not answers.reserve(key, headers, answer.length):
             return None
-        return cls(answers, key, root, with_ours(answer.headers))
+        return cls(answers, key, root, headers, answer.length)
 
     def take(self, chunk: bytes) -> None:
         """The next bytes."""
@@ -259,9 +263,9 @@ class Gathering:
             raise ContentDamaged("The IPFS node answered other bytes than the CID stands for.")
         self._answers.keep(self._key, HotAnswer(str(self._root), self._headers, body, etag))
 
-    def end(self, length: int) -> None:
+    def end(self) -> None:
         """However it went."""
-        self._answers.settle(length)
+        self._answers.settle(self._key, self._headers, self._length)
 
 
 _NOT_KEPT = (b"cache-control", b"no-store")

@@ -272,7 +272,7 @@ class Gateway:
         finally:
             answer.close()
             if gathering is not None:
-                gathering.end(answer.length or 0)
+                gathering.end()
 
     async def _ask(self, request: GatewayRequest, target: GatewayPath) -> NodeAnswer:
         """What the node says. It makes an error of a range that counts from the end and has more

@@ -105,7 +105,12 @@ async def test_a_daemon_of_another_version(home: Home) -> None:
 
     config = says(json.dumps({"Datastore": {"Spec": {}}}).encode())
     version = says(json.dumps({"Version": "0.99.0"}).encode())
-    paths = {"/api/v0/version": version, "/api/v0/config": config, "/ipfs/": says(b"")}
+    paths = {
+        "/api/v0/id": says(json.dumps({"ID": "12D3KooWOld"}).encode()),
+        "/api/v0/version": version,
+        "/api/v0/config": config,
+        "/ipfs/": says(b""),
+    }
     async with faulty_node(paths) as settings:
         assert settings.ipfs.rpc_url is not None
         urls = {

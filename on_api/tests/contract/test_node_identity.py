@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, DatabaseMaker, Kubo, free_port, make_settings
 from on_api.tests.dags import block_of
 from on_api.tests.deadline import until
-from on_api.tests.foreign import HTML, Reply, says, service
+from on_api.tests.foreign import HTML, Asked, Reply, says, service
 from on_api.tests.strangers import Listener, StrangeKubo, listener, strange_kubo
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +176,67 @@ async def test_who_hangs_up_hears_no_secret(settings: Settings) -> None:
         assert b"uthorization" not in heard.all_heard
 
 
+async def test_nothing_goes_where_a_node_sends_it(settings: Settings) -> None:
+    """Not even where it is the expected one that sends: a redirect is its error."""
+    with listener(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as elsewhere:
+        there = {"Location": f"http://127.0.0.1:{elsewhere.port}/api/v0/elsewhere"}
+
+        def answer(asked: Asked) -> Reply:
+            if asked.path == "/api/v0/id":
+                return says({"ID": OURS})
+            return Reply(b"{}", "307 Temporary Redirect", there)
+
+        async with service(answer) as ours, node_at(settings, {"rpc_url": ours.url}) as node:
+            asking = calls(node, str(block_of(b"x")[0]))
+            for name in asking.keys() - {"peer_id"}:
+                with pytest.raises(NodeError):
+                    await asking[name]()
+            with pytest.raises(NodeError, match="elsewhere"):
+                await node.repo_stat()
+    assert elsewhere.heard == []
+
+
+@pytest.mark.parametrize("status", ["300 Multiple Choices", "302 Found", "304 Not Modified"])
+async def test_an_answer_of_300_and_more_is_no_success(settings: Settings, status: str) -> None:
+    """Wherever it leads, or nowhere."""
+
+    def answer(asked: Asked) -> Reply:
+        if asked.path == "/api/v0/id":
+            return says({"ID": OURS})
+        return says({"Pins": []}, status)
+
+    async with service(answer) as ours, node_at(settings, {"rpc_url": ours.url}) as node:
+        with pytest.raises(NodeError):
+            await node.unpin(str(block_of(b"x")[0]))
+
+
+async def test_the_environment_changes_no_call(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither whom it goes to, by a proxy, nor in whose name, by a `.netrc`."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login them password theirs\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with listener(answer=b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+
+        def answer(asked: Asked) -> Reply:
+            return says({"ID": OURS}) if asked.path == "/api/v0/id" else Reply(b"", "500 No")
+
+        async with service(answer) as ours, node_at(settings, {"rpc_url": ours.url}) as node:
+            for call in calls(node, str(block_of(b"x")[0])).values():
+                with suppress(NodeError):
+                    await call()
+    assert proxy.heard == []
+    proofs = [each for each in ours.asked if "authorization" not in each.headers]
+    assert {each.path for each in proofs} == {"/api/v0/id"}
+    secrets = {each.headers["authorization"] for each in ours.asked if each not in proofs}
+    assert secrets == {f"Bearer {TOKEN}"}
+    assert "/api/v0/pin/rm" in ours.paths()
+
+
 async def test_a_node_that_wants_its_secret_is_asked_with_it(
     sqlite_database: DatabaseMaker, tmp_path: Path, kubo: Kubo
 ) -> None:
@@ -199,6 +260,67 @@ async def test_a_node_that_wants_its_secret_is_asked_with_it(
             node_adoption.adopt(session, peer_id, COMMAND_LINE)
         assert await node.peer_id() == peer_id  # without a restart
     database.dispose()
+
+
+async def test_a_server_hears_that_another_node_was_adopted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process: the old one is asked for nothing any more, though it never went away."""
+    monkeypatch.setattr(node_adoption, "BELIEVED_SECONDS", 0.2)
+    database = Database(settings)
+
+    def answer(asked: Asked) -> Reply:
+        return says({"ID": OURS} if asked.path == "/api/v0/id" else {"Pins": []})
+
+    cid = str(block_of(b"x")[0])
+    async with service(answer) as old, node_at(settings, {"rpc_url": old.url}) as node:
+
+        async def until_refused() -> None:
+            async with asyncio.timeout(20):
+                while True:
+                    await node.unpin(cid)
+
+        await node.unpin(cid)
+        with database.session_scope() as session:
+            node_adoption.adopt(session, "12D3KooWNew", COMMAND_LINE)
+        with pytest.raises(WrongNode, match="12D3KooWNew"):
+            await until_refused()
+        calls_before = len(old.asked)
+        for call in calls(node, cid).values():
+            with pytest.raises(WrongNode):
+                await call()
+        assert {each.path for each in old.asked[calls_before:]} <= {"/api/v0/id"}
+    database.dispose()
+
+
+@pytest.mark.parametrize("database_url", [None, "postgresql://on_api@127.0.0.1:1/on_api"])
+@pytest.mark.parametrize("reply", [HTML, Reply(b"", "500 No"), says({"ID": None})])
+async def test_questions_about_an_unknown_node_tell_no_secret(
+    sqlite_database: DatabaseMaker, tmp_path: Path, reply: Reply, database_url: str | None
+) -> None:
+    """Neither with a database that names none nor without it, nor when it is to be adopted."""
+    async with service(lambda _: reply) as other:
+        external = IpfsSettings(
+            rpc_url=other.url, gateway_url=other.url, rpc_auth=SecretStr(RPC_SECRET)
+        )
+        asked_of = make_settings(tmp_path, database_url or sqlite_database(), ipfs=external)
+        for opened in (node_adoption.asking(asked_of), connect_node(asked_of)):
+            async with opened as node:
+                for question in (node.version, node.peer_id, node.config):
+                    with pytest.raises(WrongNode):
+                        await question()
+    assert set(other.paths()) == {"/api/v0/id"}
+    assert all("authorization" not in each.headers for each in other.asked)
+
+
+async def test_an_unknown_node_that_wants_its_secret_hears_it(
+    sqlite_database: DatabaseMaker, tmp_path: Path, kubo: Kubo
+) -> None:
+    """So that it can be looked at, and adopted."""
+    asked_of = make_settings(tmp_path, sqlite_database(), ipfs=kubo.ipfs)
+    async with node_adoption.asking(asked_of) as node, connect_node(asked_of) as to_adopt:
+        assert (await node.version()).agent == "kubo"
+        assert await to_adopt.peer_id() == await node.peer_id()
 
 
 async def test_a_wrong_secret_is_told_as_such(

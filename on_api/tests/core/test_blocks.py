@@ -68,6 +68,31 @@ async def test_what_is_withdrawn_is_passed_over() -> None:
     assert len(taken) == 3
 
 
+async def test_what_could_not_be_taken_is_given_to_the_next() -> None:
+    """Else that room would be gone for as long as the process lives."""
+    room = Room(2 * MOST_BYTES)
+    taken: list[Block] = []
+
+    def fail(_: Block) -> None:
+        raise ZeroDivisionError
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            room.ask(MOST_BYTES, fail)
+    assert room.held == 0
+    for _ in range(2):
+        room.ask(MOST_BYTES, taken.append)
+    room.ask(MOST_BYTES, fail)
+    room.ask(MOST_BYTES, taken.append)
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what["exception"]))
+    taken[0].release()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (len(taken), room.held) == (3, 2 * MOST_BYTES)
+    assert [type(error) for error in told] == [ZeroDivisionError]
+
+
 def test_many_have_smaller_blocks() -> None:
     """So that very many hold no more memory than a few."""
     room = Room()

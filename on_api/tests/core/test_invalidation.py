@@ -3,9 +3,11 @@ trusted."""
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from sqlalchemy import text
@@ -18,6 +20,9 @@ from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until
+
+FD_SETSIZE = 1024
+"""From this number on `select` refuses descriptors."""
 
 
 class Heard:
@@ -87,6 +92,26 @@ def test_heard_in_other_processes(settings: Settings) -> None:
         before = heard.times
         change(other, news)
         until(lambda: heard.times > before, "the other one hears")
+
+
+def test_heard_by_a_process_with_very_many_connections(settings: Settings) -> None:
+    """Whose descriptors are higher than `select` takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FD_SETSIZE + 200
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"no process may have {wanted} descriptors here")
+    with ExitStack() as stack:
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        highest = -1
+        while highest < FD_SETSIZE:
+            highest = stack.enter_context(open(os.devnull, "rb")).fileno()
+        _, _, heard = stack.enter_context(listening(settings))
+        writer, writers_news, _ = stack.enter_context(listening(settings))
+        before = heard.times
+        change(writer, writers_news)
+        until(lambda: heard.times > before, "it is heard")
 
 
 def test_what_can_not_be_heard_is_not_trusted(settings: Settings) -> None:

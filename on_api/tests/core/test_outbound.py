@@ -115,7 +115,18 @@ async def test_the_deepest_json() -> None:
         assert await ask(there.url)
 
 
-@pytest.mark.parametrize("pause", ["0", "1", "Tue, 24 Nov 2026 08:00:00 +0000", "nonsense", "-1"])
+@pytest.mark.parametrize(
+    "pause",
+    [
+        "0",
+        "1",
+        "Tue, 24 Nov 2026 08:00:00 +0000",
+        "nonsense",
+        "-1",
+        "Fri, 31 Dec 99999999999 00:00:00 GMT",  # a year longer than Python reads
+        "Fri, 31 Dec 9999 00:00:00 -99999999999999",
+    ],
+)
 async def test_it_passes(pause: str) -> None:
     """After the pause that was asked for, as seconds or as a date, or one of our own."""
     replies = iter([says({}, "503 Busy", Retry_After=pause), Reply(b"[", length=9), says([7])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -98,6 +99,24 @@ def test_two_that_serve(home: Home) -> None:
         assert not home.kubo_runs()
     with socket.create_server(("127.0.0.1", home.port)):
         pass
+    assert "Traceback" not in home.log()
+
+
+def test_one_that_can_not_be_started_again_yet(home: Home) -> None:
+    """Since there are no descriptors left for it: the other one serves on, and it is started as
+    soon as there are."""
+    home.init()
+    with home.serving() as process:
+        before = serving_pids(process.pid)
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, hard))
+        os.kill(before[1], signal.SIGKILL)
+        until(lambda: "can't be started" in home.log() or process.poll() is not None, "it tries")
+        until(home.alive, "the other one serves on")
+        assert serving_pids(process.pid) == {0: before[0]}
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        until(lambda: serving_pids(process.pid).keys() == {0, 1}, "another one is there", 60)
+        assert serving_pids(process.pid)[0] == before[0]
     assert "Traceback" not in home.log()
 
 

@@ -3,6 +3,7 @@ in front; whoever is merely slow is not."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from on_api.core.setting_groups import ConnectionSettings, FilesSettings
+from on_api.server.patience import Patience
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.deadline import until
 from on_api.tests.raw_http import RawAnswer, Wire, wire_to
@@ -338,3 +340,65 @@ def test_a_proxy_has_as_many_as_it_needs(new_server: ServerMaker) -> None:
     )
     with ExitStack() as stack:
         assert all(is_served(connected(stack, server)) for _ in range(5))
+
+
+class Odd:
+    """A connection, and its transport, that nothing can be known of."""
+
+    written = 0
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def owed_head(self) -> int:
+        """See `Watched`."""
+        raise ZeroDivisionError
+
+    def head_is_late(self) -> None:
+        """See `Watched`."""
+
+    def is_busy(self) -> bool:
+        """See `Watched`."""
+        return False
+
+    def undelivered(self, *, is_busy: bool) -> int:
+        """See `Sending`."""
+        return int(is_busy)
+
+    def abort(self) -> None:
+        """See `Sending`."""
+        self.aborted = True
+        raise ZeroDivisionError
+
+
+class Late(Odd):
+    """One that owes a head for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    def owed_head(self) -> int:
+        """See `Watched`."""
+        return 1
+
+    def head_is_late(self) -> None:
+        """See `Watched`."""
+        self.told.set()
+
+
+def test_one_that_can_not_be_looked_at_keeps_no_other_waiting() -> None:
+    """It is ended, and counts no more."""
+
+    async def look() -> None:
+        limits = ConnectionSettings(head_timeout=1, send_timeout=1, most=2)
+        patience = Patience(limits, asyncio.get_running_loop())
+        odd, late = Odd(), Late()
+        for connection in (late, odd):  # the last one is looked at like the others
+            assert patience.admit(connection, connection, "192.0.2.1")
+        assert not patience.admit(Odd(), Odd(), "192.0.2.1")
+        await asyncio.wait_for(late.told.wait(), IN_TIME)
+        assert odd.aborted
+        assert patience.admit(Odd(), Odd(), "192.0.2.1")
+
+    asyncio.run(look())

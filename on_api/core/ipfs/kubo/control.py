@@ -65,6 +65,7 @@ class KuboNode(KuboPins):
             timeout=(settings.ipfs.connect_timeout, settings.ipfs.control_timeout),
             headers={} if header is None else {"Authorization": header},
         )
+        _keep_to_the_node(self._client)
         super().__init__(KuboHttp(settings, header, expected), settings.ipfs)
         self._data = KuboData(self._http, settings.ipfs, self.pin_status)
         self._warned = False
@@ -154,6 +155,8 @@ class KuboNode(KuboPins):
             # included.
             async with asyncio.timeout(2 * self._timeout):
                 return await loop.run_in_executor(self._threads, question)
+        except requests.TooManyRedirects as error:
+            raise NodeError(f"The IPFS node sends on-api elsewhere ({error}).") from error
         except (TimeoutError, requests.Timeout, ipfshttpclient.exceptions.TimeoutError) as error:
             raise NodeTimeout from error
         except (requests.ConnectionError, ipfshttpclient.exceptions.ConnectionError) as error:
@@ -168,6 +171,26 @@ class KuboNode(KuboPins):
             raise NodeError from error
         except (KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
+
+
+def _keep_to_the_node(client: ipfshttpclient.Client) -> None:
+    """Have it speak with nobody but the node at the address, in our name: by no proxy, with no
+    password of a `.netrc`, and not where the node sends it."""
+    # ipfshttpclient makes the session itself, and shows it to nobody.
+    session: requests.Session = client._client._session
+    # An https node may be known by these alone, which `trust_env` stands for as well.
+    session.verify = (
+        os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    )
+    session.trust_env = False
+    session.hooks["response"].append(_refuse_redirect)
+
+
+def _refuse_redirect(response: requests.Response, **_: object) -> None:
+    """Called before a redirect is followed, and before a body is read for an answer."""
+    if 300 <= response.status_code < 400:
+        response.close()
+        raise requests.TooManyRedirects(f"HTTP {response.status_code}", response=response)
 
 
 def _says_not_pinned(error: NodeError) -> bool:

@@ -169,6 +169,7 @@ class KuboData:
                     params=params,
                     headers=headers,
                     data=_Body(self._framed(source, boundary, sent, clock)),
+                    allow_redirects=False,
                 ) as response:
                     if response.status != 200:
                         raise await unexpected(response)

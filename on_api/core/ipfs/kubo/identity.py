@@ -76,14 +76,24 @@ class ManagedNodeExpected:
             )
 
 
+class AnyNode:
+    """Whichever is at the address, where nobody knows which it must be."""
+
+    async def may_be_told(self) -> bool:
+        """Not before it has answered as a node does: anybody may listen at the address."""
+        return False
+
+    async def check(self, peer_id: str) -> None:
+        """See `ExpectedNode.check`. Any will do."""
+
+
 class NodeIdentity:
     """Proves now and then who answers. Bound to the event loop of its first call."""
 
     def __init__(
         self, expected: ExpectedNode | None, authorization: str | None, ask: AskForId
     ) -> None:
-        """`expected`: None for whoever is at the address. `ask` raises a `NodeError` in bounded
-        time."""
+        """`expected`: None asks for no proof at all. `ask` raises a `NodeError` in bounded time."""
         self._expected = expected
         self._headers = {} if authorization is None else {"Authorization": authorization}
         self._ask = ask

@@ -175,7 +175,10 @@ class KuboHttp:
         try:
             async with asyncio.timeout(stall):
                 response = await self.session().post(
-                    f"{self.rpc_url}/api/v0/{command}", params=params, headers=headers
+                    f"{self.rpc_url}/api/v0/{command}",
+                    params=params,
+                    headers=headers,
+                    allow_redirects=False,
                 )
             try:
                 if response.status != 200:

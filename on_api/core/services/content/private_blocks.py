@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, Protocol, TypeVar
 
-from anyio import to_thread
 from sqlalchemy import delete, exists, not_, or_, select
 from sqlalchemy.orm import Session
 
@@ -33,22 +33,35 @@ ROWS = 500
 """In one statement."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads(Protocol):
+    """Threads for work that anybody may cause."""
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do this in one of them. Raises what it raises."""
+        ...
+
+
 class PrivateBlocks:
     """Finds them out. On one event loop."""
 
-    def __init__(self, database: Database, node: IpfsNode) -> None:
+    def __init__(self, database: Database, node: IpfsNode, threads: Threads) -> None:
         self._database = database
         self._node = node
+        self._threads = threads
         self._looking = asyncio.Lock()
 
     async def find_all(self) -> None:
         """Have the blocks of every private file in the database, when it returns. Reads the inner
         blocks of those that are new, a thousandth of their bytes at most. Raises a `NodeError`."""
-        while await to_thread.run_sync(self._unknown):
+        while await self._threads.in_thread(self._unknown):
             async with self._looking:  # whoever waited for it finds nothing left
-                for cid in await to_thread.run_sync(self._unknown):
+                for cid in await self._threads.in_thread(self._unknown):
                     digests = await self._digests_below(Cid.from_text(cid))
-                    await to_thread.run_sync(self._remember, cid, digests)
+                    await self._threads.in_thread(self._remember, cid, digests)
 
     def _unknown(self) -> Sequence[str]:
         with self._database.session_scope(write=False) as session:

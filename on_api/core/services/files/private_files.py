@@ -49,6 +49,7 @@ from on_api.core.models.file import (
     PUBLIC,
 )
 from on_api.core.services.accounts.scrypt_pool import Asker, ScryptPool
+from on_api.core.services.accounts.strangers import Strangers
 from on_api.core.services.accounts.throttling import Throttle
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.files.identities import IdentityService, find_active, find_identity
@@ -109,6 +110,7 @@ class PrivateFiles:
         scrypt: Scrypt,
         pool: ScryptPool,
         throttle: Throttle,
+        strangers: Strangers,
         log_n: int,
     ) -> None:
         self._database = database
@@ -118,6 +120,7 @@ class PrivateFiles:
         self._log_n = log_n
         self._pool = pool
         self._throttle = throttle
+        self._strangers = strangers
         self._fleeting = secrets.token_bytes(32)
         """Key of digests by which equal passphrases that come at once are known."""
 
@@ -141,14 +144,17 @@ class PrivateFiles:
         return await to_thread.run_sync(self._seal, user_id, audience)
 
     async def unlock(self, file: File, passphrase: str | None, asker: Asker | None) -> Unlocked:
-        """Open a file that is encrypted to its owner or with a passphrase, which `asker` has sent.
+        """Open a file that is encrypted to its owner or with a passphrase, which `asker` has sent;
+        None: on-api itself.
 
         Raises `PassphraseNeeded`, `WrongPassphrase`, `TooManyRequests` after too many wrong ones
         from the asker's network (see `Throttle`), `SecretUnavailable`, `ContentDamaged`, and what
         `ScryptPool.run` raises.
         """
         if file.sealed_for != FOR_PASSPHRASE:
-            return await to_thread.run_sync(self._unlock_own, file)
+            if asker is None or asker.known:
+                return await to_thread.run_sync(self._unlock_own, file)
+            return await self._strangers.in_thread(self._unlock_own, file)
         if passphrase is None or asker is None:
             raise PassphraseNeeded
         # Whatever cost was set when it was written: `Scrypt` knows what there is memory for.

@@ -20,7 +20,7 @@ MAX_ANSWER_BYTES = 1024 * 1024
 FILLING_SHARE = 4
 """A quarter of the memory may be taken by answers that are still on their way."""
 ENTRY_BYTES = 4096
-"""What an entry costs beside its body: headers, keys, objects."""
+"""What an entry costs beside the bytes that it is made of: objects."""
 
 _SIMPLE_RANGE = re.compile(rb"bytes=([0-9]{1,15})?-([0-9]{1,15})?")
 _UNTOUCHED = {b"range", b"if-none-match", b"accept"}
@@ -93,28 +93,27 @@ class HotAnswers:
             self._known.move_to_end(key)
         return answer
 
-    def reserve(self, length: int) -> bool:
+    def reserve(self, key: Key, headers: Headers, length: int) -> bool:
         """Whether an answer of `length` bytes may be gathered; `settle` has to follow."""
-        most = min(MAX_ANSWER_BYTES, self._capacity // FILLING_SHARE - self._filling)
-        if length + ENTRY_BYTES > most:
+        cost = _cost(key, headers, length)
+        if cost > min(MAX_ANSWER_BYTES, self._capacity // FILLING_SHARE - self._filling):
             return False
-        self._filling += length
+        self._filling += cost
         return True
 
-    def settle(self, length: int) -> None:
-        """The gathering of an answer has ended, well or not."""
-        self._filling -= length
+    def settle(self, key: Key, headers: Headers, length: int) -> None:
+        """The gathering of an answer has ended, well or not; told as in `reserve`."""
+        self._filling -= _cost(key, headers, length)
 
     def keep(self, key: Key, answer: HotAnswer) -> None:
         """Remember an answer, and forget others for it."""
         before = self._known.pop(key, None)
         if before is not None:
-            self._size -= _cost(before)
+            self._size -= _cost_of(key, before)
         self._known[key] = answer
-        self._size += _cost(answer)
+        self._size += _cost_of(key, answer)
         while self._size > self._capacity:
-            _, gone = self._known.popitem(last=False)
-            self._size -= _cost(gone)
+            self._size -= _cost_of(*self._known.popitem(last=False))
 
 
 def is_constant(method: str, status: int, headers: Mapping[bytes, bytes]) -> bool:
@@ -162,5 +161,11 @@ def _is_cors(name: bytes) -> bool:
     return name.startswith(b"access-control-")
 
 
-def _cost(answer: HotAnswer) -> int:
-    return len(answer.body) + ENTRY_BYTES
+def _cost_of(key: Key, answer: HotAnswer) -> int:
+    return _cost(key, answer.headers, len(answer.body))
+
+
+def _cost(key: Key, headers: Headers, length: int) -> int:
+    # Path and query are the client's, who may make them long, and the node says them again.
+    told = sum(len(name) + len(value) for name, value in headers)
+    return length + sum(map(len, key)) + 2 * told + ENTRY_BYTES  # twice: `HotAnswer.head`

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 FILE = "instance.json"
 MAX_BYTES = 64 * 1024
+_NAMING = {"dbname", "host", "hostaddr", "options", "port", "service", "user"}
+"""Parameters of a URL that say which database it is. Others may be secrets (`password`)."""
 
 
 class Instance(BaseModel):
@@ -43,7 +45,7 @@ class Instance(BaseModel):
     rpc_port: Port
     gateway_port: Port
     database: str | None
-    """Its URL without the password; None where it uses none."""
+    """Its URL without its secrets; None where it uses none."""
 
     @classmethod
     def of(cls, settings: Settings, *, serves: bool) -> Instance:
@@ -90,12 +92,12 @@ class Instance(BaseModel):
 
 
 def database_of(settings: Settings) -> str:
-    """The database of some settings, for comparing and showing: without its password."""
+    """The database of some settings, for comparing and showing: without its secrets."""
     url = make_url(settings.sqlalchemy_url)
     if settings.uses_sqlite and url.database:
         return f"sqlite:///{Path(url.database).resolve()}"
-    # What else stands in a URL may be a secret as well.
-    return url.set(query={}).render_as_string(hide_password=True)
+    named = {name: url.query[name] for name in sorted(_NAMING & url.query.keys())}
+    return url.set(query=named).render_as_string(hide_password=True)
 
 
 @contextmanager

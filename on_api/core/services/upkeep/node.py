@@ -11,7 +11,7 @@ from on_api.core.errors import NodeError
 from on_api.core.ipfs.daemon.repo import rpc_auth_of
 from on_api.core.ipfs.daemon.version import TESTED_RANGE
 from on_api.core.ipfs.kubo.control import KuboNode
-from on_api.core.ipfs.kubo.identity import ExpectedNode, ManagedNodeExpected
+from on_api.core.ipfs.kubo.identity import AnyNode, ExpectedNode, ManagedNodeExpected
 from on_api.core.ipfs.port import Exchanged, IpfsNode
 from on_api.core.services.content import maintenance
 from on_api.core.services.content.maintenance import Outcome
@@ -86,10 +86,10 @@ def connect_node(settings: Settings, recorded: ExpectedNode | None = None) -> Ku
     return KuboNode(settings, node_auth(settings), expected_node(settings, recorded))
 
 
-def expected_node(settings: Settings, recorded: ExpectedNode | None) -> ExpectedNode | None:
+def expected_node(settings: Settings, recorded: ExpectedNode | None) -> ExpectedNode:
     """The node that RPC calls are for."""
     if not settings.manages_node:
-        return recorded
+        return AnyNode() if recorded is None else recorded
     return ManagedNodeExpected(settings.home / "ipfs", settings.node.rpc_port)
 
 

@@ -7,6 +7,7 @@ adopt`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -31,6 +32,9 @@ from on_api.core.services.content.pin_names import deployment
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.settings import Settings
 
+BELIEVED_SECONDS = 5.0
+"""So long the database's word is taken: another process may adopt another node."""
+
 
 class RecordedNode:
     """The node that the database names, as an `ExpectedNode`.
@@ -43,14 +47,17 @@ class RecordedNode:
         self._database = database
         self._records = records
         self._expected: str | None = None
+        self._told_at = float("-inf")
+        """On the clock of `time.monotonic`, by the database."""
 
     async def may_be_told(self) -> bool:
         """Not before it has answered: anybody may listen at the address."""
         return False
 
     async def check(self, peer_id: str) -> None:
-        """See `ExpectedNode.check`. Asks the database unless it is the one of the last time."""
-        if peer_id == self._expected:
+        """See `ExpectedNode.check`. Asks the database unless it has named this one just now."""
+        began = time.monotonic()
+        if peer_id == self._expected and began - self._told_at < BELIEVED_SECONDS:
             return
         try:
             expected = await to_thread.run_sync(self._look, peer_id)
@@ -71,7 +78,7 @@ class RecordedNode:
                 " for: nothing was asked of it. Correct ON_API_IPFS__RPC_URL, or accept the other"
                 " node by `on-api node adopt`."
             )
-        self._expected = peer_id
+        self._expected, self._told_at = peer_id, began
 
     def _look(self, peer_id: str) -> str | None:
         with self._database.session_scope(write=False) as session:

@@ -1,0 +1,70 @@
+"""What anybody may cause waits for itself: work for people without a key takes no thread that
+requests with one need (ADR 28)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from on_api.core.services.accounts.strangers import SHARE
+from on_api.core.services.content import private_blocks
+from on_api.core.services.files import private_files
+from on_api.core.setting_groups import GatewaySettings
+from on_api.core.settings import Settings
+from on_api.tests.conftest import DatabaseMaker, Server
+from on_api.tests.deadline import until
+from on_api.tests.gates import Gate
+from on_api.tests.shares import share
+
+AT_ONCE = 12
+"""More than there are threads."""
+
+
+@pytest.fixture
+def settings(settings_for: Callable[..., Settings], sqlite_database: DatabaseMaker) -> Settings:
+    """Of a server with few threads, whose gateway serves what the node has."""
+    gateway = GatewaySettings(policy="local")
+    return settings_for(sqlite_database(), threads=SHARE, gateway=gateway)
+
+
+@pytest.mark.parametrize("asked_for", ["a link to a private file", "a block of the node"])
+def test_strangers_wait_for_themselves(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, asked_for: str
+) -> None:
+    """All of them are held at their database work, and somebody with a key is answered."""
+    data = os.urandom(1000)
+    with Server(settings) as server:
+        ada = server.new_user()
+        with ada.client, server.client() as anonymous, ThreadPoolExecutor(AT_ONCE) as clients:
+            file = ada.upload(data, visibility="private")
+            if asked_for == "a block of the node":
+                path = f"/ipfs/{ada.upload(data)['cid']}"
+                gate = held(monkeypatch, private_blocks, "select")
+            else:
+                path = share(ada, file).path
+                gate = held(monkeypatch, private_files, "unlock")
+            try:
+                answers = [clients.submit(anonymous.get, path) for _ in range(AT_ONCE)]
+                waiting = server.services.strangers
+                until(lambda: gate.held + waiting.waiting == AT_ONCE, "all have come")
+                known = ada.client.get("/v1/files", timeout=20)
+                assert (known.status_code, gate.held) == (200, 1)
+            finally:
+                gate.open()
+            assert {answer.result(60).content for answer in answers} == {data}
+
+
+def held(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> Gate:
+    """A gate before a function that a module calls."""
+    gate = Gate()
+    real: Callable[..., object] = getattr(module, name)
+
+    def function(*args: object, **kwargs: object) -> object:
+        gate.wait()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, function)
+    return gate
