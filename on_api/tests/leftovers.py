@@ -13,9 +13,9 @@ from on_api.core.services.container import Services
 from on_api.worker.leftovers import LeftoverRemover
 
 
-async def remove_leftovers(services: Services) -> None:
-    """Let the worker's step run until no dead lease is left."""
-    remover = LeftoverRemover(
+def remover_of(services: Services) -> LeftoverRemover:
+    """As the worker has it."""
+    return LeftoverRemover(
         services.database,
         services.node,
         services.keeper,
@@ -23,6 +23,11 @@ async def remove_leftovers(services: Services) -> None:
         services.metrics,
         timedelta(seconds=30),
     )
+
+
+async def remove_leftovers(services: Services) -> None:
+    """Let the worker's step run until no dead lease is left."""
+    remover = remover_of(services)
 
     def any_left() -> bool:
         with services.database.session_scope(write=False) as session:

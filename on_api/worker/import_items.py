@@ -285,8 +285,12 @@ class Mover:
                     lambda session: self._record(session, item, stat, facts, lease, secured)
                 )
             except contents.NotSecuredError as error:
-                job = item.id if lease is None else lease.id
-                secured[error.cid] = await self._services.keeper.secure(error.cid, job)
+                keeper = self._services.keeper
+                secured[error.cid] = await (
+                    keeper.secure(error.cid, item.id)
+                    if lease is None
+                    else keeper.secure_under(lease, error.cid, stat.size)
+                )
             else:
                 self._services.metrics.import_items.labels(outcome).inc()
                 return

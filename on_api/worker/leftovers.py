@@ -4,7 +4,8 @@ dead, and gives back what these reserved.
 A lease lists what is known to be pinned under it. What a kill between the node's pin and our commit
 has left is found by the pin's name: the node's pins are looked through once for all dead leases.
 Nothing is removed because it is missing somewhere, and nothing by the name of a lease that died
-unnoticed, as all do in a restored database.
+unnoticed, as all do in a restored database. What is listed may have been stored again there, by
+work that no row tells of: then it stays.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, Conflict, NodeError
 from on_api.core.ipfs.formats.cid import normalise
-from on_api.core.ipfs.port import IpfsNode
+from on_api.core.ipfs.port import IpfsNode, PinStatus
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.database import moment_of
@@ -29,7 +30,7 @@ from on_api.core.services.content import leftovers, maintenance
 from on_api.core.services.content.contents import Removal
 from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import release_dead_leases
-from on_api.core.services.content.leftovers import SETTLED, Leftover
+from on_api.core.services.content.leftovers import SETTLED, Leftover, Whose
 from on_api.core.services.content.maintenance import GARBAGE, SWEEP, Turn
 from on_api.core.services.content.pin_names import PinNames
 
@@ -38,6 +39,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BATCH = 100
+MOST_SWEPT = 10_000
+"""Dead leases that are looked for in one listing of the node's pins."""
+NOTICE_SECONDS = 30.0
+"""In which new deaths are noticed, also while what older ones have left is removed slowly."""
 PAGE = 500
 """Pins of the node that are looked up together."""
 RESTS = 20
@@ -62,6 +67,7 @@ class LeftoverRemover:
         self._names = names
         self._metrics = metrics
         self._life = life
+        self._noticed_at = float("-inf")
 
     async def step(self) -> bool:
         """Remove what can be removed now. Returns whether there may be more at once. Raises a
@@ -69,16 +75,17 @@ class LeftoverRemover:
         if not await self._read(leftovers.any_dead):
             return False
         # At once, also under a collection: a death that is noticed late proves nothing.
-        await to_thread.run_sync(release_dead_leases, self._database)
+        await self._notice()
         if await self._read(_is_collecting):
             return False
         if await self._read(self._is_sweep_due):
             await self._sweep()
         listed = await self._read(lambda session: leftovers.some_listed(session, BATCH))
         done = [await self._remove(leftover) for leftover in listed]
-        for lease_id in await self._read(lambda session: leftovers.cleared(session, BATCH)):
+        cleared = await self._read(lambda session: leftovers.cleared(session, BATCH))
+        for lease_id in cleared:
             await self._end(lease_id)
-        return len(listed) == BATCH and any(done)
+        return (len(listed) == BATCH and any(done)) or len(cleared) == BATCH
 
     async def remove_of(self, job: uuid.UUID) -> None:
         """Remove at once what a job has listed with its end, as far as that can be. Raises a
@@ -88,22 +95,41 @@ class LeftoverRemover:
         for leftover in await self._read(lambda s: leftovers.some_listed(s, BATCH, job)):
             await self._remove(leftover)
 
+    async def _notice(self) -> None:
+        """Take all dead leases from their owners."""
+        self._noticed_at = time.monotonic()
+        while await to_thread.run_sync(release_dead_leases, self._database, BATCH) == BATCH:
+            pass
+
+    async def _keep_noticing(self) -> None:
+        if time.monotonic() - self._noticed_at > NOTICE_SECONDS:
+            await self._notice()
+
     async def _end(self, lease_id: uuid.UUID) -> None:
         await self._write(lambda session: leftovers.end_cleared(session, lease_id))
 
     async def _remove(self, leftover: Leftover) -> bool:
         """Unpin one, if it is nobody's. Returns whether it is settled."""
-        cid = leftover.cid
-        pin = await self._node.pin_status(cid)
-        if pin is None:
-            is_over = leftover.settled
-        elif await to_thread.run_sync(self._names.job_of, pin.name) is None:
-            is_over = True  # somebody else's, who had pinned it before us
-        else:
-            is_over = await self._unpin(cid)
+        await self._keep_noticing()
+        pin = await self._node.pin_status(leftover.cid)
+        is_over = leftover.settled if pin is None else await self._let_go(leftover, pin)
         if is_over:
             await self._write(lambda session: leftovers.unlist(session, leftover))
         return is_over
+
+    async def _let_go(self, leftover: Leftover, pin: PinStatus) -> bool:
+        """Unpin what is there, if its name says that it is what was left."""
+        cid = leftover.cid
+        job = await to_thread.run_sync(self._names.job_of, pin.name)
+        if job is None:
+            return True  # somebody else's, who had pinned it before us
+        whose = await self._read(lambda session: leftovers.whose(session, leftover, job))
+        if whose is Whose.LEFT:
+            return await self._unpin(cid)
+        if whose is Whose.ANOTHERS:  # in a restored database: `fsck` has a quarantine for it
+            await self._write(lambda session: leftovers.is_kept(session, cid))
+            return True
+        return False
 
     async def _unpin(self, cid: str) -> bool:
         """Unpin what on-api does not keep. False: it has to wait, as for a pin under way."""
@@ -142,8 +168,8 @@ class LeftoverRemover:
             await to_thread.run_sync(turn.end, {"seconds": seconds})
 
     async def _look_for(self, dead: Sequence[uuid.UUID]) -> None:
-        names = [await to_thread.run_sync(self._names.of, lease_id) for lease_id in dead]
-        job_of = dict(zip(names, dead, strict=True))
+        prefix = await to_thread.run_sync(self._names.prefix)
+        job_of = {self._names.of(lease_id): lease_id for lease_id in dead}
         page: dict[str, uuid.UUID] = {}
 
         async def look_up() -> None:
@@ -152,8 +178,9 @@ class LeftoverRemover:
             await self._write(lambda session: leftovers.list_unknown(session, found))
 
         # The node answers the pins of one lease, or of all that there are and were.
-        wanted = names[0] if len(names) == 1 else self._names.prefix()
+        wanted = next(iter(job_of)) if len(job_of) == 1 else prefix
         async for pin in self._node.pins(name=wanted):
+            await self._keep_noticing()
             if (job := job_of.get(pin.name)) is None:
                 continue
             try:
@@ -195,4 +222,4 @@ def _is_collecting(session: Session) -> bool:
 
 def _dead_leases(session: Session) -> tuple[Sequence[uuid.UUID], datetime]:
     """Some, and the moment at which they were dead."""
-    return leftovers.to_be_swept(session, BATCH), moment_of(session)
+    return leftovers.to_be_swept(session, MOST_SWEPT), moment_of(session)

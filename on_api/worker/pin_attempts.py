@@ -188,7 +188,7 @@ class PinAttempts:
         name = await self._transactions.in_thread(self._names.of, claim.id)
         if claim.known is not None:
             # An earlier attempt may have ended between dropping the node's pin and renewing it.
-            if claim.attempts > 1:
+            if not claim.is_first:
                 await self._keeper.heal(claim.cid, claim.id)
             return DagStat(claim.known, 0)
         if await self._node.pin_status(claim.cid) is None:

@@ -10,12 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from on_api.core.errors import InsufficientFunds, InsufficientStorage, NodeError, NodeTimeout
+from anyio import CancelScope
+
+from on_api.core.errors import (
+    InsufficientFunds,
+    InsufficientStorage,
+    NodeError,
+    NodeTimeout,
+    OnApiError,
+)
 from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.metrics import Metrics
+from on_api.core.services.content import leftovers
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.pins import records as pin_records
 from on_api.core.services.pins.jobs import Claim
@@ -35,6 +44,8 @@ class PinBatch(Interruptible):
     """Claims of one user, each of another CID, on their way."""
 
     claims: Sequence[Claim]
+    kin: Sequence[Claim] = ()
+    """Those that the node was told to pin, all by the name of the first."""
 
 
 class PinBatches:
@@ -51,6 +62,26 @@ class PinBatches:
     async def run(self, batch: PinBatch) -> set[uuid.UUID]:
         """Pin as many as go together. Returns those that are pinned; the others are as they were,
         but that the node may have pinned some of them already."""
+        pinned: set[uuid.UUID] = set()
+        try:
+            pinned = await self._run(batch)
+        finally:
+            with CancelScope(shield=True):
+                await self._list(batch, pinned)
+        return pinned
+
+    async def _list(self, batch: PinBatch, pinned: Collection[uuid.UUID]) -> None:
+        """List what has another one's name, which may be gone before they have an end."""
+        others = [claim.cid for claim in batch.kin[1:] if claim.id not in pinned]
+        if not others:
+            return
+        first = batch.kin[0].id
+        try:
+            await self._transactions.run(lambda session: leftovers.leave(session, first, others))
+        except OnApiError as error:
+            logger.warning("could not list %d pins named after %s: %s", len(others), first, error)
+
+    async def _run(self, batch: PinBatch) -> set[uuid.UUID]:
         try:
             stats = await self._pin(batch)
         except (NodeError, InsufficientStorage) as error:
@@ -76,7 +107,7 @@ class PinBatches:
         stats = {
             claim.id: DagStat(claim.known, 0)
             for claim in batch.claims
-            if claim.known is not None and claim.attempts == 1 and not claim.removed
+            if claim.known is not None and claim.is_first and not claim.removed
         }
         fresh = [claim for claim in batch.claims if claim.known is None and not claim.removed]
         if len(fresh) < 2:  # that one is asked about as quickly alone
@@ -88,6 +119,7 @@ class PinBatches:
         if fitting := dict(_within_room(fresh, walked)):
             going = [claim for claim in fresh if claim.id in fitting]
             name = await self._transactions.in_thread(self._names.of, going[0].id)
+            batch.kin = going
             await self._node.pin_all([claim.cid for claim in going], name=name)
         return {**stats, **fitting}
 

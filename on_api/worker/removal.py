@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from on_api.core.models import Database, File, Import, ImportItem, Pin, User, UserUsage
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services.content import contents, leftovers
+from on_api.core.services.pins.pins import was_touched
 
 BATCH = 200
 """Files removed in one transaction."""
@@ -62,14 +63,15 @@ def _remove_pins(session: Session, user: User) -> bool:
     """Remove one batch. Returns whether there was any. A fetch under way loses its lease."""
     usage = contents.lock_usage(session, user.id)
     found = session.scalars(
-        select(Pin).where(Pin.user_id == user.id).order_by(Pin.cid).limit(BATCH).with_for_update()
+        # In the order that all keep who lock several.
+        select(Pin).where(Pin.user_id == user.id).order_by(Pin.id).limit(BATCH).with_for_update()
     ).all()
-    for pin in found:
+    for pin in sorted(found, key=lambda pin: pin.cid):
         session.delete(pin)
         session.flush()
         if pin.status == PINNED_STATUS:
             contents.drop_reference(session, usage, pin.cid)
-        elif pin.attempts:  # the node may have pinned it, and nobody would look any more
+        elif was_touched(pin):  # the node may have pinned it, and nobody would look any more
             leftovers.leave(session, pin.id, [pin.cid])
     return bool(found)
 

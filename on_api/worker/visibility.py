@@ -174,7 +174,9 @@ class _Attempt:
                     )
                 )
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._services.keeper.secure(error.cid, lease.id)
+                secured[error.cid] = await self._services.keeper.secure_under(
+                    lease, error.cid, added.dag_size
+                )
             else:
                 break
         if not done:

@@ -24,6 +24,7 @@ from on_api.core.models import (
     Holding,
     Identity,
     Lease,
+    LeasedPin,
     QuarantinedPin,
     User,
     UserUsage,
@@ -34,6 +35,7 @@ from on_api.core.models.file import FOR_OWNER
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.container import Services
 from on_api.core.services.upkeep.fsck.findings import Kind, Report
+from on_api.core.services.upkeep.fsck.ledger import check_ledger
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
@@ -242,6 +244,46 @@ def test_dead_leases_give_back_what_they_reserved(own: Server, user: Account) ->
     with own.services.database.session_scope(write=False) as session:
         assert session.scalars(select(UserUsage.reserved_bytes)).one() == 0
         assert session.scalars(select(Lease.id)).all() == []
+
+
+def dead_lease(own: Server, *listed: str) -> uuid.UUID:
+    """One that died an hour ago, and lists what its work has left."""
+    with own.services.database.session_scope() as session:
+        lease = Lease(kind="left", lease_until=utc_now() - timedelta(hours=1))
+        session.add(lease)
+        session.flush()
+        session.add_all(LeasedPin(lease_id=lease.id, cid=cid) for cid in listed)
+        return lease.id
+
+
+def test_a_lease_that_lists_pins_stays(own: Server, user: Account) -> None:
+    """Nothing else tells of them. What a repair removes is listed no more; the rest is the
+    worker's."""
+    mine, others = unknown_pin(own, user), unknown_pin(own, user)
+    lease_id, waiting = dead_lease(own, mine), dead_lease(own, others)
+
+    async def rename(node: IpfsNode) -> None:
+        await node.unpin(mine)
+        await node.pin(mine, name=own.services.names.of(lease_id), fetch=False)
+
+    on_node(own, rename)
+    assert troubles(fsck(own, repair=True)) == {(Kind.DEAD_LEASE, str(waiting))}
+    assert [is_pinned(own, cid) for cid in (mine, others)] == [False, True]
+    with own.services.database.session_scope(write=False) as session:
+        assert session.scalars(select(Lease.id)).all() == [waiting]
+        assert session.scalars(select(LeasedPin.cid)).all() == [others]
+
+
+def test_a_lease_that_lives_again_stays(own: Server) -> None:
+    """Its owner was asleep, and has renewed it since it was found to be dead."""
+    ids = {str(dead_lease(own)) for _ in range(2)}
+    findings = check_ledger(own.services.database, repair=True)
+    ids.remove(next(findings).subject)
+    with own.services.database.session_scope() as session:
+        session.execute(update(Lease).values(lease_until=utc_now() + timedelta(minutes=1)))
+    assert list(findings) == []
+    with own.services.database.session_scope(write=False) as session:
+        assert {str(lease_id) for lease_id in session.scalars(select(Lease.id))} == ids
 
 
 def unknown_pin(own: Server, user: Account) -> str:

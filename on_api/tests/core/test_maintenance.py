@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text
 
 from on_api.core.errors import ServiceUnavailable
-from on_api.core.models import ApiKey, Database, File, Lease, User, UserUsage
+from on_api.core.models import ApiKey, Database, File, Lease, Pin, User, UserUsage
 from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.accounts.container import Accounts
@@ -87,6 +87,28 @@ def test_an_account_is_removed_while_its_upload_is_recorded(postgresql: Database
         assert session.scalars(select(File.id)).all() == []
 
 
+def test_an_accounts_pins_are_removed_while_their_leases_are_renewed(postgresql: Database) -> None:
+    """Whoever renews several has locked the first by id: neither waits for the other in a ring."""
+    user_id, ids = new_id(), sorted(new_id() for _ in range(2))
+    with postgresql.session_scope() as session:
+        user = User(id=user_id, username="ada", is_admin=False, active=True)
+        user.usage = UserUsage(file_count=0, storage_bytes=0, reserved_bytes=0)
+        user.deleted_at = utc_now()
+        session.add(user)
+        session.flush()
+        for pin_id, cid in zip(ids, ("b", "a"), strict=True):
+            session.add(_pin(pin_id, user_id, cid))
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        session = stack.enter_context(postgresql.session_scope())
+        locking = [select(Pin.id).where(Pin.id == pin_id).with_for_update() for pin_id in ids]
+        session.execute(locking[0])
+        removing: Future[object] = pool.submit(remove_deleted_accounts, postgresql)
+        until(lambda: waits_or_is_done(postgresql, removing), "the removal has come here")
+        session.execute(locking[1])
+        stack.close()
+        assert removing.result(60) == 1
+
+
 @pytest.mark.parametrize("changes", [None, {"active": False}], ids=["deleted", "deactivated"])
 def test_an_account_ends_while_its_upload_is_recorded(
     postgresql: Database, tmp_path: Path, changes: dict[str, bool] | None
@@ -133,6 +155,22 @@ def test_an_account_ends_while_its_upload_is_recorded(
         session.flush()
         stack.close()
         ending.result(60)
+
+
+def _pin(pin_id: uuid.UUID, user_id: uuid.UUID, cid: str) -> Pin:
+    return Pin(
+        id=pin_id,
+        user_id=user_id,
+        cid=cid,
+        source_cid=cid,
+        origins=[],
+        status="queued",
+        created_at=utc_now(),
+        due_at=utc_now(),
+        deadline_at=utc_now(),
+        attempts=1,
+        needs_fetch=False,
+    )
 
 
 def _file(user_id: uuid.UUID) -> File:

@@ -16,7 +16,7 @@ import pytest
 from on_api.core.models import File, IdempotencyRecord
 from on_api.core.models.database import utc_now
 from on_api.core.services.accounts.access import Principal
-from on_api.core.services.accounts.idempotency import Answered, Claim
+from on_api.core.services.accounts.idempotency import Answered, Claim, forget_old_answers
 from on_api.tests.conftest import Account, Server
 from on_api.tests.deadline import until
 
@@ -200,6 +200,27 @@ def test_the_claim_of_a_crash_is_free_after_its_lease(server: Server, alice: Acc
     assert again.json() == done.json()
     with database.session_scope(write=False) as session:
         assert session.query(File).filter(File.user_id == principal.user_id).count() == 1
+
+
+def test_a_request_of_more_than_a_day(server: Server, alice: Account) -> None:
+    """While it goes on its claim stays, and its answer is kept from its end on; a crash's goes."""
+    service, database = server.services.idempotency, server.services.database
+    principal: Principal = server.services.authenticator.authenticate(alice.key)
+    claims = [service.claim(principal, "PUT /v1/files", word) for word in ("long", "crashed")]
+    slow, crashed = (claim.id for claim in claims if isinstance(claim, Claim))
+    with database.session_scope() as session:
+        session.query(IdempotencyRecord).update({"created_at": utc_now() - timedelta(hours=25)})
+        session.get_one(IdempotencyRecord, crashed).lease_until = utc_now() - timedelta(1)
+    with database.session_scope() as session:
+        forget_old_answers(session)
+    with database.session_scope() as session:
+        assert session.get(IdempotencyRecord, crashed) is None
+        assert isinstance(claims[0], Claim)
+        service.finish(session, claims[0], Answered(bytes(32), 201, b"{}"))
+    with database.session_scope() as session:
+        forget_old_answers(session)
+        assert session.get(IdempotencyRecord, slow) is not None
+    assert isinstance(service.claim(principal, "PUT /v1/files", "long"), Answered)
 
 
 def test_answers_are_forgotten_after_a_day(server: Server, alice: Account) -> None:

@@ -14,7 +14,11 @@ from threading import Event
 import pytest
 
 from on_api.core.ipfs.formats.unixfs import build_file
+from on_api.core.models import Maintenance
+from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.revisions import PROJECT
+from on_api.core.services.content import maintenance
+from on_api.core.services.content.maintenance import GARBAGE, Turn
 from on_api.core.services.upkeep.garbage import Collection, GarbageCollector
 from on_api.core.setting_groups import GcSettings
 from on_api.core.settings import Settings
@@ -22,6 +26,7 @@ from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import DatabaseMaker, Server
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.deadline import until
+from on_api.tests.worker.bundles import beside
 from on_api.tests.worker.conftest import MakeSettings, account_of, ended, look, new_cid, pin
 from on_api.tests.worker.invariants import check_invariants
 from on_api.tests.worker.network import Peer
@@ -157,6 +162,47 @@ def is_due(server: Server, interval: timedelta) -> bool:
     """Whether the schedule wants one now."""
     garbage: GarbageCollector = server.services.garbage
     return garbage._is_due(interval)
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["over", "another's"])
+def test_it_is_put_off_when_its_turn_is_lost(server: Server, proxy: RpcProxy, taken: bool) -> None:
+    """The process was asleep while it looked whether all is pinned: uploads may have begun."""
+    looking = proxy.hold("pin/ls")
+    with ThreadPoolExecutor() as pool:
+        collecting = pool.submit(
+            beside, server.settings, lambda services: services.garbage.collect(30)
+        )
+        looking.wait_until_reached()
+        until(lambda: is_collecting(server), "it has its turn")
+        with server.services.database.session_scope() as session:
+            row = session.get_one(Maintenance, GARBAGE)
+            row.lease_until = utc_now() + timedelta(minutes=1 if taken else -1)
+            row.token = new_id() if taken else row.token
+        looking.open()
+        assert collecting.result().outcome == "postponed"
+    assert proxy.count("repo/gc", "") == 0
+    with server.services.database.session_scope() as session:
+        session.get_one(Maintenance, GARBAGE).lease_until = utc_now()
+    assert collect(server).outcome == "collected"
+    assert proxy.count("repo/gc", "") == 1
+
+
+def is_collecting(server: Server) -> bool:
+    """Whether somebody has the turn."""
+    with server.services.database.session_scope(write=False) as session:
+        return maintenance.is_under_way(session, GARBAGE)
+
+
+def test_a_turn_that_is_over_never_comes_back(server: Server) -> None:
+    """Somebody may have begun since: its renewal comes too late."""
+    database = server.services.database
+    turn = Turn(database, GARBAGE)
+    assert turn.renew()
+    with database.session_scope() as session:
+        session.get_one(Maintenance, GARBAGE).lease_until = utc_now()
+    assert not turn.renew()
+    with database.session_scope() as session:
+        maintenance.require_no_collection(session)
 
 
 def test_a_lost_pin_is_renewed_before_anything_goes(server: Server, here: Peer) -> None:

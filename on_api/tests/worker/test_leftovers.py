@@ -16,23 +16,27 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from on_api.core.ipfs.formats.unixfs import build_file
-from on_api.core.models import Lease, LeasedPin, UserUsage
+from on_api.core.models import Content, Lease, LeasedPin, Pin, UserUsage
 from on_api.core.models.database import utc_now
 from on_api.core.models.revisions import PROJECT
 from on_api.core.services.container import Services
+from on_api.core.services.content import leftovers
+from on_api.core.services.content.leases import UPLOAD, JobHolder, release_dead_leases
+from on_api.core.services.content.reservations import Announced
 from on_api.core.services.upkeep.fsck.findings import Report
 from on_api.core.setting_groups import FilesSettings, GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
+from on_api.tests.dags import car_with, tree
 from on_api.tests.deadline import until
-from on_api.tests.leftovers import remove_leftovers
+from on_api.tests.leftovers import remove_leftovers, remover_of
 from on_api.tests.worker.bundles import beside
-from on_api.tests.worker.conftest import account_of, pin
+from on_api.tests.worker.conftest import account_of, new_cid, pin
 from on_api.tests.worker.invariants import check_invariants
 from on_api.tests.worker.network import Peer
 
@@ -195,6 +199,59 @@ def test_what_somebody_else_holds_stays(failing: Server, proxy: RpcProxy, here: 
         assert read == {data, other}
 
 
+def test_a_car_that_fails(failing: Server, proxy: RpcProxy, here: Peer) -> None:
+    """With two roots, by a key that ends meanwhile: what came is counted once, until both are let
+    go of."""
+    [(first, above), (second, below)] = (tree() for _ in range(2))
+    car = car_with([first, second], [*above.items(), *below.items()])
+    with account_of(failing) as ada, ThreadPoolExecutor() as pool:
+        set_quota(failing, ada, MIB)
+        made = ada.client.post("/v1/keys", json={"name": "k", "scopes": ["imports:write"]}).json()
+        removing, pinning = proxy.hold("pin/rm"), proxy.hold("pin/add", answer=True)
+        with failing.client(made["key"]) as client:
+            sending = pool.submit(send_car, client, car)
+            pinning.wait_until_reached()
+            assert ada.client.delete(f"/v1/keys/{made['id']}").status_code == 204
+            pinning.open()
+            assert sending.result().status_code == 401
+        removing.wait_until_reached()
+        assert {str(first), str(second)} <= here.pins().keys()
+        assert 0 < counted(ada) <= len(car)
+        removing.open()
+        until(lambda: counted(ada) == 0, "it is given back", 60)
+        wait_until_clean(failing, here, set())
+
+
+def test_a_car_whose_root_was_just_being_unpinned(
+    failing: Server, proxy: RpcProxy, here: Peer
+) -> None:
+    """It is pinned again for the CAR, whose answer is then lost: it goes with what failed."""
+    with account_of(failing) as ada, account_of(failing) as ben, ThreadPoolExecutor() as pool:
+        root, blocks = tree()
+        car, cid = car_with([root], blocks.items()), str(root)
+        assert send_car(ada.client, car).status_code == 200
+        [held] = ada.client.get("/v1/pins").json()["results"]
+        removing = proxy.hold("pin/rm")
+        assert ada.client.delete(f"/v1/pins/{held['requestid']}").status_code == 202
+        with failing.services.database.session_scope() as session:
+            session.execute(update(Content).values(unreferenced_at=utc_now() - timedelta(days=9)))
+        removing.wait_until_reached()
+        looks = proxy.count("pin/ls", cid)
+        sending = pool.submit(send_car, ben.client, car)
+        until(lambda: proxy.count("pin/ls", cid) > looks, "the root is looked at")
+        proxy.cut("pin/add", answer=True)
+        removing.open()
+        assert sending.result().status_code >= 500
+        proxy.mend()
+        wait_until_clean(failing, here, set())
+
+
+def send_car(client: httpx.Client, car: bytes) -> httpx.Response:
+    """To an import of its own."""
+    made = client.post("/v1/imports", json={"source": {"kind": "car"}}).json()
+    return client.put(f"/v1/imports/{made['id']}/car", content=car)
+
+
 def test_a_deleted_users_pin(failing: Server, proxy: RpcProxy, here: Peer) -> None:
     """Its content is pinned, the answer is held, and the account goes: nothing is left."""
     with account_of(failing) as ada, account_of(failing, admin=True) as admin:
@@ -237,6 +294,82 @@ def test_a_database_restored_from_a_backup(settings: Settings, here: Peer) -> No
         report = beside(idle, remove)
         assert pins_of(server, here) == {newer}
         assert (report.troubles, report.deferred) == (0, 1)
+
+
+def test_what_was_stored_again_after_the_backup(settings: Settings, here: Peer) -> None:
+    """A failure listed it; what has pinned it since is in no row: its pin stays for `fsck`. One
+    that a job of the user's has made goes when that has ended without it."""
+    again, kin = (here.add(os.urandom(2000), pinned=False) for _ in range(2))
+    idle = settings.model_copy(update={"worker": WorkerSettings(embedded=False)})
+    with Server(idle) as server, account_of(server) as ada:
+        names, database = server.services.names, server.services.database
+        first = uuid.UUID(pin(ada, new_cid()))
+        with database.session_scope() as session:
+            leftovers.leave(session, uuid.uuid4(), [again, kin])
+
+        async def remove(services: Services) -> Report:
+            await services.node.pin(again, name=names.of(uuid.uuid4()), fetch=False)
+            await services.node.pin(kin, name=names.of(first), fetch=False)
+            await remover_of(services).step()
+            with database.session_scope() as session:
+                assert session.scalars(select(LeasedPin.cid)).all() == [kin]
+                session.get_one(Pin, first).status = "failed"
+            await remove_leftovers(services)
+            return await services.fsck.run(repair=True, walk=False)
+
+        report = beside(idle, remove)
+        assert pins_of(server, here) & {again, kin} == {again}
+        assert (report.troubles, report.deferred) == (0, 1)
+
+
+@pytest.mark.parametrize("looks", [1, 2], ids=["once", "twice"])
+def test_who_was_asleep_while_the_worker_looked(settings: Settings, here: Peer, looks: int) -> None:
+    """They pin only then, and give up without knowing what: it is looked for anew."""
+    idle = settings.model_copy(update={"worker": WorkerSettings(embedded=False)})
+    with Server(idle) as server, account_of(server) as ada:
+        leases, database = server.services.leases, server.services.database
+        holder = JobHolder(uuid.UUID(ada.id))
+        asleep = [leases.open(UPLOAD, holder, Announced(1000)) for _ in range(2)]
+        ids = [lease.id for lease in asleep]
+        with database.session_scope() as session:
+            session.execute(update(Lease).values(lease_until=utc_now() - timedelta(minutes=2)))
+        release_dead_leases(database)
+        with database.session_scope() as session:
+            for number in range(looks):
+                seen = utc_now() - timedelta(seconds=60 - 10 * number)
+                leftovers.mark_swept(session, ids, seen)
+        asleep[0].unsure = True
+        leases.abandon(asleep[0])
+        with database.session_scope() as session:
+            leftovers.leave(session, ids[1], (), unsure=True)
+        with database.session_scope() as session:
+            leftovers.mark_swept(session, ids, utc_now())
+        late = [here.add(os.urandom(2000), pinned=False) for _ in ids]
+
+        async def remove(services: Services) -> None:
+            for cid, lease in zip(late, asleep, strict=True):
+                await services.node.pin(cid, name=lease.pin_name, fetch=False)
+            await remove_leftovers(services)
+
+        beside(idle, remove)
+        assert not pins_of(server, here) & set(late)
+
+
+def test_many_that_die_at_once(settings: Settings) -> None:
+    """All are noticed, and looked for together."""
+    idle = settings.model_copy(update={"worker": WorkerSettings(embedded=False)})
+    with Server(idle) as server:
+        database, just = server.services.database, utc_now() - timedelta(minutes=1)
+        with database.session_scope() as session:
+            session.add_all(Lease(kind="upload", lease_until=just) for _ in range(250))
+
+        async def step(services: Services) -> None:
+            await remover_of(services).step()
+
+        beside(idle, step)
+        with database.session_scope(write=False) as session:
+            swept = session.execute(select(Lease.kind, Lease.swept_at.is_not(None)))
+            assert [tuple(row) for row in swept] == [("dead", True)] * 250
 
 
 @contextmanager

@@ -155,6 +155,29 @@ def test_a_call_whose_answer_is_lost(bench: Bench, here: Peer, answer: bool) -> 
     assert set(cids) <= here.pins().keys()
 
 
+@pytest.mark.parametrize("count", [1, 3], ids=["alone", "together"])
+@pytest.mark.parametrize("goes", ["pins", "account"])
+def test_interrupted_and_then_removed(bench: Bench, here: Peer, count: int, goes: str) -> None:
+    """The node has pinned them for their first attempt, which is interrupted; then their user
+    deletes them, or goes: nothing stays pinned."""
+    cids = bench.lay_down(count)
+    with account_of(bench.api) as ada, account_of(bench.api, admin=True) as admin:
+        ids = bench.ask(ada, cids)
+        gate = bench.proxy.hold("pin/add", answer=True)
+        with bench.working():
+            gate.wait_until_reached()
+            until(lambda: set(cids) <= here.pins().keys(), "the node has pinned them")
+        gate.open()
+        if goes == "account":
+            assert admin.client.delete(f"/v1/users/{ada.id}").status_code == 202
+        else:
+            for pin_id in ids:
+                assert ada.client.delete(f"/v1/pins/{pin_id}").status_code == 202
+        with bench.working():
+            until(lambda: not here.pins().keys() & set(cids), "nothing stays pinned", 60)
+            bench.check()
+
+
 def test_a_lease_that_is_lost(bench: Bench) -> None:
     """While the node pins: who has it now says what becomes of it; the others are recorded."""
     cids = bench.lay_down(3)

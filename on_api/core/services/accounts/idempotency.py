@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto.sealing import Sealed
@@ -165,6 +165,7 @@ class IdempotencyService:
                 status=answer.status,
                 answer=sealed.data,
                 secret_version=sealed.version,
+                created_at=database_now(),  # it is kept from now on
             )
             .returning(IdempotencyRecord.id)
         )
@@ -215,7 +216,13 @@ def fingerprint(*parts: str | bytes) -> bytes:
 
 
 def forget_old_answers(session: Session) -> None:
-    """Delete what is older than answers are kept."""
+    """Delete what is older than answers are kept, but no claim of a request that goes on."""
     session.execute(
-        delete(IdempotencyRecord).where(IdempotencyRecord.created_at < database_now(-MEMORY))
+        delete(IdempotencyRecord).where(
+            IdempotencyRecord.created_at < database_now(-MEMORY),
+            or_(
+                IdempotencyRecord.answer.is_not(None),
+                IdempotencyRecord.lease_until < database_now(),
+            ),
+        )
     )

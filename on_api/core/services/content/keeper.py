@@ -23,6 +23,7 @@ from on_api.core.models.content import ABSENT, UNPINNING
 from on_api.core.models.database import moment_of
 from on_api.core.services.content import bundles, contents
 from on_api.core.services.content.contents import NEVER, Removal
+from on_api.core.services.content.leases import LeaseHandle
 from on_api.core.services.content.pin_names import PinNames
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ class Keeper:
             await asyncio.sleep(LOOK_SECONDS)
         await self._pin_again(cid, job)
         return generation
+
+    async def secure_under(self, lease: LeaseHandle, cid: str, size: int = 0) -> int:
+        """Like `secure`, for work under a lease: listed before, since it may be pinned though the
+        answer is lost."""
+        lease.pinned.setdefault(cid, size)
+        return await self.secure(cid, lease.id)
 
     async def remove(self, removal: Removal) -> bool:
         """Unpin a content under a claim. Returns whether it is gone."""

@@ -231,6 +231,7 @@ class LeaseService:
                 leftovers.leave(session, handle.id, handle.pinned, unsure=handle.unsure)
             else:
                 lease.kind = leftovers.DEAD if handle.unsure else leftovers.LEFT
+                lease.swept_at = None  # the worker may have looked too early, while we slept
                 lease.token, lease.lease_until = new_id(), database_now()
                 if usage is not None and not handle.unsure:
                     left = sum(handle.pinned.values())

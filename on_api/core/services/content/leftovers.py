@@ -11,14 +11,16 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
 
 from sqlalchemy import and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
-from on_api.core.models import Content, Lease, LeasedPin, UserUsage
+from on_api.core.models import Content, Lease, LeasedPin, Pin, UserUsage
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import database_now, insert_or_lock, insert_unless_there, new_id
+from on_api.core.models.pin import PINNING, QUEUED
 from on_api.core.services.content import contents, reservations
 from on_api.core.services.content.contents import NEVER, Removal
 
@@ -42,6 +44,17 @@ class Leftover:
     settled: bool
 
 
+class Whose(Enum):
+    """Whose a listed pin is, by the job that it is named after."""
+
+    LEFT = auto()
+    """Of work that has ended: nobody's, unless its content is kept."""
+    AWAITED = auto()
+    """Of a job that goes on."""
+    ANOTHERS = auto()
+    """Of work that we know nothing of: newer than this database, or there to list it itself."""
+
+
 def leave(session: Session, job: uuid.UUID, cids: Iterable[str], *, unsure: bool = False) -> None:
     """List what the node may have pinned for a job that ends without a result. `unsure`: there may
     be more, by the job's name."""
@@ -56,6 +69,8 @@ def leave(session: Session, job: uuid.UUID, cids: Iterable[str], *, unsure: bool
         reserved_bytes=0,
     )
     lease.lease_until = database_now()  # there may be one already, of an earlier failure
+    if unsure:  # all that was looked at until now doesn't count
+        lease.kind, lease.swept_at = DEAD, None
     session.flush()
     list_pins(session, job, cids)
 
@@ -98,6 +113,14 @@ def some_listed(
 def claim(session: Session, cid: str, life: timedelta) -> Removal | None:
     """The right, for `life`, to unpin a content that on-api does not keep."""
     return contents.begin_removal(session, cid, grace=NEVER, life=life)
+
+
+def whose(session: Session, leftover: Leftover, job: uuid.UUID) -> Whose:
+    """What is to become of a listed pin that is named after `job`."""
+    status = session.scalar(select(Pin.status).where(Pin.id == job))
+    if status is None:
+        return Whose.LEFT if job == leftover.lease_id else Whose.ANOTHERS
+    return Whose.AWAITED if status in (QUEUED, PINNING) else Whose.LEFT
 
 
 def is_kept(session: Session, cid: str) -> bool:

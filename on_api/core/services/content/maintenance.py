@@ -61,7 +61,7 @@ class Turn:
 
     def kept(self) -> AbstractAsyncContextManager[None]:
         """Keep it while the block runs."""
-        return renewed(self._renew, LIFE)
+        return renewed(self.renew, LIFE)
 
     def end(self, result: dict[str, Any]) -> None:
         """Give it back with its result; nothing happens if it was lost."""
@@ -71,11 +71,15 @@ class Turn:
                 row.token = row.lease_until = None
                 row.finished_at, row.result = moment_of(session), result
 
-    def _renew(self) -> None:
+    def renew(self) -> bool:
+        """Keep it for `LIFE` from now on. False when it was lost: once it is over others may have
+        begun what must not be under way, so it never comes back."""
         with self._database.session_scope() as session:
-            row = _lock(session, self._kind)
-            if row.token == self._token:
-                row.lease_until = database_now(LIFE)
+            row, now = _lock(session, self._kind), moment_of(session)
+            if row.token != self._token or row.lease_until is None or row.lease_until <= now:
+                return False
+            row.lease_until = now + LIFE
+            return True
 
 
 def is_under_way(session: Session, kind: str) -> bool:

@@ -57,6 +57,12 @@ class Claim:
     details: str | None
     known: int | None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no earlier attempt can have touched the node's pin: one that was interrupted
+        doesn't count, but has left its details."""
+        return self.attempts == 1 and self.details is None
+
 
 def next_user(
     session: Session, behind: uuid.UUID | None, served: Collection[uuid.UUID], *, fetch: bool

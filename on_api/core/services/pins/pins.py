@@ -236,6 +236,12 @@ def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> 
     release_kept(session, usage, pin.id)
 
 
+def was_touched(pin: Pin) -> bool:
+    """Whether the node may have pinned something for it. An attempt that was interrupted doesn't
+    count, but has left its details."""
+    return pin.attempts > 0 or pin.details is not None
+
+
 def lock_contents(session: Session, pin: Pin) -> None:
     """Lock every content that the end of a pin touches, in the order that all keep."""
     contents.lock_all(session, [pin.cid, *kept_cids(session, pin.id)])
@@ -294,7 +300,7 @@ def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
         session.delete(pin)
         session.flush()
         contents.drop_reference(session, usage, pin.cid)
-    elif pin.status == FAILED or pin.attempts == 0:
+    elif pin.status == FAILED or not was_touched(pin):
         session.delete(pin)
         session.flush()
     else:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def renewed(renew: Callable[[], None], life: timedelta) -> AsyncIterator[None]:
+async def renewed(renew: Callable[[], object], life: timedelta) -> AsyncIterator[None]:
     """Call `renew` (in a thread) four times in each `life` while the block runs."""
 
     async def keep_renewing() -> None:

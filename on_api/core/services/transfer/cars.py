@@ -176,9 +176,11 @@ class CarImports:
             raise
 
     async def _secure(self, cid: str, lease: LeaseHandle, size: int) -> DagStat:
-        """Pin a root under the lease, and read all of it: up to `size` bytes."""
+        """Pin a root under the lease, and read all of it."""
         if await self._node.pin_status(cid) is None:
-            lease.pinned[cid] = size  # before: it may be pinned though the answer is lost
+            # Before: it may be pinned though the answer is lost. What came counts once, for all
+            # roots.
+            lease.pinned[cid] = 0 if lease.pinned else size
             await self._node.pin(cid, name=lease.pin_name, fetch=False)
         try:
             return await read_dag(self._node, cid)
@@ -229,7 +231,8 @@ class CarImports:
             try:
                 await self._in_database(record)
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._keeper.secure(error.cid, lease.id)
+                size = {root.cid: root.stat.size for root in roots}.get(error.cid, 0)
+                secured[error.cid] = await self._keeper.secure_under(lease, error.cid, size)
             else:
                 return
 

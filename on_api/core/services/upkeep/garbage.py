@@ -38,8 +38,9 @@ COLLECTED = "collected"
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end), `unsafe`
-    (content that somebody holds has no pin, and none can be made) or `failed`."""
+    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end,
+    or it lost its turn), `unsafe` (content that somebody holds has no pin, and none can be made) or
+    `failed`."""
 
     outcome: str
     removed_blocks: int = 0
@@ -76,11 +77,16 @@ class GarbageCollector:
                     done = Collection("unsafe")
                 else:
                     before = await self._node.repo_stat()
-                    removed = await self._node.collect_garbage()
-                    await to_thread.run_sync(self._forget_collected)
-                    after = await self._node.repo_stat()
-                    freed, seconds = max(0, before.size - after.size), time.monotonic() - started
-                    done = Collection(COLLECTED, removed, freed, round(seconds, 3))
+                    if not await to_thread.run_sync(turn.renew):
+                        # Asleep for so long that something may have begun.
+                        done = Collection("postponed")
+                    else:
+                        removed = await self._node.collect_garbage()
+                        await to_thread.run_sync(self._forget_collected)
+                        after = await self._node.repo_stat()
+                        freed = max(0, before.size - after.size)
+                        seconds = round(time.monotonic() - started, 3)
+                        done = Collection(COLLECTED, removed, freed, seconds)
         finally:
             self._metrics.collections.labels(done.outcome).inc()
             self._metrics.freed_bytes.inc(done.freed_bytes)

@@ -330,7 +330,7 @@ class UploadService:
         except StoredUnpinned as error:
             # The removal of the same content has come between the node's pin and our look at it.
             added = error.added
-            await self._keeper.secure(added.cid, lease.id)
+            await self._keeper.secure_under(lease, added.cid, added.dag_size)
         lease.told(added.cid, added.dag_size)
         return added
 
@@ -340,7 +340,7 @@ class UploadService:
             try:
                 return await self._recording.do(upload.user_id, upload)
             except contents.NotSecuredError as error:
-                generation = await self._keeper.secure(error.cid, upload.lease.id)
+                generation = await self._keeper.secure_under(upload.lease, error.cid)
                 upload.secured[error.cid] = generation
 
     def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[FileFacts]]:

@@ -23,8 +23,9 @@ from on_api.core.ipfs.port import IpfsNode, PinStatus
 from on_api.core.models import Content, Database, Holding, Lease, LeasedPin, Pin
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import database_now, new_id
-from on_api.core.services.content import bundles, contents
+from on_api.core.services.content import bundles, contents, leftovers
 from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.leftovers import Leftover
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.walking import DamagedError, read_block, read_dag
 from on_api.core.services.pins.jobs import UNDER_WAY
@@ -230,6 +231,8 @@ class NodeChecks:
             return
         if await to_thread.run_sync(quarantine.is_known, job, pin.cid):
             mended = self._repair and await self._remove(pin.cid)
+            if mended:
+                await to_thread.run_sync(self._unlist, job, pin.cid)
             details = f"left by {job}, which has ended"
             self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
             return
@@ -333,6 +336,10 @@ class NodeChecks:
             pin = exists().where(Pin.id == job, Pin.status.in_(UNDER_WAY))
             kin = exists().where(Pin.cid == cid, Pin.status.in_(UNDER_WAY))
             return bool(session.scalar(select(upload | pin | kin)))
+
+    def _unlist(self, job: uuid.UUID, cid: str) -> None:
+        with self._database.session_scope() as session:
+            leftovers.unlist(session, Leftover(job, cid, settled=True))
 
     def _members(self, bundle: str) -> Collection[str]:
         with self._database.session_scope(write=False) as session:

@@ -25,11 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from on_api.core.models import Content, Database, File, Holding, Lease, Pin, UserUsage
+from on_api.core.models import Content, Database, File, Holding, Lease, LeasedPin, Pin, UserUsage
 from on_api.core.models.content import PINNED
-from on_api.core.models.database import database_now
+from on_api.core.models.database import database_now, moment_of
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.services.content import bundles, contents, reservations
+from on_api.core.services.content import bundles, contents, leftovers
 from on_api.core.services.pins.jobs import UNDER_WAY
 from on_api.core.services.upkeep.fsck.findings import Finding, Kind
 
@@ -164,22 +164,31 @@ def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
             select(Pin.id).where(Pin.status.in_(UNDER_WAY), Pin.lease_until < ended)
         ).all()
     for lease_id, user_id in uploads:
-        if repair:
-            with database.session_scope() as session:
-                _drop_lease(session, lease_id, user_id)
-        yield Finding(Kind.DEAD_LEASE, str(lease_id), "an upload that ended", mended=repair)
+        with database.session_scope(write=repair) as session:
+            finding = _look_at_lease(session, lease_id, user_id, repair=repair)
+        if finding is not None:
+            yield finding
     for pin_id in jobs:
         # The next worker takes it up: there is nothing to mend, only to know.
         yield Finding(Kind.DEAD_LEASE, str(pin_id), "a pin whose worker ended; is one running?")
 
 
-def _drop_lease(session: Session, lease_id: uuid.UUID, user_id: uuid.UUID | None) -> None:
-    usage = None if user_id is None else contents.lock_usage(session, user_id)
-    lease = session.get(Lease, lease_id, with_for_update=True)
-    if lease is not None:
-        if usage is not None:
-            reservations.release(session, usage, lease)
-        session.delete(lease)
+def _look_at_lease(
+    session: Session, lease_id: uuid.UUID, user_id: uuid.UUID | None, *, repair: bool
+) -> Finding | None:
+    usage = None
+    if repair and user_id is not None:
+        usage = leftovers.usage_if_there(session, user_id)
+    lease = session.get(Lease, lease_id, with_for_update=repair)
+    if lease is None or lease.lease_until >= moment_of(session) - SLACK:  # it lives again
+        return None
+    if session.scalar(select(exists().where(LeasedPin.lease_id == lease_id))):
+        # It alone tells of them.
+        details = "the worker has not removed yet what it has left; is one running?"
+        return Finding(Kind.DEAD_LEASE, str(lease_id), details)
+    if repair:
+        leftovers.end(session, usage, lease)
+    return Finding(Kind.DEAD_LEASE, str(lease_id), "an upload that ended", mended=repair)
 
 
 def _references() -> Subquery:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select
 
-from on_api.core.models import Database, Lease, Pin, QuarantinedPin
+from on_api.core.models import Database, Lease, LeasedPin, Pin, QuarantinedPin
 from on_api.core.models.database import insert_unless_there, moment_of, new_id
 from on_api.core.services.content.leftovers import NOTICED
 
@@ -36,12 +36,15 @@ class Quarantine:
         self._run = new_id()
 
     def is_known(self, job: uuid.UUID, cid: str) -> bool:
-        """Whether the database knows the work that made a pin, and so that it has ended.
+        """Whether the database knows the work that made a pin, and so that it has ended: always
+        when its lease lists the pin.
 
         Not by a lease that died longer ago than deaths are noticed: a database so old may be older
         than the pin. Nor by a pin of something else, after which a whole batch was named.
         """
         with self._database.session_scope(write=False) as session:
+            if session.get(LeasedPin, (job, cid)) is not None:
+                return True
             leased = select(Lease.lease_until).where(Lease.id == job)
             until = session.scalar(leased)
             if until is not None:
