@@ -31,6 +31,9 @@ def main(
     processes: Annotated[
         int | None, typer.Option(min=1, help="That serve; likewise. Several need PostgreSQL.")
     ] = None,
+    fast_lanes: Annotated[
+        bool, typer.Option("--fast-lanes/--no-fast-lanes", help="Of on-api (ON_API_FAST_LANES).")
+    ] = True,
     quick: Annotated[bool, typer.Option(help="Small sizes: only to see that all works.")] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="Measurements of each.")] = None,
     large: Annotated[int | None, typer.Option(min=1, help="MiB of a large file.")] = None,
@@ -60,7 +63,7 @@ def main(
                     postgres = stack.enter_context(_postgres())
                     run.versions = machine.versions(_version_of(postgres))
                 url = postgres if variant.database == POSTGRESQL else None
-                stage = Stage(sizes, variant.database, url, variant.processes)
+                stage = Stage(sizes, variant.database, url, variant.processes, fast_lanes)
                 _play(run, name, stage)
                 run.load_after = machine.load()
                 run.write(json)

@@ -186,6 +186,7 @@ class Stage:
     """URL of a PostgreSQL in which databases may be made."""
     processes: int = 1
     """Of on-api, that serve."""
+    fast_lanes: bool = True
 
     @contextmanager
     def home(self) -> Iterator[Home]:
@@ -195,6 +196,7 @@ class Stage:
             path.mkdir(mode=0o700)
             url = self._new_database()
             home = Home(path, {} if url is None else {"ON_API_DATABASE_URL": url})
+            home.extra["ON_API_FAST_LANES"] = str(self.fast_lanes)
             if self.processes > 1:
                 home.extra["ON_API_PROCESSES"] = str(self.processes)
             home.init()
