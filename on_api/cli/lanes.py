@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def chosen_lanes(settings: Settings, app: Application) -> tuple[ASGIApp, type[FramedHttp]]:
-    """What `build_server` is to serve, and by which protocol."""
+    """Choose what `build_server` serves, and by which protocol."""
     if settings.fast_lanes:
         from on_api.fast.application import FastApplication
         from on_api.fast.protocol import FastHttp

@@ -6,18 +6,15 @@ Everything that is unusual about a request is left to the gateway.
 
 from __future__ import annotations
 
-import random
-
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers
 from on_api.core.services.traffic.metering import Charge
 from on_api.fast.tally import Tally
 from on_api.fast.usual import UsualRequest
+from on_api.fast.wire import with_id
 
 MOST_TALLIES = 10_000
 """Remembered by root, beside the answers."""
-
-_random = random.Random()  # noqa: S311 (names for the log, no secrets)
 
 
 class Memory:
@@ -47,7 +44,7 @@ class Memory:
             return None
         self._given += 1
         self._given_bytes += size
-        return b"%sx-request-id: %016x\r\n" % (answer.head, _random.getrandbits(64)), answer.body
+        return with_id(answer.head), answer.body
 
     def tally(self, root: str, charge: Charge) -> Tally:
         """What counts the answers below a root."""

@@ -7,7 +7,6 @@ Everything that is unusual, about the request or in what the node says, is left 
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -21,14 +20,13 @@ from on_api.core.services.gateway.hot_answers import Key
 from on_api.core.services.traffic.metering import Charge
 from on_api.fast.memory import Memory
 from on_api.fast.usual import UsualRequest
+from on_api.fast.wire import with_id
 from on_api.public.gateway.answers import Gathering, head_of, with_ours
 from on_api.public.gateway.app import Gateway
 from on_api.public.gateway.request import Said
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
-
-_random = random.Random()  # noqa: S311 (names for the log, no secrets)
 
 
 class Client(Protocol):
@@ -108,7 +106,7 @@ class Relay:
         if not self._memory.tally(asking.target.normalised, asking.charge).take(len(body)):
             return False
         head = head_of(200, with_ours(answer.headers))
-        client.give(b"%sx-request-id: %016x\r\n" % (head, _random.getrandbits(64)), body)
+        client.give(with_id(head), body)
         self._tell(200, len(body), time.perf_counter() - asking.started)
         return True
 

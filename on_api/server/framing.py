@@ -32,10 +32,6 @@ _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 # tries them all, which takes days where a head has 60,000.
 _HOST = re.compile(rb"(?:[a-z0-9._~!$&'()*+,;=%-]*|\[[0-9a-f:.]+\])(?::[0-9]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_VALUES = {
-    name: re.compile(rb"\r\n" + name + rb":([^\r\n]*)")
-    for name in (b"host", b"content-length", b"transfer-encoding")
-}
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
@@ -55,10 +51,10 @@ def read_head(head: bytes) -> tuple[bytes, int]:
         raise MethodNotAllowed("This is no proxy.", headers=_METHODS)
     lowered = head.lower()
     is_current = line.endswith(b"1")
-    hosts = lowered.count(b"\r\nhost:")
-    if hosts > 1 or (is_current and not hosts):
+    hosts = _values(lowered, b"\r\nhost:")
+    if len(hosts) > 1 or (is_current and not hosts):
         raise BadRequest("A request has one header Host.")
-    if hosts and _HOST.fullmatch(_values(lowered, b"host")[0]) is None:
+    if hosts and _HOST.fullmatch(hosts[0]) is None:
         raise BadRequest("The header Host must read: NAME, or NAME:PORT.")
     length = _read_length(lowered, is_current=is_current)
     if b"\r\nupgrade:" in lowered:
@@ -102,25 +98,26 @@ def path_of(target: bytes) -> str:
 
 
 def _read_length(lowered: bytes, *, is_current: bool) -> int:
-    lengths = lowered.count(b"\r\ncontent-length:")
-    if b"\r\ntransfer-encoding:" in lowered:
+    lengths = _values(lowered, b"\r\ncontent-length:")
+    if codings := _values(lowered, b"\r\ntransfer-encoding:"):
         if lengths:
             raise BadRequest("A request has Content-Length or Transfer-Encoding, not both.")
         if not is_current:
             raise BadRequest("HTTP/1.0 has no Transfer-Encoding.")
-        _check_coding(_values(lowered, b"transfer-encoding"))
+        _check_coding(codings)
         return CHUNKED
     if not lengths:
         return 0
-    [length, *others] = _values(lowered, b"content-length")
-    if others or _LENGTH.fullmatch(length) is None:
+    if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
         raise BadRequest("A request has at most one Content-Length, of digits alone.")
-    return int(length)
+    return int(lengths[0])
 
 
-def _values(lowered: bytes, name: bytes) -> list[bytes]:
-    """The values of a header, without the blanks around them."""
-    return [value.strip(b" \t") for value in _VALUES[name].findall(lowered)]
+def _values(lowered: bytes, start: bytes) -> list[bytes]:
+    """The values of a header, without the blanks around them. `start`: its name in lower case, from
+    the end of the line before to the colon."""
+    _, *rests = lowered.split(start)
+    return [rest.partition(b"\r\n")[0].strip(b" \t") for rest in rests]
 
 
 def _check_coding(values: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What calls to other people's services may end in; a branch of the tree in `core/errors.py`."""
+"""Errors of calls to other people's services; a branch of the tree in `core/errors.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SourceMissing(SourceError):
 
 
 class SourceMalformed(SourceError):
-    """What it answers is not what it must be."""
+    """The service's answer is not what it must be."""
 
     reason, summary = "SOURCE_MALFORMED", "The source's answer was not understood."
 

@@ -53,7 +53,6 @@ access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
 
 _METHODS = ("GET", "HEAD", "OPTIONS")
-_random = random.Random()  # noqa: S311 (names for the log, no secrets)
 _NOBODYS = Charge(Kind.GATEWAY, None)
 
 

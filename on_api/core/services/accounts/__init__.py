@@ -1,1 +1,2 @@
-"""Who asks: users, API keys, log-ins, audit entries, idempotency keys, the master secret."""
+"""Accounts of those who ask: users, API keys, log-ins, audit entries, idempotency keys, the master
+secret."""

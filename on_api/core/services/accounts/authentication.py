@@ -375,8 +375,9 @@ def _subject(user_id: uuid.UUID) -> str:
 
 
 def _asked(username: str) -> str:
-    """The same for a name that nobody has. Who has logged in by a name is known by it, since
-    places in the queue are given before the database is asked whose it is."""
+    """Subject by which tries with a name that nobody has are counted. Who has logged in by a name
+    is known by it, since places in the queue are given before the database is asked whose it
+    is."""
     return f"login:{username}"
 
 

@@ -212,7 +212,7 @@ class _Line:
 
     @property
     def first(self) -> _Turn | None:
-        """Who is next, past those who were cancelled and haven't woken to leave."""
+        """The next turn, past those that were cancelled and haven't woken to leave."""
         while self._waiting:
             turn = next(iter(self._waiting.values()))[0]
             if not turn.begins.done():
