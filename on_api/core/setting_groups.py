@@ -279,6 +279,9 @@ class ConnectionSettings(Group):
     head_timeout: Seconds = Field(
         30, description="Seconds for a request's head, from its first byte or from connecting."
     )
+    idle_timeout: Seconds = Field(
+        75, description="Seconds for the next request to begin, before the connection is closed."
+    )
     body_idle_timeout: Seconds = Field(
         30, description="Seconds without a byte of a body that is no upload (JSON, forms)."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from starlette.responses import Response
@@ -14,7 +13,7 @@ from on_api.core.services.container import Services
 from on_api.core.setting_groups import ConnectionSettings
 from on_api.fast.memory import Memory
 from on_api.fast.relay import Client, Relay
-from on_api.fast.usual import read_usual
+from on_api.fast.usual import UsualRequest
 from on_api.main import Application
 from on_api.public.gateway.app import Gateway
 
@@ -48,20 +47,14 @@ class FastApplication:
         """Serve one connection of the server."""
         await self._app(scope, receive, send)
 
-    def answer_at_once(
-        self, url: bytes, headers: Sequence[tuple[bytes, bytes]]
-    ) -> tuple[bytes, bytes] | None:
-        """The answer to a GET without a body where memory alone can give it: its head, but for the
-        line that ends it, and its body. It is counted as sent."""
-        if not self._is_open:
-            return None
-        request = read_usual(url, headers, is_handed_over=False)
-        return None if request is None else self._memory.answer(request)
+    def answer_at_once(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
+        """The answer to a request where memory alone can give it: its head, but for the line that
+        ends it, and its body. It is counted as sent."""
+        return self._memory.answer(request) if self._is_open else None
 
-    def ask_node(self, url: bytes, headers: Sequence[tuple[bytes, bytes]], client: Client) -> bool:
-        """Ask the node for what a GET without a body wants. The client gets an answer later, or
-        goes the ordinary way. False: it goes that at once."""
-        if not self._relays:
+    def ask_node(self, request: UsualRequest, client: Client) -> bool:
+        """Ask the node for what is wanted. The client gets an answer later, or goes the ordinary
+        way. False: it goes that at once."""
+        if not self._relays or (request.has_accel and self._may_hand_over):
             return False
-        request = read_usual(url, headers, is_handed_over=self._may_hand_over)
-        return request is not None and self._relay.begin(request, client)
+        return self._relay.begin(request, client)

@@ -33,7 +33,7 @@ class Memory:
 
     def answer(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
         """The answer that may be given as it is, with an id of its own; it is counted as sent."""
-        answer = self._answers.get(request)
+        answer = self._answers.get(request.key)
         if answer is None or not answer.body:
             return None
         verdict = self._policy.recall(answer.root)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.web.extensions import BODY_BLOCKS, NODE_ANSWER, WRITE_WHOLE, offer
 from on_api.fast.large_bodies import LARGE_BYTES, LargeBody
+from on_api.fast.usual import read_usual
 from on_api.fast.wire import write_whole
 from on_api.public.gateway.request import Said
 from on_api.server.protocol import FramedHttp
@@ -32,12 +33,12 @@ JOINED_BYTES = 64 * 1024
 class FastHttp(FramedHttp):
     """Answers what it can past uvicorn, and takes large bodies past the parser."""
 
-    _quick = False
-    """The present request was answered at once, or is answered without scope and task."""
     _body: LargeBody | None = None
     """Receives in our place now."""
     _waits = False
     """The present request waits for an answer of which there is neither scope nor task."""
+    _head = b""
+    """The head of that request, which the parser hasn't had."""
     _is_last = False
     """That answer is the connection's last one."""
 
@@ -55,13 +56,14 @@ class FastHttp(FramedHttp):
             self._body.give_back()
         return super().unheard()
 
-    def begin(self) -> None:
-        """Answer the request whose head is whole at once, or hand it to the application."""
-        self._quick = self._is_usual() and self._answer_at_once()
-        if not self._quick:
-            self._begin_usually()
+    def begin_with(self, head: bytes) -> None:
+        """Answer the request with this head at once, if it is usual, or hand the head to the
+        parser."""
+        if not self._answer_at_once(head):
+            super().begin_with(head)
 
-    def _begin_usually(self) -> None:
+    def begin(self) -> None:
+        """Offer the application what this server can do for it."""
         super().begin()
         scope = cast("Scope", self.scope)
         offer(scope, WRITE_WHOLE, partial(write_whole, self.cycle))
@@ -88,38 +90,24 @@ class FastHttp(FramedHttp):
             self._body.give_back()
         super().on_response_complete()
 
-    def on_message_complete(self) -> None:
-        """A request is whole."""
-        if self._quick:
-            self._is_whole, self._in_body = True, False
-        else:
-            super().on_message_complete()
-
-    def _is_usual(self) -> bool:
-        """Whether nothing is unusual about the connection and how the request came."""
-        parser = self.parser
-        return not (
-            self._left
-            or parser.get_method() != b"GET"
-            or parser.get_http_version() != "1.1"
-            or not parser.should_keep_alive()
-            or self.expect_100_continue
-            or self.flow.write_paused
-            or self.root_path
-        )
-
-    def _answer_at_once(self) -> bool:
-        """Answer without a task, if the application knows the answer already, or has the node asked
-        for it."""
-        app = cast("FastApplication", self.app)
-        answer = app.answer_at_once(self.url, self.headers)
-        if answer is None:
-            self._waits = app.ask_node(self.url, self.headers, self)
-            return self._waits
-        head, body = answer
-        self._write(head, body, b"\r\n")
-        self.on_response_complete()
-        return True
+    def _answer_at_once(self, head: bytes) -> bool:
+        """Answer without parser and task, if the request is usual and the application knows the
+        answer already, or has the node asked for it."""
+        if self.flow.write_paused or self.root_path:
+            return False
+        request = read_usual(head)
+        if request is None:
+            return False
+        app: FastApplication = self.app
+        answer = app.answer_at_once(request)
+        if answer is not None:
+            self._write(*answer, b"\r\n")
+            self.on_response_complete()
+            return True
+        self._waits = app.ask_node(request, self)
+        if self._waits:
+            self._head, self._has_body = head, False
+        return self._waits
 
     # For an answer that comes later, see `Client`.
 
@@ -142,10 +130,11 @@ class FastHttp(FramedHttp):
         self.on_response_complete()
 
     def go_the_usual_way(self, said: Said | None) -> None:
-        """Have the application serve the request that waits. The parser stands behind it."""
-        self._waits = self._quick = False
+        """Have the application serve the request that waits."""
+        self._waits = False
         try:
-            self._begin_usually()
+            super().begin_with(self._head)
+            offer(cast("Scope", self.scope), NODE_ANSWER, said)
         except Exception:
             # Nobody else would end it: it stands outside of the parser and of every task.
             logger.exception("a request failed")
@@ -153,8 +142,6 @@ class FastHttp(FramedHttp):
                 said.close()
             self.transport.close()
             return
-        offer(cast("Scope", self.scope), NODE_ANSWER, said)
-        self.on_message_complete()
         if self._is_last:
             super().shutdown()
 

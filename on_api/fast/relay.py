@@ -71,7 +71,7 @@ class Relay:
         that at once."""
         if self._gateway.under_way >= self._most or access_logger.isEnabledFor(logging.DEBUG):
             return False
-        path, query, accept = request
+        path, query, accept = request.key
         if not (query.isascii() and accept.isascii()):
             return False
         try:
@@ -81,7 +81,7 @@ class Relay:
             verdict = self._policy.recall(target.normalised)
             if verdict is None or target.root is None:
                 return False
-            asking = _Asking(self, client, request, target, verdict.charges[0])
+            asking = _Asking(self, client, request.key, target, verdict.charges[0])
             sent_on = [("accept", accept.decode())] if accept else []
             if not self._node.get_at_once(target.encoded, query.decode(), sent_on, asking.told):
                 return False

@@ -1,21 +1,30 @@
 """Whether a request is usual: what a fast lane may answer. The one place that decides it.
 
-A GET below `/ipfs` whose `Accept` alone selects the representation. Everything else the application
-answers, which reads every header.
+A GET below `/ipfs` whose `Accept` alone selects the representation, with a head that nobody could
+read otherwise. Everything else goes to the parser and the application, which read every header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from typing import NamedTuple
 
+from on_api.core.services.gateway.hot_answers import Key
 from on_api.public.gateway.request import ACCEL, READ
+from on_api.server.framing import is_host
 
-START = b"/ipfs/"
+START = b"GET /ipfs/"
 
-HEADERS_WITH_MEANING = READ | {ACCEL}
-"""Headers that the gateway reads. All but `Accept` make a request unusual (`ACCEL`: where answers
-may be handed over to nginx); any other header changes nothing at the gateway."""
+HEADERS_OF_THE_SERVER = frozenset({
+    b"connection", b"content-length", b"expect", b"host", b"proxy-connection",
+    b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+"""Headers that the parser or `server/` reads. All but a valid `Host` and `Connection: keep-alive`
+make a request unusual."""
+HEADERS_WITH_MEANING = READ | {ACCEL} | HEADERS_OF_THE_SERVER
+"""Those, and headers that the gateway reads. Of these all but `Accept` make a request unusual
+(`ACCEL`: where answers may be handed over to nginx); any other header changes nothing at the
+gateway."""
 HEADERS_OF_ENDPOINTS = frozenset({
     "idempotency-key", "on-api-passphrase",
 })  # fmt: skip
@@ -29,28 +38,43 @@ MIDDLEWARE_OF_ENDPOINTS = frozenset({
 """What stands before endpoints only. What the gateway needs of it (ids, limits, counting, CORS), it
 and the lanes do by themselves."""
 
+# Possessive throughout: there is one way to read a head, and no other is tried.
+_HEAD = re.compile(
+    rb"GET /ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+ HTTP/1\.1\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++\r\n"
+)
+
 
 class UsualRequest(NamedTuple):
     """What selects the answer to a usual request."""
 
-    path: bytes
-    query: bytes
-    accept: bytes
+    key: Key
+    has_accel: bool
+    """nginx says that it would send the answer in our place."""
 
 
-def read_usual(
-    url: bytes, headers: Sequence[tuple[bytes, bytes]], *, is_handed_over: bool
-) -> UsualRequest | None:
-    """What a GET without a body asks for; None if it is unusual. `is_handed_over`: nginx may be
-    asked to send the answer in our place, where it says that it would."""
-    if not url.startswith(START) or b"#" in url:
+def read_usual(head: bytes) -> UsualRequest | None:
+    """What a head, from the request line to the empty line, asks for; None if it is unusual."""
+    if not head.startswith(START) or _HEAD.fullmatch(head) is None:
         return None
-    accept = b""
-    for name, value in headers:
-        if name in HEADERS_WITH_MEANING:
-            if name == b"accept" and not accept:
-                accept = value
-            elif name != ACCEL or is_handed_over:
-                return None
-    path, _, query = url.partition(b"?")
-    return UsualRequest(path, query, accept)
+    line, *fields = head[:-4].split(b"\r\n")
+    host = accept = None
+    has_accel = False
+    for field in fields:
+        name, _, value = field.partition(b":")
+        name = name.lower()
+        if name not in HEADERS_WITH_MEANING:
+            continue
+        value = value.strip(b" \t")
+        if name == b"host" and host is None and is_host(value):
+            host = value
+        elif name == b"accept" and accept is None:
+            accept = value
+        elif name == ACCEL:
+            has_accel = True
+        elif name != b"connection" or value.lower() != b"keep-alive":
+            return None
+    if host is None:
+        return None
+    path, _, query = line[4:-9].partition(b"?")
+    return UsualRequest((path, query, accept or b""), has_accel)

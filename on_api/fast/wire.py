@@ -4,18 +4,15 @@ answered."""
 
 from __future__ import annotations
 
-import random
-
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from on_api.core.web.middleware import new_request_number
 from on_api.server.wire import common_lines
-
-_random = random.Random()  # noqa: S311 (names for the log, no secrets)
 
 
 def with_id(head: bytes) -> bytes:
     """A pre-rendered head with a request id of its own; the line that ends it is still to come."""
-    return b"%sx-request-id: %016x\r\n" % (head, _random.getrandbits(64))
+    return b"%sx-request-id: %016x\r\n" % (head, new_request_number())
 
 
 def write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:

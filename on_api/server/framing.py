@@ -9,6 +9,7 @@ alone (bare line feeds, folded lines, spaces before a colon) is the parser's to 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from on_api.core.errors import (
     BadRequest,
@@ -27,10 +28,11 @@ END = b"\r\n\r\n"
 _VERSIONS = (b" HTTP/1.1", b" HTTP/1.0")
 _METHODS = {"Allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
 _LINE_SO_FAR = re.compile(rb"[A-Z-]{0,32}(?: (?:[!-~\x80-\xff]+(?: [HTP/01.]{0,8})?)?)?\r?")
+_DECISIVE = re.compile(rb"\r\n(host|content-length|transfer-encoding|upgrade):", re.IGNORECASE)
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 # A value is looked at without the blanks around it: a pattern that has several ways to take blanks
 # tries them all, which takes days where a head has 60,000.
-_HOST = re.compile(rb"(?:[a-z0-9._~!$&'()*+,;=%-]*|\[[0-9a-f:.]+\])(?::[0-9]*)?")
+_HOST = re.compile(rb"(?:[a-z0-9._~!$&'()*+,;=%-]*|\[[0-9a-f:.]+\])(?::[0-9]*)?", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
@@ -49,15 +51,20 @@ def read_head(head: bytes) -> tuple[bytes, int]:
         raise BadRequest("The request line must read: METHOD TARGET HTTP/1.1.")
     if line.startswith(b"CONNECT "):
         raise MethodNotAllowed("This is no proxy.", headers=_METHODS)
-    lowered = head.lower()
     is_current = line.endswith(b"1")
-    hosts = _values(lowered, b"\r\nhost:")
+    hosts: list[bytes] = []
+    others: dict[bytes, list[bytes]] = {}
+    for found in _DECISIVE.finditer(head):
+        # A value without the blanks around it. It may hold a bare \r, which the parser refuses.
+        value = head[found.end() : head.index(b"\r\n", found.end())].strip(b" \t").lower()
+        name = found[1].lower()
+        (hosts if name == b"host" else others.setdefault(name, [])).append(value)
     if len(hosts) > 1 or (is_current and not hosts):
         raise BadRequest("A request has one header Host.")
-    if hosts and _HOST.fullmatch(hosts[0]) is None:
+    if hosts and not is_host(hosts[0]):
         raise BadRequest("The header Host must read: NAME, or NAME:PORT.")
-    length = _read_length(lowered, is_current=is_current)
-    if b"\r\nupgrade:" in lowered:
+    length = _read_length(others, is_current=is_current) if others else 0
+    if b"upgrade" in others:
         # Nothing is offered to upgrade to, so the offer is ignored (RFC 9110, 7.8). The parser
         # would take it as accepted, and what follows for no body but another protocol's bytes.
         head = _UPGRADE.sub(b"", head)
@@ -66,6 +73,11 @@ def read_head(head: bytes) -> tuple[bytes, int]:
         head = _NOT_ASCII.sub(_percent_encoded, line) + head[len(line) :]
         check_size(len(head))  # it has grown, and no URL may be over that
     return head, length
+
+
+def is_host(value: bytes) -> bool:
+    """Whether it can be the value of `Host`, without the blanks around it (RFC 9110, 7.2)."""
+    return _HOST.fullmatch(value) is not None
 
 
 def check_beginning(text: bytes) -> None:
@@ -97,9 +109,10 @@ def path_of(target: bytes) -> str:
     return path.partition(b"?")[0].decode("latin-1")
 
 
-def _read_length(lowered: bytes, *, is_current: bool) -> int:
-    lengths = _values(lowered, b"\r\ncontent-length:")
-    if codings := _values(lowered, b"\r\ntransfer-encoding:"):
+def _read_length(values: Mapping[bytes, list[bytes]], *, is_current: bool) -> int:
+    """`values`: by the header's name, both in lower case."""
+    lengths = values.get(b"content-length", [])
+    if codings := values.get(b"transfer-encoding"):
         if lengths:
             raise BadRequest("A request has Content-Length or Transfer-Encoding, not both.")
         if not is_current:
@@ -111,13 +124,6 @@ def _read_length(lowered: bytes, *, is_current: bool) -> int:
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
         raise BadRequest("A request has at most one Content-Length, of digits alone.")
     return int(lengths[0])
-
-
-def _values(lowered: bytes, start: bytes) -> list[bytes]:
-    """The values of a header, without the blanks around them. `start`: its name in lower case, from
-    the end of the line before to the colon."""
-    _, *rests = lowered.split(start)
-    return [rest.partition(b"\r\n")[0].strip(b" \t") for rest in rests]
 
 
 def _check_coding(values: list[bytes]) -> None:

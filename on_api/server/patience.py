@@ -1,5 +1,5 @@
-"""How long the server waits for its clients, and for how many: heads that never end, answers that
-nobody reads, connections beyond a bound.
+"""How long the server waits for its clients, and for how many: heads that never end, requests that
+don't come, answers that nobody reads, connections beyond a bound.
 
 One look a second at all connections, so that neither a request nor a piece of data costs a timer.
 Knows nothing of HTTP: a connection tells what it owes or is owed, and is told that time is over.
@@ -30,12 +30,12 @@ PAUSE_SECONDS = 0.01
 class Watched(Protocol):
     """A connection as it is looked at."""
 
-    def owed_head(self) -> int:
-        """The number of the request whose head the client has still to send, or to end; 0 while
-        nothing of the kind is waited for."""
+    def awaited_head(self) -> int:
+        """The number of the request whose head the client has still to end; negative while nothing
+        of it has come, 0 while none is waited for."""
 
     def head_is_late(self) -> None:
-        """Wait for that head no longer."""
+        """Wait for that head no longer: its time is over."""
 
     def is_busy(self) -> bool:
         """Whether a request is not answered yet."""
@@ -91,7 +91,8 @@ class Patience:
         self._by_network: Counter[str] = Counter()
         self._turned_away = 0
         """Since the last look."""
-        self._every = min(LOOK_SECONDS, limits.head_timeout / 4, limits.send_timeout / 4)
+        shortest = min(limits.head_timeout, limits.idle_timeout, limits.send_timeout)
+        self._every = min(LOOK_SECONDS, shortest / 4)
         self._timer: asyncio.TimerHandle | None = None
 
     def admit(self, connection: Watched, sending: Sending, address: str | None) -> bool:
@@ -152,10 +153,11 @@ class Patience:
             seen.sending.abort()
 
     def _waits_for_head(self, connection: Watched, seen: _Seen, now: float) -> bool:
-        head = connection.owed_head()
+        head, limits = connection.awaited_head(), self._limits
         if head != seen.head:
             seen.head, seen.head_since = head, now
-        return not head or now - seen.head_since < self._limits.head_timeout
+        most = limits.head_timeout if head > 0 else limits.idle_timeout
+        return not head or now - seen.head_since < most
 
     def _waits_for_reader(self, connection: Watched, seen: _Seen, now: float) -> bool:
         left = seen.sending.undelivered(is_busy=connection.is_busy())

@@ -103,12 +103,10 @@ class FramedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes | memoryview) -> None:
         """Take what has come, or keep it until the request before it is answered."""
-        if self.transport.is_closing():
-            return
-        if self._held or (not self._left and self.is_busy()):
-            self._hold(bytes(data))
-        else:
+        if not self._held:
             self._take(data)
+        elif not self.transport.is_closing():
+            self._hold(bytes(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """The client sends no more; it is answered what it has asked."""
@@ -126,11 +124,12 @@ class FramedHttp(HttpToolsProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and cycle.response_started
 
-    def owed_head(self) -> int:
-        """See `Watched`. Between two requests it is uvicorn that waits, until one begins."""
+    def awaited_head(self) -> int:
+        """See `Watched`. The first one counts as begun: else nobody would connect."""
+        if self.is_busy() or self.transport.is_closing():
+            return 0
         following = self._requests + 1
-        is_owed = following == 1 or following == self._begun
-        return following if is_owed and not (self.is_busy() or self.transport.is_closing()) else 0
+        return following if following in {1, self._begun} else -following
 
     def head_is_late(self) -> None:
         """See `Watched`."""
@@ -162,6 +161,22 @@ class FramedHttp(HttpToolsProtocol):
         self._patience.forget(self)
         super().connection_lost(exc)
 
+    def begin_with(self, head: bytes) -> None:
+        """Hand the parser a whole head, unless it is refused: `begin` follows."""
+        self._is_whole = False
+        try:
+            read, self._left = read_head(head)
+            self._has_body = self._left != 0
+            if self._left == CHUNKED:
+                self._chunks = ChunkedBody()
+            self._may_begin = True
+            is_taken = self._feed(read) and (self._in_body if self._left else self._is_whole)
+            if not is_taken:
+                raise BadRequest("The request's head is malformed.")
+        except OnApiError as error:
+            self._in_body = False
+            self._refuse_head(error, head)
+
     # What the parser says.
 
     def on_message_begin(self) -> None:
@@ -177,7 +192,7 @@ class FramedHttp(HttpToolsProtocol):
         """A header; a trailer is none, and is dropped: it would pass what was asked before."""
         if self._in_body:
             return
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(b" \t")  # RFC 9110, 5.5
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -225,13 +240,16 @@ class FramedHttp(HttpToolsProtocol):
             self._kept = cycle
 
     def on_response_complete(self) -> None:
-        """An answer is over, maybe before the body that it answers."""
-        super().on_response_complete()
+        """An answer is over, maybe before the body that it answers. In place of uvicorn's, which
+        makes a timer for the next request: see `Patience`."""
+        self.server_state.total_requests += 1
         if self._held:
             self.flow.pause_reading()  # else more comes before what is held is taken
             self.loop.call_soon(self._take_held)
-        elif self._hears_no_more and not self._is_taking:
-            self._end_hearing()
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self._hears_no_more and not self._is_taking:
+                self._end_hearing()
 
     def shutdown(self) -> None:
         """The server ends: with the request under way, if there is one."""
@@ -308,7 +326,8 @@ class FramedHttp(HttpToolsProtocol):
                 at += 2
             end = data.find(END, at) + len(END)
             if at + len(END) <= end <= at + MAX_HEAD_BYTES:
-                self._begin_with(data[at:end])
+                self._requests += 1
+                self.begin_with(data[at:end])
                 return end
         gathered += data[at:]
         while begun < len(END) and gathered.startswith(b"\r\n"):
@@ -317,7 +336,6 @@ class FramedHttp(HttpToolsProtocol):
         is_whole = end >= len(END)
         if gathered and not is_whole:
             self._begun = self._requests + 1
-            self._unset_keepalive_if_required()
         try:
             check_size(end if is_whole else len(gathered))
             if not begun:
@@ -329,26 +347,9 @@ class FramedHttp(HttpToolsProtocol):
             return len(data)
         head, behind = bytes(gathered[:end]), len(gathered) - end
         gathered.clear()
-        self._begin_with(head)
-        return len(data) - behind
-
-    def _begin_with(self, head: bytes) -> None:
-        """Hand the parser a head."""
-        self._unset_keepalive_if_required()
         self._requests += 1
-        self._is_whole = False
-        try:
-            read, self._left = read_head(head)
-            self._has_body = self._left != 0
-            if self._left == CHUNKED:
-                self._chunks = ChunkedBody()
-            self._may_begin = True
-            is_taken = self._feed(read) and (self._in_body if self._left else self._is_whole)
-            if not is_taken:
-                raise BadRequest("The request's head is malformed.")
-        except OnApiError as error:
-            self._in_body = False
-            self._refuse_head(error, head)
+        self.begin_with(head)
+        return len(data) - behind
 
     def _refuse_head(self, error: OnApiError, head: bytes) -> None:
         self._gathered.clear()

@@ -66,7 +66,6 @@ def build_server(app: ASGIApp, protocol: type[FramedHttp]) -> uvicorn.Server:
             proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
-            timeout_keep_alive=75,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )

@@ -211,7 +211,6 @@ class Server:
                 access_log=False,
                 proxy_headers=False,
                 # As `on-api serve` has it: a client may well pause between two requests.
-                timeout_keep_alive=75,
             )
         )
         self._thread = threading.Thread(target=self._run, daemon=True)

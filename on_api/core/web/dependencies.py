@@ -29,7 +29,7 @@ from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
-from on_api.core.web.routing import ApiRoute, Transaction
+from on_api.core.web.routing import ApiRoute, ChecksQuery, Transaction
 from on_api.core.web.upload_forms import (
     PASSPHRASE_HEADER,
     UploadOptions,
@@ -38,10 +38,15 @@ from on_api.core.web.upload_forms import (
 )
 
 
-async def get_services(request: Request) -> Services:
-    """The process's services."""
+def services_of(request: Request) -> Services:
+    """The process's services, of which the most frequent requests are not to pay a dependency."""
     services: Services = request.app.state.services
     return services
+
+
+async def get_services(request: Request) -> Services:
+    """The process's services."""
+    return services_of(request)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
@@ -84,7 +89,7 @@ def bearer_key(authorization: str) -> str | None:
     return key.strip() if kind.lower() == "bearer" and key else None
 
 
-class _PrincipalOfKey(OAuth2PasswordBearer):
+class _PrincipalOfKey(OAuth2PasswordBearer, ChecksQuery):
     """The caller of a valid key that has the scopes. One dependency: the framework documents it as
     a password login, and `openapi.py` adds a field for a key (`KEY_SCHEME`)."""
 

@@ -41,8 +41,10 @@ class HeadRoute(APIRoute):
             scope["method"] = "HEAD"
 
     def _stands_in(self, scope: Scope) -> bool:
+        if scope.get("method") != "HEAD":
+            return False
         methods = self.methods or ()
-        return scope.get("method") == "HEAD" and "GET" in methods and "HEAD" not in methods
+        return "GET" in methods and "HEAD" not in methods
 
 
 class _HeadIsSent(BaseException):

@@ -84,8 +84,9 @@ class DeclaredOptions:
 
     def check_query(self, text: bytes) -> None:
         """Raise `BadRequest` for a query of other options than these, or one that can't be read."""
-        if text:
-            self.check(name for name, _ in read_pairs(text))
+        if not text:
+            return
+        self.check(name for name, _ in read_pairs(text))
         if b";" in text:
             self._refuse_semicolons(text)
 

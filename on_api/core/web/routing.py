@@ -90,6 +90,10 @@ class Transaction:
         self._idempotency.finish(session, claim, answer)
 
 
+class ChecksQuery:
+    """A dependency that calls `ApiRoute.check_query` itself, as soon as it knows who asks."""
+
+
 class ApiRoute(HeadRoute):
     """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`. What
     it doesn't declare, in a query or in a form, is refused.
@@ -121,10 +125,8 @@ class ApiRoute(HeadRoute):
         return route
 
     def check_query(self, request: Request) -> None:
-        """Refuse what the route doesn't declare: once. Raises `BadRequest`."""
-        if not getattr(request.state, "query_is_checked", False):
-            self._query.check_query(request.scope["query_string"])
-            request.state.query_is_checked = True
+        """Refuse what the route doesn't declare. Raises `BadRequest`."""
+        self._query.check_query(request.scope["query_string"])
 
     def rendered(self, result: object) -> bytes:
         """The body of the answer that FastAPI makes of an endpoint's result."""
@@ -147,8 +149,9 @@ class ApiRoute(HeadRoute):
         async def check_query(request: Request) -> None:
             self.check_query(request)
 
-        # The last dependency: `get_principal` has checked it where somebody has to be known first.
-        self.dependant.dependencies.append(get_dependant(path=self.path, call=check_query))
+        dependencies = self.dependant.dependencies
+        if not any(isinstance(each.call, ChecksQuery) for each in dependencies):
+            dependencies.append(get_dependant(path=self.path, call=check_query))
         handle = super().get_route_handler()
         reads_whole_body = self.body_field is not None
         streams = not reads_whole_body and iscoroutinefunction(self._made_of[0])

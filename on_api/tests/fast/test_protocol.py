@@ -7,20 +7,21 @@ from itertools import pairwise
 from typing import Any
 
 from on_api.fast.protocol import FastHttp
+from on_api.fast.usual import UsualRequest
 from on_api.tests.server.test_protocol import END_OF_STREAM, NEXT, Asked, hear_each
 
 
 class Relaying(Asked):
-    """Answers GET requests for `/relayed` later, without a task."""
+    """Answers GET requests for `/ipfs/relayed` later, without a task."""
 
-    def answer_at_once(self, url: bytes, headers: Any) -> None:
+    def answer_at_once(self, request: UsualRequest) -> None:
         """As a `FastApplication` does that has nothing in memory."""
 
-    def ask_node(self, url: bytes, headers: Any, client: FastHttp) -> bool:
+    def ask_node(self, request: UsualRequest, client: FastHttp) -> bool:
         """As a `FastApplication` does that has to ask its node."""
-        if url != b"/relayed":
+        if request.key[0] != b"/ipfs/relayed":
             return False
-        self.requests.append(("RELAYED", "/relayed", b""))
+        self.requests.append(("RELAYED", "/ipfs/relayed", b""))
         head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
         asyncio.get_running_loop().call_soon(client.give, head, b"ok")
         return True
@@ -28,7 +29,7 @@ class Relaying(Asked):
 
 def test_what_is_answered_later_cut_anywhere() -> None:
     """What comes behind a request that waits for such an answer is the next one's, all of it."""
-    relayed = NEXT.replace(b"/next", b"/relayed")
+    relayed = NEXT.replace(b"/next", b"/ipfs/relayed")
     stream = relayed + NEXT + relayed + relayed + NEXT
     first = len(relayed)
     cuts = [sorted({0, first - 3, cut, len(stream)}) for cut in range(len(stream))]
@@ -40,7 +41,7 @@ def test_what_is_answered_later_cut_anywhere() -> None:
 
 
 class Hot(Asked):
-    """Has the answer to `/hot` in memory, and takes its time for the first other request."""
+    """Has the answer to `/ipfs/hot` in memory, and takes its time for the first other request."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, later than the client has closed its side."""
@@ -48,21 +49,21 @@ class Hot(Asked):
             await asyncio.sleep(0)
         await super().__call__(scope, receive, send)
 
-    def answer_at_once(self, url: bytes, headers: Any) -> tuple[bytes, bytes] | None:
+    def answer_at_once(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
         """As a `FastApplication` does."""
-        if url != b"/hot":
+        if request.key[0] != b"/ipfs/hot":
             return None
-        self.requests.append(("HOT", "/hot", b""))
+        self.requests.append(("HOT", "/ipfs/hot", b""))
         return b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", b"ok"
 
-    def ask_node(self, url: bytes, headers: Any, client: FastHttp) -> bool:
+    def ask_node(self, request: UsualRequest, client: FastHttp) -> bool:
         """As a `FastApplication` does that has no node."""
         return False
 
 
 def test_who_sends_no_more_is_answered_all_that_was_asked() -> None:
     """Also what is answered at once while it is taken from behind another request."""
-    stream = NEXT + NEXT.replace(b"/next", b"/hot") + NEXT + NEXT
+    stream = NEXT + NEXT.replace(b"/next", b"/ipfs/hot") + NEXT + NEXT
     [(asked, statuses, _)] = hear_each([[stream, END_OF_STREAM]], Hot, FastHttp)
     assert [name for name, _, _ in asked.requests] == ["GET", "HOT", "GET", "GET"]
     assert statuses == [200] * 4

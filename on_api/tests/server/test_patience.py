@@ -114,6 +114,16 @@ def test_a_head_without_end(
         is_timeout(wire, media_type)
 
 
+def test_a_connection_that_is_used_no_more(new_server: ServerMaker) -> None:
+    """It is closed without a word, since nothing was asked."""
+    server = new_server(connections=ConnectionSettings(idle_timeout=1))
+    with wire_to(server.url) as wire:
+        wire.send(GET)
+        assert wire.answer().status == 200
+        say_nothing(wire, b"")
+        assert wire.rest() == b""
+
+
 def test_a_connection_that_is_used_now_and_then(server: Server) -> None:
     """Between two requests it may be silent for longer than a head may take."""
     with wire_to(server.url) as wire:
@@ -350,7 +360,7 @@ class Odd:
     def __init__(self) -> None:
         self.aborted = False
 
-    def owed_head(self) -> int:
+    def awaited_head(self) -> int:
         """See `Watched`."""
         raise ZeroDivisionError
 
@@ -378,7 +388,7 @@ class Late(Odd):
         super().__init__()
         self.told = asyncio.Event()
 
-    def owed_head(self) -> int:
+    def awaited_head(self) -> int:
         """See `Watched`."""
         return 1
 

@@ -157,6 +157,12 @@ def in_chunks(body: bytes, trailers: bytes = b"") -> bytes:
     return b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, trailers=trailers)
 
 
+def test_blanks_around_a_value_are_no_part_of_it() -> None:
+    """RFC 9110, 5.5: the parser leaves those behind it."""
+    asked, statuses, _ = hear(b"GET / HTTP/1.1\r\nHost:\t b \t\r\nA:  b c \t \r\nD: \t\r\n\r\n")
+    assert (asked.headers, statuses) == ([{b"host": b"b", b"a": b"b c", b"d": b""}], [200])
+
+
 OFFERS = {
     "h2c": b"Upgrade: h2c\r\nHTTP2-Settings: AAE\r\nConnection: Upgrade, HTTP2-Settings\r\n",
     "websocket": b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n",

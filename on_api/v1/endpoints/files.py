@@ -67,6 +67,7 @@ from on_api.core.web.dependencies import (
     ServicesDep,
     SessionDep,
     UploadQuery,
+    services_of,
 )
 from on_api.core.web.multipart import MultipartReader
 from on_api.core.web.request_bodies import body_of
@@ -201,8 +202,9 @@ def list_my_files(
 
 
 @router.get("/{file_id}", response_model=StoredFile, responses=documented(NotFound))
-async def get_one_file(file_id: FileId, principal: FilesRead, services: ServicesDep) -> Response:
+async def get_one_file(file_id: FileId, principal: FilesRead, request: Request) -> Response:
     """One of your files."""
+    services = services_of(request)
     answers, user_id = services.file_answers, principal.user_id
     body = answers.recall(user_id, str(file_id))
     if body is None:
