@@ -24,16 +24,17 @@ endif
 
 # More workers than cores: a third of the time is spent waiting for time-outs, leases and restarts.
 WORKERS := -n 3 --dist worksteal
-# What the first stage has: everything that runs in the tests' own processes.
-FIRST := not soak and not clients and not browser and not processes
-# Everything that a fast lane may answer or take in.
+ORDINARY := not soak and not clients and not browser
 TESTS := on_api/tests
+# What goes on beside requests: commands as programs, the worker's jobs, what must not grow.
+JOBS := $(addprefix $(TESTS)/,cli worker scale)
+# Everything that a fast lane may answer or take in.
 HTTP_SUITES := $(addprefix $(TESTS)/,public server v1/test_files.py v1/test_inputs.py v1/test_private_files.py v1/test_traffic.py)
 
 # Compiled modules are what makes a start take two seconds instead of five.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test check suite lanes processes clients soak bench bench-compare migrate openapi clean
+.PHONY: help install run test check suite jobs lanes clients soak bench bench-compare migrate openapi clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -42,19 +43,19 @@ run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (P
 	@$(BIN)/on-api init
 	@exec $(BIN)/on-api serve
 
-test: check suite lanes processes clients ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
+test: check suite jobs lanes clients ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
 
 suite: $(INSTALLED) ## Of `make test`: the unit and HTTP suites; with `make check` its first stage
 	@$(BIN)/on-api node install
-	$(BIN)/pytest $(WORKERS) -m "$(FIRST)" $(PYTEST_ARGS)
+	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" $(addprefix --ignore=,$(JOBS)) $(PYTEST_ARGS)
 
 lanes: $(INSTALLED) ## Of `make test`: the HTTP suites once more, by servers without fast lanes
 	@$(BIN)/on-api node install
-	$(BIN)/pytest $(WORKERS) -m "$(FIRST)" --fast-lanes off $(HTTP_SUITES) $(PYTEST_ARGS)
+	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" --fast-lanes off $(HTTP_SUITES) $(PYTEST_ARGS)
 
-processes: $(INSTALLED) ## Of `make test`: on-api's commands as programs, killed, restarted, several at once
+jobs: $(INSTALLED) ## Of `make test`: the worker's jobs, and on-api's commands as programs, killed and restarted
 	@$(BIN)/on-api node install
-	$(BIN)/pytest $(WORKERS) -m "not soak and processes and not clients and not browser" $(PYTEST_ARGS)
+	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" $(JOBS) $(PYTEST_ARGS)
 
 clients: $(INSTALLED) ## Of `make test`: other people's clients and a browser, its second stage
 	@$(BIN)/on-api node install

@@ -9,13 +9,6 @@ import pytest
 from on_api.tests.cli.processes import Home
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All here start programs: a stage of `make test` of its own."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker("processes")
-
-
 @pytest.fixture(scope="session")
 def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made once; nobody serves from it, nobody changes it."""
