@@ -24,6 +24,8 @@ from on_api.worker.removal import remove_deleted_accounts
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 60
+AGAIN_SECONDS = 5
+"""What could not be done is tried again so soon."""
 
 
 class Housekeeper:
@@ -52,8 +54,9 @@ class Housekeeper:
     def _run(self) -> None:
         swept_at = float("-inf")
         while not self._stopping.is_set():
+            is_done = False
             try:
-                remove_deleted_accounts(self._database)
+                is_done = remove_deleted_accounts(self._database)
                 if time.monotonic() - swept_at >= PERIOD_SECONDS:
                     remove_what_has_ended(self._database)
                     keep_traffic(self._database, self._traffic)
@@ -62,7 +65,7 @@ class Housekeeper:
                 logger.warning("housekeeping is put off: %s", error.details)
             except Exception:
                 logger.exception("housekeeping failed")
-            self._due.wait(PERIOD_SECONDS)
+            self._due.wait(PERIOD_SECONDS if is_done else AGAIN_SECONDS)
             # Before the look at `_stopping`: after it, an end in between would be slept through.
             self._due.clear()
 

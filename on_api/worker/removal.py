@@ -15,9 +15,9 @@ BATCH = 200
 """Files removed in one transaction."""
 
 
-def remove_deleted_accounts(database: Database) -> int:
-    """Remove everything that is due now. Returns how many accounts are gone for good."""
-    gone = 0
+def remove_deleted_accounts(database: Database) -> bool:
+    """Remove everything that is due now. Returns whether all of it is gone: somebody else may be at
+    an account, the process that removes it or an upload that began before."""
     while _any_left(database):
         with database.session_scope() as session:
             # Counters first, as everywhere: an upload that has them locked refers to its user next.
@@ -31,12 +31,11 @@ def remove_deleted_accounts(database: Database) -> int:
                 .with_for_update(of=UserUsage, skip_locked=True)
             )
             if usage is None:
-                break
+                return False
             user = session.get_one(User, usage.user_id)
             if not any(remove(session, user) for remove in _PIECES):
                 session.delete(user)
-                gone += 1
-    return gone
+    return True
 
 
 def _any_left(database: Database) -> bool:

@@ -80,7 +80,7 @@ def test_an_account_is_removed_while_its_upload_is_recorded(postgresql: Database
         session.add(_file(user_id))
         session.flush()
         stack.close()
-        removing.result(60)
+        assert removing.result(60) is False  # to be tried again soon, not in a minute
     remove_deleted_accounts(postgresql)
     with postgresql.session_scope(write=False) as session:
         assert session.scalars(select(User.id)).all() == []
@@ -106,7 +106,7 @@ def test_an_accounts_pins_are_removed_while_their_leases_are_renewed(postgresql:
         until(lambda: waits_or_is_done(postgresql, removing), "the removal has come here")
         session.execute(locking[1])
         stack.close()
-        assert removing.result(60) == 1
+        assert removing.result(60) is True
 
 
 @pytest.mark.parametrize("changes", [None, {"active": False}], ids=["deleted", "deactivated"])

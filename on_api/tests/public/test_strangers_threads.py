@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -34,11 +35,16 @@ def settings(settings_for: Callable[..., Settings], sqlite_database: DatabaseMak
 def test_strangers_wait_for_themselves(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, asked_for: str
 ) -> None:
-    """All of them are held at their database work, and somebody with a key is answered."""
+    """All of them are held at their database work, and somebody with a key is answered: also when
+    that key has to be looked up anew, because something was revoked or its uses are counted."""
     data = os.urandom(1000)
-    with Server(settings) as server:
+    with Server(settings) as server, ExitStack() as stack:
         ada = server.new_user()
         with ada.client, server.client() as anonymous, ThreadPoolExecutor(AT_ONCE) as clients:
+            wanted = {"name": "a key", "scopes": ["files:read"]}
+            other = ada.client.post("/v1/keys", json=wanted).json()
+            counted = stack.enter_context(server.client(ada.make_key("files:read", max_uses=9)))
+            assert counted.get("/v1/files").status_code == 200
             file = ada.upload(data, visibility="private")
             if asked_for == "a block of the node":
                 path = f"/ipfs/{ada.upload(data)['cid']}"
@@ -50,8 +56,10 @@ def test_strangers_wait_for_themselves(
                 answers = [clients.submit(anonymous.get, path) for _ in range(AT_ONCE)]
                 waiting = server.services.strangers
                 until(lambda: gate.held + waiting.waiting == AT_ONCE, "all have come")
+                assert ada.client.delete(f"/v1/keys/{other['id']}", timeout=20).is_success
                 known = ada.client.get("/v1/files", timeout=20)
                 assert (known.status_code, gate.held) == (200, 1)
+                assert counted.get("/v1/files", timeout=20).status_code == 200
             finally:
                 gate.open()
             assert {answer.result(60).content for answer in answers} == {data}

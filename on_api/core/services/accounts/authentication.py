@@ -55,6 +55,8 @@ class Authenticator:
         self._invalidations = invalidations
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        self._lately_valid: OrderedDict[bytes, None] = OrderedDict()
+        """Digests of keys that were valid when they were last looked up."""
         self._used_at: dict[uuid.UUID, datetime] = {}
         self._generation = 0
         invalidations.subscribe(self._forget)
@@ -66,6 +68,10 @@ class Authenticator:
         if not self._invalidations.trusted:
             self._forget()
         return self._generation
+
+    def was_valid(self, key: str) -> bool:
+        """Whether a key was valid when it was last looked up, as far as this process remembers."""
+        return self._digest(key) in self._lately_valid
 
     def authenticate(self, key: str) -> Principal:
         """The principal of a valid key; counts the use of a limited one.
@@ -123,12 +129,28 @@ class Authenticator:
     def _find(self, key: str, now: datetime, *, may_count: bool = True) -> Principal:
         """Look under every master secret that is here, at once: a key that is digested anew
         meanwhile would be missed by two looks."""
-        principal = self._look_up(key, now, may_count=may_count)
-        if principal is None and self._keyring.refresh():  # another process has rotated the secret
+        is_valid = False
+        try:
             principal = self._look_up(key, now, may_count=may_count)
-        if principal is None:
-            raise Unauthorized
+            if principal is None and self._keyring.refresh():  # rotated by another process
+                principal = self._look_up(key, now, may_count=may_count)
+            if principal is None:
+                raise Unauthorized
+            is_valid = True
+        except _UsesAreCounted:
+            is_valid = True
+            raise
+        finally:
+            self._remember(self._digest(key), is_valid=is_valid)
         return principal
+
+    def _remember(self, digest: bytes, *, is_valid: bool) -> None:
+        with self._lock:
+            self._lately_valid.pop(digest, None)
+            if is_valid:
+                self._lately_valid[digest] = None
+            if len(self._lately_valid) > CACHED_KEYS:
+                self._lately_valid.popitem(last=False)
 
     def _digest_anew(self, key_id: uuid.UUID, key: str) -> None:
         """A key that was digested under an earlier master secret needs that one no more."""

@@ -4,11 +4,17 @@ key while it is asked."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
+from typing import TypeVar
+
+from anyio import to_thread
 
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.accounts.authentication import Authenticator
 from on_api.core.services.accounts.strangers import Strangers
+
+T = TypeVar("T")
 
 
 class KeyLookups:
@@ -23,7 +29,7 @@ class KeyLookups:
         """The principal of a valid key; counts the use of a limited one. Raises `Unauthorized`."""
         principal = self._authenticator.recall(key) or await self._learn(key)
         if principal is None:
-            principal = await self._strangers.in_thread(self._authenticator.authenticate, key)
+            principal = await self._in_thread(self._authenticator.authenticate, key)
         return principal
 
     async def _learn(self, key: str) -> Principal | None:
@@ -31,10 +37,16 @@ class KeyLookups:
         asked = self._authenticator.generation, key
         learning = self._under_way.get(asked)
         if learning is None:
-            work = self._strangers.in_thread(self._authenticator.learn, key)
+            work = self._in_thread(self._authenticator.learn, key)
             # No context of ours: the work is for several requests.
             learning = asyncio.create_task(work, context=Context())
             self._under_way[asked] = learning
             learning.add_done_callback(lambda _: self._under_way.pop(asked))
         # Shielded: whoever gives up waiting must not end it for the others.
         return await asyncio.shield(learning)
+
+    async def _in_thread(self, look_up: Callable[[str], T], key: str) -> T:
+        """Look a key up. One that was valid before waits for no stranger."""
+        if self._authenticator.was_valid(key):
+            return await to_thread.run_sync(look_up, key)
+        return await self._strangers.in_thread(look_up, key)
