@@ -145,7 +145,7 @@ async def test_everybody_else_is_served_while_scrypt_is_held(flooded: Server, ki
                 assert anonymous.get("/s/" + "a" * 43).status_code == 404
 
             await asyncio.to_thread(others)
-            # The worker has some for a moment, now and then; those who wait (SOME or MANY) have none.
+            # The worker has some for a moment, now and then; those who wait have none.
             in_use = flooded.services.database.connections_in_use
             await asyncio.to_thread(until, lambda: in_use() < 5, "no connection is held")
             gate.open()
