@@ -32,9 +32,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_flight = Gauge(
-            "on_api_requests_in_flight", "Requests under way.", registry=registry
-        )
+        self.in_flight = 0
+        """Requests under way: a plain number, since each request changes it twice."""
+        self.watch("on_api_requests_in_flight", "Requests under way.", lambda: self.in_flight)
         self.refused = Counter(
             "on_api_requests_refused",
             "Requests refused because too many were under way.",

@@ -102,7 +102,7 @@ class FastHttp(FramedHttp):
         answer = app.answer_at_once(request)
         if answer is not None:
             self._write(*answer, b"\r\n")
-            self.on_response_complete()
+            super().on_response_complete()
             return True
         self._waits = app.ask_node(request, self)
         if self._waits:

@@ -7,6 +7,7 @@ read otherwise. Everything else goes to the parser and the application, which re
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from on_api.core.services.gateway.hot_answers import Key
@@ -38,11 +39,12 @@ MIDDLEWARE_OF_ENDPOINTS = frozenset({
 """What stands before endpoints only. What the gateway needs of it (ids, limits, counting, CORS), it
 and the lanes do by themselves."""
 
+REMEMBERED_BYTES = 2048
+"""Headers of a request up to that are remembered: a client sends the same ones again and again."""
+
 # Possessive throughout: there is one way to read a head, and no other is tried.
-_HEAD = re.compile(
-    rb"GET /ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+ HTTP/1\.1\r\n"
-    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++\r\n"
-)
+_LINE = re.compile(rb"GET (/ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1")
+_FIELDS = re.compile(rb"\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++\r\n")
 
 
 class UsualRequest(NamedTuple):
@@ -55,12 +57,31 @@ class UsualRequest(NamedTuple):
 
 def read_usual(head: bytes) -> UsualRequest | None:
     """What a head, from the request line to the empty line, asks for; None if it is unusual."""
-    if not head.startswith(START) or _HEAD.fullmatch(head) is None:
+    if not head.startswith(START):
         return None
-    line, *fields = head[:-4].split(b"\r\n")
+    end = head.find(b"\r\n")
+    line = _LINE.fullmatch(head, 0, end)
+    if line is None:
+        return None
+    fields = head[end:]
+    read = _read_fields if len(fields) <= REMEMBERED_BYTES else _read_fields.__wrapped__
+    understood = read(fields)
+    if understood is None:
+        return None
+    accept, has_accel = understood
+    path, _, query = line[1].partition(b"?")
+    return UsualRequest((path, query, accept), has_accel)
+
+
+@lru_cache(maxsize=1024)
+def _read_fields(fields: bytes) -> tuple[bytes, bool] | None:
+    """`Accept`, and whether nginx would send the answer; None if there is more. `fields`: from the
+    end of the request line on."""
+    if _FIELDS.fullmatch(fields) is None:
+        return None
     host = accept = None
     has_accel = False
-    for field in fields:
+    for field in fields[2:-4].split(b"\r\n"):
         name, _, value = field.partition(b":")
         name = name.lower()
         if name not in HEADERS_WITH_MEANING:
@@ -74,7 +95,4 @@ def read_usual(head: bytes) -> UsualRequest | None:
             has_accel = True
         elif name != b"connection" or value.lower() != b"keep-alive":
             return None
-    if host is None:
-        return None
-    path, _, query = line[4:-9].partition(b"?")
-    return UsualRequest((path, query, accept or b""), has_accel)
+    return None if host is None else (accept or b"", has_accel)

@@ -29,7 +29,7 @@ from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
-from on_api.core.web.routing import ApiRoute, ChecksQuery, Transaction
+from on_api.core.web.routing import CLAIMING, ApiRoute, ChecksQuery, Transaction
 from on_api.core.web.upload_forms import (
     PASSPHRASE_HEADER,
     UploadOptions,
@@ -107,7 +107,7 @@ class _PrincipalOfKey(OAuth2PasswordBearer, ChecksQuery):
         route = request.scope.get("route")
         if isinstance(route, ApiRoute):
             route.check_query(request)  # before anything is done for whoever asks
-        if "idempotency-key" in request.headers:
+        if request.method in CLAIMING and "idempotency-key" in request.headers:
             await run_in_threadpool(_claim_idempotency_key, request, services, principal)
         return principal
 
@@ -125,8 +125,6 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
 
     `request.state.attempt` is what came of it; a repeat whose body was read already ends here.
     """
-    if request.method not in {"POST", "PUT"}:
-        return
     key, *others = request.headers.getlist("idempotency-key")
     if others:
         raise BadRequest("Idempotency-Key: one, not several.")

@@ -244,13 +244,13 @@ class Places:
         if self._taken >= self._limit:
             return False
         self._taken += 1
-        self._metrics.in_flight.set(self._taken)
+        self._metrics.in_flight = self._taken
         return True
 
     def give(self) -> None:
         """Give it back."""
         self._taken -= 1
-        self._metrics.in_flight.set(self._taken)
+        self._metrics.in_flight = self._taken
 
 
 class InFlightLimit:

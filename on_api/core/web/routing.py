@@ -39,6 +39,8 @@ from on_api.core.web.inputs import (
     refuse_other_charset,
 )
 
+CLAIMING = frozenset({"POST", "PUT"})
+"""Methods with which an `Idempotency-Key` is heard."""
 MAX_BODY_BYTES = 1024 * 1024
 """Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of
 their own."""
@@ -161,7 +163,8 @@ class ApiRoute(HeadRoute):
         async def handle_once(request: Request) -> Response:
             refuse_misread(request.scope)
             digest = None
-            if not streams and "idempotency-key" in request.headers:
+            may_claim = not streams and request.method in CLAIMING
+            if may_claim and "idempotency-key" in request.headers:
                 digest = hashlib.sha256(request.url.query.encode())
                 request.state.body_digest = digest
             if reads_whole_body:

@@ -56,7 +56,7 @@ async def test_many_uploads_beside_slow_clients(server: Server, alice: Account) 
         slow_download = asyncio.create_task(read_slowly())
         # Both stream by now, and hold nothing of the pool.
         async with asyncio.timeout(30):
-            while server.services.metrics.in_flight._value.get() < 2:
+            while server.services.metrics.in_flight < 2:
                 await asyncio.sleep(0.01)
             while database.connections_in_use() > idle:
                 await asyncio.sleep(0.01)
