@@ -7,7 +7,6 @@ read otherwise. Everything else goes to the parser and the application, which re
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 from on_api.core.services.gateway.hot_answers import Key
@@ -40,7 +39,9 @@ MIDDLEWARE_OF_ENDPOINTS = frozenset({
 and the lanes do by themselves."""
 
 REMEMBERED_BYTES = 2048
-"""Headers of a request up to that are remembered: a client sends the same ones again and again."""
+MOST_REMEMBERED = 1000
+"""Headers of usual requests, up to that many bytes: a client sends the same ones again and
+again."""
 
 # Possessive throughout: there is one way to read a head, and no other is tried.
 _LINE = re.compile(rb"GET (/ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1")
@@ -64,8 +65,7 @@ def read_usual(head: bytes) -> UsualRequest | None:
     if line is None:
         return None
     fields = head[end:]
-    read = _read_fields if len(fields) <= REMEMBERED_BYTES else _read_fields.__wrapped__
-    understood = read(fields)
+    understood = _remembered.get(fields) or _understand(fields)
     if understood is None:
         return None
     accept, has_accel = understood
@@ -73,7 +73,20 @@ def read_usual(head: bytes) -> UsualRequest | None:
     return UsualRequest((path, query, accept), has_accel)
 
 
-@lru_cache(maxsize=1024)
+_remembered: dict[bytes, tuple[bytes, bool]] = {}
+
+
+def _understand(fields: bytes) -> tuple[bytes, bool] | None:
+    """See `_read_fields`; what is usual, and holds no secret, is remembered."""
+    understood = _read_fields(fields)
+    may_be_kept = len(fields) <= REMEMBERED_BYTES and b"\r\ncookie:" not in fields.lower()
+    if understood is not None and may_be_kept:
+        if len(_remembered) >= MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[fields] = understood
+    return understood
+
+
 def _read_fields(fields: bytes) -> tuple[bytes, bool] | None:
     """`Accept`, and whether nginx would send the answer; None if there is more. `fields`: from the
     end of the request line on."""
