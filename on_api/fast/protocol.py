@@ -104,9 +104,8 @@ class FastHttp(FramedHttp):
             self._write(*answer, b"\r\n")
             super().on_response_complete()
             return True
+        self._head, self._has_body = head, False
         self._waits = app.ask_node(request, self)
-        if self._waits:
-            self._head, self._has_body = head, False
         return self._waits
 
     # For an answer that comes later, see `Client`.
@@ -134,14 +133,15 @@ class FastHttp(FramedHttp):
         self._waits = False
         try:
             super().begin_with(self._head)
-            offer(cast("Scope", self.scope), NODE_ANSWER, said)
         except Exception:
             # Nobody else would end it: it stands outside of the parser and of every task.
             logger.exception("a request failed")
+            self.transport.close()
+        if self.transport.is_closing():  # or it was refused
             if isinstance(said, NodeAnswer):
                 said.close()
-            self.transport.close()
             return
+        offer(cast("Scope", self.scope), NODE_ANSWER, said)
         if self._is_last:
             super().shutdown()
 

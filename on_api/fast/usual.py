@@ -42,6 +42,14 @@ REMEMBERED_BYTES = 2048
 MOST_REMEMBERED = 1000
 """Headers of usual requests, up to that many bytes: a client sends the same ones again and
 again."""
+HARMLESS = frozenset({
+    b"accept", b"accept-encoding", b"accept-language", b"connection", b"dnt", b"host", b"origin",
+    b"pragma", b"referer", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform",
+    b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user", b"te",
+    b"upgrade-insecure-requests", b"user-agent", b"x-forwarded-for", b"x-forwarded-proto",
+    b"x-real-ip", ACCEL,
+})  # fmt: skip
+"""Headers that are remembered. Another one may hold a secret, which no memory is to keep."""
 
 # Possessive throughout: there is one way to read a head, and no other is tried.
 _LINE = re.compile(rb"GET (/ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1")
@@ -65,7 +73,7 @@ def read_usual(head: bytes) -> UsualRequest | None:
     if line is None:
         return None
     fields = head[end:]
-    understood = _remembered.get(fields) or _understand(fields)
+    understood = remembered.get(fields) or _understand(fields)
     if understood is None:
         return None
     accept, has_accel = understood
@@ -73,17 +81,20 @@ def read_usual(head: bytes) -> UsualRequest | None:
     return UsualRequest((path, query, accept), has_accel)
 
 
-_remembered: dict[bytes, tuple[bytes, bool]] = {}
+remembered: dict[bytes, tuple[bytes, bool]] = {}
+"""What `_read_fields` has understood, by what it was given."""
 
 
 def _understand(fields: bytes) -> tuple[bytes, bool] | None:
-    """See `_read_fields`; what is usual, and holds no secret, is remembered."""
+    """See `_read_fields`; what is usual and harmless is remembered."""
     understood = _read_fields(fields)
-    may_be_kept = len(fields) <= REMEMBERED_BYTES and b"\r\ncookie:" not in fields.lower()
-    if understood is not None and may_be_kept:
-        if len(_remembered) >= MOST_REMEMBERED:
-            _remembered.clear()
-        _remembered[fields] = understood
+    if understood is None or len(fields) > REMEMBERED_BYTES:
+        return understood
+    names = {field.partition(b":")[0].lower() for field in fields[2:-4].split(b"\r\n")}
+    if names <= HARMLESS:
+        if len(remembered) >= MOST_REMEMBERED:
+            remembered.clear()
+        remembered[fields] = understood
     return understood
 
 

@@ -31,8 +31,8 @@ class Watched(Protocol):
     """A connection as it is looked at."""
 
     def awaited_head(self) -> int:
-        """The number of the request whose head the client has still to end; negative while nothing
-        of it has come, 0 while none is waited for."""
+        """The number of the request whose head the client has still to end; negative, another one
+        after each sign of life, while nothing of it has come; 0 while none is waited for."""
 
     def head_is_late(self) -> None:
         """Wait for that head no longer: its time is over."""

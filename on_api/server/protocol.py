@@ -125,11 +125,14 @@ class FramedHttp(HttpToolsProtocol):
         return cycle is not None and cycle.response_started
 
     def awaited_head(self) -> int:
-        """See `Watched`. The first one counts as begun: else nobody would connect."""
+        """See `Watched`. The first one counts as begun: else nobody would connect. While some of a
+        body is passed over, each piece of it begins the wait anew."""
         if self.is_busy() or self.transport.is_closing():
             return 0
         following = self._requests + 1
-        return following if following in {1, self._begun} else -following
+        if following in {1, self._begun}:
+            return following
+        return -(following + max(self._left, 0))
 
     def head_is_late(self) -> None:
         """See `Watched`."""

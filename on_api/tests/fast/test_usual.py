@@ -195,6 +195,18 @@ def test_what_is_usual_is_read_alike_by_everybody(
     assert told == ([(b"accept", accept)] if b"accept" in dict(parsed.headers) else [])
 
 
+@pytest.mark.parametrize(
+    "name", [b"Cookie", b"On-Api-Passphrase", b"X-Api-Key", b"Proxy-Authorization"]
+)
+def test_no_secret_is_remembered(name: bytes) -> None:
+    """It changes nothing at the gateway, so the request is usual; other headers are kept."""
+    for _ in range(2):
+        assert read_usual(head_of(b"/ipfs/x", b"User-Agent: a tin can", name + b": hunter2"))
+        assert read_usual(head_of(b"/ipfs/x", b"User-Agent: a tin can"))
+    assert any(b"a tin can" in each for each in usual.remembered)
+    assert not any(b"hunter2" in each for each in usual.remembered)
+
+
 def test_a_head_of_blanks_is_read_in_one_way() -> None:
     """It takes no longer than another one: a pattern with several ways would take days."""
     head = head_of(b"/ipfs/x", b"A:" + b" " * 60_000 + b"\x00")

@@ -124,6 +124,19 @@ def test_a_connection_that_is_used_no_more(new_server: ServerMaker) -> None:
         assert wire.rest() == b""
 
 
+def test_a_body_that_nobody_wants_but_still_comes(new_server: ServerMaker) -> None:
+    """Each piece of it begins the wait for the next request anew."""
+    server = new_server(connections=ConnectionSettings(idle_timeout=1))
+    with wire_to(server.url) as wire:
+        wire.send(b"PUT /v1/files?name=x HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n")
+        assert wire.answer().status == 401
+        for _ in range(12):
+            assert not select.select([wire.socket], [], [], 0.25)[0], "the connection was closed"
+            wire.send(b"x")
+        wire.send(GET)
+        assert wire.answer().status == 200
+
+
 def test_a_connection_that_is_used_now_and_then(server: Server) -> None:
     """Between two requests it may be silent for longer than a head may take."""
     with wire_to(server.url) as wire:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from on_api.core.errors import DatabaseUnavailable, Unauthorized
 from on_api.core.models import Content, Holding, Lease, UserUsage
 from on_api.core.models.database import utc_now
 from on_api.core.setting_groups import FilesSettings
@@ -124,6 +125,27 @@ def test_max_uses_is_exact_under_concurrency(server: Server, alice: Account) -> 
     with server.client(key) as client, ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(lambda _: client.get("/v1/files").status_code, range(25)))
     assert sorted(answers) == [200] * 5 + [401] * 20
+    # It is nobody's key any more, and found out to be without counting: in a stranger's thread.
+    with pytest.raises(Unauthorized):
+        server.services.authenticator.learn(key)
+    assert not server.services.authenticator.was_valid(key)
+
+
+def test_a_key_is_no_strangers_because_the_database_is_away(
+    server: Server, alice: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the database can say that a key is not valid any more."""
+    keys, key = server.services.authenticator, alice.make_key("files:read", max_uses=5)
+    with server.client(key) as client:
+        assert client.get("/v1/files").status_code == 200
+
+    def unavailable(**_: object) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(server.services.database, "session_scope", unavailable)
+    with pytest.raises(DatabaseUnavailable):
+        keys.authenticate(key)
+    assert keys.was_valid(key)
 
 
 @pytest.mark.parametrize("way", ["put", "multipart"])

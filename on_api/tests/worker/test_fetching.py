@@ -105,23 +105,28 @@ def test_what_nobody_has_holds_up_nobody(
     former give up their places in turn, one's own too. Never more at once than set."""
     cids = [source.add(os.urandom(5000)) for _ in range(4)]
     settings = on_here(
-        pins=PinsSettings(deadline=120, patience=3, dial_private=True, concurrency=4)
+        pins=PinsSettings(deadline=120, patience=8, dial_private=True, concurrency=4)
     )
     with (
         Server(settings) as server,
         account_of(server) as ada,
         account_of(server) as ben,
     ):
-        hopeless = [pin(ada, new_cid()) for _ in range(12)]
+        hopeless = [pin(ada, new_cid()) for _ in range(7)]
         until(lambda: look(ada, hopeless[0])["status"] == "pinning", "ada's fetches begin")
         begun = time.monotonic()
         for cid in cids[:3]:
             assert ended(ben, pin(ben, cid, origins=source.addresses()))["status"] == "pinned"
-        assert time.monotonic() - begun < 9, "ben waited for ada's"
-        statuses = [look(ada, pin_id)["status"] for pin_id in hopeless]
-        assert 0 < statuses.count("pinning") <= 3
-        assert statuses.count("failed") == 0
-        assert ended(ada, pin(ada, cids[3], origins=source.addresses()), 40)["status"] == "pinned"
+        assert time.monotonic() - begun < 16, "ben waited for ada's, two rounds of them"
+
+        def fetched() -> int:
+            statuses = [look(ada, pin_id)["status"] for pin_id in hopeless]
+            assert statuses.count("pinning") <= 3
+            assert statuses.count("failed") == 0
+            return statuses.count("pinning")
+
+        until(fetched, "ada's are tried as well")  # between two turns none may be
+        assert ended(ada, pin(ada, cids[3], origins=source.addresses()), 90)["status"] == "pinned"
 
 
 def test_a_deleted_pin_ends_at_the_node(on_here: MakeSettings, bystander: Peer) -> None:

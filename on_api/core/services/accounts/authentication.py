@@ -129,19 +129,19 @@ class Authenticator:
     def _find(self, key: str, now: datetime, *, may_count: bool = True) -> Principal:
         """Look under every master secret that is here, at once: a key that is digested anew
         meanwhile would be missed by two looks."""
-        is_valid = False
         try:
             principal = self._look_up(key, now, may_count=may_count)
             if principal is None and self._keyring.refresh():  # rotated by another process
                 principal = self._look_up(key, now, may_count=may_count)
             if principal is None:
                 raise Unauthorized
-            is_valid = True
-        except _UsesAreCounted:
-            is_valid = True
+        except Unauthorized:
+            self._remember(self._digest(key), is_valid=False)
             raise
-        finally:
-            self._remember(self._digest(key), is_valid=is_valid)
+        except _UsesAreCounted:
+            self._remember(self._digest(key), is_valid=True)
+            raise
+        self._remember(self._digest(key), is_valid=True)
         return principal
 
     def _remember(self, digest: bytes, *, is_valid: bool) -> None:
@@ -180,6 +180,8 @@ class Authenticator:
                 raise Unauthorized
             principal = _principal(row)
             counted = row.max_uses is not None
+            if row.max_uses is not None and row.uses >= row.max_uses:
+                raise Unauthorized
             is_old = row.digest != digests[0]
         if is_old:
             self._digest_anew(principal.key_id, key)
