@@ -12,8 +12,10 @@ import logging
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from anyio import CancelScope
+from sqlalchemy.orm import Session
 
 from on_api.core.errors import (
     InsufficientFunds,
@@ -37,6 +39,8 @@ MOST = 64
 """Pins that go together."""
 WALK_SECONDS = 2.0
 """For the DAGs of all: what takes longer would hold the others up."""
+LONGEST = timedelta(minutes=1)
+"""For the node to pin them. Whatever was killed meanwhile leaves what is listed for that long."""
 
 
 @dataclass(eq=False)
@@ -45,7 +49,8 @@ class PinBatch(Interruptible):
 
     claims: Sequence[Claim]
     kin: Sequence[Claim] = ()
-    """Those that the node was told to pin, all by the name of the first."""
+    """Those that the node is told to pin, all by the name of the first; the others are listed under
+    it."""
 
 
 class PinBatches:
@@ -67,11 +72,11 @@ class PinBatches:
             pinned = await self._run(batch)
         finally:
             with CancelScope(shield=True):
-                await self._list(batch, pinned)
+                await self._hasten(batch, pinned)
         return pinned
 
-    async def _list(self, batch: PinBatch, pinned: Collection[uuid.UUID]) -> None:
-        """List what has another one's name, which may be gone before they have an end."""
+    async def _hasten(self, batch: PinBatch, pinned: Collection[uuid.UUID]) -> None:
+        """Nothing more comes of what is still listed: nobody has to wait `LONGEST` for it."""
         others = [claim.cid for claim in batch.kin[1:] if claim.id not in pinned]
         if not others:
             return
@@ -79,7 +84,7 @@ class PinBatches:
         try:
             await self._transactions.run(lambda session: leftovers.leave(session, first, others))
         except OnApiError as error:
-            logger.warning("could not list %d pins named after %s: %s", len(others), first, error)
+            logger.warning("what is listed for %s waits: %s", first, error.details)
 
     async def _run(self, batch: PinBatch) -> set[uuid.UUID]:
         try:
@@ -91,10 +96,16 @@ class PinBatches:
         together = [claim for claim in batch.claims if claim.id in stats]
         if not together:
             return set()
+
+        def finish(session: Session) -> set[uuid.UUID]:
+            pinned = pin_records.finish_all(session, together, stats)
+            if batch.kin:
+                named = [claim.cid for claim in batch.kin[1:] if claim.id in pinned]
+                leftovers.forget(session, batch.kin[0].id, named)
+            return pinned
+
         try:
-            pinned = await self._transactions.run(
-                lambda session: pin_records.finish_all(session, together, stats)
-            )
+            pinned = await self._transactions.run(finish)
         except InsufficientFunds:
             return set()
         self._metrics.pins_ended.labels("pinned").inc(len(pinned))
@@ -118,7 +129,13 @@ class PinBatches:
         walked = await self._walk(fresh)
         if fitting := dict(_within_room(fresh, walked)):
             going = [claim for claim in fresh if claim.id in fitting]
-            name = await self._transactions.in_thread(self._names.of, going[0].id)
+            first, others = going[0].id, [claim.cid for claim in going[1:]]
+            name = await self._transactions.in_thread(self._names.of, first)
+            # Before the node has them: they have another one's name, which may be gone before they
+            # have an end, and a kill may come at any moment.
+            await self._transactions.run(
+                lambda session: leftovers.leave(session, first, others, due_in=LONGEST)
+            )
             batch.kin = going
             await self._node.pin_all([claim.cid for claim in going], name=name)
         return {**stats, **fitting}

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 
 from on_api.core.ipfs.formats.unixfs import build_file
-from on_api.core.models import Pin, User
+from on_api.core.models import LeasedPin, Pin, User
 from on_api.core.models.database import new_id
 from on_api.core.services.pins.pins import PinRequest
 from on_api.core.setting_groups import GcSettings, WorkerSettings
@@ -62,6 +62,11 @@ class Bench:
         mine = (Pin.user_id == uuid.UUID(account.id), Pin.lease_until.is_not(None))
         with self.api.services.database.session_scope(write=False) as session:
             return len(session.scalars(select(Pin.id).where(*mine)).all())
+
+    def listed(self) -> Sequence[str]:
+        """CIDs that are to be unpinned unless they become somebody's."""
+        with self.api.services.database.session_scope(write=False) as session:
+            return session.scalars(select(LeasedPin.cid)).all()
 
     def check(self) -> None:
         """All is at rest and in agreement."""
@@ -174,7 +179,24 @@ def test_interrupted_and_then_removed(bench: Bench, here: Peer, count: int, goes
             for pin_id in ids:
                 assert ada.client.delete(f"/v1/pins/{pin_id}").status_code == 202
         with bench.working():
-            until(lambda: not here.pins().keys() & set(cids), "nothing stays pinned", 60)
+            until(lambda: not here.pins().keys() & set(cids), "nothing stays pinned", 120)
+            bench.check()
+
+
+def test_what_has_another_ones_name_is_listed_before_the_node_has_it(bench: Bench) -> None:
+    """A kill may come at any moment after that, and all of them may be deleted."""
+    cids = bench.lay_down(3)
+    with account_of(bench.api) as ada:
+        ids = bench.ask(ada, cids)
+        gate = bench.proxy.hold("pin/add")
+        with bench.working():
+            gate.wait_until_reached()
+            listed = bench.listed()
+            assert len(listed) == 2
+            assert set(listed) < set(cids)
+            gate.open()
+            assert [ended(ada, pin_id)["status"] for pin_id in ids] == ["pinned"] * 3
+            assert bench.listed() == []
             bench.check()
 
 

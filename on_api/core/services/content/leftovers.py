@@ -19,7 +19,14 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import Unauthorized
 from on_api.core.models import Content, Lease, LeasedPin, Pin, UserUsage
 from on_api.core.models.content import PINNED, UNPINNING
-from on_api.core.models.database import database_now, insert_or_lock, insert_unless_there, new_id
+from on_api.core.models.database import (
+    database_now,
+    dialect_of,
+    insert_into,
+    insert_or_lock,
+    insert_unless_there,
+    new_id,
+)
 from on_api.core.models.pin import PINNING, QUEUED
 from on_api.core.services.content import contents, reservations
 from on_api.core.services.content.contents import NEVER, Removal
@@ -28,6 +35,8 @@ DEAD = "dead"
 """Kind of a lease whose owner is gone: what was pinned under it is found by its name."""
 LEFT = "left"
 """Kind of a lease whose work has ended without a result: what may be pinned under it is listed."""
+LISTED_AT_ONCE = 500
+"""Pins in one statement."""
 SETTLED = timedelta(seconds=5)
 """After its end work is not believed to pin anything more: the node may still be at it."""
 NOTICED = timedelta(minutes=10)
@@ -55,9 +64,16 @@ class Whose(Enum):
     """Of work that we know nothing of: newer than this database, or there to list it itself."""
 
 
-def leave(session: Session, job: uuid.UUID, cids: Iterable[str], *, unsure: bool = False) -> None:
+def leave(
+    session: Session,
+    job: uuid.UUID,
+    cids: Iterable[str],
+    *,
+    unsure: bool = False,
+    due_in: timedelta = timedelta(0),
+) -> None:
     """List what the node may have pinned for a job that ends without a result. `unsure`: there may
-    be more, by the job's name."""
+    be more, by the job's name. `due_in`: it may still be at it, and ends in so long at most."""
     lease = insert_or_lock(
         session,
         Lease,
@@ -65,10 +81,10 @@ def leave(session: Session, job: uuid.UUID, cids: Iterable[str], *, unsure: bool
         id=job,
         kind=DEAD if unsure else LEFT,
         token=new_id(),
-        lease_until=database_now(),
+        lease_until=database_now(due_in),
         reserved_bytes=0,
     )
-    lease.lease_until = database_now()  # there may be one already, of an earlier failure
+    lease.lease_until = database_now(due_in)  # there may be one already, of an earlier failure
     if unsure:  # all that was looked at until now doesn't count
         lease.kind, lease.swept_at = DEAD, None
     session.flush()
@@ -77,8 +93,27 @@ def leave(session: Session, job: uuid.UUID, cids: Iterable[str], *, unsure: bool
 
 def list_pins(session: Session, lease_id: uuid.UUID, cids: Iterable[str]) -> None:
     """List what the node may have pinned under a lease."""
-    for cid in sorted(cids):
-        insert_unless_there(session, LeasedPin, lease_id=lease_id, cid=cid)
+    rows = [{"lease_id": lease_id, "cid": cid} for cid in sorted(cids)]
+    insert = insert_into(dialect_of(session), LeasedPin)
+    for start in range(0, len(rows), LISTED_AT_ONCE):
+        some = rows[start : start + LISTED_AT_ONCE]
+        session.execute(insert.values(some).on_conflict_do_nothing())
+
+
+def forget(session: Session, job: uuid.UUID, cids: Collection[str]) -> None:
+    """What was listed for a job without a reservation is somebody's now; with the last of it the
+    lease ends."""
+    mine = LeasedPin.lease_id == job
+    session.execute(
+        delete(LeasedPin)
+        .where(mine, LeasedPin.cid.in_(cids))
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        delete(Lease)
+        .where(Lease.id == job, Lease.kind == LEFT, ~exists().where(mine))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def reserved(session: Session, user_id: uuid.UUID) -> int:
@@ -103,7 +138,7 @@ def some_listed(
     listed = (
         select(LeasedPin.lease_id, LeasedPin.cid, Lease.lease_until < database_now(-SETTLED))
         .join(Lease, Lease.id == LeasedPin.lease_id)
-        .where(Lease.kind.in_((DEAD, LEFT)))
+        .where(Lease.kind.in_((DEAD, LEFT)), Lease.lease_until <= database_now())
     )
     if lease_id is not None:
         listed = listed.where(LeasedPin.lease_id == lease_id)
