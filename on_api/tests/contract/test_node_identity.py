@@ -18,6 +18,7 @@ from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.ipfs.formats.bundle import make_bundle
 from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.kubo.control import KuboNode
+from on_api.core.ipfs.kubo.identity import AnyNode, NodeIdentity
 from on_api.core.models import Database
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.upkeep import node_adoption
@@ -354,3 +355,20 @@ def test_a_port_taken_while_our_kubo_is_down(tmp_path: Path) -> None:
         heard = until(taken, "the port is taken", 30)
         until(lambda: node.restarts >= 2, "on-api has tried to restart it", 60)
     assert heard.heard == []
+
+
+async def test_a_call_that_comes_as_a_proof_ends_has_one_of_its_own() -> None:
+    """Between the end of a proof and what follows of it; the loop goes on meanwhile."""
+    later: list[asyncio.Task[object]] = []
+
+    async def ask(_headers: Mapping[str, str]) -> tuple[int, str]:
+        await asyncio.sleep(0.01)  # it is a later moment than that at which the proof has begun
+        if not later:
+            later.append(asyncio.create_task(identity.headers(anew=True)))
+        return 200, OURS
+
+    identity = NodeIdentity(AnyNode(), None, ask)
+    await identity.headers()
+    async with asyncio.timeout(20):
+        await later[0]
+    await identity.close()

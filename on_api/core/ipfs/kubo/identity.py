@@ -117,8 +117,10 @@ class NodeIdentity:
         return self._headers
 
     def _begin_to_prove(self, expected: ExpectedNode) -> asyncio.Task[None]:
-        """The proof that is under way, or else a new one."""
-        if self._proving is None:
+        """The proof that is under way, or else a new one. One that is over is none, though its
+        callback may be still to come: to wait for it takes no time, and whoever goes round waiting
+        for a later one would never let the loop go on."""
+        if self._proving is None or self._proving.done():
             self._proving = asyncio.create_task(self._prove(expected))
             self._proving.add_done_callback(self._has_proved)
         return self._proving
@@ -136,7 +138,8 @@ class NodeIdentity:
             await asyncio.gather(self._proving, return_exceptions=True)
 
     def _has_proved(self, proving: asyncio.Task[None]) -> None:
-        self._proving = None
+        if self._proving is proving:
+            self._proving = None
         if proving.cancelled() or proving.exception() is not None:
             self.distrust()
 
