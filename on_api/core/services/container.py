@@ -17,11 +17,12 @@ from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.pagination import CursorSigner
-from on_api.core.services.accounts.authentication import Authenticator, LoginService
+from on_api.core.services.accounts.authentication import Authenticator
 from on_api.core.services.accounts.container import Accounts
 from on_api.core.services.accounts.idempotency import IdempotencyService
 from on_api.core.services.accounts.key_lookups import KeyLookups
 from on_api.core.services.accounts.keys import KeyService
+from on_api.core.services.accounts.logins import LoginService
 from on_api.core.services.accounts.master_secret import RowSealer
 from on_api.core.services.accounts.presence import Presence
 from on_api.core.services.accounts.scrypt_pool import ScryptPool
