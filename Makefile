@@ -57,7 +57,7 @@ jobs: $(INSTALLED) ## Of `make test`: the worker's jobs, and on-api's commands a
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" $(JOBS) $(PYTEST_ARGS)
 
-clients: $(INSTALLED) ## Of `make test`: other people's clients and a browser, its second stage
+clients: $(INSTALLED) ## Of `make test`: other people's clients and a browser, its last stage
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "not soak and (clients or browser)" $(PYTEST_ARGS)
 

@@ -65,7 +65,7 @@ class UsualRequest(NamedTuple):
 
 
 def read_usual(head: bytes) -> UsualRequest | None:
-    """What a head, from the request line to the empty line, asks for; None if it is unusual."""
+    """Read what a head, from the request line to the empty line, asks for; None: it is unusual."""
     if not head.startswith(START):
         return None
     end = head.find(b"\r\n")
@@ -82,7 +82,7 @@ def read_usual(head: bytes) -> UsualRequest | None:
 
 
 remembered: dict[bytes, tuple[bytes, bool]] = {}
-"""What `_read_fields` has understood, by what it was given."""
+"""Results of `_read_fields`, by what it was given."""
 
 
 def _understand(fields: bytes) -> tuple[bytes, bool] | None:

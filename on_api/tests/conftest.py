@@ -210,7 +210,6 @@ class Server:
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
-                # As `on-api serve` has it: a client may well pause between two requests.
             )
         )
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 60
 AGAIN_SECONDS = 5
-"""What could not be done is tried again so soon."""
+"""Pause before another try of a removal that could not be ended."""
 
 
 class Housekeeper:

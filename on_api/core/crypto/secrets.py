@@ -122,6 +122,8 @@ class Keyring:
     def version(self) -> int:
         """Of the secret in use, as far as this process knows: the latest until it was told."""
         here, used = self._secrets, self._used
+        if used in {None, here[0].version}:  # nearly always
+            return here[0].version
         return next((each.version for each in here if each.version == used), here[0].version)
 
     @property
@@ -146,9 +148,6 @@ class Keyring:
 
         Raises `UnknownSecretError` for a version that is not here, even after a look for new ones.
         """
-        latest = self._secrets[0]
-        if version is None and self._used in {None, latest.version}:
-            return latest.subkey(purpose)
         wanted = self.version if version is None else version
         for secret in self._secrets:
             if secret.version == wanted:

@@ -78,7 +78,7 @@ def test_the_gateway_reads_headers_at_one_place() -> None:
 
 
 class Parsed:
-    """What httptools says of a head."""
+    """A head as httptools reads it."""
 
     def __init__(self, head: bytes) -> None:
         self.url = b""

@@ -179,7 +179,7 @@ def test_interrupted_and_then_removed(bench: Bench, here: Peer, count: int, goes
             for pin_id in ids:
                 assert ada.client.delete(f"/v1/pins/{pin_id}").status_code == 202
         with bench.working():
-            until(lambda: not here.pins().keys() & set(cids), "nothing stays pinned", 120)
+            until(lambda: not here.pins().keys() & set(cids), "nothing stays pinned", 60)
             bench.check()
 
 

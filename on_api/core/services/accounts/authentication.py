@@ -1,4 +1,4 @@
-"""Who is behind a key. Keys are checked in memory where possible and forgotten when anything
+"""Keys, and who is behind them: checked in memory where possible, forgotten when anything
 changes."""
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from on_api.core.models.database import (
     dialect_of,
     insert_into,
     insert_or_lock,
-    insert_unless_there,
     new_id,
 )
 from on_api.core.models.pin import PINNING, QUEUED
@@ -93,7 +92,12 @@ def leave(
 
 def list_pins(session: Session, lease_id: uuid.UUID, cids: Iterable[str]) -> None:
     """List what the node may have pinned under a lease."""
-    rows = [{"lease_id": lease_id, "cid": cid} for cid in sorted(cids)]
+    _insert_listed(session, dict.fromkeys(cids, lease_id))
+
+
+def _insert_listed(session: Session, leases: Mapping[str, uuid.UUID]) -> None:
+    """`leases`: by CID. In their order, which all keep who insert several."""
+    rows = [{"lease_id": leases[cid], "cid": cid} for cid in sorted(leases)]
     insert = insert_into(dialect_of(session), LeasedPin)
     for start in range(0, len(rows), LISTED_AT_ONCE):
         some = rows[start : start + LISTED_AT_ONCE]
@@ -101,8 +105,8 @@ def list_pins(session: Session, lease_id: uuid.UUID, cids: Iterable[str]) -> Non
 
 
 def forget(session: Session, job: uuid.UUID, cids: Collection[str]) -> None:
-    """What was listed for a job without a reservation is somebody's now; with the last of it the
-    lease ends."""
+    """Unlist what is somebody's now, of a job without a reservation; with the last of it the lease
+    ends."""
     mine = LeasedPin.lease_id == job
     session.execute(
         delete(LeasedPin)
@@ -193,9 +197,7 @@ def list_unknown(session: Session, pins: Mapping[str, uuid.UUID]) -> None:
     )
     unknown = set(pins) - set(session.scalars(known))
     there = set(session.scalars(select(Lease.id).where(Lease.id.in_(set(pins.values())))))
-    for cid in sorted(unknown):
-        if pins[cid] in there:
-            insert_unless_there(session, LeasedPin, lease_id=pins[cid], cid=cid)
+    _insert_listed(session, {cid: pins[cid] for cid in unknown if pins[cid] in there})
 
 
 def mark_swept(session: Session, lease_ids: Collection[uuid.UUID], began_at: datetime) -> None:
