@@ -175,6 +175,7 @@ class Database:
         self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN)
         self.most_connections = settings.database.pool_size + settings.database.max_overflow
         self.engine = _create_engine(settings, self._watchdog)
+        self.disk_was_full = False  # readiness unsets it
         self._writers = WritersQueue()
         if not self.is_postgresql:
             _queue_sqlite_writers(self.engine, self._writers, settings.database.lock_timeout)
@@ -212,19 +213,18 @@ class Database:
                 raise
             raise Conflict("Somebody else changed this at the same moment; try again.") from error
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            logger.warning("the database failed: %s", _cause(error))
+            details = self._told(error)
             if getattr(getattr(error, "orig", None), "pgcode", None) == _TIMED_OUT:
                 raise QueryTooSlow from error
-            raise DatabaseUnavailable(_explained(error)) from error
+            raise DatabaseUnavailable(details) from error
         except UnicodeDecodeError as error:
             # How psycopg2 fails on an error message that is noise; nothing of ours decodes in here.
             logger.warning("the database said something that is no text")
             raise DatabaseUnavailable from error
         except DBAPIError as error:
-            if (details := _explained(error)) is None and not error.connection_invalidated:
+            if _explained(error) is None and not error.connection_invalidated:
                 raise
-            logger.warning("the database failed: %s", _cause(error))
-            raise DatabaseUnavailable(details) from error
+            raise DatabaseUnavailable(self._told(error)) from error
 
     def on_commit(
         self, before: Callable[[Session], None], after: Callable[[Session], None]
@@ -233,6 +233,13 @@ class Database:
         prevents it; `after` may not use the session."""
         event.listen(self._writer, "before_commit", before)
         event.listen(self._writer, "after_commit", after)
+
+    def _told(self, error: Exception) -> str | None:
+        """Log what failed; returns what is wrong with the database itself, if that is it."""
+        logger.warning("the database failed: %s", _cause(error))
+        if (details := _explained(error)) == _FULL:
+            self.disk_was_full = True
+        return details
 
     def connections_in_use(self) -> int:
         """Connections checked out of the pool at this moment."""

@@ -11,7 +11,14 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import SecretStr
 
-from on_api.core.errors import BlocksMissing, InsufficientStorage, NodeError, NodeTruncated
+from on_api.core.errors import (
+    BlocksMissing,
+    InsufficientStorage,
+    NodeError,
+    NodeTimeout,
+    NodeTruncated,
+)
+from on_api.core.ipfs.formats.bundle import make_bundle
 from on_api.core.ipfs.formats.car import CarError, CarReader
 from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.formats.dag import DAG_CBOR, DagError
@@ -22,8 +29,9 @@ from on_api.core.settings import Settings
 from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, Kubo
 from on_api.tests.contract.faulty_node import Exchange, faulty_node, hangs, hangs_up, line, says
+from on_api.tests.contract.rpc_proxy import held_rpc
 from on_api.tests.contract.test_ipfs_node import source, unpinned
-from on_api.tests.dags import follow
+from on_api.tests.dags import block_of, follow
 
 pytestmark = pytest.mark.anyio
 
@@ -71,6 +79,31 @@ async def test_a_hole(node: KuboNode, blocks: Blockstore, place: int) -> None:
             await node.dag_stat(cid)
         with pytest.raises((CarError, DagError, NodeError)):
             await walk(node, cid)
+
+
+@pytest.mark.parametrize(
+    ("hole", "stall_timeout"), [("root", 600), ("member", 2)], ids=["root", "member"]
+)
+async def test_a_hole_in_a_bundle_before_it_is_pinned(
+    kubo: Kubo, blocks: Blockstore, hole: str, stall_timeout: int
+) -> None:
+    """The node isn't asked to look for the root elsewhere; for what is below it looks, and is
+    waited for as long as for any transfer that has stalled."""
+    parts = [block_of(os.urandom(size)) for size in (100, 200)]
+    bundle = make_bundle(parts, os.urandom(16))
+    with held_rpc(str(kubo.ipfs.rpc_url)) as rpc:
+        gate = rpc.hold("pin/add")
+        changes = {"rpc_url": rpc.url, "stall_timeout": stall_timeout}
+        ipfs = kubo.ipfs.model_copy(update=changes)
+        settings = Settings(_env_file=None, ipfs=ipfs, secret_key=SecretStr("x" * 32))
+        async with KuboNode(settings, RPC_SECRET) as node, asyncio.timeout(60):
+            storing = asyncio.create_task(node.store_bundle(bundle, pin_name="on-api/test/holed"))
+            await asyncio.to_thread(gate.wait_until_reached)
+            blocks.take(str({"root": bundle.cid, "member": parts[1][0]}[hole]))
+            gate.open()
+            with pytest.raises(NodeTimeout if hole == "member" else BlocksMissing):
+                await storing
+            assert await node.pin_status(str(bundle.cid)) is None
 
 
 async def test_a_hole_under_a_pin(node: KuboNode, blocks: Blockstore) -> None:

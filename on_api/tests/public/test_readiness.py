@@ -12,23 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database
-from on_api.core.services.upkeep.readiness import DEADLINE
+from on_api.core.services.upkeep.readiness import DEADLINE, FRESH_SECONDS
 from on_api.core.setting_groups import DatabaseSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until
+from on_api.tests.postgres import running_postgres
 
 SOON = 10
 """Seconds: far more than the deadline, on any machine, and far less than what hangs."""
@@ -211,27 +212,47 @@ def test_a_locked_sqlite(
         until(lambda: client.get("/readyz").status_code == 200, "all is well again", 60)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system, as root"
-)
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of its own, in memory."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounts a small file system, as root")
+    folder.mkdir()
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["/bin/umount", str(folder)], check=True)
+
+
+def refusal(client: httpx.Client) -> str | None:
+    """Why an upload is refused; None when it is not."""
+    answer = client.put("/v1/files?name=x", content=os.urandom(50))
+    return None if answer.status_code == 201 else str(answer.json()["error"]["details"])
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all the room there is."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(1024 * 1024)):
+            pass
+    return filler
+
+
 def test_a_full_disk_below_sqlite(
     sqlite_database: DatabaseMaker, kubo: Kubo, tmp_path: Path
 ) -> None:
     """It is told before an upload finds out, and well again when there is room."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("may not mount a file system here")
-    try:
+    with small_disk(tmp_path / "disk", 32) as folder:
         database = folder / "on-api.db"
         database.write_bytes(Path(str(make_url(sqlite_database()).database)).read_bytes())
         settings = make_settings(tmp_path, f"sqlite:///{database}", ipfs=kubo.ipfs)
         with Server(settings) as server, server.client() as client:
             until(lambda: client.get("/readyz").status_code == 200, "all is well")
-            filler = folder / "filler"
-            with suppress(OSError):
-                filler.write_bytes(bytes(64 * 1024 * 1024))
+            filler = fill(folder)
             answer = until(
                 lambda: a if (a := asked(client)).status_code == 503 else None, "it is noticed"
             )
@@ -239,5 +260,47 @@ def test_a_full_disk_below_sqlite(
             assert "full" in failed(answer)["writes"]
             filler.unlink()
             until(lambda: client.get("/readyz").status_code == 200, "all is well again")
-    finally:
-        subprocess.run(["/bin/umount", str(folder)], check=True)
+
+
+def without_temporary_tables(url: str) -> str:
+    """The same database by a role that may make none."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg2"))
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE ROLE plain LOGIN",
+            f"REVOKE TEMPORARY ON DATABASE {make_url(url).database} FROM PUBLIC",
+            "GRANT ALL ON ALL TABLES IN SCHEMA public TO plain",
+            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO plain",
+        ):
+            connection.execute(text(statement))
+    engine.dispose()
+    return make_url(url).set(username="plain").render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_a_full_disk_below_postgresql(kubo: Kubo, tmp_path: Path, privileged: bool) -> None:
+    """It is told from the first write on that found none, and until there is room again; without
+    the privilege of making temporary tables, well again at once."""
+    with (
+        small_disk(tmp_path / "disk", 160) as folder,
+        running_postgres(folder) as postgres,
+    ):
+        url = DatabaseMaker(tmp_path, postgres.url)()
+        if not privileged:
+            url = without_temporary_tables(url)
+        settings = make_settings(tmp_path, url, ipfs=kubo.ipfs)
+        with Server(settings) as server, server.client() as client:
+            account = server.new_user()
+            until(lambda: client.get("/readyz").status_code == 200, "all is well")
+            filler = fill(folder)
+            with account.client as user:
+                refused = until(lambda: refusal(user), "an upload is refused")
+                assert refused == "The database's disk is full."
+                if privileged:
+                    until(lambda: "writes" in failed(asked(client)), "it is noticed")
+                    noticed = time.monotonic()
+                    while time.monotonic() < noticed + 3 * FRESH_SECONDS:  # three looks
+                        assert "full" in failed(asked(client))["writes"]
+                filler.unlink()
+                until(lambda: client.get("/readyz").status_code == 200, "all is well again")
+                assert user.put("/v1/files?name=x", content=b"after").status_code == 201

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
-from sqlalchemy import update
+from sqlalchemy import text, update
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
 
 from on_api.core.crypto.secrets import Keyring
 from on_api.core.errors import NodeError, OnApiError
@@ -37,6 +39,12 @@ FRESH_SECONDS = 1.0
 """What was seen is told again for so long."""
 LEAST_FREE = 8 * 1024 * 1024
 """Bytes that SQLite's disk must have left: its log alone grows to 4 MiB before it is reused."""
+
+_TAKE_ROOM = text(
+    "CREATE TEMPORARY TABLE on_api_takes_room ON COMMIT DROP AS"
+    " SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000)"
+)
+"""Has PostgreSQL write a megabyte to a file of its own, without its log."""
 
 EMPTY_FILE = "bafkqaaa"
 """An identity CID, which is its own content: every gateway has it."""
@@ -226,13 +234,24 @@ async def gateway_problem(node: IpfsNode) -> str | None:
 
 def _check_writes(database: Database) -> Sequence[Check]:
     """Write a row to what it is, and take it back: nothing goes to the disk, and nobody hears of
-    it."""
+    it. PostgreSQL has to take room besides, once its disk was full, and until it can again."""
     with suppress(_TakenBackError), database.session_scope() as session:
         session.execute(update(Deployment).values(id=Deployment.id))
+        if database.is_postgresql and database.disk_was_full:
+            _take_room(session)
         raise _TakenBackError
+    database.disk_was_full = False
     if (file := database.file) is not None and (free := _free_bytes(file)) < LEAST_FREE:
         return [Check("writes", ok=False, details=f"the database's disk is full: {free} bytes")]
     return [Check("writes", ok=True, details="possible")]
+
+
+def _take_room(session: Session) -> None:
+    try:
+        session.execute(_TAKE_ROOM)
+    except ProgrammingError:
+        # This role may make no temporary tables: the next write that fails tells again.
+        logger.info("can't see whether the database's disk is full without the TEMPORARY privilege")
 
 
 def _free_bytes(file: Path) -> int:
