@@ -20,15 +20,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 30.0
-"""Seconds before one is started again: the first, doubled at each next one, and the most."""
+RESTARTS = Backoff(first=0.2, longest=30.0)
 STEADY_AFTER = 60.0
-"""Seconds up after which the next restart begins with `FIRST_PAUSE` again."""
+"""Seconds up after which a process's failures are counted from 1 again."""
 PATIENCE_SECONDS = 15.0
 """How much longer than their transfers may take they are waited for at the end."""
 
@@ -47,7 +46,8 @@ class _Member:
     line: socket.socket | None = None
     is_up: bool = False
     began: float = 0.0
-    pause: float = FIRST_PAUSE
+    failures: int = 0
+    """Ends and failed starts in a row."""
     due: float = 0.0
     """When it is to be started, on the clock of `time.monotonic`."""
 
@@ -145,16 +145,16 @@ class Crew:
         if not self._was_up:
             raise StartupError("The API could not start; the log above says why.")
         if member.is_up and time.monotonic() - member.began >= STEADY_AFTER:
-            member.pause = FIRST_PAUSE
+            member.failures = 0
         pause = self._put_off(member)
         logger.warning(
             "serving process %d ended (code %s); another one in %.1f s", member.number, code, pause
         )
 
     def _put_off(self, member: _Member) -> float:
-        """Have it started after its pause, which is returned, and the next time after a longer
-        one."""
-        pause, member.pause = member.pause, min(member.pause * 2, LONGEST_PAUSE)
+        """Have it started after its pause, which is returned."""
+        member.failures += 1
+        pause = RESTARTS.pause(member.failures)
         member.due = time.monotonic() + pause
         return pause
 

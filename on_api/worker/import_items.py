@@ -19,6 +19,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import (
     DatabaseUnavailable,
     InsufficientFunds,
@@ -55,7 +56,7 @@ LOCAL = "local"
 MADE_HERE = "made here"
 ATTEMPTS = 5
 """At an item that fails for a reason that passes."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+RETRIES = Backoff(first=0.5, longest=30.0)
 """Seconds between them: the first, doubled at each next one, and the most."""
 DISCOURAGING = 3
 """Items in a row that IPFS did not bring, after which the gateway is asked first."""
@@ -108,7 +109,7 @@ class Mover:
                 await self._fail(item, FULL)
             except OnApiError as error:
                 if _passes(error) and attempt < ATTEMPTS and time.monotonic() < self._ends_at(item):
-                    await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempt - 1)))
+                    await asyncio.sleep(RETRIES.pause(attempt))
                     continue
                 if isinstance(error, DatabaseUnavailable):
                     raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +17,7 @@ from typing import TypeVar
 from anyio import CancelScope, CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import (
     AddressRefused,
     BadRequest,
@@ -47,7 +47,7 @@ BEAT_SECONDS = 1.0
 SLICE_SECONDS = 60.0
 """After which an import makes way, if others wait."""
 FIRST_PAUSE = 2.0
-"""Seconds until a list is read on after an error that passes: the first, doubled for the next."""
+"""Seconds until a list is read on after the first error that passes."""
 LISTING_ATTEMPTS = 3
 """At one page, before the import is given up."""
 
@@ -167,9 +167,8 @@ class _Run:
             # Ours to mend, however long that takes.
             await self._put_back(error.details, pause=longest, counted=False)
         elif isinstance(error, SourceUnavailable) and self._claim.attempts < LISTING_ATTEMPTS:
-            pause = min(longest, FIRST_PAUSE * 2.0 ** (self._claim.attempts - 1))
-            # Jitter: those that came together don't come again together.
-            await self._put_back(error.details, pause=pause * random.uniform(0.5, 1.0))  # noqa: S311
+            pause = Backoff(FIRST_PAUSE, longest).jittered(self._claim.attempts)
+            await self._put_back(error.details, pause=pause)
         else:
             await self._give_up(_sentence(error))
 

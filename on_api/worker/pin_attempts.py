@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Coroutine
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import (
     BlocksMissing,
     InsufficientFunds,
@@ -44,9 +44,7 @@ LOCAL_AT_ONCE = 32
 """Pins that are looked for one by one on the node itself."""
 LOOK_SECONDS = 1.0
 """Between two looks at a fetch."""
-FIRST_PAUSE = 5.0
-LONGEST_PAUSE = 600.0
-"""Seconds until a fetch is tried again: the first, doubled at each next one, and the most."""
+FETCHES = Backoff(first=5.0, longest=600.0)
 NODE_PAUSE = 2.0
 LAST_ATTEMPT = 1.0
 """Seconds before a pin's deadline in which no further attempt is begun."""
@@ -169,10 +167,10 @@ class PinAttempts:
         except BlocksMissing as error:
             if not fetch:
                 raise
-            raise self._again(claim, error.details, self._pause(claim)) from None
+            raise self._again(claim, error.details, FETCHES.jittered(claim.attempts)) from None
         except NodeTruncated as error:
             # It was restarted, most likely.
-            raise self._again(claim, error.details, self._pause(claim)) from None
+            raise self._again(claim, error.details, FETCHES.jittered(claim.attempts)) from None
         except NodeError as error:
             # The same answer as last time is the node's last word.
             if claim.attempts >= REFUSALS_ALLOWED and claim.details == error.details:
@@ -237,7 +235,9 @@ class PinAttempts:
                 if work.stat and claim.room is not None and work.stat.size > claim.room:
                     raise InsufficientFunds
                 if time.monotonic() >= ends_at or loop.time() - work.moved_at >= patience:
-                    raise self._again(claim, _standstill(work.stat), self._pause(claim))
+                    raise self._again(
+                        claim, _standstill(work.stat), FETCHES.jittered(claim.attempts)
+                    )
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -249,11 +249,6 @@ class PinAttempts:
             tried = _duration(self._settings.pins.deadline)
             return _GiveUp(f"{details} It was tried for {tried}.")
         return _Stop(details, pause=min(pause, left / 2))
-
-    def _pause(self, claim: Claim) -> float:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(claim.attempts - 1, 10))
-        # Jitter: those that came together don't come again together.
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
 
     async def _record(self, claim: Claim, stat: DagStat) -> None:
         secured: dict[str, int] = {}

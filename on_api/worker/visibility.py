@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -17,6 +16,7 @@ from typing import TypeVar
 from anyio import CancelScope, to_thread
 from sqlalchemy.orm import Session
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import (
     BlocksMissing,
     ContentDamaged,
@@ -51,7 +51,7 @@ PATIENCE = timedelta(days=7)
 """From the request to the last attempt."""
 REFUSALS_ALLOWED = 3
 """Attempts at what the node can't give as it was stored."""
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 600.0
+ATTEMPTS = Backoff(first=2.0, longest=600.0)
 """Seconds until the next attempt: the first, doubled at each next one, and the most."""
 
 
@@ -199,9 +199,7 @@ class _Attempt:
                 logger.warning("the change of file %s failed: %s", job.file_id, error.details)
                 await self._in_database(lambda s: visibility.give_up(s, job, error.details))
                 return
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(job.attempts - 1, 10))
-            # Jitter: those that came together don't come again together.
-            await self._put_back(error.details, pause=pause * random.uniform(0.5, 1.0))  # noqa: S311
+            await self._put_back(error.details, pause=ATTEMPTS.jittered(job.attempts))
         except OnApiError as failure:
             # The database, most likely: the lease ends and another attempt begins.
             logger.warning("a change is left to its lease: %s", failure.details)

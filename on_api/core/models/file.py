@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from on_api.core.models.content import CID_LENGTH
 from on_api.core.models.database import Base, new_id, utc_now
+from on_api.core.models.leased_job import LeasedJob
 
 NAME_LENGTH = 255
 MEDIA_TYPE_LENGTH = 255
@@ -74,21 +75,17 @@ class File(Base):
     )
 
 
-class VisibilityChange(Base):
+class VisibilityChange(LeasedJob, Base):
     """A file that is to become private or public: its bytes are stored anew as a job."""
 
     __tablename__ = "visibility_changes"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
     file_id: Mapped[uuid.UUID] = mapped_column(
         ForeignKey("files.id", ondelete="CASCADE"), unique=True
     )
     user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     visibility: Mapped[str] = mapped_column(String(8))
-    attempts: Mapped[int] = mapped_column(default=0)
     due_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
-    lease_token: Mapped[uuid.UUID | None] = mapped_column()
-    lease_until: Mapped[datetime | None] = mapped_column()
     details: Mapped[str | None] = mapped_column(String(500))
     """Why it waits, for a person."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

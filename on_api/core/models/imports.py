@@ -20,6 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from on_api.core.models.content import CID_LENGTH
 from on_api.core.models.database import Base, new_id, utc_now
+from on_api.core.models.leased_job import LeasedJob
 
 REASON_LENGTH = 500
 URL_LENGTH = 2048
@@ -42,7 +43,7 @@ SKIPPED = "skipped"
 _DUE = text("due_at IS NOT NULL")
 
 
-class Import(Base):
+class Import(LeasedJob, Base):
     """One import. `due_at` is set while there is work for a worker: reading the source's list
     (until `listed_at`), then, once it is `running`, moving its items.
 
@@ -52,7 +53,6 @@ class Import(Base):
 
     __tablename__ = "imports"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
     user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     key_id: Mapped[uuid.UUID | None] = mapped_column()
     kind: Mapped[str] = mapped_column(String(16))
@@ -86,10 +86,6 @@ class Import(Base):
     here_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Of `known_bytes`, those of such items."""
 
-    due_at: Mapped[datetime | None] = mapped_column()
-    attempts: Mapped[int] = mapped_column(default=0)
-    lease_token: Mapped[uuid.UUID | None] = mapped_column()
-    lease_until: Mapped[datetime | None] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()

@@ -17,7 +17,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from on_api.core.models.content import CID_LENGTH
-from on_api.core.models.database import Base, new_id, utc_now
+from on_api.core.models.database import Base, utc_now
+from on_api.core.models.leased_job import LeasedJob
 
 PIN_NAME_LENGTH = 255
 DETAILS_LENGTH = 500
@@ -31,7 +32,7 @@ _UNDER_WAY = text("status IN ('queued', 'pinning')")
 _LEASED = text("lease_until IS NOT NULL")
 
 
-class Pin(Base):
+class Pin(LeasedJob, Base):
     """One pin request. Once `pinned` it is a reference to its content; before, a job with a lease.
 
     `created_at` has milliseconds and rises strictly per user. A pin that was removed while it was
@@ -40,7 +41,6 @@ class Pin(Base):
 
     __tablename__ = "pins"
 
-    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_id)
     user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     cid: Mapped[str] = mapped_column(String(CID_LENGTH))
     source_cid: Mapped[str] = mapped_column(String(CID_LENGTH))
@@ -57,14 +57,10 @@ class Pin(Base):
     """The pin that replaces this one: its content is held until that one has an end."""
 
     due_at: Mapped[datetime] = mapped_column(default=utc_now)
-    """When to try (again)."""
     deadline_at: Mapped[datetime] = mapped_column()
     """When trying ends."""
-    attempts: Mapped[int] = mapped_column(default=0)
     needs_fetch: Mapped[bool] = mapped_column(default=False)
     """Its blocks were looked for on the node and are not all there."""
-    lease_token: Mapped[uuid.UUID | None] = mapped_column()
-    lease_until: Mapped[datetime | None] = mapped_column()
     dag_size: Mapped[int | None] = mapped_column(BigInteger)
     """Bytes of the DAG: so far while pinning, all of them once pinned."""
     blocks: Mapped[int | None] = mapped_column(BigInteger)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import httpcore
 import httpx
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import AddressRefused
 from on_api.core.net.addresses import is_public
 from on_api.core.net.checked_connections import CheckedTransport, LookUp, look_up
@@ -138,8 +138,8 @@ class Outbound:
 
     async def pause(self, tries: int) -> None:
         """Wait before another try, after `tries` of them."""
-        pause = min(self.limits.longest_pause, self._first_pause * 2.0**tries)
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+        backoff = Backoff(self._first_pause, self.limits.longest_pause)
+        await asyncio.sleep(backoff.jittered(tries + 1))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.daemon import process as node_module
 from on_api.core.ipfs.daemon.binary import kubo_binary
@@ -282,8 +283,7 @@ def test_kubo_keeps_dying(
     node: ManagedNode, talk: Talk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is tried again, ever more rarely, until the cause is mended; a stop doesn't wait."""
-    monkeypatch.setattr(node_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(node_module, "LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr(node_module, "RESTARTS", Backoff(first=0.01, longest=0.04))
     with node, caplog.at_level(logging.WARNING):
         spec = node.repo / "datastore_spec"
         good = spec.read_text()
@@ -294,7 +294,7 @@ def test_kubo_keeps_dying(
         assert "does not match what is on disk" in caplog.text
         spec.write_text(good)
         until(talk.is_up, "Kubo is back")
-        monkeypatch.setattr(node_module, "LONGEST_PAUSE", 60.0)
+        monkeypatch.setattr(node_module, "RESTARTS", Backoff(first=0.01, longest=60.0))
         spec.write_text("{}")
         os.kill(node.pid, signal.SIGKILL)
         count = node.restarts

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.ipfs.daemon.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
@@ -30,12 +31,10 @@ from on_api.core.setting_groups import MIB, NodeSettings
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-"""Seconds before a restart: the first, doubled at each next one, and the most."""
+RESTARTS = Backoff(first=0.5, longest=30.0)
 
 STEADY_AFTER = 60.0
-"""Seconds up after which the next restart begins with `FIRST_PAUSE` again."""
+"""Seconds up after which failures are counted from 1 again."""
 
 MAX_LOG = 10 * MIB
 """Bytes of node.log above which it is moved to node.log.1 when Kubo is started."""
@@ -171,17 +170,17 @@ class ManagedNode:
 
     def _keep_up(self, binary: Path) -> None:
         """Start Kubo again whenever it has died, until a stop is asked for."""
-        pause = FIRST_PAUSE
+        failures = 0
         while True:
             began = time.monotonic()
             self._wait_for_its_end()
             if time.monotonic() - began >= STEADY_AFTER:
-                pause = FIRST_PAUSE
+                failures = 0
             up = False
             while not up:
-                if self._stopping.wait(pause):
+                failures += 1
+                if self._stopping.wait(RESTARTS.pause(failures)):
                     return
-                pause = min(pause * 2, LONGEST_PAUSE)
                 up = self._relaunch(binary)
 
     def _relaunch(self, binary: Path) -> bool:

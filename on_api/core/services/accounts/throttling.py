@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
+from on_api.core.backoff import Backoff
 from on_api.core.errors import OnApiError, TooManyRequests
 from on_api.core.models import Database, PasswordThrottle
 from on_api.core.models.database import insert_or_lock, moment_of
@@ -27,8 +28,8 @@ from on_api.core.models.throttle import EVERYWHERE
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.setting_groups import AuthSettings
 
-LONGEST_PAUSE = timedelta(hours=1)
-"""Of one network."""
+LONGEST_PAUSE_SECONDS = 3600.0
+"""For one network."""
 GUESSES_PER_PAUSE = 20
 PAUSE_OF_ALL = timedelta(seconds=2)
 MEMORY_OF_ALL = timedelta(hours=1)
@@ -106,8 +107,8 @@ class Throttle:
             here.failures += 1
             over = here.failures - self._settings.failures_allowed
             if over >= 0:
-                pause = timedelta(seconds=self._settings.failure_pause * 2 ** min(over, 16))
-                here.blocked_until = now + min(pause, LONGEST_PAUSE)
+                backoff = Backoff(self._settings.failure_pause, LONGEST_PAUSE_SECONDS)
+                here.blocked_until = now + timedelta(seconds=backoff.pause(over + 1))
             if everywhere.updated_at < now - MEMORY_OF_ALL:
                 everywhere.failures = 0
             everywhere.failures += 1

@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Conflict, Unauthorized
 from on_api.core.ipfs.port import Added
 from on_api.core.models import File, User, VisibilityChange
-from on_api.core.models.database import database_now, moment_of, new_id
+from on_api.core.models.database import moment_of, new_id
 from on_api.core.models.file import FOR_OWNER, PRIVATE, PUBLIC
 from on_api.core.services.content import contents
 from on_api.core.services.content.leases import LeaseHandle, LeaseService
 from on_api.core.services.files.files import get_file
 from on_api.core.services.files.private_files import Sealing, columns_of
-from on_api.core.services.shared import events
+from on_api.core.services.shared import events, leased_jobs
 
 NOTICES = {
     PRIVATE: "Until now everyone who knew the CID could have the bytes: whoever has copied them "
@@ -112,7 +112,7 @@ class VisibilityService:
             .where(File.id == job.file_id, File.user_id == job.user_id, File.cid == old_cid)
             .with_for_update()
         )
-        change = _mine(session, job)
+        change = leased_jobs.claimed(session, VisibilityChange, job)
         if file is None or change is None:
             return False
         if session.get_one(User, job.user_id).deleted_at is not None:
@@ -147,26 +147,19 @@ def has_failed(change: VisibilityChange) -> bool:
 
 
 def any_due(session: Session) -> bool:
-    """Asked by reading alone: on SQLite looking must not take the writer's place."""
-    return bool(session.scalar(select(exists().where(_is_due()))))
+    """Asked by reading alone, before `claim`."""
+    return leased_jobs.any_due(session, VisibilityChange)
 
 
 def claim(session: Session, life: timedelta) -> Job | None:
     """Take the job that has been due for longest, for `life`."""
-    change = session.scalar(
-        select(VisibilityChange)
-        .where(_is_due())
-        .order_by(VisibilityChange.due_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if change is None:
+    claimed = leased_jobs.claim(session, VisibilityChange, life)
+    if claimed is None:
         return None
-    change.lease_token, change.lease_until = new_id(), database_now(life)
-    change.attempts += 1
+    change, token = claimed
     return Job(
         id=change.id,
-        token=change.lease_token,
+        token=token,
         user_id=change.user_id,
         file_id=change.file_id,
         visibility=change.visibility,
@@ -177,13 +170,7 @@ def claim(session: Session, life: timedelta) -> Job | None:
 
 def renew(session: Session, job: Job, life: timedelta) -> bool:
     """Keep a job. False when it was lost, or is not wanted any more."""
-    kept = session.scalar(
-        update(VisibilityChange)
-        .where(VisibilityChange.id == job.id, VisibilityChange.lease_token == job.token)
-        .values(lease_until=database_now(life))
-        .returning(VisibilityChange.id)
-    )
-    return kept is not None
+    return leased_jobs.renew(session, VisibilityChange, job, life)
 
 
 def put_back(
@@ -191,38 +178,19 @@ def put_back(
 ) -> None:
     """Give a job back to the queue; nothing if it was lost. `counted=False`: as if it had not been
     tried."""
-    change = _mine(session, job)
+    change = leased_jobs.claimed(session, VisibilityChange, job)
     if change is not None:
-        change.lease_token = change.lease_until = None
-        change.due_at = database_now(due_in)
+        leased_jobs.put_back(change, due_in=due_in, counted=counted)
         change.details = None if details is None else details[:DETAILS_LENGTH]
-        change.attempts -= not counted
 
 
 def give_up(session: Session, job: Job, details: str) -> None:
     """End a job as failed, saying why; nothing if it was lost."""
-    change = _mine(session, job)
+    change = leased_jobs.claimed(session, VisibilityChange, job)
     if change is not None:
-        change.lease_token = change.lease_until = None
+        change.release()
         change.due_at, change.details = NEVER, details[:DETAILS_LENGTH]
         events.record(
             session, job.user_id, "file.change_failed", job.file_id,
             visibility=job.visibility, details=change.details,
         )  # fmt: skip
-
-
-def _is_due() -> ColumnElement[bool]:
-    now = database_now()
-    return and_(
-        VisibilityChange.due_at <= now,
-        or_(VisibilityChange.lease_until.is_(None), VisibilityChange.lease_until < now),
-    )
-
-
-def _mine(session: Session, job: Job) -> VisibilityChange | None:
-    return session.scalar(
-        select(VisibilityChange)
-        .where(VisibilityChange.id == job.id, VisibilityChange.lease_token == job.token)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, aliased
 
@@ -25,7 +25,7 @@ from on_api.core.models.database import database_now, dialect_of, moment_of, new
 from on_api.core.models.pin import DETAILS_LENGTH, FAILED, PINNING, QUEUED
 from on_api.core.services.content import contents, leftovers
 from on_api.core.services.pins import pins
-from on_api.core.services.shared import events
+from on_api.core.services.shared import events, leased_jobs
 
 UNDER_WAY = (QUEUED, PINNING)
 MOST_COUNTED = 10_000
@@ -174,7 +174,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
     Raises `contents.NotSecuredError`, or `InsufficientFunds` when it is more than the quota allows.
     """
     usage = _lock_usage(session, claim)
-    pin = _mine(session, claim)
+    pin = leased_jobs.claimed(session, Pin, claim)
     if usage is None or pin is None:
         leftovers.leave(session, claim.id, [claim.cid])
         return False
@@ -196,7 +196,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
 def fail(session: Session, claim: Claim, details: str) -> bool:
     """Give a pin up for good, saying why. False when the claim was lost or the pin was removed."""
     usage = _lock_usage(session, claim)
-    pin = _mine(session, claim)
+    pin = leased_jobs.claimed(session, Pin, claim)
     if usage is None or pin is None:
         leftovers.leave(session, claim.id, [claim.cid])
         return False
@@ -206,7 +206,7 @@ def fail(session: Session, claim: Claim, details: str) -> bool:
     pins.release_kept(session, usage, pin.id)
     leftovers.leave(session, pin.id, [pin.cid])
     pin.status, pin.details = FAILED, details[:DETAILS_LENGTH]
-    pin.lease_token = pin.lease_until = None
+    pin.release()
     events.record(session, pin.user_id, "pin.failed", pin.id, cid=pin.cid, details=pin.details)
     return True
 
@@ -223,19 +223,17 @@ def put_back(
     """Give a pin back to the queue; nothing if the claim was lost. `counted=False`: as if it had
     not been tried."""
     usage = _lock_usage(session, claim)
-    pin = _mine(session, claim)
+    pin = leased_jobs.claimed(session, Pin, claim)
     if usage is None or pin is None:
         leftovers.leave(session, claim.id, [claim.cid])
         return
     if pin.removed_at is not None:
         _end_removed(session, usage, pin)
         return
-    pin.status, pin.due_at = QUEUED, database_now(due_in)
-    pin.lease_token = pin.lease_until = None
+    leased_jobs.put_back(pin, due_in=due_in, counted=counted)
+    pin.status = QUEUED
     pin.needs_fetch = pin.needs_fetch or needs_fetch
     pin.details = None if details is None else details[:DETAILS_LENGTH]
-    if not counted:
-        pin.attempts -= 1
 
 
 def queue_length(session: Session) -> int:
@@ -246,13 +244,11 @@ def queue_length(session: Session) -> int:
 
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:
     """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
-    now = database_now()
     return and_(
         _IS_UNDER_WAY,
         Pin.needs_fetch.is_(fetch),
-        Pin.due_at <= now,
-        or_(Pin.lease_until.is_(None), Pin.lease_until < now),
-        ~exists().where(_IS_ANOTHER, _other.lease_until > now),
+        leased_jobs.is_due(Pin),
+        ~exists().where(_IS_ANOTHER, _other.lease_until > database_now()),
     )
 
 
@@ -297,12 +293,3 @@ def _lock_usage(session: Session, claim: Claim) -> UserUsage | None:
         return contents.lock_usage(session, claim.user_id)
     except Unauthorized:  # deleted meanwhile, and its pins with it
         return None
-
-
-def _mine(session: Session, claim: Claim) -> Pin | None:
-    return session.scalar(
-        select(Pin)
-        .where(Pin.id == claim.id, Pin.lease_token == claim.token)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )

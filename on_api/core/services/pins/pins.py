@@ -229,7 +229,7 @@ class PinService:
 def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
     """The reference was added: the pin shows it, and what it replaced is let go."""
     pin.status, pin.dag_size, pin.details = PINNED_STATUS, dag_size, None
-    pin.lease_token = pin.lease_until = None
+    pin.release()
     usage.pinned_count += 1
     events.record(session, pin.user_id, "pin.pinned", pin.id, cid=pin.cid)
     session.flush()

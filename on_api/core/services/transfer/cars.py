@@ -36,7 +36,7 @@ from on_api.core.services.content.leases import UPLOAD, Holder, LeaseHandle, Lea
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.content.walking import DamagedError, read_dag
 from on_api.core.services.pins.pins import PinRequest, PinService
-from on_api.core.services.shared import events
+from on_api.core.services.shared import events, leased_jobs
 from on_api.core.services.shared.renewal import renewed
 from on_api.core.services.transfer import jobs as import_jobs
 from on_api.core.services.transfer.imports import find_import
@@ -221,7 +221,7 @@ class CarImports:
                 row.known_bytes += root.stat.size
             row.status, row.error = DONE, None
             row.listed_at = row.finished_at = utc_now()
-            row.lease_token = row.lease_until = None
+            row.release()
             events.record(session, row.user_id, "import.done", row.id, done=row.done, failed=0)
             self._leases.close(session, lease, usage, received)
             session.flush()
@@ -242,9 +242,7 @@ class CarImports:
             raise Conflict("This import waits for no CAR.")
         if row.lease_until is not None and row.lease_until > moment_of(session):
             raise Conflict("A CAR is being sent to this import already.")
-        token = row.lease_token = new_id()
-        row.lease_until = database_now(self._life)
-        return token
+        return leased_jobs.lease(row, self._life)
 
     def _renew(self, import_id: uuid.UUID, token: uuid.UUID) -> None:
         with self._database.session_scope() as session:
@@ -261,7 +259,7 @@ class CarImports:
 
         def free(session: Session) -> None:
             row = _mine(session, import_id, token)
-            row.lease_token = row.lease_until = None
+            row.release()
             row.error = error.details if isinstance(error, OnApiError) else "It was broken off."
 
         try:

@@ -258,7 +258,8 @@ class ImportService:
 
     def _stop(self, session: Session, row: Import) -> None:
         """Take it from its worker, with what was under way: a few items at most."""
-        row.lease_token = row.lease_until = row.due_at = None
+        row.release()
+        row.due_at = None
         moving = session.scalars(
             select(ImportItem).where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
         ).all()

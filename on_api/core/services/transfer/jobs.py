@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import Unauthorized
 from on_api.core.ipfs.port import DagStat
 from on_api.core.models import File, Import, ImportItem, Pin, User, UserUsage
-from on_api.core.models.database import database_now, new_id, utc_now
+from on_api.core.models.database import utc_now
 from on_api.core.models.imports import (
     DONE,
     DRAFT,
@@ -33,8 +33,9 @@ from on_api.core.models.imports import (
 )
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services.content import contents
-from on_api.core.services.shared import events
+from on_api.core.services.shared import events, leased_jobs
 
+_IS_UNDER_WAY = Import.status.in_((DRAFT, RUNNING))
 ALIKE = 100
 """Pins or files of one content and name that are looked through for one that is the same."""
 
@@ -92,27 +93,19 @@ class PinState:
 
 
 def any_due(session: Session) -> bool:
-    """Asked by reading alone: on SQLite looking must not take the writer's place."""
-    return bool(session.scalar(select(exists().where(_is_due()))))
+    """Asked by reading alone, before `claim`."""
+    return leased_jobs.any_due(session, Import, _IS_UNDER_WAY)
 
 
 def claim(session: Session, life: timedelta) -> Claim | None:
     """Take the import that has been due for longest, for `life`."""
-    row = session.scalar(
-        select(Import)
-        .where(_is_due())
-        .order_by(Import.due_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if row is None:
+    claimed = leased_jobs.claim(session, Import, life, _IS_UNDER_WAY)
+    if claimed is None:
         return None
-    row.lease_token, row.lease_until = new_id(), database_now(life)
-    row.attempts += 1
-    session.flush()
+    row, token = claimed
     return Claim(
         id=row.id,
-        token=row.lease_token,
+        token=token,
         user_id=row.user_id,
         kind=row.kind,
         status=row.status,
@@ -131,13 +124,7 @@ def renew(
 ) -> bool:
     """Keep an import, and show what has come of items from a gateway. False when it was lost, or
     is not wanted any more."""
-    kept = session.scalar(
-        update(Import)
-        .where(Import.id == claim.id, Import.lease_token == claim.token)
-        .values(lease_until=database_now(life))
-        .returning(Import.id)
-    )
-    if kept is None:
+    if not leased_jobs.renew(session, Import, claim, life):
         return False
     for item_id, stat in seen.items():
         session.execute(
@@ -313,19 +300,13 @@ def put_back(
         row = lock(session, claim)
     except LostError:
         return
-    row.lease_token = row.lease_until = None
-    row.due_at = database_now(due_in)
+    leased_jobs.put_back(row, due_in=due_in, counted=counted)
     row.error = None if error is None else error[:REASON_LENGTH]
-    row.attempts -= not counted
 
 
 def lock(session: Session, claim: Claim) -> Import:
     """The import, locked. Raises `LostError` when the claim is over."""
-    row = session.scalar(
-        select(Import)
-        .where(Import.id == claim.id, Import.lease_token == claim.token)
-        .with_for_update()
-    )
+    row = leased_jobs.claimed(session, Import, claim)
     if row is None:
         raise LostError
     return row
@@ -333,7 +314,8 @@ def lock(session: Session, claim: Claim) -> Import:
 
 def let_go(row: Import) -> None:
     """There is no work for a worker any more."""
-    row.lease_token = row.lease_until = row.due_at = None
+    row.release()
+    row.due_at = None
 
 
 def _as_item(row: ImportItem) -> Item:
@@ -367,12 +349,3 @@ def _end(session: Session, row: Import, status: str, error: str | None) -> None:
 
 def _seconds_since(moment: datetime | None) -> float:
     return 0.0 if moment is None else (utc_now() - moment).total_seconds()
-
-
-def _is_due() -> ColumnElement[bool]:
-    now = database_now()
-    return and_(
-        Import.due_at <= now,
-        Import.status.in_((DRAFT, RUNNING)),
-        or_(Import.lease_until.is_(None), Import.lease_until < now),
-    )

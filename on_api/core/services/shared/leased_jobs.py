@@ -1,0 +1,96 @@
+"""How a job is claimed under a lease, renewed and given back, whatever it is about.
+
+Every change asks for the lease's token: who lost it changes nothing any more. Leases are written
+and compared by the database's clock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from on_api.core.models.database import database_now, new_id
+from on_api.core.models.leased_job import LeasedJob
+
+J = TypeVar("J", bound=LeasedJob)
+
+
+class Claim(Protocol):
+    """Which job is worked on, and the token of its lease."""
+
+    @property
+    def id(self) -> uuid.UUID:
+        """The job's."""
+
+    @property
+    def token(self) -> uuid.UUID:
+        """The lease's."""
+
+
+def is_due(model: type[LeasedJob]) -> ColumnElement[bool]:
+    """Match jobs whose time has come and that nobody works on."""
+    now = database_now()
+    return and_(model.due_at <= now, or_(model.lease_until.is_(None), model.lease_until < now))
+
+
+def any_due(session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]) -> bool:
+    """Tell whether a claim would find one. By reading alone: on SQLite looking must not take the
+    writer's place."""
+    return bool(session.scalar(select(exists().where(is_due(model), *conditions))))
+
+
+def claim(
+    session: Session, model: type[J], life: timedelta, *conditions: ColumnElement[bool]
+) -> tuple[J, uuid.UUID] | None:
+    """Take the job that has been due for longest, for `life`. Returns it with its token."""
+    row = session.scalar(
+        select(model)
+        .where(is_due(model), *conditions)
+        .order_by(model.due_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if row is None:
+        return None
+    row.attempts += 1
+    token = lease(row, life)
+    session.flush()
+    return row, token
+
+
+def lease(row: LeasedJob, life: timedelta) -> uuid.UUID:
+    """Begin a lease of a row that is locked. Returns its token."""
+    row.lease_token, row.lease_until = new_id(), database_now(life)
+    return row.lease_token
+
+
+def renew(session: Session, model: type[LeasedJob], claim: Claim, life: timedelta) -> bool:
+    """Keep a job for `life` from now on. False when it was lost, or is not wanted any more."""
+    kept = session.scalar(
+        update(model)
+        .where(model.id == claim.id, model.lease_token == claim.token)
+        .values(lease_until=database_now(life))
+        .returning(model.id)
+    )
+    return kept is not None
+
+
+def claimed(session: Session, model: type[J], claim: Claim) -> J | None:
+    """Find and lock the job of a claim. None when it was lost, or is not wanted any more."""
+    return session.scalar(
+        select(model)
+        .where(model.id == claim.id, model.lease_token == claim.token)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def put_back(row: LeasedJob, *, due_in: timedelta, counted: bool = True) -> None:
+    """Give a job back to the queue. `counted=False`: as if it had not been tried."""
+    row.release()
+    row.due_at = database_now(due_in)
+    row.attempts -= not counted
