@@ -60,11 +60,11 @@ def test_workers_share_a_queue(
                     for asker in askers:
                         api.services.pins.add_many(session, asker, [PinRequest(cid)])
                         asked += 1
-        # One has not room for all; so both are at work once so many are under way.
+        # One has not room for all; so both are at work once more than it takes are under way. Not
+        # just so many as both take: a claim that meets another one's CID leaves a place free.
         gate = proxy.hold("pin/add")
         workers = [stack.enter_context(Server(working)) for _ in range(2)]
-        taken = min(count, 2 * BATCHES * MOST)
-        until(lambda: leased(api) == taken, "both are at work")
+        until(lambda: leased(api) > BATCHES * MOST, "both are at work")
         gate.open()
         begun = time.monotonic()
         until(lambda: not left(api), "the queue is empty", 60 + count / 10)
