@@ -51,7 +51,7 @@ PATIENCE = timedelta(days=7)
 """From the request to the last attempt."""
 REFUSALS_ALLOWED = 3
 """Attempts at what the node can't give as it was stored."""
-ATTEMPTS = Backoff(first=2.0, longest=600.0)
+RETRIES = Backoff(first=2.0, longest=600.0)
 """Seconds until the next attempt: the first, doubled at each next one, and the most."""
 
 
@@ -199,7 +199,7 @@ class _Attempt:
                 logger.warning("the change of file %s failed: %s", job.file_id, error.details)
                 await self._in_database(lambda s: visibility.give_up(s, job, error.details))
                 return
-            await self._put_back(error.details, pause=ATTEMPTS.jittered(job.attempts))
+            await self._put_back(error.details, pause=RETRIES.jittered(job.attempts))
         except OnApiError as failure:
             # The database, most likely: the lease ends and another attempt begins.
             logger.warning("a change is left to its lease: %s", failure.details)

@@ -4,8 +4,6 @@ freed."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,24 +12,16 @@ import pytest
 
 from on_api.tests.cli.processes import Home
 from on_api.tests.deadline import until
-
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system, as root"
-)
+from on_api.tests.small_disk import small_disk
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 96 MiB in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("may not mount a file system here")
-    yield folder
-    subprocess.run(["/bin/umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 MiB."""
+    with small_disk(tmp_path / "disk", 96) as folder:
+        yield folder
 
 
 def put(client: httpx.Client, size: int) -> httpx.Response:
@@ -40,17 +30,17 @@ def put(client: httpx.Client, size: int) -> httpx.Response:
 
 
 @pytest.mark.parametrize("min_free", [0, 20 * MIB])
-def test_full_and_freed(small_disk: Path, min_free: int) -> None:
+def test_full_and_freed(disk: Path, min_free: int) -> None:
     """With `min_free` it stops before the disk is full; without, the node's own error becomes
     507."""
-    home = Home(small_disk / "home", extra={"ON_API_NODE__MIN_FREE": str(min_free)})
+    home = Home(disk / "home", extra={"ON_API_NODE__MIN_FREE": str(min_free)})
     home.path.mkdir(mode=0o700)
     key = home.init()
     with home.serving(), home.client(key) as client:
         kept = put(client, MIB)
         assert kept.status_code == 201
-        filler = small_disk / "filler"
-        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        filler = disk / "filler"
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         with filler.open("wb") as file:
             file.write(bytes(free - min_free - 2 * MIB))
         until(lambda: refusal(client), "an upload is refused for want of room")

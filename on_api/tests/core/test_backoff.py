@@ -13,7 +13,7 @@ def test_pauses_double_up_to_the_longest() -> None:
 
 
 def test_no_pause_at_all() -> None:
-    """Who allows no pause waits for none."""
+    """A pause of nothing stays nothing, and a longest pause of nothing is kept to."""
     assert Backoff(first=0.5, longest=0.0).pause(3) == 0.0
     assert Backoff(first=0.0, longest=30.0).pause(10**9) == 0.0
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +28,7 @@ from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
 from on_api.tests.deadline import until
 from on_api.tests.postgres import running_postgres
+from on_api.tests.small_disk import small_disk
 
 SOON = 10
 """Seconds: far more than the deadline, on any machine, and far less than what hangs."""
@@ -212,29 +211,14 @@ def test_a_locked_sqlite(
         until(lambda: client.get("/readyz").status_code == 200, "all is well again", 60)
 
 
-@contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of its own, in memory."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounts a small file system, as root")
-    folder.mkdir()
-    mount = ["/bin/mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("may not mount a file system here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["/bin/umount", str(folder)], check=True)
-
-
 def refusal(client: httpx.Client) -> str | None:
-    """Why an upload is refused; None when it is not."""
+    """Upload a little. Returns why it is refused, None when it is not."""
     answer = client.put("/v1/files?name=x", content=os.urandom(50))
     return None if answer.status_code == 201 else str(answer.json()["error"]["details"])
 
 
 def fill(folder: Path) -> Path:
-    """A file that takes all the room there is."""
+    """Write a file that takes all the room there is. Returns its path."""
     filler = folder / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(bytes(1024 * 1024)):
@@ -263,7 +247,7 @@ def test_a_full_disk_below_sqlite(
 
 
 def without_temporary_tables(url: str) -> str:
-    """The same database by a role that may make none."""
+    """Make a role that may create no temporary tables. Returns the database's URL for it."""
     engine = create_engine(make_url(url).set(drivername="postgresql+psycopg2"))
     with engine.begin() as connection:
         for statement in (

@@ -112,7 +112,7 @@ class VisibilityService:
             .where(File.id == job.file_id, File.user_id == job.user_id, File.cid == old_cid)
             .with_for_update()
         )
-        change = leased_jobs.claimed(session, VisibilityChange, job)
+        change = leased_jobs.lock_claimed(session, VisibilityChange, job.id, job.token)
         if file is None or change is None:
             return False
         if session.get_one(User, job.user_id).deleted_at is not None:
@@ -147,7 +147,7 @@ def has_failed(change: VisibilityChange) -> bool:
 
 
 def any_due(session: Session) -> bool:
-    """Asked by reading alone, before `claim`."""
+    """Tell whether `claim` would find one, by reading alone."""
     return leased_jobs.any_due(session, VisibilityChange)
 
 
@@ -170,7 +170,7 @@ def claim(session: Session, life: timedelta) -> Job | None:
 
 def renew(session: Session, job: Job, life: timedelta) -> bool:
     """Keep a job. False when it was lost, or is not wanted any more."""
-    return leased_jobs.renew(session, VisibilityChange, job, life)
+    return leased_jobs.renew(session, VisibilityChange, job.id, job.token, life)
 
 
 def put_back(
@@ -178,7 +178,7 @@ def put_back(
 ) -> None:
     """Give a job back to the queue; nothing if it was lost. `counted=False`: as if it had not been
     tried."""
-    change = leased_jobs.claimed(session, VisibilityChange, job)
+    change = leased_jobs.lock_claimed(session, VisibilityChange, job.id, job.token)
     if change is not None:
         leased_jobs.put_back(change, due_in=due_in, counted=counted)
         change.details = None if details is None else details[:DETAILS_LENGTH]
@@ -186,7 +186,7 @@ def put_back(
 
 def give_up(session: Session, job: Job, details: str) -> None:
     """End a job as failed, saying why; nothing if it was lost."""
-    change = leased_jobs.claimed(session, VisibilityChange, job)
+    change = leased_jobs.lock_claimed(session, VisibilityChange, job.id, job.token)
     if change is not None:
         change.release()
         change.due_at, change.details = NEVER, details[:DETAILS_LENGTH]

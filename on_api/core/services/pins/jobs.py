@@ -174,7 +174,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
     Raises `contents.NotSecuredError`, or `InsufficientFunds` when it is more than the quota allows.
     """
     usage = _lock_usage(session, claim)
-    pin = leased_jobs.claimed(session, Pin, claim)
+    pin = leased_jobs.lock_claimed(session, Pin, claim.id, claim.token)
     if usage is None or pin is None:
         leftovers.leave(session, claim.id, [claim.cid])
         return False
@@ -196,7 +196,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
 def fail(session: Session, claim: Claim, details: str) -> bool:
     """Give a pin up for good, saying why. False when the claim was lost or the pin was removed."""
     usage = _lock_usage(session, claim)
-    pin = leased_jobs.claimed(session, Pin, claim)
+    pin = leased_jobs.lock_claimed(session, Pin, claim.id, claim.token)
     if usage is None or pin is None:
         leftovers.leave(session, claim.id, [claim.cid])
         return False
@@ -223,7 +223,7 @@ def put_back(
     """Give a pin back to the queue; nothing if the claim was lost. `counted=False`: as if it had
     not been tried."""
     usage = _lock_usage(session, claim)
-    pin = leased_jobs.claimed(session, Pin, claim)
+    pin = leased_jobs.lock_claimed(session, Pin, claim.id, claim.token)
     if usage is None or pin is None:
         leftovers.leave(session, claim.id, [claim.cid])
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session
@@ -17,18 +17,6 @@ from on_api.core.models.database import database_now, new_id
 from on_api.core.models.leased_job import LeasedJob
 
 J = TypeVar("J", bound=LeasedJob)
-
-
-class Claim(Protocol):
-    """Which job is worked on, and the token of its lease."""
-
-    @property
-    def id(self) -> uuid.UUID:
-        """The job's."""
-
-    @property
-    def token(self) -> uuid.UUID:
-        """The lease's."""
 
 
 def is_due(model: type[LeasedJob]) -> ColumnElement[bool]:
@@ -68,22 +56,29 @@ def lease(row: LeasedJob, life: timedelta) -> uuid.UUID:
     return row.lease_token
 
 
-def renew(session: Session, model: type[LeasedJob], claim: Claim, life: timedelta) -> bool:
+def renew(
+    session: Session,
+    model: type[LeasedJob],
+    job_id: uuid.UUID,
+    token: uuid.UUID,
+    life: timedelta,
+) -> bool:
     """Keep a job for `life` from now on. False when it was lost, or is not wanted any more."""
     kept = session.scalar(
         update(model)
-        .where(model.id == claim.id, model.lease_token == claim.token)
+        .where(model.id == job_id, model.lease_token == token)
         .values(lease_until=database_now(life))
         .returning(model.id)
     )
     return kept is not None
 
 
-def claimed(session: Session, model: type[J], claim: Claim) -> J | None:
-    """Find and lock the job of a claim. None when it was lost, or is not wanted any more."""
+def lock_claimed(session: Session, model: type[J], job_id: uuid.UUID, token: uuid.UUID) -> J | None:
+    """Find and lock the job that was claimed with `token`. None when it was lost, or is not wanted
+    any more."""
     return session.scalar(
         select(model)
-        .where(model.id == claim.id, model.lease_token == claim.token)
+        .where(model.id == job_id, model.lease_token == token)
         .with_for_update()
         .execution_options(populate_existing=True)
     )

@@ -279,8 +279,8 @@ class CarImports:
 
 
 def _mine(session: Session, import_id: uuid.UUID, token: uuid.UUID) -> Import:
-    row = session.get(Import, import_id, with_for_update=True, populate_existing=True)
-    if row is None or row.lease_token != token:
+    row = leased_jobs.lock_claimed(session, Import, import_id, token)
+    if row is None:
         raise Conflict("This import was ended meanwhile.")
     return row
 

@@ -38,6 +38,7 @@ from on_api.core.services.accounts.master_secret import RowSealer
 from on_api.core.services.content import contents
 from on_api.core.services.pins.pins import PinService
 from on_api.core.services.shared.paging import Listing
+from on_api.core.services.transfer.jobs import let_go
 
 MICROSECOND = timedelta(microseconds=1)
 MOST_IMPORTS = 1000
@@ -258,8 +259,7 @@ class ImportService:
 
     def _stop(self, session: Session, row: Import) -> None:
         """Take it from its worker, with what was under way: a few items at most."""
-        row.release()
-        row.due_at = None
+        let_go(row)
         moving = session.scalars(
             select(ImportItem).where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
         ).all()

@@ -93,7 +93,7 @@ class PinState:
 
 
 def any_due(session: Session) -> bool:
-    """Asked by reading alone, before `claim`."""
+    """Tell whether `claim` would find one, by reading alone."""
     return leased_jobs.any_due(session, Import, _IS_UNDER_WAY)
 
 
@@ -124,7 +124,7 @@ def renew(
 ) -> bool:
     """Keep an import, and show what has come of items from a gateway. False when it was lost, or
     is not wanted any more."""
-    if not leased_jobs.renew(session, Import, claim, life):
+    if not leased_jobs.renew(session, Import, claim.id, claim.token, life):
         return False
     for item_id, stat in seen.items():
         session.execute(
@@ -306,7 +306,7 @@ def put_back(
 
 def lock(session: Session, claim: Claim) -> Import:
     """The import, locked. Raises `LostError` when the claim is over."""
-    row = leased_jobs.claimed(session, Import, claim)
+    row = leased_jobs.lock_claimed(session, Import, claim.id, claim.token)
     if row is None:
         raise LostError
     return row

@@ -41,7 +41,7 @@ LEAST_FREE = 8 * 1024 * 1024
 """Bytes that SQLite's disk must have left: its log alone grows to 4 MiB before it is reused."""
 
 _TAKE_ROOM = text(
-    "CREATE TEMPORARY TABLE on_api_takes_room ON COMMIT DROP AS"
+    "CREATE TEMPORARY TABLE on_api_takes_room AS"
     " SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000)"
 )
 """Has PostgreSQL write a megabyte to a file of its own, without its log."""
