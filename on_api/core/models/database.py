@@ -329,7 +329,7 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
         pool_size=options.pool_size,
         max_overflow=options.max_overflow,
         pool_timeout=options.pool_timeout,
-        pool_pre_ping=True,
+        pool_pre_ping=url.get_backend_name() == "postgresql",  # a file is always there
         pool_use_lifo=True,
         # Values in error messages would end in logs: hashes, names, e-mail addresses.
         hide_parameters=True,

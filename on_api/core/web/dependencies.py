@@ -136,13 +136,10 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
     request.state.attempt = attempt
 
 
-async def get_attempt(request: Request) -> Claim | Answered | None:
+def attempt_of(request: Request) -> Claim | Answered | None:
     """What came of the request's Idempotency-Key, for an endpoint that streams its body."""
     attempt: Claim | Answered | None = getattr(request.state, "attempt", None)
     return attempt
-
-
-AttemptDep = Annotated[Claim | Answered | None, Depends(get_attempt)]
 
 
 def _needs(*scopes: Scope) -> Any:
@@ -240,7 +237,7 @@ CursorQuery = Annotated[Cursors, Depends()]
 
 
 async def get_upload_options(
-    services: ServicesDep,
+    request: Request,
     name: Annotated[
         str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
     ] = None,
@@ -281,7 +278,8 @@ async def get_upload_options(
     if exposed is not None:
         check_option("passphrase", "")  # says where it belongs
     options = UploadOptions(
-        services.settings.files.default_visibility, check_passphrase(passphrase, new=True)
+        services_of(request).settings.files.default_visibility,
+        check_passphrase(passphrase, new=True),
     )
     given = [("name", name), ("visibility", visibility), ("meta", meta)]
     given += [("recipients", text) for text in recipients or ()] + [("owner_access", owner_access)]

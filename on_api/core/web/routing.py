@@ -101,7 +101,7 @@ class ApiRoute(HeadRoute):
     it doesn't declare, in a query or in a form, is refused.
 
     A plain endpoint runs in one visit to a thread, its transaction with it. One that streams is a
-    coroutine and takes the `Request` itself, and its attempt from `dependencies.AttemptDep`. The
+    coroutine and takes the `Request` itself, and its attempt from `dependencies.attempt_of`. The
     key is claimed in `dependencies.get_principal`; whoever commits what was asked for records the
     answer in the same transaction: `Transaction`, or the service that the attempt is given to.
     """

@@ -56,7 +56,6 @@ from on_api.core.web.binary_bodies import (
     binary_answer,
 )
 from on_api.core.web.dependencies import (
-    AttemptDep,
     ClientDep,
     FileId,
     FileQuery,
@@ -67,6 +66,7 @@ from on_api.core.web.dependencies import (
     ServicesDep,
     SessionDep,
     UploadQuery,
+    attempt_of,
     services_of,
 )
 from on_api.core.web.multipart import MultipartReader
@@ -132,9 +132,7 @@ _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
 async def upload_files(
     request: Request,
     principal: FilesWrite,
-    attempt: AttemptDep,
     options: UploadQuery,
-    services: ServicesDep,
 ) -> StoredFile | StoredFiles:
     """Upload one or many files as `multipart/form-data`, in parts named `file`.
 
@@ -143,6 +141,7 @@ async def upload_files(
     all but `name` and `meta` must come before the file. A private file is encrypted (age v1) before
     it reaches the node: to you, to further `recipients`, or with a passphrase.
     """
+    services = services_of(request)
     announced = announced_by_form(request.headers)
     idle_timeout = services.settings.files.idle_timeout
     async with body_of(request, services.room, idle_timeout) as body:
@@ -152,7 +151,7 @@ async def upload_files(
             max_parts=services.settings.files.max_parts,
         )
         files = incoming_files(reader, options)
-        return await _store(services, principal, files, announced, attempt)
+        return await _store(services, principal, files, announced, attempt_of(request))
 
 
 @router.put(
@@ -164,15 +163,14 @@ async def upload_files(
 async def upload_file(
     request: Request,
     principal: FilesWrite,
-    attempt: AttemptDep,
     options: UploadQuery,
-    services: ServicesDep,
 ) -> StoredFile:
     """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`.
 
     The bytes are stored as they come: a form or a Content-Encoding is refused. A digest that is
     sent along (`Content-Digest`, `Repr-Digest`, `Content-MD5`) is compared with them.
     """
+    services = services_of(request)
     media_type = raw_media_type(request.headers)
     idle_timeout = services.settings.files.idle_timeout
     async with body_of(request, services.room, idle_timeout) as body:
@@ -183,7 +181,7 @@ async def upload_file(
 
         max_size = services.settings.files.max_size
         announced = announced_by_body(request.headers, max_size, file.audience)
-        stored = await _store(services, principal, only_this(), announced, attempt)
+        stored = await _store(services, principal, only_this(), announced, attempt_of(request))
     return stored if isinstance(stored, StoredFile) else stored.items[0]
 
 

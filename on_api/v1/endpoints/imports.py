@@ -43,13 +43,13 @@ from on_api.core.services.transfer.imports import (
 from on_api.core.services.transfer.reports import REPORTS
 from on_api.core.web.binary_bodies import CAR_BODY, binary_answer
 from on_api.core.web.dependencies import (
-    AttemptDep,
     ImportId,
     ImportStatusQuery,
     ImportsWrite,
     PageQuery,
     ServicesDep,
     SessionDep,
+    attempt_of,
 )
 from on_api.core.web.request_bodies import checked_stream
 from on_api.core.web.routing import ApiRoute, documented
@@ -191,7 +191,6 @@ async def send_car(
     request: Request,
     import_id: ImportId,
     principal: ImportsWrite,
-    attempt: AttemptDep,
     services: ServicesDep,
     name: Annotated[
         Text | Absent,
@@ -205,6 +204,7 @@ async def send_car(
     raw_media_type(request.headers)
     announced = announced_by_body(request.headers, services.settings.files.max_size, None)
     body = checked_stream(request, services.settings.files.idle_timeout)
+    attempt = attempt_of(request)
     if attempt is None:
         await services.cars.take(principal, import_id, body, announced, name=name)
     else:
