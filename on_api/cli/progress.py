@@ -36,13 +36,15 @@ class ProgressLine:
         self._written_at = float("-inf")
         self._written = ""
 
+    def note(self, at: float, progress: Progress) -> None:
+        """Remember what was there at a moment, for the rate."""
+        recent = [each for each in self._seen if at - each[0] < RATE_SECONDS]
+        self._seen = [*recent, (at, progress)]
+
     def show(self, progress: Progress, *, last: bool = False) -> None:
         """Show it, if it is time to."""
         now = time.monotonic()
-        self._seen = [
-            *[each for each in self._seen if now - each[0] < RATE_SECONDS],
-            (now, progress),
-        ]
+        self.note(now, progress)
         is_new = progress.what != self._written
         if not self._in_place and not last and not is_new and now - self._written_at < LOG_SECONDS:
             return
@@ -69,14 +71,14 @@ class ProgressLine:
         else:
             words.append(f"{progress.items} items")
         words.append(size(progress.bytes))
-        rate, left = self._speed(progress)
+        rate, left = self.speed(progress)
         if rate is not None:
             words.append(f"{size(rate)}/s")
         if left is not None:
             words.append(f"{duration(left)} left")
         return "  ".join(words)
 
-    def _speed(self, progress: Progress) -> tuple[float | None, float | None]:
+    def speed(self, progress: Progress) -> tuple[float | None, float | None]:
         """Bytes a second, and the seconds that are left by bytes, else by items."""
         first_at, first = self._seen[0]
         seconds = self._seen[-1][0] - first_at

@@ -83,7 +83,7 @@ def sniff(name: str, head: bytes) -> str:
         return by_name
     if not head:
         return BINARY
-    if not _may_be_known(head):
+    if not may_be_known(head):
         return TEXT if _is_text(head) else BINARY
     try:
         found = puremagic.from_string(head, mime=True)
@@ -120,7 +120,7 @@ _ENDS = [
 ]
 
 
-def _may_be_known(head: bytes) -> bool:
+def may_be_known(head: bytes) -> bool:
     """Whether any of puremagic's first marks is there: it compares each of its 1,400 by itself,
     which takes as long as the rest of a small upload."""
     # Not `any`: a generator would take as long again.

@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
@@ -224,9 +225,24 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
+        self.begin_to_end()
         self._thread.join(30)
         self._listener.close()
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections)
+
+    def begin_to_end(self) -> None:
+        """Tell the server to end, and don't wait for it."""
+        self._server.should_exit = True
+
+    def count(self, name: str, **labels: str) -> float:
+        """What a metric says now; 0 before its first."""
+        lines = text_string_to_metric_families(self.services.metrics.exposition().decode())
+        samples = [sample for family in lines for sample in family.samples if sample.name == name]
+        return sum(each.value for each in samples if labels.items() <= each.labels.items())
 
     def _run(self) -> None:
         with contextlib.suppress(SystemExit):  # uvicorn's way to say that the lifespan failed

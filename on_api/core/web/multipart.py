@@ -94,6 +94,11 @@ class MultipartReader:
         # The parser knows no preamble: to it, this is a part's data, which is dropped.
         self._parser.write(b"--%b\r\n\r\n\r\n" % boundary)
 
+    @property
+    def queued(self) -> int:
+        """Bytes that were parsed and not read yet."""
+        return sum(len(item) for item in self._queue if isinstance(item, Bytes))
+
     async def parts(self) -> AsyncIterator[Part]:
         """Every part in turn; what was not read of one is skipped. Raises `BadRequest` for a
         malformed body."""

@@ -135,7 +135,7 @@ def test_a_node_that_is_not_durable_or_not_of_the_profile(
     config["Datastore"]["Spec"]["mounts"][0]["sync"] = False
     config["Import"]["UnixFSChunker"] = "size-262144"
     (tmp_path / "ipfs" / "config").write_text(json.dumps(config))
-    found = list(diagnosis._node_settings(Settings(_env_file=None, home=tmp_path)))
+    found = list(diagnosis.node_settings(Settings(_env_file=None, home=tmp_path)))
     assert [finding.verdict for finding in found] == [Verdict.WARNING] * 2
     assert "unixfs-v1-2025" in (found[0].cure or "")
     assert "sync" in (found[1].cure or "")
@@ -189,6 +189,6 @@ def test_more_connections_than_the_server_allows(
 def test_missing_swagger_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in an incomplete copy."""
     monkeypatch.setattr(diagnosis, "SWAGGER_FOLDER", tmp_path)
-    [found] = diagnosis._swagger(Settings(_env_file=None))
+    [found] = diagnosis.swagger(Settings(_env_file=None))
     assert found.verdict is Verdict.BROKEN
     assert "swagger-ui.css" in found.details

@@ -184,8 +184,8 @@ def test_rate_and_time_left() -> None:
     """By bytes where they are known, else by items."""
     line = ProgressLine(io.StringIO())
     for at, items in ((0.0, 0), (10.0, 5)):
-        line._seen.append((at, Progress("moving", items, 20, items * 100, None)))
-    assert line._speed(Progress("moving", 5, 20, 500, None)) == (50.0, 30.0)
-    assert line._speed(Progress("moving", 5, 20, 500, 1000)) == (50.0, 10.0)
+        line.note(at, Progress("moving", items, 20, items * 100, None))
+    assert line.speed(Progress("moving", 5, 20, 500, None)) == (50.0, 30.0)
+    assert line.speed(Progress("moving", 5, 20, 500, 1000)) == (50.0, 10.0)
     assert progress.duration(3725) == "1 h 2 min"
     assert progress.size(1_234_567) == "1.2 MB"

@@ -151,7 +151,7 @@ def test_armor_is_never_gathered() -> None:
     reader = ArmorReader()
     for piece in (*[b" \r\n\t" * 1000] * 10, begin, end, *[b" \n" * 1000] * 10):
         assert reader.update(piece) == b""
-        assert len(reader._held) <= len(begin)
+        assert reader.held <= len(begin)
     reader.finish()
     with pytest.raises(BadArmor):
         ArmorReader().finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ TOP_LEVEL = {
 
 
 MOST_LINES = 420
+IS_PRIVATE = re.compile("_[a-z]")
+OF_OTHERS = {"_fields", "_make", "_replace", "_asdict", "_mapping"}
+"""Names that are public all the same: those of named tuples and of rows."""
 
 
 def modules(*below: str) -> Iterator[tuple[Path, ast.Module]]:
@@ -90,6 +94,18 @@ def test_nobody_commits_but_session_scope() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 assert node.attr not in {"commit", "rollback"}, f"{path}:{node.lineno}"
+
+
+def test_tests_reach_into_no_underscores() -> None:
+    """What a test has to hold or to count is part of what it tests, or of the kit."""
+    for path in sorted((PACKAGE / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute) or not IS_PRIVATE.match(node.attr):
+                continue
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else ""
+            is_own = name in {"self", "cls"} or node.attr in OF_OTHERS
+            assert is_own, f"{path}:{node.lineno}: {node.attr}"
 
 
 def test_every_module_can_be_held_in_a_head() -> None:

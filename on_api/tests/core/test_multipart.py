@@ -287,7 +287,7 @@ def test_a_large_part_is_never_gathered() -> None:
         reader = MultipartReader(FORM, source(), max_parts=1)
         async for part in reader.parts():
             async for _ in part.chunks():
-                most = max(most, sum(len(i) for i in reader._queue if isinstance(i, bytes)))
+                most = max(most, reader.queued)
 
     asyncio.run(run())
     assert most <= 2 * 65536

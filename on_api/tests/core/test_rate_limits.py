@@ -84,7 +84,7 @@ def test_connections_are_counted_until_their_end() -> None:
             pass
     with pytest.raises(ZeroDivisionError), limited.connection("2001:db8::1"):
         raise ZeroDivisionError
-    assert not limited._under_way
+    assert limited.under_way == 0
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         assert buckets.take("always")[0] <= 0
         buckets.take(number)
-    assert len(buckets._buckets) == 10
+    assert len(buckets) == 10
     assert buckets.take("always")[0] == -1
 
 

@@ -184,11 +184,14 @@ def test_who_stops_is_not_waited_for(connection: Connection, alice: Account) -> 
 
 def test_who_leaves_leaves_nothing(server: Server, connection: Connection, alice: Account) -> None:
     """In the middle of a block: the upload ends at once, not when it would be idle."""
-    gone = server.services.metrics.uploads.labels("CLIENT_GONE")._value
-    before = gone.get()
+
+    def gone() -> float:
+        return server.count("on_api_uploads_total", outcome="CLIENT_GONE")
+
+    before = gone()
     connection.send(connection.head("PUT /v1/files?name=a", len(BODY)), BODY[: MOST_BYTES + 1])
     connection.socket.close()
-    until(lambda: gone.get() > before, "the upload has ended", IDLE_SECONDS - 0.5)
+    until(lambda: gone() > before, "the upload has ended", IDLE_SECONDS - 0.5)
     assert alice.client.get("/v1/files").json()["count"] == 0
 
 

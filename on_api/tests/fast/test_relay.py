@@ -239,7 +239,7 @@ def test_a_client_that_hangs_up(place: Place, folder: str) -> None:
             until(lambda: place.waiting == 1, "it waits")
             by_reset = struct.pack("ii", 1, 0)  # else it might still want to read the answer
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, by_reset)
-        until(lambda: len(place.server._server.server_state.connections) == 0, "it is gone")
+        until(lambda: place.server.connections == 0, "it is gone")
     finally:
         place.proxy.mood = Mood.GOOD
     until(lambda: place.waiting == 0, "nobody waits")
@@ -310,7 +310,7 @@ def test_the_servers_end(
             place.proxy.mood = Mood.HANG
             connection.sendall(get(path))
             until(lambda: place.waiting == 1, "it waits")
-            place.server._server.should_exit = True
+            place.server.begin_to_end()
             until(lambda: not _accepts(place), "the server ends")
             place.proxy.mood = Mood.GOOD
             _, headers, body = read(connection)

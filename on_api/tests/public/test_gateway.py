@@ -16,6 +16,7 @@ from sqlalchemy import delete, select
 from on_api.core.ipfs.formats.cid import DAG_PB, RAW, Cid
 from on_api.core.ipfs.formats.dag import DAG_CBOR, links_of
 from on_api.core.models import AuditEvent, File, Traffic
+from on_api.core.models.invalidation import Invalidations
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.gateway import deny_list
 from on_api.core.setting_groups import GatewaySettings, TrafficSettings
@@ -256,19 +257,16 @@ def test_a_change_holds_in_another_process_within_a_second(
 
 
 def test_nothing_remembered_is_used_while_no_news_comes(
-    server: Server, alice: Account, anonymous: httpx.Client
+    server: Server, alice: Account, anonymous: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that goes without a word, as another process's would."""
     file = alice.upload(some_bytes())
     path = f"/ipfs/{file['cid']}"
     assert [anonymous.get(path).status_code for _ in range(3)] == [200] * 3
-    server.services.invalidations._trusted.clear()
-    try:
-        with server.services.database.session_scope() as session:
-            session.execute(delete(File).where(File.id == uuid.UUID(str(file["id"]))))
-        assert anonymous.get(path).status_code == 404
-    finally:
-        server.services.invalidations._trusted.set()
+    monkeypatch.setattr(Invalidations, "trusted", False)
+    with server.services.database.session_scope() as session:
+        session.execute(delete(File).where(File.id == uuid.UUID(str(file["id"]))))
+    assert anonymous.get(path).status_code == 404
 
 
 def test_keys_are_charged_too_and_wrong_ones_refused(

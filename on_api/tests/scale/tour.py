@@ -321,7 +321,7 @@ class Tour:
         yield "unpinning", self._in_session(unpin)
         yield "pins' jobs", self._in_session(pins)
         yield "pins' queue", self._in_session(pin_jobs.queue_length)
-        yield "garbage, busy?", lambda: services.garbage._is_busy()
+        yield "garbage, busy?", lambda: services.garbage.is_busy()
         yield "garbage, all pinned?", lambda: asyncio.run(self._first_contents())
 
     def _imports(self) -> Iterator[tuple[str, Step]]:
@@ -376,7 +376,7 @@ class Tour:
             services.database, services.node, services.keeper, services.names, Report(),
             repair=False, fetch=False,
         )  # fmt: skip
-        async for _ in checks._pinned_contents():
+        async for _ in checks.pinned_contents():
             break
 
     def _in_session(self, work: Callable[[Session], object]) -> Step:

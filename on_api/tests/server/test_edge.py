@@ -262,8 +262,7 @@ def test_those_that_linger_are_bounded(server: Server, monkeypatch: pytest.Monke
         for wire in wires:
             wire.send(refused)
             assert wire.answer().status == 401
-        connections = server._server.server_state.connections
-        until(lambda: len(connections) <= 3, "the first two were let go")
+        until(lambda: server.connections <= 3, "the first two were let go")
         with pytest.raises(OSError, match=r"reset|pipe"):
             wires[0].send(*[bytes(LARGE // 100)] * 100)
         wires[-1].send(bytes(LARGE))

@@ -32,11 +32,11 @@ class Bench:
     """The worker's and the administrator's hands on the database."""
 
     def __init__(self, server: Server) -> None:
-        self._scope = server.services.database.session_scope
+        self.scope = server.services.database.session_scope
 
     def claim(self, pin: dict[str, Any], *, fetch: bool = False) -> Claim:
         """Take this pin as a worker does."""
-        with self._scope() as session:
+        with self.scope() as session:
             row = session.get_one(Pin, uuid.UUID(pin["requestid"]))
             row.needs_fetch = fetch
             session.flush()
@@ -46,33 +46,33 @@ class Bench:
 
     def finish(self, claim: Claim, size: int) -> bool:
         """The node has pinned it."""
-        with self._scope() as session:
+        with self.scope() as session:
             return pin_jobs.finish(session, claim, DagStat(size, 1), {})
 
     def fail(self, claim: Claim, reason: str = "nobody has it") -> None:
         """The worker gives it up."""
-        with self._scope() as session:
+        with self.scope() as session:
             pin_jobs.fail(session, claim, reason)
 
     def is_held(self, cid: str) -> bool:
         """Whether anybody's reference keeps a content on the node."""
-        with self._scope(write=False) as session:
+        with self.scope(write=False) as session:
             return session.get_one(Content, cid).unreferenced_at is None
 
     def rows(self, account: Account) -> int:
         """Rows of pins, seen or not."""
-        with self._scope(write=False) as session:
+        with self.scope(write=False) as session:
             return session.query(Pin).filter_by(user_id=uuid.UUID(account.id)).count()
 
     def set_quota(self, account: Account, quota: int | None) -> None:
         """As an administrator would."""
-        with self._scope() as session:
+        with self.scope() as session:
             session.get_one(User, uuid.UUID(account.id)).storage_quota = quota
 
     def check(self, account: Account) -> None:
         """The counters say what the rows say."""
         user_id = uuid.UUID(account.id)
-        with self._scope(write=False) as session:
+        with self.scope(write=False) as session:
             usage = session.get_one(UserUsage, user_id)
             held = session.query(Holding).filter_by(user_id=user_id).all()
             assert usage.storage_bytes == sum(holding.bytes for holding in held)
@@ -207,7 +207,7 @@ def test_what_has_no_content_yet_just_goes(
         assert status_of(carol, pin) == "pinning"
     if claim is not None and state == "failed":
         bench.fail(claim)
-    with bench._scope() as session:
+    with bench.scope() as session:
         if claim is not None and state == "waiting":
             pin_jobs.put_back(session, claim, due_in=timedelta(hours=1), details="later")
     if way == "remove":
@@ -217,7 +217,7 @@ def test_what_has_no_content_yet_just_goes(
         new = replace(carol, pin)
         assert ids(carol) == [new["requestid"]]
     if claim is not None and state == "pinning":
-        with bench._scope() as session:
+        with bench.scope() as session:
             assert pin_jobs.renew(session, {claim.id: (claim.token, None)}, LIFE) == {claim.id}
         assert not bench.finish(claim, KB)
     elif state == "waiting":
@@ -234,7 +234,7 @@ def test_a_failed_pin_says_why(bench: Bench, carol: Account) -> None:
     """While it waits and when it has failed; progress while it comes."""
     pin = add_pin(carol)
     claim = bench.claim(pin, fetch=True)
-    with bench._scope() as session:
+    with bench.scope() as session:
         pin_jobs.renew(session, {claim.id: (claim.token, DagStat(700, 7))}, LIFE)
     url = f"/v1/pins/{pin['requestid']}"
     seen = carol.client.get(url).json()

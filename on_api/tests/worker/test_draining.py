@@ -98,4 +98,4 @@ def leased(server: Server) -> int:
 
 def pins_done(server: Server) -> int:
     """How many a worker has brought to their end."""
-    return int(server.services.metrics.pins_ended.labels("pinned")._value.get())
+    return int(server.count("on_api_pins_ended_total", outcome="pinned"))

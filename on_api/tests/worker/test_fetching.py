@@ -134,7 +134,7 @@ def test_a_deleted_pin_ends_at_the_node(on_here: MakeSettings, bystander: Peer) 
     with Server(on_here()) as server, account_of(server) as ada:
         pin_id = pin(ada, new_cid())
         until(lambda: look(ada, pin_id)["status"] == "pinning", "the fetch begins")
-        until(lambda: server.services.metrics.fetches._value.get() == 1, "it is under way")
+        until(lambda: server.count("on_api_fetches_under_way") == 1, "it is under way")
         assert ada.client.delete(f"/v1/pins/{pin_id}").status_code == 202
         assert ada.client.get(f"/v1/pins/{pin_id}").status_code == 404
         until(lambda: b'{call="pin",outcome="ended"} 1.0' in scrape(server), "the node stops")

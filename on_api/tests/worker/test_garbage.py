@@ -161,7 +161,7 @@ def test_it_is_put_off_while_an_upload_trickles_in(server: Server, here: Peer) -
 def is_due(server: Server, interval: timedelta) -> bool:
     """Whether the schedule wants one now."""
     garbage: GarbageCollector = server.services.garbage
-    return garbage._is_due(interval)
+    return garbage.is_due(interval)
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["over", "another's"])

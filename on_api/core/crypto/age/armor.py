@@ -26,6 +26,11 @@ class ArmorReader:
         self._short = False
         """A line that is not full was read: only the end may follow."""
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the rest of their line."""
+        return len(self._held)
+
     def update(self, data: Bytes) -> bytes:
         """The bytes of all lines that are complete by now. Raises `BadArmor`."""
         self._held += data

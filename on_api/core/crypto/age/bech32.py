@@ -24,7 +24,7 @@ def encode(prefix: str, data: bytes) -> str:
     rest = -len(data) * 8 % 5
     if rest:
         values.append((data[-1] << rest) & 31)
-    check = _polymod([*_expand(prefix), *values, *([0] * CHECKSUM_LENGTH)]) ^ 1
+    check = polymod([*expand(prefix), *values, *([0] * CHECKSUM_LENGTH)]) ^ 1
     values += [(check >> 5 * (CHECKSUM_LENGTH - 1 - i)) & 31 for i in range(CHECKSUM_LENGTH)]
     return prefix + "1" + "".join(CHARSET[value] for value in values)
 
@@ -47,7 +47,7 @@ def decode(text: str) -> tuple[str, bytes]:
         values = [_VALUES[character] for character in rest]
     except KeyError:
         raise BadKey("This is not Bech32: it has characters that are never used.") from None
-    if _polymod([*_expand(prefix), *values]) != 1:
+    if polymod([*expand(prefix), *values]) != 1:
         raise BadKey("The checksum is wrong: a character was mistyped or lost.")
     values = values[:-CHECKSUM_LENGTH]
     padding = len(values) * 5 % 8
@@ -67,11 +67,13 @@ def _regroup(values: Iterable[int], width: int, into: int) -> Iterable[int]:
             bits &= (1 << count) - 1
 
 
-def _expand(prefix: str) -> list[int]:
+def expand(prefix: str) -> list[int]:
+    """The prefix as the checksum reads it (BIP 173)."""
     return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
 
 
-def _polymod(values: list[int]) -> int:
+def polymod(values: list[int]) -> int:
+    """The checksum of 5-bit values (BIP 173)."""
     check = 1
     for value in values:
         top = check >> 25

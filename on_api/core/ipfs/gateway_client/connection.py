@@ -62,6 +62,11 @@ class NodeAnswer:
             return None
         return self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that have come and were not taken yet."""
+        return self._size
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises a `NodeError` rather than end too soon; `NodeTimeout` when
         nothing comes while it is waited for."""

@@ -38,6 +38,10 @@ class TokenBuckets:
         self._clock = clock
         self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """How many subjects are remembered."""
+        return len(self._buckets)
+
     def take(self, subject: object) -> tuple[int, float]:
         """Take one. Returns how many are left and 0, or -1 and the seconds until there is one."""
         now = self._clock()
@@ -76,6 +80,11 @@ class RateLimits:
         )
         self._by_key = TokenBuckets(settings.rate_per_key, clock) if settings.rate_per_key else None
         self._under_way: Counter[str] = Counter()
+
+    @property
+    def under_way(self) -> int:
+        """How many connections are counted now."""
+        return self._under_way.total()
 
     def check(self, address: str | None, key_id: uuid.UUID | None = None) -> Headers:
         """Count one request. Returns headers for its answer, those of the limit that is closer.

@@ -59,9 +59,9 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
         "instance": _instance,
         "node": _node,
         "gateway": _gateway,
-        "node's settings": _node_settings,
+        "node's settings": node_settings,
         "ports": _ports,
-        "Swagger UI": _swagger,
+        "Swagger UI": swagger,
     }
     findings: list[Finding] = []
     for name, look in looks.items():
@@ -254,7 +254,8 @@ def _some_content(settings: Settings) -> Cid | None:
         database.dispose()
 
 
-def _node_settings(settings: Settings) -> Iterator[Finding]:
+def node_settings(settings: Settings) -> Iterator[Finding]:
+    """Compare the node's configuration with the one that on-api wants."""
     from on_api.core.ipfs.daemon.repo import config_differences
 
     name = "node's settings"
@@ -359,7 +360,8 @@ def _is_on_api(settings: Settings) -> bool:
         return False
 
 
-def _swagger(_settings: Settings) -> Iterator[Finding]:
+def swagger(_settings: Settings) -> Iterator[Finding]:
+    """Look for the files of Swagger UI."""
     missing = [name for name in SWAGGER_FILES if not (SWAGGER_FOLDER / name).is_file()]
     if missing:
         cure = "restore on_api/public/static from the release"

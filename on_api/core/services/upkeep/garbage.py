@@ -104,7 +104,7 @@ class GarbageCollector:
         """Collect if the last one ended `interval` ago or more. Returns whether it did."""
         if time.monotonic() < self._not_before:
             return False
-        if not await to_thread.run_sync(self._is_due, interval):
+        if not await to_thread.run_sync(self.is_due, interval):
             return False
         try:
             await self.collect(patience)
@@ -128,7 +128,7 @@ class GarbageCollector:
 
     async def _is_quiet_within(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
-        while await to_thread.run_sync(self._is_busy):
+        while await to_thread.run_sync(self.is_busy):
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(LOOK_SECONDS)
@@ -138,7 +138,7 @@ class GarbageCollector:
         with self._database.session_scope() as session:
             forget_collected(session)
 
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether an upload, a fetch or a removal is under way anywhere."""
         now = database_now()
         with self._database.session_scope(write=False) as session:
@@ -150,7 +150,8 @@ class GarbageCollector:
             )
             return bool(session.scalar(select(uploads | fetches | removals)))
 
-    def _is_due(self, interval: timedelta) -> bool:
+    def is_due(self, interval: timedelta) -> bool:
+        """Whether the last collection began longer than `interval` ago."""
         with self._database.session_scope(write=False) as session:
             last, now = maintenance.last_outcome(session, GARBAGE), moment_of(session)
         if last.finished_at is None:

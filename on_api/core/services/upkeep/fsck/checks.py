@@ -94,7 +94,7 @@ class NodeChecks:
                 if (listed or await self._is_covered(cid, root)) and walk:
                     await self._walk(cid)
 
-        async for page in self._pinned_contents():
+        async for page in self.pinned_contents():
             self._report.contents += len(page)
             missing = set(pins.missing(list({root for _, root in page})))
             await asyncio.gather(
@@ -279,7 +279,7 @@ class NodeChecks:
         except NodeError:
             return False
 
-    async def _pinned_contents(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
+    async def pinned_contents(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
         """Pages of CIDs, each with that of the pin that covers it."""
         last = ""
 
