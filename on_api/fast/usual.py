@@ -40,8 +40,8 @@ and the lanes do by themselves."""
 
 REMEMBERED_BYTES = 2048
 MOST_REMEMBERED = 1000
-"""Headers of usual requests, up to that many bytes: a client sends the same ones again and
-again."""
+"""Headers of usual requests, and whole heads, up to that many bytes: a client sends the same ones
+again and again."""
 HARMLESS = frozenset({
     b"accept", b"accept-encoding", b"accept-language", b"connection", b"dnt", b"host", b"origin",
     b"pragma", b"referer", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform",
@@ -66,6 +66,9 @@ class UsualRequest(NamedTuple):
 
 def read_usual(head: bytes) -> UsualRequest | None:
     """Read what a head, from the request line to the empty line, asks for; None: it is unusual."""
+    known = remembered_heads.get(head)
+    if known is not None:
+        return known
     if not head.startswith(START):
         return None
     end = head.find(b"\r\n")
@@ -78,11 +81,18 @@ def read_usual(head: bytes) -> UsualRequest | None:
         return None
     accept, has_accel = understood
     path, _, query = line[1].partition(b"?")
-    return UsualRequest((path, query, accept), has_accel)
+    request = UsualRequest((path, query, accept), has_accel)
+    if fields in remembered and len(head) <= REMEMBERED_BYTES:
+        if len(remembered_heads) >= MOST_REMEMBERED:
+            remembered_heads.clear()
+        remembered_heads[head] = request
+    return request
 
 
 remembered: dict[bytes, tuple[bytes, bool]] = {}
 """Results of `_read_fields`, by what it was given."""
+remembered_heads: dict[bytes, UsualRequest] = {}
+"""Results of `read_usual`, by the head."""
 
 
 def _understand(fields: bytes) -> tuple[bytes, bool] | None:
