@@ -17,7 +17,7 @@ from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from on_api.core.errors import ContentDamaged, InsufficientFunds, NodeTruncated
+from on_api.core.errors import ContentDamaged, NodeTruncated
 from on_api.core.ipfs.formats.cid import Cid, normalise
 from on_api.core.ipfs.formats.dag import DagError, file_size_of
 from on_api.core.ipfs.port import DagStat
@@ -26,11 +26,10 @@ from on_api.core.models.database import new_id
 from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS, PRIVATE, PUBLIC
 from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.container import Services
-from on_api.core.services.content import contents
+from on_api.core.services.content import contents, quota, recorder
 from on_api.core.services.content.walking import read_block
 from on_api.core.services.files.identities import identities_of
 from on_api.core.services.files.sealed_headers import NotSealedError
-from on_api.core.services.shared import events
 from on_api.core.services.transfer.jobs import Item
 from on_api.core.services.uploads.stored_files import MICROSECOND
 
@@ -101,7 +100,7 @@ class ImportedFiles:
         if sealed_for == FOR_PASSPHRASE:
             return FileFacts(columns, note=NOT_COMPARED)
         try:
-            await self._hash(self._file(item, columns))
+            await self._hash(File(**self._row(item, columns)))
         except (ContentDamaged, NodeTruncated) as error:
             raise NotAuthenticError(f"Its bytes are not those of a file: {error.details}") from None
         return FileFacts(columns)
@@ -132,38 +131,34 @@ class ImportedFiles:
         facts: FileFacts,
         stat: DagStat,
         secured: Mapping[str, int],
-    ) -> File:
-        """Record a file; `usage` is locked.
+    ) -> uuid.UUID:
+        """Record a file; `usage` is locked. Returns its id.
 
         Raises `contents.NotSecuredError`, `InsufficientFunds` over the quota.
         """
         charged = usage.storage_bytes
-        file = self._file(item, facts.columns)
-        file.created_at = contents.next_moment(usage, step=MICROSECOND)
-        contents.add_reference(session, usage, file.cid, stat.size, secured)
-        room = contents.room_of(session, usage)
-        if room is not None and room < 0 and usage.storage_bytes > charged:
-            raise InsufficientFunds
-        usage.file_count += 1
-        session.add(file)
-        events.record(session, file.user_id, "file.created", file.id, cid=file.cid)
-        session.flush()
-        return file
+        row = self._row(item, facts.columns)
+        row["created_at"] = contents.next_moment(usage, step=MICROSECOND)
+        recorder.add_reference(session, usage, row["cid"], stat.size, secured)
+        quota.require_kept(usage, charged)
+        recorder.record_files(session, {usage.user_id: usage}, [row])
+        file_id: uuid.UUID = row["id"]
+        return file_id
 
-    def _file(self, item: Item, columns: Mapping[str, Any]) -> File:
+    def _row(self, item: Item, columns: Mapping[str, Any]) -> dict[str, Any]:
         said = item.file or {}
-        return File(
-            id=new_id(),
-            user_id=self._user_id,
-            cid=normalise(item.cid),
-            name=said["name"],
-            size=int(said["size"]),
-            media_type=said["media_type"],
-            sha256=bytes.fromhex(said["sha256"]),
-            meta=said["meta"],
-            source_created_at=item.source_created_at,
+        return {
+            "id": new_id(),
+            "user_id": self._user_id,
+            "cid": normalise(item.cid),
+            "name": said["name"],
+            "size": int(said["size"]),
+            "media_type": said["media_type"],
+            "sha256": bytes.fromhex(said["sha256"]),
+            "meta": said["meta"],
+            "source_created_at": item.source_created_at,
             **columns,
-        )
+        }
 
     async def _check_size(self, item: Item, size: int) -> None:
         """Compare what the root tells: bytes behind those that were announced would go unseen."""

@@ -39,6 +39,7 @@ from on_api.core.models.pin import FAILED, PINNED_STATUS
 from on_api.core.services.container import Services
 from on_api.core.services.content import contents, leftovers
 from on_api.core.services.content.leases import LeaseHandle
+from on_api.core.services.content.quota import Room, charge_of
 from on_api.core.services.content.walking import DamagedError, read_dag
 from on_api.core.services.pins.pins import PinRequest
 from on_api.core.services.transfer import jobs as import_jobs
@@ -213,10 +214,9 @@ class Mover:
         if item.size is None:
             return
         self._require_size(item.size)
-        room = contents.room_of(session, contents.usage_of(session, self._claim.user_id))
-        if room is None or item.size <= room:
-            return
-        if contents.charge_of(session, self._claim.user_id, item.cid, item.size) > 0:
+        user_id = self._claim.user_id
+        room = Room.of(contents.usage_of(session, user_id))
+        if not room.has(item.size) and charge_of(session, user_id, item.cid, item.size) > 0:
             raise GiveUpError(QUOTA)
 
     def _require_size(self, size: int) -> None:
@@ -314,8 +314,7 @@ class Mover:
             if not import_jobs.is_still_here(session, usage.user_id, row):
                 raise GiveUpError(REMOVED)
         elif facts is not None:
-            file = self._files.add(session, usage, item, facts, stat, secured)
-            row.file_id = file.id
+            row.file_id = self._files.add(session, usage, item, facts, stat, secured)
             if row.pin_id is not None:
                 self._services.pins.remove(session, usage.user_id, row.pin_id)
                 row.pin_id = None

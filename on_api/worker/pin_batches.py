@@ -28,7 +28,8 @@ from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.services.content import leftovers
 from on_api.core.services.content.pin_names import PinNames
-from on_api.core.services.pins import records as pin_records
+from on_api.core.services.content.quota import Room
+from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.jobs import Claim
 from on_api.worker.interruptible import Interruptible
 from on_api.worker.transactions import Transactions
@@ -98,7 +99,7 @@ class PinBatches:
             return set()
 
         def finish(session: Session) -> set[uuid.UUID]:
-            pinned = pin_records.finish_all(session, together, stats)
+            pinned = pin_jobs.finish_all(session, together, stats)
             if batch.kin:
                 named = [claim.cid for claim in batch.kin[1:] if claim.id in pinned]
                 leftovers.forget(session, batch.kin[0].id, named)
@@ -168,9 +169,8 @@ def _within_room(
     claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
 ) -> Iterator[tuple[uuid.UUID, DagStat]]:
     """As many as the user's quota leaves room for, as far as is known before the end."""
-    taken = 0
+    room = Room(claims[0].room if claims else None)
     for claim in claims:
         stat = stats.get(claim.id)
-        if stat is not None and (claim.room is None or taken + stat.size <= claim.room):
-            taken += stat.size
+        if stat is not None and room.take(stat.size):
             yield claim.id, stat

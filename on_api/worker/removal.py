@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.models import Database, File, Import, ImportItem, Pin, User, UserUsage
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.services.content import contents, leftovers
+from on_api.core.services.content import contents, leftovers, recorder
 from on_api.core.services.pins.pins import was_touched
 
 BATCH = 200
@@ -52,8 +52,7 @@ def _remove_files(session: Session, user: User) -> bool:
     ).all()
     for file in files:
         session.delete(file)
-        session.flush()
-        contents.drop_reference(session, usage, file.cid)
+    recorder.drop_references(session, usage, [file.cid for file in files])
     usage.file_count -= len(files)
     return bool(files)
 
@@ -65,13 +64,13 @@ def _remove_pins(session: Session, user: User) -> bool:
         # In the order that all keep who lock several.
         select(Pin).where(Pin.user_id == user.id).order_by(Pin.id).limit(BATCH).with_for_update()
     ).all()
-    for pin in sorted(found, key=lambda pin: pin.cid):
+    for pin in found:
         session.delete(pin)
-        session.flush()
-        if pin.status == PINNED_STATUS:
-            contents.drop_reference(session, usage, pin.cid)
-        elif was_touched(pin):  # the node may have pinned it, and nobody would look any more
+        # The node may have pinned it, and nobody would look any more.
+        if pin.status != PINNED_STATUS and was_touched(pin):
             leftovers.leave(session, pin.id, [pin.cid])
+    pinned = [pin.cid for pin in found if pin.status == PINNED_STATUS]
+    recorder.drop_references(session, usage, pinned)
     return bool(found)
 
 

@@ -17,7 +17,7 @@ from on_api.core.models import ApiKey, Database, File, Lease, Pin, User, UserUsa
 from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.accounts.container import Accounts
-from on_api.core.services.content import contents, maintenance
+from on_api.core.services.content import contents, maintenance, recorder
 from on_api.core.services.content.maintenance import GARBAGE, LIFE, Turn
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.deadline import until
@@ -75,7 +75,7 @@ def test_an_account_is_removed_while_its_upload_is_recorded(postgresql: Database
         usage = contents.lock_usage(session, user_id)
         removing: Future[object] = pool.submit(remove_deleted_accounts, postgresql)
         until(lambda: waits_or_is_done(postgresql, removing), "the removal has come here")
-        contents.add_reference(session, usage, "a cid", 10, {})
+        recorder.add_reference(session, usage, "a cid", 10)
         usage.file_count += 1
         session.add(_file(user_id))
         session.flush()
@@ -150,7 +150,7 @@ def test_an_account_ends_while_its_upload_is_recorded(
         session.get(ApiKey, key_id, with_for_update=True)
         ending: Future[object] = pool.submit(end)
         until(lambda: waits_or_is_done(postgresql, ending), "the account's end waits")
-        contents.add_reference(session, usage, "a cid", 10, {})
+        recorder.add_reference(session, usage, "a cid", 10)
         session.add(_file(user_id))
         session.flush()
         stack.close()

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, exists, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, contains_eager
 
 from on_api.core.errors import Unauthorized
-from on_api.core.models import Content, Holding, Pin, UserUsage
+from on_api.core.models import Content, Pin, User, UserUsage
 from on_api.core.models.content import ABSENT, PINNED, UNPINNING
 from on_api.core.models.database import (
     database_now,
@@ -29,7 +28,6 @@ from on_api.core.models.database import (
     new_id,
     utc_now,
 )
-from on_api.core.models.invalidation import contents_changed
 from on_api.core.models.pin import PINNING, QUEUED
 from on_api.core.services.content import bundles
 
@@ -54,91 +52,6 @@ class Removal:
     ends_at: float
 
 
-def add_reference(
-    session: Session,
-    usage: UserUsage,
-    cid: str,
-    dag_size: int,
-    secured: Mapping[str, int],
-    *,
-    pinned_anew: bool = True,
-) -> None:
-    """One more reference of a user to content that was seen pinned on the node.
-
-    `dag_size` in bytes is charged once per user. `secured` holds the generations under which
-    `Keeper.secure` has made sure of pins. `pinned_anew`: the node may have been made to pin it for
-    this. Raises `NotSecuredError` when it has to do so first.
-    """
-    insert_unless_there(
-        session,
-        Content,
-        cid=cid,
-        state=PINNED,
-        generation=1,
-        pin_root_id=cid,
-        dag_size=dag_size,
-        created_at=utc_now(),
-    )
-    content = lock(session, cid)
-    if content is None or content.state == UNPINNING:
-        raise NotSecuredError(cid)
-    if content.state == ABSENT:
-        if secured.get(cid) != content.generation:
-            raise NotSecuredError(cid)
-        content.state = PINNED
-        content.pin_root_id = cid
-        content.dag_size = dag_size
-    elif content.pin_root_id != cid and pinned_anew:
-        # That pin may be gone again by now, so the bundle goes on covering it.
-        content.pinned_too = True
-    content.unreferenced_at = None
-    holding = session.get(Holding, (usage.user_id, cid))
-    if holding is None:
-        session.add(Holding(user_id=usage.user_id, cid=cid, references=1, bytes=content.dag_size))
-        usage.storage_bytes += content.dag_size
-    else:
-        holding.references += 1
-    session.flush()
-
-
-def drop_reference(session: Session, usage: UserUsage, cid: str) -> None:
-    """One reference of a user less; the last one of all stamps `unreferenced_at`. Nothing is
-    unpinned here; who serves the content is told to look again."""
-    contents_changed(session, cid)
-    content = lock(session, cid)
-    holding = session.get_one(Holding, (usage.user_id, cid), populate_existing=True)
-    if holding.references > 1:
-        holding.references -= 1
-        return
-    usage.storage_bytes -= holding.bytes
-    session.delete(holding)
-    session.flush()
-    if content is not None and not session.scalar(select(bundles.is_held(cid))):
-        content.unreferenced_at = database_now()
-
-
-def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
-    """Bytes that one more reference to a content would be charged to a user."""
-    return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
-
-
-def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
-    """Bytes that a user would be charged less after dropping one reference to each of `cids`."""
-    freed = 0
-    for cid, dropped in Counter(cids).items():
-        holding = session.get(Holding, (user_id, cid))
-        if holding is not None and holding.references == dropped:
-            freed += holding.bytes
-    return freed
-
-
-def room_of(session: Session, usage: UserUsage) -> int | None:
-    """Bytes that a user's quota leaves; None without a quota. Exact while `usage` is locked."""
-    # Through `usage`, which holds it: the session alone would forget it and read it each time.
-    quota = usage.user.storage_quota
-    return None if quota is None else quota - usage.storage_bytes - usage.reserved_bytes
-
-
 def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
     """A user's counters, locked: before any content, so that the order is the same everywhere.
 
@@ -148,6 +61,26 @@ def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
     if usage is None:
         raise Unauthorized
     return usage
+
+
+def usages_of(
+    session: Session, user_ids: Collection[uuid.UUID], *, lock: bool = False
+) -> Mapping[uuid.UUID, UserUsage]:
+    """The counters of those users who are there and not deleted, with their quotas."""
+    statement = (
+        select(UserUsage)
+        .join(UserUsage.user)
+        .where(UserUsage.user_id.in_(user_ids), User.deleted_at.is_(None))
+        .options(contains_eager(UserUsage.user))
+        .order_by(UserUsage.user_id)
+    )
+    found = session.scalars(statement.with_for_update(of=UserUsage) if lock else statement)
+    return {usage.user_id: usage for usage in found}
+
+
+def lock_usages(session: Session, user_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, UserUsage]:
+    """The same, locked in the order that everybody keeps."""
+    return usages_of(session, user_ids, lock=True)
 
 
 def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:

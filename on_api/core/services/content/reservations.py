@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import KeyLimitReached, QuotaExceeded, Unauthorized
 from on_api.core.models import ApiKey, Lease, User, UserUsage
+from on_api.core.services.content.quota import Room
 
 SLICE_BYTES = 64 * 1024 * 1024
 
@@ -66,10 +67,9 @@ def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, ne
     if left <= 0:
         return
     quota = quota_of(session, usage.user_id)
-    if quota is not None:
-        left = min(left, quota - usage.storage_bytes - usage.reserved_bytes)
-        if before + left < needed:
-            raise QuotaExceeded
+    left = Room.under(quota, usage).at_most(left)
+    if before + left < needed:
+        raise QuotaExceeded
     key = session.get(ApiKey, lease.key_id, with_for_update=True)
     if key is not None and key.max_bytes is not None:
         left = min(left, key.max_bytes - key.bytes_used)
@@ -94,8 +94,7 @@ def settle(
             .where(ApiKey.id == key_id)
             .values(bytes_used=ApiKey.bytes_used + uploaded - reserved)
         )
-    quota = session.get_one(User, usage.user_id).storage_quota
-    if quota is not None and usage.storage_bytes + usage.reserved_bytes > quota:
+    if Room.of(usage).is_exceeded:
         raise QuotaExceeded
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, bindparam, exists, select, update
+from sqlalchemy import Connection, CursorResult, bindparam, exists, select
 
 from on_api.core.models import (
     Content,
@@ -16,34 +16,10 @@ from on_api.core.models import (
     Holding,
     Lease,
     Maintenance,
-    User,
-    UserUsage,
 )
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import Base, database_now, table_of
 from on_api.core.services.content.maintenance import GARBAGE
-
-
-@cache
-def accounts_of(*, lock: bool) -> Any:
-    """Counters and quota of those of `users` that are there, in order; maybe locked."""
-    usage, user = table_of(UserUsage), table_of(User)
-    statement = (
-        select(
-            usage.c.user_id,
-            usage.c.storage_bytes,
-            usage.c.reserved_bytes,
-            usage.c.last_created_at,
-            user.c.storage_quota,
-        )
-        .join(user, user.c.id == usage.c.user_id)
-        .where(
-            usage.c.user_id.in_(bindparam("users", expanding=True)),
-            user.c.deleted_at.is_(None),
-        )
-        .order_by(usage.c.user_id)
-    )
-    return statement.with_for_update(of=usage) if lock else statement
 
 
 @cache
@@ -66,21 +42,6 @@ def holding_on() -> Any:
         .select_from(lease)
         .where(lease.c.id == bindparam("id"), lease.c.token == bindparam("token"))
         .with_for_update(of=lease, read=True, key_share=True)
-    )
-
-
-@cache
-def settling() -> Any:
-    """Adds to one user's counters."""
-    table = table_of(UserUsage)
-    return (
-        update(table)
-        .where(table.c.user_id == bindparam("owner"))
-        .values(
-            file_count=table.c.file_count + bindparam("added"),
-            storage_bytes=table.c.storage_bytes + bindparam("stored"),
-            last_created_at=bindparam("last"),
-        )
     )
 
 
@@ -126,7 +87,7 @@ LOCKED_CONTENTS = ManyRows(
     Content,
     ("cid", "state", "generation", "pinned_too", "pin_root_id", "dag_size", "created_at"),
     "ON CONFLICT (cid) DO UPDATE SET dag_size = contents.dag_size"
-    " RETURNING cid, state, pin_root_id, dag_size, unreferenced_at",
+    " RETURNING cid, state, generation, pin_root_id, dag_size, unreferenced_at",
 )
 """Makes contents or finds them, in the order given, and locks each."""
 
@@ -139,21 +100,6 @@ COUNTED_HOLDINGS = ManyRows(
 )
 """Makes holdings or adds to them."""
 
-FILE_COLUMNS = (
-    "id",
-    "user_id",
-    "cid",
-    "name",
-    "size",
-    "media_type",
-    "sha256",
-    "meta",
-    "created_at",
-    "visibility",
-    "sealed_for",
-    "identity_id",
-    "sealed_size",
-    "sealed_start",
-)
+FILE_COLUMNS = tuple(column.key for column in table_of(File).columns)
 NEW_FILES = ManyRows(File, FILE_COLUMNS)
 NEW_EVENTS = ManyRows(Event, ("user_id", "kind", "subject_id", "data", "created_at"))

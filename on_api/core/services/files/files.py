@@ -17,7 +17,7 @@ from on_api.core.models import File, UserUsage
 from on_api.core.models.json_contains import Contains
 from on_api.core.services.accounts.access import owned
 from on_api.core.services.accounts.names import spellings
-from on_api.core.services.content import contents
+from on_api.core.services.content import contents, recorder
 from on_api.core.services.shared import events
 from on_api.core.services.shared.paging import Listing
 
@@ -102,9 +102,8 @@ def delete_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> Non
     file = get_file(session, user_id, file_id, lock=True)
     session.delete(file)
     events.record(session, user_id, "file.deleted", file_id, cid=file.cid)
-    session.flush()
     usage.file_count -= 1
-    contents.drop_reference(session, usage, file.cid)
+    recorder.drop_references(session, usage, [file.cid])
 
 
 def _mine(user_id: uuid.UUID) -> Select[File]:

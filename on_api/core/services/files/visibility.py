@@ -19,7 +19,7 @@ from on_api.core.ipfs.port import Added
 from on_api.core.models import File, User, VisibilityChange
 from on_api.core.models.database import moment_of, new_id
 from on_api.core.models.file import FOR_OWNER, PRIVATE, PUBLIC
-from on_api.core.services.content import contents
+from on_api.core.services.content import contents, recorder
 from on_api.core.services.content.leases import LeaseHandle, LeaseService
 from on_api.core.services.files.files import get_file
 from on_api.core.services.files.private_files import Sealing, columns_of
@@ -118,13 +118,12 @@ class VisibilityService:
         if session.get_one(User, job.user_id).deleted_at is not None:
             return False
         contents.lock_all(session, [old_cid, added.cid])
-        contents.add_reference(session, usage, added.cid, added.dag_size, secured)
+        recorder.add_reference(session, usage, added.cid, added.dag_size, secured)
         file.cid = added.cid
         for column, value in columns_of(sealing, added.size).items():
             setattr(file, column, value)
         session.delete(change)
-        session.flush()
-        contents.drop_reference(session, usage, old_cid)
+        recorder.drop_references(session, usage, [old_cid])
         events.record(
             session, file.user_id, "file.changed", file.id, fields=["cid", "visibility"],
             cid=file.cid, visibility=file.visibility,
@@ -149,6 +148,11 @@ def has_failed(change: VisibilityChange) -> bool:
 def any_due(session: Session) -> bool:
     """Tell whether `claim` would find one, by reading alone."""
     return leased_jobs.any_due(session, VisibilityChange)
+
+
+def next_due(session: Session) -> float | None:
+    """Seconds until the next change's time comes; None while none waits for its time."""
+    return leased_jobs.next_due(session, VisibilityChange)
 
 
 def claim(session: Session, life: timedelta) -> Job | None:

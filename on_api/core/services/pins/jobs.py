@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,13 +18,14 @@ from sqlalchemy import ColumnElement, and_, exists, func, literal_column, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, aliased
 
-from on_api.core.errors import InsufficientFunds, Unauthorized
+from on_api.core.errors import Unauthorized
 from on_api.core.ipfs.port import DagStat
 from on_api.core.models import Pin, UserUsage
 from on_api.core.models.database import database_now, dialect_of, moment_of, new_id
 from on_api.core.models.pin import DETAILS_LENGTH, FAILED, PINNING, QUEUED
-from on_api.core.services.content import contents, leftovers
+from on_api.core.services.content import contents, leftovers, quota, recorder
 from on_api.core.services.pins import pins
+from on_api.core.services.pins.records import Fulfilled, mark_pinned
 from on_api.core.services.shared import events, leased_jobs
 
 UNDER_WAY = (QUEUED, PINNING)
@@ -77,6 +78,11 @@ def next_user(
     return session.scalar(statement)
 
 
+def next_due(session: Session, *, fetch: bool) -> float | None:
+    """Seconds until the next pin's time comes; None while none waits for its time."""
+    return leased_jobs.next_due(session, Pin, _IS_UNDER_WAY, Pin.needs_fetch.is_(fetch))
+
+
 def claim(
     session: Session, user_id: uuid.UUID, limit: int, life: timedelta, *, fetch: bool
 ) -> Sequence[Claim]:
@@ -116,7 +122,7 @@ def claim(
     )
     # Not locked: how much room there really is shows at the end.
     usage = session.get(UserUsage, user_id)
-    room = None if usage is None else contents.room_of(session, usage)
+    room = None if usage is None else quota.Room.of(usage).left
     known = contents.kept_sizes(session, rows)
     now, here = moment_of(session), time.monotonic()
     return [
@@ -183,14 +189,61 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
         return False
     pins.lock_contents(session, pin)
     charged = usage.storage_bytes
-    contents.add_reference(session, usage, pin.cid, stat.size, secured)
-    pin.blocks = stat.blocks or None
-    pins.mark_pinned(session, usage, pin, stat.size)
+    recorder.add_reference(session, usage, pin.cid, stat.size, secured)
+    mark_pinned(session, usage, [Fulfilled(pin.id, pin.cid, stat.blocks or None)])
+    pins.release_kept(session, usage, pin.id)
     # Asked when what it replaces is let go.
-    room = contents.room_of(session, usage)
-    if room is not None and room < 0 and usage.storage_bytes > charged:
-        raise InsufficientFunds
+    quota.require_kept(usage, charged)
     return True
+
+
+def finish_all(
+    session: Session, claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
+) -> set[uuid.UUID]:
+    """Make pins references as `finish` does, in one go. Returns those that are.
+
+    `claims` are one user's, each of another CID; `stats` by pin. Left out, for `finish` to say what
+    becomes of them, are those that were lost or removed, replace others, or whose content can't be
+    relied on. Raises `InsufficientFunds` when all of them together are more than the quota allows.
+    """
+    usage = _lock_usage(session, claims[0])
+    if usage is None:
+        return set()
+    fit = _lock_usual(session, claims)
+    locked = recorder.lock_contents(
+        session,
+        {claim.cid: stats[claim.id].size for claim in fit},
+        own_pins={claim.cid for claim in fit if claim.known is None or not claim.is_first},
+    )
+    fit = [claim for claim in fit if claim.cid in locked.sizes]
+    if not fit:
+        return set()
+    charged = usage.storage_bytes
+    references = Counter((claim.user_id, claim.cid) for claim in fit)
+    recorder.add_references(session, {usage.user_id: usage}, references, locked)
+    quota.require_kept(usage, charged)
+    fulfilled = [Fulfilled(each.id, each.cid, stats[each.id].blocks or None) for each in fit]
+    mark_pinned(session, usage, fulfilled)
+    return {claim.id for claim in fit}
+
+
+def _lock_usual(session: Session, claims: Sequence[Claim]) -> list[Claim]:
+    """Lock all that are still ours, in the order that all keep who lock several; those that end
+    like most pins do."""
+    ids = [claim.id for claim in claims]
+    found = session.execute(
+        select(Pin.id, Pin.lease_token)
+        .where(Pin.id.in_(ids), Pin.removed_at.is_(None))
+        .order_by(Pin.id)
+        .with_for_update()
+    )
+    token_of = dict(found.all())
+    replacing = set(session.scalars(select(Pin.kept_for).where(Pin.kept_for.in_(ids))))
+    return [
+        claim
+        for claim in claims
+        if token_of.get(claim.id) == claim.token and claim.id not in replacing
+    ]
 
 
 def fail(session: Session, claim: Claim, details: str) -> bool:
@@ -278,7 +331,7 @@ def _freed_by(
     for pin_id, cid in session.execute(waiting):
         if pin_id is not None:  # never, but by the column's type
             kept[pin_id].append(cid)
-    return {pin_id: contents.freed_by(session, user_id, cids) for pin_id, cids in kept.items()}
+    return {pin_id: quota.freed_by(session, user_id, cids) for pin_id, cids in kept.items()}
 
 
 def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:

@@ -26,7 +26,8 @@ from on_api.core.models.pin import FAILED, PINNED_STATUS, QUEUED
 from on_api.core.pagination import TimePage
 from on_api.core.services.accounts.access import owned
 from on_api.core.services.accounts.names import spellings
-from on_api.core.services.content import contents
+from on_api.core.services.content import contents, quota, recorder
+from on_api.core.services.pins.records import tell_pinned
 from on_api.core.services.shared import events
 from on_api.core.services.shared.paging import Listing
 from on_api.core.services.shared.together import Together
@@ -122,11 +123,9 @@ class PinService:
         """
         cid = normalise(request.cid)
         pin = self._new(usage, request, cid, moment_of(session))
-        contents.add_reference(session, usage, cid, stat.size, secured)
+        pin.dag_size = recorder.add_reference(session, usage, cid, stat.size, secured)
         pin.blocks = stat.blocks or None
-        session.add(pin)
-        events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-        mark_pinned(session, usage, pin, stat.size)
+        self._record_pinned(session, usage, pin)
         return pin
 
     def replace(
@@ -141,7 +140,7 @@ class PinService:
         old = _find(session, user_id, pin_id)
         kept = [*kept_cids(session, old.id), *([old.cid] if old.status == PINNED_STATUS else [])]
         known = contents.lock_all(session, [normalise(request.cid), *kept])
-        freed = contents.freed_by(session, user_id, kept)
+        freed = quota.freed_by(session, user_id, kept)
         new = self._add(session, usage, request, known, moment_of(session), freed=freed)
         if new.status == PINNED_STATUS:
             release_kept(session, usage, old.id)
@@ -195,10 +194,10 @@ class PinService:
         content = known.get(cid)
         if content is not None and content.state == PINNED:
             _require_room(session, usage, cid, content.dag_size, freed)
-            session.add(pin)
-            events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
-            contents.add_reference(session, usage, cid, content.dag_size, {}, pinned_anew=False)
-            mark_pinned(session, usage, pin, content.dag_size)
+            pin.dag_size = recorder.add_reference(
+                session, usage, cid, content.dag_size, pinned_anew=False
+            )
+            self._record_pinned(session, usage, pin)
         else:
             # How much will come is not known yet: the worker looks again when it is.
             _require_room(session, usage, cid, 1, freed)
@@ -206,6 +205,14 @@ class PinService:
             events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
             self._ring(session)
         return pin
+
+    def _record_pinned(self, session: Session, usage: UserUsage, pin: Pin) -> None:
+        """Record a pin whose content is there from the start."""
+        pin.status = PINNED_STATUS
+        session.add(pin)
+        events.record(session, usage.user_id, "pin.created", pin.id, cid=pin.cid)
+        session.flush()
+        tell_pinned(session, usage, [(pin.id, pin.cid)])
 
     def _new(self, usage: UserUsage, request: PinRequest, cid: str, now: datetime) -> Pin:
         return Pin(
@@ -224,16 +231,6 @@ class PinService:
             attempts=0,
             needs_fetch=False,
         )
-
-
-def mark_pinned(session: Session, usage: UserUsage, pin: Pin, dag_size: int) -> None:
-    """The reference was added: the pin shows it, and what it replaced is let go."""
-    pin.status, pin.dag_size, pin.details = PINNED_STATUS, dag_size, None
-    pin.release()
-    usage.pinned_count += 1
-    events.record(session, pin.user_id, "pin.pinned", pin.id, cid=pin.cid)
-    session.flush()
-    release_kept(session, usage, pin.id)
 
 
 def was_touched(pin: Pin) -> bool:
@@ -256,9 +253,8 @@ def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
     """Let go of what was held until this pin has an end."""
     kept = session.scalars(select(Pin).where(Pin.kept_for == pin_id).order_by(Pin.cid)).all()
     for pin in kept:
-        contents.drop_reference(session, usage, pin.cid)
         session.delete(pin)
-    session.flush()
+    recorder.drop_references(session, usage, [pin.cid for pin in kept])
 
 
 def end_pin(session: Session, usage: UserUsage, pin: Pin) -> None:
@@ -269,8 +265,7 @@ def end_pin(session: Session, usage: UserUsage, pin: Pin) -> None:
         _remove(session, usage, pin)
     else:
         session.delete(pin)
-        session.flush()
-        contents.drop_reference(session, usage, pin.cid)
+        recorder.drop_references(session, usage, [pin.cid])
 
 
 def get_pin(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
@@ -298,8 +293,7 @@ def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
     if pin.status == PINNED_STATUS:
         usage.pinned_count -= 1
         session.delete(pin)
-        session.flush()
-        contents.drop_reference(session, usage, pin.cid)
+        recorder.drop_references(session, usage, [pin.cid])
     elif pin.status == FAILED or not was_touched(pin):
         session.delete(pin)
         session.flush()
@@ -317,11 +311,11 @@ def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
 
 def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
     with session.no_autoflush:  # what was added before goes to the database in one piece
-        room = contents.room_of(session, usage)
-        if room is None or dag_size - freed <= max(room, 0):
+        room = quota.Room.of(usage)
+        if room.has(dag_size - freed):
             return
         # Whoever is over a quota that was lowered may still do what costs nothing more.
-        if contents.charge_of(session, usage.user_id, cid, dag_size) - freed > max(room, 0):
+        if not room.has(quota.charge_of(session, usage.user_id, cid, dag_size) - freed):
             raise InsufficientFunds
 
 

@@ -10,10 +10,10 @@ import uuid
 from datetime import timedelta
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from on_api.core.models.database import database_now, new_id
+from on_api.core.models.database import database_now, moment_of, new_id
 from on_api.core.models.leased_job import LeasedJob
 
 J = TypeVar("J", bound=LeasedJob)
@@ -29,6 +29,19 @@ def any_due(session: Session, model: type[LeasedJob], *conditions: ColumnElement
     """Tell whether a claim would find one. By reading alone: on SQLite looking must not take the
     writer's place."""
     return bool(session.scalar(select(exists().where(is_due(model), *conditions))))
+
+
+def next_due(
+    session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]
+) -> float | None:
+    """Seconds until the next job's time comes; None while none waits for its time.
+
+    Jobs that somebody works on are left out: their end wakes the worker, and the end of a lease
+    whose owner has died is found by looking now and then.
+    """
+    earliest = select(func.min(model.due_at)).where(model.due_at > database_now(), *conditions)
+    due_at = session.scalar(earliest)
+    return None if due_at is None else (due_at - moment_of(session)).total_seconds()
 
 
 def claim(

@@ -36,6 +36,7 @@ from on_api.core.providers.base import CAR, KUBO, ON_API, PINATA, SourceSpec
 from on_api.core.services.accounts.access import owned
 from on_api.core.services.accounts.master_secret import RowSealer
 from on_api.core.services.content import contents
+from on_api.core.services.content.quota import Room
 from on_api.core.services.pins.pins import PinService
 from on_api.core.services.shared.paging import Listing
 from on_api.core.services.transfer.jobs import let_go
@@ -334,7 +335,7 @@ def standings_of(
         .group_by(ImportItem.import_id)
     )
     moving = {key: int(size or 0) for key, size in session.execute(sums)} if running else {}
-    room = contents.room_of(session, contents.usage_of(session, user_id))
+    room = Room.of(contents.usage_of(session, user_id)).left
     return {row.id: Standing(moving.get(row.id, 0), room) for row in rows}
 
 

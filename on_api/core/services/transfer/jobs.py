@@ -97,6 +97,11 @@ def any_due(session: Session) -> bool:
     return leased_jobs.any_due(session, Import, _IS_UNDER_WAY)
 
 
+def next_due(session: Session) -> float | None:
+    """Seconds until the next import's time comes; None while none waits for its time."""
+    return leased_jobs.next_due(session, Import, _IS_UNDER_WAY)
+
+
 def claim(session: Session, life: timedelta) -> Claim | None:
     """Take the import that has been due for longest, for `life`."""
     claimed = leased_jobs.claim(session, Import, life, _IS_UNDER_WAY)

@@ -62,17 +62,5 @@ class StoredFile:
 
 
 def facts_in(columns: dict[str, Any]) -> FileFacts:
-    """What is shown of a new file, in its row's columns."""
-    return FileFacts(
-        columns["id"],
-        columns["cid"],
-        None,
-        columns["name"],
-        columns["size"],
-        columns["media_type"],
-        columns["sha256"],
-        columns["visibility"],
-        columns["meta"],
-        columns["created_at"],
-        None,
-    )
+    """What is shown of a new file, in its row's columns; what isn't given is null."""
+    return FileFacts._make(columns.get(name) for name in FileFacts._fields)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from on_api.core.ipfs.formats.cid import CHUNK_BYTES
 from on_api.core.ipfs.port import Added, IpfsNode, StoredUnpinned
 from on_api.core.media_types import sniff
 from on_api.core.metrics import Metrics
-from on_api.core.models import Database, File, UserUsage
+from on_api.core.models import Database, UserUsage
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
@@ -41,14 +42,13 @@ from on_api.core.services.accounts.idempotency import (
     fingerprint,
 )
 from on_api.core.services.accounts.keys import keys_in_force, require_in_force
-from on_api.core.services.content import contents
+from on_api.core.services.content import contents, recorder
 from on_api.core.services.content.capacity import Capacity
 from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import UPLOAD, LeaseHandle, LeaseService
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.files.files import FileFacts
 from on_api.core.services.files.private_files import PrivateFiles
-from on_api.core.services.shared import events
 from on_api.core.services.shared.together import Together
 from on_api.core.services.traffic.metering import Charge, Kind, Meter
 from on_api.core.services.uploads.bundle_records import SmallUpload
@@ -91,7 +91,7 @@ _Send = Callable[[LeaseHandle, Intake], AsyncIterator[StoredFile]]
 class _Ended:
     """An upload whose bytes lie on the node, to be recorded.
 
-    `secured`: as `contents.add_reference` wants it.
+    `secured`: as `recorder.lock_contents` wants it.
     """
 
     user_id: uuid.UUID
@@ -351,22 +351,22 @@ class UploadService:
             keys = {upload.key_id for upload in uploads}
             if len(keys_in_force(session, keys)) < len(keys):
                 raise Unauthorized  # revoked while the bytes came, or with its user
-            # In order of CID, as everyone locks content.
-            stored = [(file, upload.secured) for upload in uploads for file in upload.stored]
-            for one, secured in sorted(stored, key=lambda pair: pair[0].cid):
-                contents.add_reference(session, usage, one.cid, one.dag_size, secured)
+            sizes = {file.cid: file.dag_size for upload in uploads for file in upload.stored}
+            # The latest look at a content tells the most.
+            secured = dict(sorted(look for each in uploads for look in each.secured.items()))
+            locked = recorder.lock_contents(session, sizes, secured=secured, own_pins=sizes)
+            locked.require_secured()
+            references = Counter((user_id, f.cid) for upload in uploads for f in upload.stored)
+            recorder.add_references(session, {user_id: usage}, references, locked)
             return [self._record(session, usage, upload) for upload in uploads]
 
     def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[FileFacts]:
-        columns = [
+        rows = [
             file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND))
             for file in upload.stored
         ]
-        usage.file_count += len(columns)
-        session.add_all([File(**each) for each in columns])
-        files = [facts_in(each) for each in columns]
-        for file in files:
-            events.record(session, usage.user_id, "file.created", file.id, cid=file.cid)
+        recorder.record_files(session, {usage.user_id: usage}, rows)
+        files = [facts_in(row) for row in rows]
         stored_size = sum(file.stored_size for file in upload.stored)
         with session.no_autoflush:  # what changes in `usage` is one statement, at the end
             self._leases.close(session, upload.lease, usage, stored_size)

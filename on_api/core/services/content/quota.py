@@ -1,0 +1,81 @@
+"""Whether there is room in a user's quota: decided here, whatever it is asked for.
+
+What counts is asked while the user's counters are locked. Before, it is a guess that spares work
+which could not end well.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+
+from sqlalchemy.orm import Session
+
+from on_api.core.errors import InsufficientFunds
+from on_api.core.models import Holding, UserUsage
+
+
+class Room:
+    """Bytes that a quota leaves: below 0 once it is exceeded, None without a quota."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int | None) -> None:
+        self.left = left
+
+    @classmethod
+    def under(cls, quota: int | None, usage: UserUsage) -> Room:
+        """What a quota leaves beside what is stored and reserved."""
+        stored = usage.storage_bytes + usage.reserved_bytes
+        return cls(None if quota is None else quota - stored)
+
+    @classmethod
+    def of(cls, usage: UserUsage) -> Room:
+        """What a user's quota leaves now. Exact while `usage` is locked."""
+        # Through `usage`, which holds it: the session alone would forget it and read it each time.
+        return cls.under(usage.user.storage_quota, usage)
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more is stored and reserved than the quota allows."""
+        return self.left is not None and self.left < 0
+
+    def has(self, size: int) -> bool:
+        """Whether `size` bytes more are allowed. Nothing more always is, also over a quota that was
+        lowered."""
+        return self.left is None or size <= max(self.left, 0)
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes out of the room if it has them."""
+        if not self.has(size):
+            return False
+        if self.left is not None:
+            self.left -= size
+        return True
+
+    def at_most(self, size: int) -> int:
+        """As much of `size` bytes as is allowed; below 0 once the quota is exceeded."""
+        return size if self.left is None else min(size, self.left)
+
+
+def require_kept(usage: UserUsage, charged_before: int) -> None:
+    """Raise `InsufficientFunds` when a user is charged more than before and more than the quota
+    allows."""
+    if usage.storage_bytes > charged_before and Room.of(usage).is_exceeded:
+        raise InsufficientFunds
+
+
+def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
+    """Bytes that one more reference to a content would be charged to a user."""
+    return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
+
+
+def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
+    """Bytes that a user would be charged less after dropping one reference to each of `cids`."""
+    freed = 0
+    for cid, dropped in Counter(cids).items():
+        holding = session.get(Holding, (user_id, cid), populate_existing=True)
+        if holding is not None and holding.references == dropped:
+            freed += holding.bytes
+    return freed
