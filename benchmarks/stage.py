@@ -58,6 +58,8 @@ class Sizes:
     users: int = 1000
     at_once: int = 500
     """Uploads of 1 MiB at the same time."""
+    idle: int = 300
+    """Seconds in which nobody asks for anything."""
 
 
 QUICK = Sizes(
@@ -71,6 +73,7 @@ QUICK = Sizes(
     files=20_000,
     users=100,
     at_once=100,
+    idle=30,
 )
 
 

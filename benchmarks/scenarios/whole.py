@@ -1,13 +1,18 @@
-"""The process as a whole: its memory and its start."""
+"""The process as a whole: its memory, its start, and what it takes while nobody asks anything."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, processor_ms
 from benchmarks.load import measure
 from benchmarks.scenarios.registry import Variant, scenario
-from benchmarks.stage import MIB, SQLITE, OnApi, Stage
+from benchmarks.stage import MIB, POSTGRESQL, SQLITE, OnApi, Stage
 from on_api.tests.cli.processes import peak_memory
 
 
@@ -37,6 +42,54 @@ def start(stage: Stage) -> list[Figure]:
             with home.serving():
                 seconds.append(time.perf_counter() - began)
     return [Figure("second start, until ready", "s", seconds[1:], at_most=5)]
+
+
+@scenario(Variant(SQLITE), Variant(POSTGRESQL))
+def idle(stage: Stage) -> list[Figure]:
+    """Serving with its worker, while nobody asks for anything; what on-api's own questions add to
+    the node is told by the same node while on-api is stopped."""
+    seconds = stage.sizes.idle
+    with stage.on_api() as on_api:
+        time.sleep(seconds / 10)  # the start is over
+        pids = on_api.pids()
+        ours, node = _shares([pids["on-api"], pids["node"]], seconds)
+        memory = sum(map(_memory, pids["on-api"])) / MIB
+        with _stopped(pids["on-api"]):
+            (alone,) = _shares([pids["node"]], seconds)
+    work = f"idle, {seconds} s"
+    return [
+        Figure(f"{work}: on-api", "% of a core", [ours], at_most=0.5),
+        Figure(f"{work}: added to the node", "% of a core", [node - alone], at_most=0.2),
+        Figure(f"{work}: RSS", "MiB", [memory], at_most=120),
+    ]
+
+
+def _shares(groups: Sequence[Sequence[int]], seconds: float) -> list[float]:
+    """The processor time of each group of processes for so long, in hundredths of a core."""
+    before = list(map(processor_ms, groups))
+    began = time.perf_counter()
+    time.sleep(seconds)
+    after = list(map(processor_ms, groups))
+    took = 1000 * (time.perf_counter() - began)
+    return [100 * (last - first) / took for first, last in zip(before, after, strict=True)]
+
+
+@contextmanager
+def _stopped(pids: Sequence[int]) -> Iterator[None]:
+    """Processes that do nothing for as long as the block runs."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _memory(pid: int) -> int:
+    """Bytes that a process has in memory now."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _peak(on_api: OnApi) -> float:

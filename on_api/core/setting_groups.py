@@ -235,7 +235,11 @@ class WorkerSettings(Group):
     embedded: bool = Field(
         True, description="Work inside `on-api serve`; else run `on-api worker` beside it."
     )
-    poll: Seconds = Field(0.5, description="Seconds between two looks for new work.")
+    poll: Seconds = Field(
+        0.5,
+        description="Least seconds between two looks for work whose time comes by itself; new work "
+        "is begun at once.",
+    )
     lease_seconds: int = Field(
         30,
         ge=2,

@@ -85,6 +85,10 @@ class ImportWorker:
         task.add_done_callback(self._end)
         return True
 
+    async def next_due(self) -> float | None:
+        """Seconds until the next import's time comes; None while none waits for its time."""
+        return await self._in_database(import_jobs.next_due, write=False)
+
     async def stop(self) -> None:
         """Claim nothing more, and give everything back."""
         self._is_stopping = True
@@ -100,7 +104,7 @@ class ImportWorker:
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
-        self._services.bell.ring()
+        self._services.wakeup.wake()
 
     async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:
         def run() -> T:

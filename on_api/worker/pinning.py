@@ -11,7 +11,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.jobs import Claim
-from on_api.core.services.shared.bell import Bell
+from on_api.core.services.shared.wakeup import Sleeper
 from on_api.core.settings import Settings
 from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pin_attempts import PinAttempts, Work
@@ -41,6 +41,8 @@ BATCHES = 4
 """Of pins that are looked for on the node itself, at once: one is claimed or recorded while the
 node works on another."""
 BEAT_SECONDS = 1.0
+COUNT_SECONDS = 5.0
+"""Between two looks at the queue's length while nothing is worked on."""
 
 
 @dataclass
@@ -56,8 +58,6 @@ class _Lane:
     batches: set[PinBatch] = field(default_factory=set)
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_user: uuid.UUID | None = None
-    freed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Something has ended since the last look, and there is room."""
 
     @property
     def has_room(self) -> bool:
@@ -71,8 +71,6 @@ class _Lane:
                 self.work.get(work.claim.id) is work
             ):  # else its lease was lost, and taken here again
                 del self.work[work.claim.id]
-        if self.has_room:
-            self.freed.set()
 
 
 class PinWorker:
@@ -89,10 +87,8 @@ class PinWorker:
         capacity: Capacity,
         metrics: Metrics,
         resolver: Resolver,
-        bell: Bell,
     ) -> None:
         self._metrics = metrics
-        self._bell = bell
         self._life = timedelta(seconds=settings.worker.lease_seconds)
         self._transactions = Transactions(database, threads=8)
         self._batches = PinBatches(self._transactions, node, names, metrics)
@@ -113,16 +109,31 @@ class PinWorker:
             # Some are worth a claim: one of another user's may have come alone just before.
             False: _Lane(BATCHES * MOST, (BATCHES - 1) * MOST, MOST // 4),
         }
+        self._sleepers: list[Sleeper] = []
         self._is_stopping = False
+        self._counted_at = float("-inf")
+
+    def wake_at_an_end(self, sleeper: Sleeper) -> None:
+        """Wake that one whenever an attempt has ended: there is room, and another pin of the same
+        content can be claimed, or the same one by the other lane."""
+        self._sleepers.append(sleeper)
+
+    async def next_due(self, *, fetch: bool) -> float | None:
+        """Seconds until the next pin's time comes; None while none waits for its time, or there is
+        no room for one."""
+        if not self._lanes[fetch].has_room:
+            return None
+        return await self._transactions.run(
+            lambda session: pin_jobs.next_due(session, fetch=fetch), write=False
+        )
 
     async def step(self, *, fetch: bool) -> bool:
         """Begin what there is room for: fetches, or pins of what may lie on the node already.
 
-        Returns whether anything was begun; see `wait` for what to do then.
+        Returns whether anything was begun.
         """
         lane = self._lanes[fetch]
         async with lane.claiming:
-            lane.freed.clear()
             if self._is_stopping or not lane.has_room:
                 return False
             claims = await self._claim(lane, fetch=fetch)
@@ -137,33 +148,31 @@ class PinWorker:
                 lane.batches.add(batch)
         return bool(claims)
 
-    async def wait(self, seconds: float, *, fetch: bool) -> None:
-        """Return when there may be more to begin, and after `seconds` at the latest."""
-        heard = asyncio.create_task(self._bell.wait(seconds))
-        freed = asyncio.create_task(self._lanes[fetch].freed.wait())
-        try:
-            await asyncio.wait((heard, freed), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            heard.cancel()
-            freed.cancel()
-
     async def beat(self) -> None:
-        """Renew every lease, show progress, and end what is not wanted any more."""
+        """Renew every lease, show progress, and end what is not wanted any more. Without work the
+        database is asked for nothing but the queue's length, now and then."""
         work = self._all_work()
+        self._metrics.fetches.set(len(self._lanes[True].work))
+        if work:
+            await self._renew(work)
+        now = asyncio.get_running_loop().time()
+        if work or now - self._counted_at >= COUNT_SECONDS:
+            self._counted_at = now
+            length = await self._transactions.run(pin_jobs.queue_length, write=False)
+            self._metrics.queue_length.set(length)
+
+    async def _renew(self, work: Mapping[uuid.UUID, Work]) -> None:
         state = {key: (item.claim.token, item.stat) for key, item in work.items()}
 
         def renew(session: Session) -> tuple[set[uuid.UUID], bool]:
-            lost = pin_jobs.renew(session, state, self._life) if state else set()
+            lost = pin_jobs.renew(session, state, self._life)
             return lost, maintenance.is_under_way(session, maintenance.GARBAGE)
 
-        unwanted, make_way = await self._transactions.run(renew, write=bool(state))
+        unwanted, make_way = await self._transactions.run(renew)
         # Those that go together are done with sooner than they would be interrupted.
         for key, item in work.items():
             if make_way or key in unwanted:
                 item.interrupt()
-        self._metrics.fetches.set(len(self._lanes[True].work))
-        length = await self._transactions.run(pin_jobs.queue_length, write=False)
-        self._metrics.queue_length.set(length)
 
     async def stop(self) -> None:
         """Claim nothing more, and give everything back that is being worked on."""
@@ -225,7 +234,7 @@ class PinWorker:
             logger.exception("%d pins are left to their leases", len(works))
         finally:
             lane.batches.discard(batch)
-            lane.end(work for work in works if work not in alone)
+            self._end(lane, (work for work in works if work not in alone))
         for work in alone:
             self._go_alone(lane, work, fetch=False)
 
@@ -236,7 +245,12 @@ class PinWorker:
 
     def _go_alone(self, lane: _Lane, work: Work, *, fetch: bool) -> None:
         work.task = asyncio.create_task(self._attempts.run(work, fetch=fetch))
-        work.task.add_done_callback(lambda _: lane.end((work,)))
+        work.task.add_done_callback(lambda _: self._end(lane, (work,)))
+
+    def _end(self, lane: _Lane, works: Iterable[Work]) -> None:
+        lane.end(works)
+        for sleeper in self._sleepers:
+            sleeper.wake()
 
     def _all_work(self) -> dict[uuid.UUID, Work]:
         return {key: item for lane in self._lanes.values() for key, item in lane.work.items()}

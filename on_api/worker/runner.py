@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -14,6 +15,7 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.formats.multiaddr import Resolver
 from on_api.core.services.container import Services
 from on_api.core.services.shared.events import number_events
+from on_api.core.services.shared.wakeup import Sleeper
 from on_api.worker.imports import ImportWorker
 from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pinning import BEAT_SECONDS, PinWorker
@@ -24,12 +26,28 @@ logger = logging.getLogger(__name__)
 
 CHANGES_AT_ONCE = 2
 """Files whose visibility one process changes at the same time."""
-SLOW_LOOK_SECONDS = 5.0
-"""Between looks for what may wait: unpinning, garbage collection."""
+LOOK_SECONDS = 5.0
+"""Between looks for work that nobody is woken for: what another process leaves when it dies, what
+may wait."""
+
+TROUBLE_SECONDS = 1.0
+"""Until the next try while node or database can't be reached."""
 
 _Step = Callable[[], Awaitable[bool | None]]
 """Returns whether there may be more to do at once."""
-_Wait = Callable[[float], Awaitable[None]]
+_NextDue = Callable[[], Awaitable[float | None]]
+"""Returns the seconds until the next job's time comes; None: none waits for its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """A kind of work, done whenever the process is woken, and after `pause` seconds at the latest;
+    with `next_due`, when the next job's time comes."""
+
+    step: _Step
+    pause: float = LOOK_SECONDS
+    next_due: _NextDue | None = None
+    is_woken: bool = True
 
 
 class Worker:
@@ -64,33 +82,38 @@ class Worker:
             services.capacity,
             services.metrics,
             resolver or Resolver(),
-            services.bell,
         )
         self._visibility = VisibilityWorker(services)
         self._imports = ImportWorker(services)
+        self._sleepers: list[Sleeper] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin, on the running event loop."""
-        slow = min(SLOW_LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
-        bell, pins = self._services.bell.wait, self._pins
-        loops: list[tuple[_Step, float, _Wait]] = [
-            *(
-                (partial(pins.step, fetch=fetch), self._poll, partial(pins.wait, fetch=fetch))
-                for fetch in (False, True)
-            ),
-            (pins.beat, BEAT_SECONDS, asyncio.sleep),
-            (self._number_events, self._poll, bell),
-            (self._restore_pins, SLOW_LOOK_SECONDS, bell),
-            (self._unpinner.step, slow, asyncio.sleep),
-            (self._unpinner.thin_out, slow, asyncio.sleep),
-            (self._leftovers.step, slow, bell),
-            (self._imports.step, self._poll, bell),
-            *[(self._visibility.step, self._poll, bell)] * CHANGES_AT_ONCE,
+        slow = min(LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
+        pins = self._pins
+        loops = [
+            _Loop(partial(pins.step, fetch=False), next_due=partial(pins.next_due, fetch=False)),
+            _Loop(partial(pins.step, fetch=True), next_due=partial(pins.next_due, fetch=True)),
+            _Loop(pins.beat, BEAT_SECONDS, is_woken=False),
+            _Loop(self._number_events, is_woken=False),
+            _Loop(self._restore_pins),
+            _Loop(self._unpinner.step, slow, is_woken=False),
+            _Loop(self._unpinner.thin_out, slow, is_woken=False),
+            _Loop(self._leftovers.step, slow),
+            _Loop(self._imports.step, next_due=self._imports.next_due),
+            *[_Loop(self._visibility.step, next_due=self._visibility.next_due)] * CHANGES_AT_ONCE,
         ]
         if self._services.settings.gc.interval:
-            loops.append((self._collect_when_due, SLOW_LOOK_SECONDS, asyncio.sleep))
-        self._tasks = [asyncio.create_task(self._repeat(*loop)) for loop in loops]
+            loops.append(_Loop(self._collect_when_due, is_woken=False))
+        for loop in loops:
+            sleeper = Sleeper(asyncio.get_running_loop())
+            if loop.is_woken:
+                self._services.wakeup.add(sleeper)
+            self._sleepers.append(sleeper)
+            self._tasks.append(asyncio.create_task(self._repeat(loop, sleeper)))
+        for sleeper in self._sleepers[:2]:
+            pins.wake_at_an_end(sleeper)
 
     async def stop(self) -> None:
         """End; what was being worked on is given back."""
@@ -99,19 +122,25 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for sleeper in self._sleepers:
+            self._services.wakeup.remove(sleeper)
 
-    async def _repeat(self, step: _Step, pause: float, wait: _Wait) -> None:
-        """Do steps as long as there is work, then wait: up to `pause` seconds."""
+    async def _repeat(self, loop: _Loop, sleeper: Sleeper) -> None:
+        """Do steps as long as there is work, then sleep."""
         while True:
-            worked: bool | None = False
+            sleeper.begin()
+            pause = loop.pause
             try:
-                worked = await step()
+                if await loop.step():
+                    continue
+                if loop.next_due is not None and (due := await loop.next_due()) is not None:
+                    pause = min(pause, max(due, self._poll))
             except OnApiError as error:
                 logger.warning("the worker waits: %s", error.details)
+                pause = min(pause, TROUBLE_SECONDS)
             except Exception:
                 logger.exception("a step of the worker failed")
-            if not worked:
-                await wait(pause)
+            await sleeper.sleep(pause)
 
     async def _number_events(self) -> bool:
         return await to_thread.run_sync(number_events, self._services.database) > 0
@@ -133,5 +162,8 @@ class Worker:
 
     async def _collect_when_due(self) -> bool:
         gc = self._services.settings.gc
-        await self._services.garbage.collect_when_due(timedelta(seconds=gc.interval), gc.patience)
+        if await self._services.garbage.collect_when_due(
+            timedelta(seconds=gc.interval), gc.patience
+        ):
+            self._services.wakeup.wake()  # what could not begin meanwhile
         return False

@@ -78,6 +78,10 @@ class VisibilityWorker:
         await _Attempt(self, job).run()
         return True
 
+    async def next_due(self) -> float | None:
+        """Seconds until the next change's time comes; None while none waits for its time."""
+        return await self._in_database(visibility.next_due, write=False)
+
     async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:
         def run() -> T:
             with self._services.database.session_scope(write=write) as session:

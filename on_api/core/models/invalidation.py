@@ -35,6 +35,9 @@ MAX_PAYLOAD = 7000
 
 _CONTENTS = "on_api_contents_changed"
 _FILES = "on_api_files_changed"
+_WORK = "on_api_work"
+_WORK_NEWS = "work"
+"""News that there is work for a worker; no CID is written so."""
 _FILE = "file:"
 """Before the id of a file, in news; no CID begins with it."""
 _ANY = ""
@@ -73,6 +76,9 @@ class Invalidations:
         self._subscribers: list[Callable[[], None]] = []
         self._content_subscribers: list[ContentsChanged] = []
         self._file_subscribers: list[FilesChanged] = []
+        self._work_subscribers: list[Callable[[], None]] = []
+        self._commits = 0
+        """Of this process."""
         self._stopping = threading.Event()
         self._trusted = threading.Event()
         self._proved_at = float("-inf")
@@ -100,6 +106,16 @@ class Invalidations:
         """Call `callback` (quick, thread-safe) after every change of files that were there before:
         forget these, or with None all that you hold."""
         self._file_subscribers.append(callback)
+
+    def subscribe_to_work(self, callback: Callable[[], None]) -> None:
+        """Call `callback` (quick, thread-safe) when another process may have left work for a
+        worker."""
+        self._work_subscribers.append(callback)
+
+    def announce_work(self, session: Session) -> None:
+        """Tell the other processes, once this session's transaction has committed, that there is
+        work for a worker."""
+        session.info[_WORK] = True
 
     def announce(self, session: Session) -> None:
         """Tell everyone once this session's transaction has committed; nothing if it doesn't."""
@@ -139,13 +155,18 @@ class Invalidations:
         for callback in self._file_subscribers:
             callback(ids)
 
+    def _tell_work(self) -> None:
+        for callback in self._work_subscribers:
+            callback()
+
     def _before_commit(self, session: Session) -> None:
         if self._database.is_postgresql:
             session.flush()  # what it writes now is news as well
             cids, files = session.info.get(_CONTENTS, set()), session.info.get(_FILES, set())
-            if not cids and not files:
+            work = [_WORK_NEWS] if session.info.get(_WORK) else []
+            if not cids and not files and not work:
                 return
-            news = " ".join(sorted(cids) + sorted(_FILE + file for file in files))
+            news = " ".join(sorted(cids) + sorted(_FILE + file for file in files) + work)
             if _ANY in cids or len(news) > MAX_PAYLOAD:
                 news = _ANY
             session.execute(
@@ -153,6 +174,8 @@ class Invalidations:
             )
 
     def _after_commit(self, session: Session) -> None:
+        self._commits += 1
+        session.info.pop(_WORK, None)
         if cids := session.info.pop(_CONTENTS, None):
             self._tell_contents(None if _ANY in cids else cids)
         if files := session.info.pop(_FILES, None):
@@ -212,6 +235,7 @@ class Invalidations:
             news = listener.notifies()
             if _ANY in news:
                 self._tell()
+                self._tell_work()
             elif news:
                 self._hear({word for said in news for word in said.split()})
             # Last: by now everything that came before it has been told.
@@ -221,6 +245,9 @@ class Invalidations:
 
     def _hear(self, words: Collection[str]) -> None:
         words = {word for word in words if not word.startswith(_BEAT)}
+        if _WORK_NEWS in words:
+            self._tell_work()
+            words.remove(_WORK_NEWS)
         files = {word.removeprefix(_FILE) for word in words if word.startswith(_FILE)}
         if files:
             self._tell_files(files)
@@ -237,13 +264,16 @@ class Invalidations:
                 # Changes when another connection has committed; no lock, no transaction.
                 return int(raw.execute("PRAGMA data_version").fetchone()[0])
 
-            looked_at, seen = time.monotonic(), version()
+            looked_at, seen, commits = time.monotonic(), version(), self._commits
             self._begin_to_trust(looked_at)
             while not self._stopping.wait(POLL_SECONDS):
                 looked_at, now = time.monotonic(), version()
                 if now != seen:
                     seen = now
                     self._tell()
+                    if commits == self._commits:  # it was not one of ours
+                        self._tell_work()
+                    commits = self._commits
                 if looked_at - self._proved_at > SILENCE_SECONDS:
                     silent = looked_at - self._proved_at
                     logger.warning("nobody looked for news of other processes for %.0f s", silent)

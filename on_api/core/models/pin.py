@@ -82,6 +82,14 @@ class Pin(LeasedJob, Base):
             postgresql_where=_UNDER_WAY,
             sqlite_where=_UNDER_WAY,
         ),
+        # When the worker is to look again.
+        Index(
+            "ix_pins_due_at",
+            "needs_fetch",
+            "due_at",
+            postgresql_where=_UNDER_WAY,
+            sqlite_where=_UNDER_WAY,
+        ),
         # As many rows as are worked on: who asks whether one is need not look through the queue.
         Index(
             "ix_pins_leased",

@@ -43,8 +43,8 @@ from on_api.core.services.files.sealed_headers import SealedHeaders
 from on_api.core.services.files.visibility import VisibilityService
 from on_api.core.services.gateway.policy import GatewayPolicy
 from on_api.core.services.pins.pins import PinService
-from on_api.core.services.shared.bell import Bell
 from on_api.core.services.shared.rate_limits import RateLimits
+from on_api.core.services.shared.wakeup import Wakeup
 from on_api.core.services.shares.shares import ShareService
 from on_api.core.services.traffic.accelerated import AcceleratedAnswers
 from on_api.core.services.traffic.egress import EgressLedger
@@ -110,7 +110,7 @@ class Services:
     fsck: Fsck
     garbage: GarbageCollector
     watch: NodeWatch
-    bell: Bell
+    wakeup: Wakeup
     cursors: CursorSigner
     idempotency: IdempotencyService
     metrics: Metrics
@@ -163,11 +163,11 @@ class Services:
         quarantine = timedelta(seconds=settings.gc.quarantine)
         headers = SealedHeaders(database, node, identities)
         fsck = Fsck(database, node, keeper, names, headers, quarantine)
-        bell = Bell()
-        leases = LeaseService(database, names, settings.files.lease_seconds, bell.ring_after)
+        wakeup = Wakeup(invalidations)
+        leases = LeaseService(database, names, settings.files.lease_seconds, wakeup.wake_after)
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
-        pins = PinService(database, timedelta(seconds=settings.pins.deadline), bell.ring_after)
+        pins = PinService(database, timedelta(seconds=settings.pins.deadline), wakeup.wake_after)
         room = Room()
         limits = IntakeLimits(settings.files.max_size, room)
         doubtful = threading.Event()
@@ -196,7 +196,7 @@ class Services:
             headers=headers,
             reader=FileReader(node, private_files, hashers),
             file_answers=FileAnswers(database, invalidations, settings.files.answers_bytes),
-            visibility=VisibilityService(leases, bell.ring_after),
+            visibility=VisibilityService(leases, wakeup.wake_after),
             uploads=UploadService(
                 database,
                 node,
@@ -212,7 +212,7 @@ class Services:
                 Bundler(
                     node,
                     BundleRecords(database, idempotency),
-                    StandingLease(database, names, UPLOAD, lease_life, bell.ring_after),
+                    StandingLease(database, names, UPLOAD, lease_life, wakeup.wake_after),
                     metrics,
                     settings.files.bundle_below,
                 ),
@@ -223,7 +223,7 @@ class Services:
             rate_limits=RateLimits(settings.gateway, metrics),
             pins=pins,
             imports=ImportService(
-                keyring, pins, bell.ring_after, allow_private=settings.imports.allow_private
+                keyring, pins, wakeup.wake_after, allow_private=settings.imports.allow_private
             ),
             cars=CarImports(
                 database,
@@ -245,7 +245,7 @@ class Services:
             fsck=fsck,
             garbage=GarbageCollector(database, node, fsck, metrics),
             watch=NodeWatch(settings, database, node),
-            bell=bell,
+            wakeup=wakeup,
             cursors=CursorSigner(lambda: keyring.subkeys(Purpose.CURSORS)),
             idempotency=idempotency,
             metrics=metrics,
@@ -258,7 +258,7 @@ class Services:
         """Have the worker look for pins that the node has lost: it may have died while it renewed
         some."""
         self.pins_doubtful.set()
-        self.bell.ring()
+        self.wakeup.wake()
 
     async def close(self) -> None:
         """Free connections and threads."""

@@ -1,0 +1,70 @@
+"""Wakes the worker when there is work: at once in the same process, within half a second in another
+one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from on_api.core.models.invalidation import Invalidations
+
+
+class Wakeup:
+    """One process's. Without a worker of its own, the process tells the others of its work."""
+
+    def __init__(self, invalidations: Invalidations) -> None:
+        self._invalidations = invalidations
+        self._lock = threading.Lock()
+        self._sleepers: list[Sleeper] = []
+        invalidations.subscribe_to_work(self.wake)
+
+    def add(self, sleeper: Sleeper) -> None:
+        """Wake that one from now on."""
+        with self._lock:
+            self._sleepers.append(sleeper)
+
+    def remove(self, sleeper: Sleeper) -> None:
+        """Wake that one no more."""
+        with self._lock, suppress(ValueError):
+            self._sleepers.remove(sleeper)
+
+    def wake_after(self, session: Session) -> None:
+        """Wake the worker once the session's transaction has committed; not if it doesn't."""
+        if not self._sleepers:
+            self._invalidations.announce_work(session)
+        event.listen(session, "after_commit", lambda _session: self.wake(), once=True)
+
+    def wake(self) -> None:
+        """Wake everyone who sleeps in this process. From any thread."""
+        with self._lock:
+            sleepers = list(self._sleepers)
+        for sleeper in sleepers:
+            sleeper.wake()
+
+
+class Sleeper:
+    """Sleeps until it is woken. What wakes it while it looks for work is not lost: `begin` comes
+    before each look."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._woken = asyncio.Event()
+
+    def begin(self) -> None:
+        """Begin to look for work: only what wakes from now on counts."""
+        self._woken.clear()
+
+    def wake(self) -> None:
+        """End the sleep, or the next one. From any thread."""
+        with suppress(RuntimeError):  # its loop has ended, and it with it
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when woken, and after `seconds` at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
