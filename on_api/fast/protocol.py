@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.web.extensions import BODY_BLOCKS, NODE_ANSWER, WRITE_WHOLE, offer
 from on_api.fast.large_bodies import LARGE_BYTES, LargeBody
-from on_api.fast.usual import read_usual
+from on_api.fast.usual import REMEMBERED_BYTES, UsualRequest, read_usual, remembered_heads
 from on_api.fast.wire import write_whole
 from on_api.public.gateway.request import Said
 from on_api.server.protocol import FramedHttp
@@ -55,6 +55,18 @@ class FastHttp(FramedHttp):
         if self._body is not None:
             self._body.give_back()
         return super().unheard()
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Take what has come: a head that was read before, alone, is answered at once."""
+        if len(data) > REMEMBERED_BYTES or self._held or self._gathered or self.is_under_way():
+            super().data_received(data)
+            return
+        head = bytes(data)
+        request = remembered_heads.get(head)
+        if request is None or self.is_busy() or not self._answer_from_memory(request):
+            super().data_received(head)
+        else:
+            self._requests += 1
 
     def begin_with(self, head: bytes) -> None:
         """Answer the request with this head at once, if it is usual, or hand the head to the
@@ -98,15 +110,24 @@ class FastHttp(FramedHttp):
         request = read_usual(head)
         if request is None:
             return False
-        app: FastApplication = self.app
-        answer = app.answer_at_once(request)
-        if answer is not None:
-            self._write(*answer, b"\r\n")
-            super().on_response_complete()
+        if self._answer_from_memory(request):
             return True
+        app: FastApplication = self.app
         self._head, self._has_body = head, False
         self._waits = app.ask_node(request, self)
         return self._waits
+
+    def _answer_from_memory(self, request: UsualRequest) -> bool:
+        """Answer if the application knows the answer already, and the client takes it in."""
+        if self.flow.write_paused or self.root_path or self.transport.is_closing():
+            return False
+        app: FastApplication = self.app
+        answer = app.answer_at_once(request)
+        if answer is None:
+            return False
+        self._write(*answer, b"\r\n")
+        super().on_response_complete()
+        return True
 
     # For an answer that comes later, see `Client`.
 

@@ -30,13 +30,10 @@ class Tally:
             self._row = meter.row_of(self.charge)
             self._binding = meter.binding
         credit = meter.credit
+        if not credit.are_fresh(self._accounts):
+            return False
         for account in self._accounts:
-            if account.exempt:
-                continue
-            if not credit.is_fresh(account):
-                return False
-            left = account.credit + min(account.room, 0)
-            if left < size and credit.limits(account):
+            if account.credit + min(account.room, 0) < size and credit.limits(account):
                 return False
         if not credit.spend(self._accounts, size):
             return False

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 
@@ -175,11 +175,18 @@ class Credit:
 
     def is_fresh(self, account: Account) -> bool:
         """Whether its budget is known as it is now."""
-        return (
-            account.generation == self._generation
-            and time.monotonic() - account.checked_at < REMEMBERED_SECONDS
-            and self._invalidations.trusted
-        )
+        return self.are_fresh((account,))
+
+    def are_fresh(self, accounts: Iterable[Account]) -> bool:
+        """Whether the budgets of all that have one are known as they are now."""
+        if not self._invalidations.trusted:
+            return False
+        generation, oldest = self._generation, time.monotonic() - REMEMBERED_SECONDS
+        for account in accounts:
+            is_known = account.generation == generation and account.checked_at > oldest
+            if not is_known and not account.exempt:
+                return False
+        return True
 
     def spend(self, accounts: Sequence[Account], n: int) -> bool:
         """Count `n` bytes on each account. False: on one of them credit is short, and nothing was
