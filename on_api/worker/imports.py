@@ -86,7 +86,7 @@ class ImportWorker:
         return True
 
     async def next_due(self) -> float | None:
-        """Seconds until the next import's time comes; None while none waits for its time."""
+        """Seconds until the next import's time comes; None while none waits."""
         return await self._in_database(import_jobs.next_due, write=False)
 
     async def stop(self) -> None:

@@ -119,8 +119,8 @@ class PinWorker:
         self._sleepers.append(sleeper)
 
     async def next_due(self, *, fetch: bool) -> float | None:
-        """Seconds until the next pin's time comes; None while none waits for its time, or there is
-        no room for one."""
+        """Seconds until the next pin's time comes; None while none waits, or there is no room for
+        one."""
         if not self._lanes[fetch].has_room:
             return None
         return await self._transactions.run(

@@ -36,7 +36,7 @@ TROUBLE_SECONDS = 1.0
 _Step = Callable[[], Awaitable[bool | None]]
 """Returns whether there may be more to do at once."""
 _NextDue = Callable[[], Awaitable[float | None]]
-"""Returns the seconds until the next job's time comes; None: none waits for its time."""
+"""Returns the seconds until the next job's time comes; None: none waits."""
 
 
 @dataclass(frozen=True, slots=True)

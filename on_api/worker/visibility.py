@@ -79,7 +79,7 @@ class VisibilityWorker:
         return True
 
     async def next_due(self) -> float | None:
-        """Seconds until the next change's time comes; None while none waits for its time."""
+        """Seconds until the next change's time comes; None while none waits."""
         return await self._in_database(visibility.next_due, write=False)
 
     async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:

@@ -151,7 +151,7 @@ def any_due(session: Session) -> bool:
 
 
 def next_due(session: Session) -> float | None:
-    """Seconds until the next change's time comes; None while none waits for its time."""
+    """Seconds until the next change's time comes; None while none waits."""
     return leased_jobs.next_due(session, VisibilityChange)
 
 

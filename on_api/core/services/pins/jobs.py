@@ -79,7 +79,7 @@ def next_user(
 
 
 def next_due(session: Session, *, fetch: bool) -> float | None:
-    """Seconds until the next pin's time comes; None while none waits for its time."""
+    """Seconds until the next pin's time comes; None while none waits."""
     return leased_jobs.next_due(session, Pin, _IS_UNDER_WAY, Pin.needs_fetch.is_(fetch))
 
 

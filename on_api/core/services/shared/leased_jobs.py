@@ -21,8 +21,11 @@ J = TypeVar("J", bound=LeasedJob)
 
 def is_due(model: type[LeasedJob]) -> ColumnElement[bool]:
     """Match jobs whose time has come and that nobody works on."""
-    now = database_now()
-    return and_(model.due_at <= now, or_(model.lease_until.is_(None), model.lease_until < now))
+    return and_(model.due_at <= database_now(), _is_free(model))
+
+
+def _is_free(model: type[LeasedJob]) -> ColumnElement[bool]:
+    return or_(model.lease_until.is_(None), model.lease_until < database_now())
 
 
 def any_due(session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]) -> bool:
@@ -34,13 +37,12 @@ def any_due(session: Session, model: type[LeasedJob], *conditions: ColumnElement
 def next_due(
     session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]
 ) -> float | None:
-    """Seconds until the next job's time comes; None while none waits for its time.
+    """Seconds until the next job's time comes, below 0 where it has come; None while none waits.
 
     Jobs that somebody works on are left out: their end wakes the worker, and the end of a lease
     whose owner has died is found by looking now and then.
     """
-    earliest = select(func.min(model.due_at)).where(model.due_at > database_now(), *conditions)
-    due_at = session.scalar(earliest)
+    due_at = session.scalar(select(func.min(model.due_at)).where(_is_free(model), *conditions))
     return None if due_at is None else (due_at - moment_of(session)).total_seconds()
 
 
