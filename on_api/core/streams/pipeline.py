@@ -42,6 +42,8 @@ async def transformed(
                 ready = await work
             finally:
                 work.cancel()  # what nobody waits for any more is not told of its failure
+                del work
+        del block  # who waits for the next one holds none
         if ready and not ahead():
             yield ready
             ready = b""

@@ -51,6 +51,7 @@ class Part:
         """The part's body as it comes."""
         while isinstance(item := await self._reader._next(), Bytes):
             yield item
+            del item  # who waits for the next one holds none
 
     async def text(self) -> str:
         """The whole body of a form field, in the charset that its Content-Type names, else UTF-8.
@@ -115,6 +116,7 @@ class MultipartReader:
                 return None
             try:
                 self._parser.write(cast(bytes, chunk))  # a `bytearray` does as well
+                del chunk  # who waits for the next one holds none
             except MultipartParseError:
                 raise BadRequest(
                     "The multipart body is malformed, or a part has too many or too long headers."

@@ -75,12 +75,14 @@ class _Body(aiohttp.payload.Payload):
         async for piece in self._value:
             if len(piece) <= JOINED_BYTES:
                 await stream.write(piece)
+                del piece  # who waits for the next one holds none
                 continue
             stream.send_headers()
             if stream.transport is None or stream.transport.is_closing():
                 raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
             stream.transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
             await stream.drain()
+            del piece
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """As aiohttp says."""
@@ -211,11 +213,13 @@ class KuboData:
             clock.reschedule(loop.time() + self._limits.stall_timeout)
             if len(waiting) + len(chunk) <= JOINED_BYTES:
                 waiting += chunk
+                del chunk  # who waits for the next one holds none
                 continue
             if waiting:
                 yield waiting
                 waiting = b""
             yield chunk
+            del chunk
         clock.reschedule(loop.time() + self._limits.finish_timeout)
         yield waiting + f"\r\n--{boundary}--\r\n".encode()
 

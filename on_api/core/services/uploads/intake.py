@@ -116,6 +116,8 @@ class Intake:
                 hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
                 yield block
                 await hashing  # the block is given back by asking for the next one
+                del hashing
+            del block  # who waits for the next one holds none
 
     async def _allow(self, passage: FilePassage) -> None:
         """Reserve what the file has come to."""
@@ -175,3 +177,4 @@ async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncItera
             return
         if whole is not None:
             yield whole
+        del chunk, whole  # who waits for the next one holds none
