@@ -114,7 +114,7 @@ def test_no_twins(home: Home, kubo: Kubo, kills: int) -> None:
         assert {one["id"] for one in shown} == {one["id"] for one in identities.answered}
         assert everything(client, "/v2/files") == {one["id"] for one in files.answered}
         # Some may still be claimed by the worker that was killed.
-        every = {"limit": 1, "status": "queued,pinning,pinned,failed"}
+        every = {"limit": "1", "status": "queued,pinning,pinned,failed"}
         count = client.get("/v1/pins", params=every).json()["count"]
         assert count == len({one["requestid"] for one in pins.answered}) == len(pins.answered)
 
