@@ -239,7 +239,7 @@ class Server:
         self._server.should_exit = True
 
     def count(self, name: str, **labels: str) -> float:
-        """What a metric says now; 0 before its first."""
+        """Read a metric, summed over the labels that aren't given; 0 before its first sample."""
         lines = text_string_to_metric_families(self.services.metrics.exposition().decode())
         samples = [sample for family in lines for sample in family.samples if sample.name == name]
         return sum(each.value for each in samples if labels.items() <= each.labels.items())

@@ -78,7 +78,7 @@ class Invalidations:
         self._file_subscribers: list[FilesChanged] = []
         self._work_subscribers: list[Callable[[], None]] = []
         self._commits = 0
-        """Of this process."""
+        """Transactions that this process has committed."""
         self._stopping = threading.Event()
         self._trusted = threading.Event()
         self._proved_at = float("-inf")

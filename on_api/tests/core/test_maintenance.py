@@ -21,6 +21,7 @@ from on_api.core.services.content import contents, maintenance, recorder
 from on_api.core.services.content.maintenance import GARBAGE, LIFE, Turn
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.deadline import until
+from on_api.tests.rows import pin_row
 from on_api.worker.removal import remove_deleted_accounts
 
 
@@ -97,7 +98,7 @@ def test_an_accounts_pins_are_removed_while_their_leases_are_renewed(postgresql:
         session.add(user)
         session.flush()
         for pin_id, cid in zip(ids, ("b", "a"), strict=True):
-            session.add(_pin(pin_id, user_id, cid))
+            session.add(pin_row(user_id, cid, id=pin_id, attempts=1))
     with ThreadPoolExecutor() as pool, ExitStack() as stack:
         session = stack.enter_context(postgresql.session_scope())
         locking = [select(Pin.id).where(Pin.id == pin_id).with_for_update() for pin_id in ids]
@@ -155,22 +156,6 @@ def test_an_account_ends_while_its_upload_is_recorded(
         session.flush()
         stack.close()
         ending.result(60)
-
-
-def _pin(pin_id: uuid.UUID, user_id: uuid.UUID, cid: str) -> Pin:
-    return Pin(
-        id=pin_id,
-        user_id=user_id,
-        cid=cid,
-        source_cid=cid,
-        origins=[],
-        status="queued",
-        created_at=utc_now(),
-        due_at=utc_now(),
-        deadline_at=utc_now(),
-        attempts=1,
-        needs_fetch=False,
-    )
 
 
 def _file(user_id: uuid.UUID) -> File:

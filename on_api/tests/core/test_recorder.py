@@ -7,7 +7,7 @@ import hashlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from on_api.core.ipfs.formats.bundle import make_bundle
 from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid
 from on_api.core.ipfs.port import DagStat
-from on_api.core.models import Content, Database, Event, File, Holding, Pin, User, UserUsage
+from on_api.core.models import Content, Database, Event, File, Holding, Pin, UserUsage
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.services.content import contents, recorder
@@ -31,7 +31,7 @@ from on_api.core.services.files.files import delete_file
 from on_api.core.services.pins import jobs, pins
 from on_api.core.services.pins.jobs import Claim
 from on_api.core.services.uploads.stored_files import MICROSECOND
-from on_api.tests.conftest import DatabaseMaker, make_settings
+from on_api.tests.rows import pin_row, user_row
 
 BLOCKS = [b"block %d" % number * (number + 1) for number in range(6)]
 CIDS = [Cid(RAW, SHA2_256, hashlib.sha256(block).digest()) for block in BLOCKS]
@@ -120,8 +120,7 @@ class Run:
     def __post_init__(self) -> None:
         self.service = pins.PinService(Nowhere(), timedelta(days=1), lambda _session: None)
         for number in range(USERS):
-            user = User(id=new_id(), username=f"user {number}", is_admin=False, active=True)
-            user.usage = UserUsage(file_count=0, storage_bytes=0, reserved_bytes=0)
+            user = user_row(f"user {number}")
             self.session.add(user)
             self.users.append(user.id)
         self.session.flush()
@@ -209,21 +208,13 @@ class Run:
 
     def _claim(self, user: int, cid: str) -> Claim:
         usage = contents.lock_usage(self.session, self.users[user])
-        now = utc_now()
-        pin = Pin(
-            id=new_id(),
-            user_id=usage.user_id,
-            cid=cid,
-            source_cid=cid,
-            origins=[],
-            status="queued",
+        pin = pin_row(
+            usage.user_id,
+            cid,
             created_at=contents.next_moment(usage, step=pins.MILLISECOND),
-            due_at=now,
-            deadline_at=now,
             attempts=1,
-            needs_fetch=False,
             lease_token=new_id(),
-            lease_until=now + LIFE,
+            lease_until=utc_now() + LIFE,
         )
         self.session.add(pin)
         self.session.flush()
@@ -358,16 +349,6 @@ def play(
             raise _Rollback
     except _Rollback:
         return result
-
-
-@pytest.fixture(scope="module")
-def database(
-    new_database: DatabaseMaker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """One of each kind, migrated, in which nothing stays."""
-    database = Database(make_settings(tmp_path_factory.mktemp("home"), new_database()))
-    yield database
-    database.dispose()
 
 
 def check(database: Database, examples: int) -> None:

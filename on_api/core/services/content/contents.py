@@ -66,7 +66,8 @@ def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
 def usages_of(
     session: Session, user_ids: Collection[uuid.UUID], *, lock: bool = False
 ) -> Mapping[uuid.UUID, UserUsage]:
-    """The counters of those users who are there and not deleted, with their quotas."""
+    """Find the counters of those users who are there and not deleted, with their quotas. `lock`:
+    locked, in the order that everybody keeps."""
     statement = (
         select(UserUsage)
         .join(UserUsage.user)
@@ -76,11 +77,6 @@ def usages_of(
     )
     found = session.scalars(statement.with_for_update(of=UserUsage) if lock else statement)
     return {usage.user_id: usage for usage in found}
-
-
-def lock_usages(session: Session, user_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, UserUsage]:
-    """The same, locked in the order that everybody keeps."""
-    return usages_of(session, user_ids, lock=True)
 
 
 def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:

@@ -26,13 +26,13 @@ class Room:
 
     @classmethod
     def under(cls, quota: int | None, usage: UserUsage) -> Room:
-        """What a quota leaves beside what is stored and reserved."""
+        """Room that a quota leaves beside what is stored and reserved."""
         stored = usage.storage_bytes + usage.reserved_bytes
         return cls(None if quota is None else quota - stored)
 
     @classmethod
     def of(cls, usage: UserUsage) -> Room:
-        """What a user's quota leaves now. Exact while `usage` is locked."""
+        """Room that a user's quota leaves now. Exact while `usage` is locked."""
         # Through `usage`, which holds it: the session alone would forget it and read it each time.
         return cls.under(usage.user.storage_quota, usage)
 

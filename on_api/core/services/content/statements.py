@@ -1,5 +1,5 @@
-"""The statements of a bundle's records, made once: putting them together takes as long as sending
-them. Each takes rows by the hundred."""
+"""Statements of the recorder and of bundles, made once: putting them together takes as long as
+sending them. Each takes rows by the hundred."""
 
 from __future__ import annotations
 

@@ -104,7 +104,8 @@ class BundleRecords:
         """
         uploads = admitted.uploads
         with self._database.session_scope() as session:
-            usages = contents.lock_usages(session, {upload.user_id for upload in uploads})
+            users = {upload.user_id for upload in uploads}
+            usages = contents.usages_of(session, users, lock=True)
             # Revoked while the bytes came, or with their users.
             keys = keys_in_force(session, {upload.key_id for upload in uploads})
             allowed = [upload for upload in uploads if upload.key_id in keys]

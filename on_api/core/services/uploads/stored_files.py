@@ -62,5 +62,5 @@ class StoredFile:
 
 
 def facts_in(columns: dict[str, Any]) -> FileFacts:
-    """What is shown of a new file, in its row's columns; what isn't given is null."""
+    """Read what is shown of a new file from its row's columns; one that isn't given is null."""
     return FileFacts._make(columns.get(name) for name in FileFacts._fields)
