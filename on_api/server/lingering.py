@@ -30,6 +30,8 @@ UNKNOWN_BYTES = 32 * 1024 * 1024
 """The same where nobody knows how much is to come, or what it is."""
 _AT_ONCE = struct.pack("ii", 1, 0)
 """The kernel's word for it (socket(7), SO_LINGER)."""
+HELD_BYTES = 2048
+"""The largest piece that waits for what is written next: the head of an answer."""
 MOST_LINGERING = 1000
 """Connections of one process; with more, those that have lingered longest are closed."""
 
@@ -53,7 +55,11 @@ class Owner(Protocol):
 
 class LingeringTransport(asyncio.Transport):
     """A connection's transport, whose `close` lingers if the client may still be sending. What is
-    written after that is dropped."""
+    written after that is dropped.
+
+    A short piece is sent with what is written in the same step of the event loop: an answer's head
+    with its body, which would else be two calls of the kernel and two wake-ups of the client.
+    """
 
     def __init__(self, transport: asyncio.Transport, owner: Owner) -> None:
         super().__init__()
@@ -62,6 +68,8 @@ class LingeringTransport(asyncio.Transport):
         self._is_closed = False
         self._dropping: _Dropping | None = None
         self._ends_soon = False
+        self._held = b""
+        """Written, and not handed on yet."""
         self.written = 0
         """Bytes since the connection began."""
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -72,21 +80,35 @@ class LingeringTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `asyncio.WriteTransport`."""
-        if not self._is_closed:
-            self.written += len(data)
+        if self._is_closed:
+            return
+        self.written += len(data)
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.writelines((held, data))
+        elif len(data) <= HELD_BYTES and isinstance(data, bytes):
+            self._held = data
+            self._owner.loop.call_soon(self._send_held)
+        else:
             self._transport.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """See `asyncio.WriteTransport`."""
         if not self._is_closed:
+            self._send_held()
             pieces = list(list_of_data)
             self.written += sum(map(len, pieces))
             self._transport.writelines(pieces)
 
+    def _send_held(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            self._transport.write(held)
+
     def undelivered(self, *, is_busy: bool) -> int:
         """How many of them the client's side hasn't taken yet. Unless an answer `is_busy` being
         written, those that the kernel has don't count: nothing else waits for them."""
-        left = self.get_write_buffer_size()
+        left = len(self._held) + self.get_write_buffer_size()
         return left + self._in_kernel() if left or is_busy else 0
 
     def _in_kernel(self) -> int:
@@ -111,6 +133,7 @@ class LingeringTransport(asyncio.Transport):
             self.abort()
             return
         unheard = self._owner.unheard()
+        self._send_held()
         self._is_closed = True
         if not unheard or self._transport.is_closing():
             self._transport.close()
@@ -121,7 +144,7 @@ class LingeringTransport(asyncio.Transport):
     def abort(self) -> None:
         """End the connection at once, whatever was written: also what the kernel has of it, which
         it would else keep for a client that may never take it."""
-        self._is_closed = True
+        self._is_closed, self._held = True, b""
         with suppress(AttributeError, OSError, ValueError):
             connected = socket.socket(fileno=self.get_extra_info("socket").fileno())
             try:
