@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -225,3 +226,18 @@ async def test_slices_grow_with_the_rate(stage: Stage) -> None:
     ticket.close(200)
     await meter.close()
     assert stage.counter(owner) == 300 * MIB
+
+
+@pytest.mark.anyio
+async def test_very_many_sums_are_written_at_once(stage: Stage) -> None:
+    """More than one statement holds, some of them new and some of them there already."""
+    owner, meter = stage.new_user(), stage.meter()
+    charges = [Charge(Kind.UPLOAD, owner, file_id=uuid.UUID(int=n), cid=CID) for n in range(1200)]
+    for charge in charges[:700]:
+        meter.received(charge, 5)
+    await meter.flush()
+    for charge in charges:
+        meter.received(charge, 7)
+    await meter.flush()
+    sums = {row.file_id: (row.requests, row.bytes_in) for row in stage.rows()}
+    assert sums == {c.file_id: (2, 12) if n < 700 else (1, 7) for n, c in enumerate(charges)}

@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from on_api.core.crypto import tokens
@@ -154,23 +155,35 @@ def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
         raise BadRequest(f"Unknown scope; known are: {', '.join(Scope)}.") from None
 
 
-def is_in_force() -> ColumnElement[bool]:
-    """That a key is neither revoked nor expired."""
+def is_in_force(now: BindParameter[datetime] | None = None) -> ColumnElement[bool]:
+    """That a key is neither revoked nor expired, at this moment or at `now`."""
+    moment = utc_now() if now is None else now
     return and_(
         ApiKey.revoked_at.is_(None),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > moment),
     )
 
 
 def keys_in_force(session: Session, key_ids: Collection[uuid.UUID]) -> Collection[uuid.UUID]:
     """Those of these keys that may be used at this moment, as their users may: asked again before
     anything is recorded that has taken its time."""
-    statement = (
+    asked = {"keys": list(key_ids), "now": utc_now()}
+    return set(session.connection().execute(_in_force(), asked).scalars())
+
+
+@cache
+def _in_force() -> Select[uuid.UUID]:
+    """Which of `keys` may be used at `now`. Made once: that takes as long as asking it."""
+    return (
         select(ApiKey.id)
         .join(User, User.id == ApiKey.user_id)
-        .where(ApiKey.id.in_(key_ids), is_in_force(), User.active, User.deleted_at.is_(None))
+        .where(
+            ApiKey.id.in_(bindparam("keys", expanding=True)),
+            is_in_force(bindparam("now")),
+            User.active,
+            User.deleted_at.is_(None),
+        )
     )
-    return set(session.scalars(statement))
 
 
 def require_in_force(session: Session, key_id: uuid.UUID) -> None:

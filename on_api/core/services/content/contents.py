@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 
-from sqlalchemy import ColumnElement, and_, exists, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, select
 from sqlalchemy.orm import Session, contains_eager
 
 from on_api.core.errors import Unauthorized
@@ -31,6 +32,7 @@ from on_api.core.models.database import (
 from on_api.core.models.pin import PINNING, QUEUED
 from on_api.core.services.content import bundles
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
 NEVER = timedelta(days=36_500)
 """A grace that is over for nothing: only what isn't kept at all is claimed."""
 
@@ -63,20 +65,24 @@ def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
     return usage
 
 
-def usages_of(
-    session: Session, user_ids: Collection[uuid.UUID], *, lock: bool = False
-) -> Mapping[uuid.UUID, UserUsage]:
-    """Find the counters of those users who are there and not deleted, with their quotas. `lock`:
-    locked, in the order that everybody keeps."""
-    statement = (
+def usages_of(session: Session, user_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, UserUsage]:
+    """Lock the counters of those users who are there and not deleted, in the order that everybody
+    keeps. Their users come with them, whose quotas count."""
+    found = session.scalars(_usages(), {"users": list(user_ids)})
+    return {usage.user_id: usage for usage in found}
+
+
+@cache
+def _usages() -> Select[UserUsage]:
+    """Made once: that takes as long as asking it."""
+    return (
         select(UserUsage)
         .join(UserUsage.user)
-        .where(UserUsage.user_id.in_(user_ids), User.deleted_at.is_(None))
+        .where(UserUsage.user_id.in_(bindparam("users", expanding=True)), User.deleted_at.is_(None))
         .options(contains_eager(UserUsage.user))
         .order_by(UserUsage.user_id)
+        .with_for_update(of=UserUsage)
     )
-    found = session.scalars(statement.with_for_update(of=UserUsage) if lock else statement)
-    return {usage.user_id: usage for usage in found}
 
 
 def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
@@ -84,23 +90,21 @@ def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
     return session.get_one(UserUsage, user_id)
 
 
+def next_moments(usage: UserUsage, count: int, *, step: timedelta) -> list[datetime]:
+    """The `created_at` of a user's next references, each strictly later than all before: `before`
+    and `after` then never skip one. Multiples of `step`; `usage` is locked."""
+    tick = (utc_now() - _EPOCH) // step
+    if usage.last_created_at is not None:
+        tick = max(tick, (usage.last_created_at - _EPOCH) // step + 1)
+    moments = [_EPOCH + each * step for each in range(tick, tick + count)]
+    if moments:
+        usage.last_created_at = moments[-1]
+    return moments
+
+
 def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
-    """The `created_at` of a user's next reference, strictly later than all before: `before` and
-    `after` then never skip one. A multiple of `step`; `usage` is locked."""
-    usage.last_created_at = next(moments_after(usage.last_created_at, step=step))
-    return usage.last_created_at
-
-
-def moments_after(last: datetime | None, *, step: timedelta) -> Iterator[datetime]:
-    """Moments for a user's next references, after the `last` one given to any: see
-    `next_moment`."""
-    epoch = datetime.fromtimestamp(0, tz=utc_now().tzinfo)
-    ticks = (utc_now() - epoch) // step
-    if last is not None:
-        ticks = max(ticks, (last - epoch) // step + 1)
-    while True:
-        yield epoch + ticks * step
-        ticks += 1
+    """The `created_at` of a user's next reference: see `next_moments`."""
+    return next_moments(usage, 1, step=step)[0]
 
 
 def root_of(session: Session, cid: str) -> str | None:

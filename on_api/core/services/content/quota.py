@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import cache
+from typing import Any, Protocol
 
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from on_api.core.errors import InsufficientFunds
-from on_api.core.models import Holding, UserUsage
+from on_api.core.models import Holding, User, UserUsage
+from on_api.core.models.database import table_of
+
+
+class _Counted(Protocol):
+    """What a user has of the quota."""
+
+    @property
+    def storage_bytes(self) -> int: ...
+    @property
+    def reserved_bytes(self) -> int: ...
 
 
 class Room:
@@ -25,7 +38,7 @@ class Room:
         self.left = left
 
     @classmethod
-    def under(cls, quota: int | None, usage: UserUsage) -> Room:
+    def under(cls, quota: int | None, usage: _Counted) -> Room:
         """Room that a quota leaves beside what is stored and reserved."""
         stored = usage.storage_bytes + usage.reserved_bytes
         return cls(None if quota is None else quota - stored)
@@ -57,6 +70,22 @@ class Room:
     def at_most(self, size: int) -> int:
         """As much of `size` bytes as is allowed; below 0 once the quota is exceeded."""
         return size if self.left is None else min(size, self.left)
+
+
+def rooms_of(session: Session, user_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Room]:
+    """Room in the quotas of those users who are there and not deleted, as it looks by reading."""
+    found = session.connection().execute(_counters(), {"users": list(user_ids)})
+    return {row.user_id: Room.under(row.storage_quota, row) for row in found}
+
+
+@cache
+def _counters() -> Select[Any]:
+    user, usage = table_of(User), table_of(UserUsage)
+    return (
+        select(usage.c.user_id, usage.c.storage_bytes, usage.c.reserved_bytes, user.c.storage_quota)
+        .join(user, user.c.id == usage.c.user_id)
+        .where(user.c.id.in_(bindparam("users", expanding=True)), user.c.deleted_at.is_(None))
+    )
 
 
 def require_kept(usage: UserUsage, charged_before: int) -> None:

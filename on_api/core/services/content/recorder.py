@@ -119,10 +119,14 @@ def add_references(
         (user_id, cid, count, locked.sizes[cid]) for (user_id, cid), count in references.items()
     ]
     if rows:
+        charged = Counter[uuid.UUID]()
+        users = {each.hex: each for each in usages}  # SQLite's driver tells ids by their digits
         for row in COUNTED_HOLDINGS.execute(session.connection(), rows):
-            user_id = uuid.UUID(str(row.user_id))
+            user_id = users[str(row.user_id).replace("-", "")]
             if row.reference_count == references[user_id, row.cid]:  # the holding is new
-                usages[user_id].storage_bytes += row.charged_bytes
+                charged[user_id] += row.charged_bytes
+        for user_id, size in charged.items():
+            usages[user_id].storage_bytes += size
     held = {cid for _, cid in references}
     _set_stamp(session, held.intersection(locked.stamped), None)
     if locked.bundle is None:
@@ -190,8 +194,8 @@ def record_files(session: Session, usages: Usages, rows: Sequence[Mapping[str, A
             for row in rows
         ],
     )
-    for row in rows:
-        usages[row["user_id"]].file_count += 1
+    for user_id, count in Counter(row["user_id"] for row in rows).items():
+        usages[user_id].file_count += count
 
 
 def _revive(session: Session, roots: Mapping[str, str], sizes: Mapping[str, int]) -> None:

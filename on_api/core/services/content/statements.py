@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, bindparam, exists, select
@@ -54,6 +55,7 @@ class ManyRows:
 
     def __init__(self, model: type[Base], columns: Sequence[str], then: str = "") -> None:
         table = table_of(model)
+        self.columns = tuple(columns)
         self._columns = [table.c[name] for name in columns]
         names = ", ".join(column.name for column in self._columns)
         # Names of ours; every value is a parameter.
@@ -74,11 +76,11 @@ class ManyRows:
         mark = "%s" if dialect.name == "postgresql" else "?"
         row = f"({', '.join([mark] * len(processors))})"
         statement = f"{self._head}{', '.join([row] * len(rows))} {self._then}"
-        values = tuple(
-            value if process is None else process(value)
-            for each in rows
-            for process, value in zip(processors, each, strict=True)
+        columns = (
+            column if process is None else map(process, column)
+            for process, column in zip(processors, zip(*rows, strict=True), strict=True)
         )
+        values = tuple(chain.from_iterable(zip(*columns, strict=True)))
         return connection.exec_driver_sql(statement, values)
 
 

@@ -15,8 +15,9 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from on_api.core.models import Traffic, TrafficTotal
-from on_api.core.models.database import dialect_of, insert_into
+from on_api.core.models.database import table_of
 from on_api.core.models.traffic import HOUR
+from on_api.core.services.content.statements import ManyRows
 
 COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
 """The columns that are summed."""
@@ -73,9 +74,8 @@ def add_traffic(session: Session, counted: Iterable[Sums], granularity: str = HO
         if (same := rows.setdefault(row["id"], row)) is not row:
             for name in COUNTS:
                 same[name] += row[name]
-    _upsert(session, Traffic, ["id"], [rows[row_id] for row_id in sorted(rows)])
-    places = ["period", "kind"]
-    _upsert(session, TrafficTotal, places, [totals[place] for place in sorted(totals)])
+    _write(session, _TRAFFIC, [rows[row_id] for row_id in sorted(rows)])
+    _write(session, _TOTALS, [totals[place] for place in sorted(totals)])
 
 
 def take_back(
@@ -112,20 +112,25 @@ def _add_total(totals: dict[tuple[datetime, str], dict[str, Any]], one: Sums) ->
             same[name] += counts[name]
 
 
-def _upsert(
-    session: Session,
-    table: type[Traffic] | type[TrafficTotal],
-    unique: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-) -> None:
-    if not rows:
-        return
-    new = insert_into(dialect_of(session), table)
-    together = new.on_conflict_do_update(
-        index_elements=list(unique),
-        set_={name: getattr(table, name) + new.excluded[name] for name in COUNTS},
-    )
-    session.execute(together, list(rows))
+def _adding(table: type[Traffic] | type[TrafficTotal], unique: str) -> ManyRows:
+    """Makes rows, or adds to the counts of those that are there."""
+    name = table.__tablename__
+    sums = ", ".join(f"{count} = {name}.{count} + excluded.{count}" for count in COUNTS)
+    columns = [column.key for column in table_of(table).columns]
+    return ManyRows(table, columns, f"ON CONFLICT ({unique}) DO UPDATE SET {sums}")
+
+
+_TRAFFIC = _adding(Traffic, "id")
+_TOTALS = _adding(TrafficTotal, "period, kind")
+_ROWS_AT_ONCE = 500
+"""In one statement: SQLite allows 32,766 parameters."""
+
+
+def _write(session: Session, statement: ManyRows, rows: Sequence[Mapping[str, Any]]) -> None:
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        values = [[row[name] for name in statement.columns] for row in part]
+        statement.execute(session.connection(), values)
 
 
 def _row(one: Sums, granularity: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from on_api.core.services.accounts.idempotency import Answered, Claim, Idempoten
 from on_api.core.services.accounts.keys import keys_in_force
 from on_api.core.services.content import contents, recorder
 from on_api.core.services.content.leases import GIVEN_UP
-from on_api.core.services.content.quota import Room
+from on_api.core.services.content.quota import Room, rooms_of
 from on_api.core.services.content.recorder import Usages
 from on_api.core.services.content.standing_lease import HeldLease
 from on_api.core.services.content.statements import (
@@ -87,7 +87,7 @@ class BundleRecords:
         counts is that it is looked at again when it is recorded."""
         with self._database.session_scope(write=False) as session:
             users = {upload.user_id for upload in uploads}
-            admitted = _that_fit(contents.usages_of(session, users), uploads)
+            admitted = _that_fit(rooms_of(session, users), uploads)
             fresh = {
                 file.cid: block
                 for upload in admitted
@@ -105,14 +105,15 @@ class BundleRecords:
         uploads = admitted.uploads
         with self._database.session_scope() as session:
             users = {upload.user_id for upload in uploads}
-            usages = contents.usages_of(session, users, lock=True)
+            usages = contents.usages_of(session, users)
             # Revoked while the bytes came, or with their users.
             keys = keys_in_force(session, {upload.key_id for upload in uploads})
             allowed = [upload for upload in uploads if upload.key_id in keys]
             claims = [upload.claim for upload in allowed if upload.claim is not None]
             held = self._idempotency.lock(session, claims)
             fit = [upload for upload in allowed if upload.claim is None or upload.claim.id in held]
-            fit = _that_fit(usages, fit)
+            rooms = {user_id: Room.of(usage) for user_id, usage in usages.items()}
+            fit = _that_fit(rooms, fit)
             sizes = {file.cid: file.dag_size for upload in fit for file in upload.files}
             locked = recorder.lock_contents(session, sizes, bundle=bundle, covered=admitted.fresh)
             fit = [u for u in fit if all(file.cid in locked.sizes for file in u.files)]
@@ -130,26 +131,29 @@ class BundleRecords:
         self, session: Session, usages: Usages, uploads: Sequence[SmallUpload]
     ) -> dict[SmallUpload, Files]:
         """Files and answers."""
+        files = Counter[uuid.UUID]()
+        for upload in uploads:
+            files[upload.user_id] += len(upload.files)
+        moments = {
+            user_id: iter(contents.next_moments(usages[user_id], count, step=MICROSECOND))
+            for user_id, count in files.items()
+        }
         rows: list[dict[str, Any]] = []
         recorded: dict[SmallUpload, Files] = {}
         for upload in uploads:
-            usage = usages[upload.user_id]
-            own = [
-                file.columns(upload.user_id, contents.next_moment(usage, step=MICROSECOND))
-                for file in upload.files
-            ]
+            moment = moments[upload.user_id]
+            own = [file.columns(upload.user_id, next(moment)) for file in upload.files]
             rows += own
             recorded[upload] = [facts_in(row) for row in own]
         recorder.record_files(session, usages, rows)
-        for upload, files in recorded.items():
+        for upload, stored in recorded.items():
             if upload.claim is not None and upload.answer is not None:
-                self._idempotency.finish(session, upload.claim, upload.answer(files))
+                self._idempotency.finish(session, upload.claim, upload.answer(stored))
         return recorded
 
 
-def _that_fit(usages: Usages, uploads: Iterable[SmallUpload]) -> list[SmallUpload]:
-    """Those, in their order, for which there is room in their users' quotas."""
-    rooms = {user_id: Room.of(usage) for user_id, usage in usages.items()}
+def _that_fit(rooms: Mapping[uuid.UUID, Room], uploads: Iterable[SmallUpload]) -> list[SmallUpload]:
+    """Those, in their order, for which there is room in their users' quotas, which they take."""
     return [u for u in uploads if u.user_id in rooms and rooms[u.user_id].take(u.size)]
 
 

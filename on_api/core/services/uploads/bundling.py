@@ -31,7 +31,7 @@ MOST_BYTES = 8 * 1024 * 1024
 """Of the blocks in one bundle."""
 AT_ONCE = 2
 """Trips to the node at the same time."""
-SOME, ENOUGH = 8, 32
+SOME, ENOUGH = 12, 16
 """Uploads for which a trip to the node is begun while a bundle is recorded, and beside one."""
 MOST_AT_ONCE = 3
 """Bundles under way, those that are recorded included."""

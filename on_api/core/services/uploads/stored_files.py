@@ -63,4 +63,4 @@ class StoredFile:
 
 def facts_in(columns: dict[str, Any]) -> FileFacts:
     """Read what is shown of a new file from its row's columns; one that isn't given is null."""
-    return FileFacts._make(columns.get(name) for name in FileFacts._fields)
+    return FileFacts._make(map(columns.get, FileFacts._fields))

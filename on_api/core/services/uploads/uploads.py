@@ -58,7 +58,6 @@ from on_api.core.services.uploads.intake import (
     HashedBody,
     Intake,
     IntakeLimits,
-    blocks,
 )
 from on_api.core.services.uploads.stored_files import (
     MICROSECOND,
@@ -294,7 +293,7 @@ class UploadService:
 
     async def _take(self, principal: Principal, file: IncomingFile, most: int) -> WholeFile:
         plain = bytearray()
-        async for chunk in blocks(file.body, self._limits):
+        async for chunk in file.body:
             plain += chunk
             if len(plain) > min(most, self._limits.max_file_size):
                 raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
@@ -361,9 +360,10 @@ class UploadService:
             return [self._record(session, usage, upload) for upload in uploads]
 
     def _record(self, session: Session, usage: UserUsage, upload: _Ended) -> Sequence[FileFacts]:
+        moments = contents.next_moments(usage, len(upload.stored), step=MICROSECOND)
         rows = [
-            file.columns(usage.user_id, contents.next_moment(usage, step=MICROSECOND))
-            for file in upload.stored
+            file.columns(usage.user_id, moment)
+            for file, moment in zip(upload.stored, moments, strict=True)
         ]
         recorder.record_files(session, {usage.user_id: usage}, rows)
         files = [facts_in(row) for row in rows]
