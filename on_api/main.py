@@ -14,6 +14,7 @@ from importlib.metadata import version as release_of
 
 from anyio import to_thread
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,7 +31,7 @@ from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
 from on_api.core.web.error_handlers import ErrorHandlers
 from on_api.core.web.head_requests import SlashRedirect
-from on_api.core.web.middleware import InFlightLimit, LastResort, Metering, Places, RequestContext
+from on_api.core.web.middleware import ErrorAnswers, InFlightLimit, Metering, Places, RequestContext
 from on_api.core.web.resource_routes import ResourceRoutes
 from on_api.core.web.routing import add_flat
 from on_api.public import docs, health, shares
@@ -52,6 +53,7 @@ class Application(FastAPI):
     """FastAPI with the gateway beside it: what is asked most often goes through none of the
     framework."""
 
+    services: Services
     gateway: ASGIApp
     connection_limits: ConnectionSettings
     """For on-api's own server: how many it serves, and how long it waits for them."""
@@ -60,10 +62,24 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
-        if scope["type"] == "http" and is_gateway_path(scope["path"]):
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif is_gateway_path(scope["path"]):
             await self.gateway(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            if self.middleware_stack is None:
+                self.middleware_stack = self.build_middleware_stack()
+            scope["app"] = self
+            await self.middleware_stack(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Those that are added here, and no others. FastAPI has six more around every request: for
+        exceptions, telemetry, the size of bodies, files of forms and dependencies with `yield`,
+        which are the work of `ErrorAnswers` and `ApiRoute` here."""
+        app: ASGIApp = self.router
+        for middleware, arguments, options in reversed(self.user_middleware):
+            app = middleware(app, *arguments, **options)
+        return app
 
 
 def create_app(
@@ -86,10 +102,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
-        # Metrics are `metrics.py`'s; FastAPI would look for others' at each request.
+        # Metrics are `metrics.py`'s.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.services = services
+    app.services = app.state.services = services
     app.state.sibling = sibling
     app.state.is_up = lambda: None
     gateway = Gateway(services)
@@ -99,20 +115,19 @@ def create_app(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
         | {shares.PREFIX: shares.ERRORS}
     )
-    handlers.install(app)
     app.render_error = handlers.refusal
     app.connection_limits = settings.connections
     if settings.trusted_proxies:  # all that comes, comes from them
         app.connection_limits = settings.connections.model_copy(update={"most_per_address": 0})
     places = Places(settings.max_requests, services.metrics)
-    app.add_middleware(Metering)  # innermost: an error that it raises is still rendered
+    app.add_middleware(ErrorAnswers, respond=handlers.respond)
+    app.add_middleware(Metering)
     app.add_middleware(
         InFlightLimit,
         places=places,
         refuse=handlers.too_busy,
         metrics=services.metrics,
     )
-    app.add_middleware(LastResort, internal_error=handlers.internal_error)
     if settings.cors.origins:
         # Outside the limit: a browser's app must be able to read the 500 and the 503 too.
         app.add_middleware(
@@ -140,7 +155,9 @@ def create_app(
     for version in VERSIONS:
         add_flat(app.router, version.router)
     add_flat(app.router, shares.router)
-    app.router.middleware_stack = ResourceRoutes(app.router.app, app.router.routes)
+    # FastAPI's own kind of route, of which there is none here, needs what this leaves in the scope.
+    others = AsyncExitStackMiddleware(app.router.app)
+    app.router.middleware_stack = ResourceRoutes(others, app.router.routes)
     add_flat(app.router, health.router)
     docs.install_docs(app, VERSIONS, release_of("on-api"))
     app.router.default = SlashRedirect(app.router.routes, settings.public_url, app.router.default)

@@ -32,7 +32,7 @@ HEADERS_OF_ENDPOINTS = frozenset({
 MIDDLEWARE_AT_THE_GATEWAY = frozenset({"ProxyHeadersMiddleware"})
 """What may stand before the gateway: it tells who asks, which no usual answer depends on."""
 MIDDLEWARE_OF_ENDPOINTS = frozenset({
-    "CORSMiddleware", "InFlightLimit", "LastResort", "Metering", "ProxyHeadersMiddleware",
+    "CORSMiddleware", "ErrorAnswers", "InFlightLimit", "Metering", "ProxyHeadersMiddleware",
     "RequestContext",
 })  # fmt: skip
 """What stands before endpoints only. What the gateway needs of it (ids, limits, counting, CORS), it

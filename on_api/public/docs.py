@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from on_api.core.services.upkeep.diagnosis import SWAGGER_FOLDER
-from on_api.core.web.head_requests import HeadRoute
 from on_api.core.web.openapi import ApiVersion, openapi_document
 from on_api.public.gateway.document import GATEWAY_PATHS
 
@@ -28,28 +28,28 @@ _POLICY = (
 def install_docs(app: FastAPI, versions: Sequence[ApiVersion], release: str) -> None:
     """Add a document and a Swagger UI for each version, and `/docs` for the first."""
     app.mount(STATIC_URL, StaticFiles(directory=SWAGGER_FOLDER), name="docs-static")
-    router = APIRouter(include_in_schema=False, route_class=HeadRoute)
     for version in versions:
-        _add_version(app, router, version, release)
-    router.add_api_route("/docs", _page(versions[0]), methods=["GET"])
-    app.router.routes.extend(router.routes)
+        _add_version(app, version, release)
+    app.router.routes.append(Route("/docs", _page(versions[0])))
 
 
-def _add_version(app: FastAPI, router: APIRouter, version: ApiVersion, release: str) -> None:
+def _add_version(app: FastAPI, version: ApiVersion, release: str) -> None:
     documents: list[JSONResponse] = []
 
-    async def document() -> JSONResponse:
+    async def document(_request: Request) -> JSONResponse:
         # Made at the first call and kept: the routes don't change.
         if not documents:
             documents.append(JSONResponse(openapi_document(app, version, release, GATEWAY_PATHS)))
         return documents[0]
 
-    router.add_api_route(f"{version.prefix}/openapi.json", document, methods=["GET"])
-    router.add_api_route(f"{version.prefix}/docs", _page(version), methods=["GET"])
+    app.router.routes += [
+        Route(f"{version.prefix}/openapi.json", document),
+        Route(f"{version.prefix}/docs", _page(version)),
+    ]
 
 
-def _page(version: ApiVersion) -> Callable[[], Coroutine[Any, Any, HTMLResponse]]:
-    async def page() -> HTMLResponse:
+def _page(version: ApiVersion) -> Callable[[Request], Coroutine[Any, Any, HTMLResponse]]:
+    async def page(_request: Request) -> HTMLResponse:
         response = get_swagger_ui_html(
             openapi_url=f"{version.prefix}/openapi.json",
             title=f"on-api {version.prefix[1:]}",

@@ -29,19 +29,21 @@ from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
-from on_api.core.web.routing import CLAIMING, ApiRoute, ChecksQuery, Transaction
+from on_api.core.web.routing import (
+    ATTEMPT,
+    BODY_DIGEST,
+    CLAIMING,
+    ApiRoute,
+    ChecksQuery,
+    Transaction,
+    services_of,
+)
 from on_api.core.web.upload_forms import (
     PASSPHRASE_HEADER,
     UploadOptions,
     check_option,
     check_passphrase,
 )
-
-
-def services_of(request: Request) -> Services:
-    """The process's services, of which the most frequent requests are not to pay a dependency."""
-    services: Services = request.app.state.services
-    return services
 
 
 async def get_services(request: Request) -> Services:
@@ -89,6 +91,9 @@ def bearer_key(authorization: str) -> str | None:
     return key.strip() if kind.lower() == "bearer" and key else None
 
 
+_SCOPES = {scope.value: scope for scope in Scope}
+
+
 class _PrincipalOfKey(OAuth2PasswordBearer, ChecksQuery):
     """The caller of a valid key that has the scopes. One dependency: the framework documents it as
     a password login, and `openapi.py` adds a field for a key (`KEY_SCHEME`)."""
@@ -101,9 +106,9 @@ class _PrincipalOfKey(OAuth2PasswordBearer, ChecksQuery):
         key = bearer_key(request.headers.get("authorization", ""))
         if key is None:
             raise Unauthorized
-        services: Services = request.app.state.services
+        services = services_of(request)
         principal = await services.key_lookups.principal_of(key)
-        principal.require(*(Scope(scope) for scope in scopes.scopes))
+        principal.require(*map(_SCOPES.__getitem__, scopes.scopes))
         route = request.scope.get("route")
         if isinstance(route, ApiRoute):
             route.check_query(request)  # before anything is done for whoever asks
@@ -123,22 +128,22 @@ get_principal = _PrincipalOfKey(
 def _claim_idempotency_key(request: Request, services: Services, principal: Principal) -> None:
     """Claim the request's Idempotency-Key, before its body where that is streamed.
 
-    `request.state.attempt` is what came of it; a repeat whose body was read already ends here.
+    `ATTEMPT` in the scope is what came of it; a repeat whose body was read already ends here.
     """
     key, *others = request.headers.getlist("idempotency-key")
     if others:
         raise BadRequest("Idempotency-Key: one, not several.")
     route = f"{request.method} {request.url.path}"
     attempt = services.idempotency.claim(principal, route, key)
-    body_digest = getattr(request.state, "body_digest", None)
+    body_digest = request.scope.get(BODY_DIGEST)
     if body_digest is not None and isinstance(attempt, Answered):
         raise AlreadyAnswered(attempt.for_repeat(body_digest.digest()))
-    request.state.attempt = attempt
+    request.scope[ATTEMPT] = attempt
 
 
 def attempt_of(request: Request) -> Claim | Answered | None:
     """What came of the request's Idempotency-Key, for an endpoint that streams its body."""
-    attempt: Claim | Answered | None = getattr(request.state, "attempt", None)
+    attempt: Claim | Answered | None = request.scope.get(ATTEMPT)
     return attempt
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from on_api.core.errors import (
     BadRequest,
@@ -28,7 +29,7 @@ from on_api.core.errors import (
 from on_api.core.logging import log_failure, request_id
 from on_api.core.schemas.errors import Failure, FailureError, Problem
 from on_api.core.web.error_texts import describe
-from on_api.core.web.middleware import NOSNIFF, REQUEST_ID, new_request_id
+from on_api.core.web.middleware import CUT, NOSNIFF, REQUEST_ID, new_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +80,21 @@ class ErrorHandlers:
     def __init__(self, formats: Mapping[str, ErrorFormat]) -> None:
         self._formats = dict(sorted(formats.items(), key=lambda item: -len(item[0])))
 
-    def install(self, app: FastAPI) -> None:
-        """Handle every kind of exception that the framework or our code raises."""
-        app.add_exception_handler(OnApiError, self._on_api_error)
-        app.add_exception_handler(RequestValidationError, self._validation_error)
-        app.add_exception_handler(HTTPException, self._http_exception)
-        app.add_exception_handler(ClientDisconnect, _client_gone)
-
-    def internal_error(self, path: str) -> Response:
-        """The 500 for what nobody caught; the log has the rest under the request's id."""
+    def respond(self, scope: Scope, error: Exception) -> Response:
+        """The response to a request that has raised something. The log tells what nobody meant to
+        raise, under the id that the response names."""
+        path = scope["path"]
+        if isinstance(error, OnApiError):
+            return self.answer(path, error)
+        if isinstance(error, RequestValidationError):
+            return self.render(path, BadRequest(describe(error.errors())))
+        if isinstance(error, HTTPException):
+            return self.render(path, _translate(Request(scope), error))
+        if isinstance(error, ClientDisconnect):
+            # Nobody is there to read it; the status is for the log (nginx's word for the same).
+            return Response(status_code=499)
+        scope[CUT] = "failed"
+        logger.error("a request failed", exc_info=error)
         details = f"Something went wrong on our side; the log has it under {request_id.get()}."
         return self.render(path, InternalError(details))
 
@@ -119,24 +126,6 @@ class ErrorHandlers:
                 return wording.render(error)
         return render_failure(error)
 
-    async def _on_api_error(self, request: Request, error: Exception) -> Response:
-        if not isinstance(error, OnApiError):
-            raise error
-        return self.answer(request.url.path, error)
-
-    async def _validation_error(self, request: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):
-            raise error
-        return self.render(request.url.path, BadRequest(describe(error.errors())))
-
-    async def _http_exception(self, request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
-        # FastAPI wraps what is raised while a body is read.
-        cause = error.__cause__
-        translated = cause if isinstance(cause, OnApiError) else _translate(request, error)
-        return self.render(request.url.path, translated)
-
 
 def _translate(request: Request, error: HTTPException) -> OnApiError:
     """What Starlette and FastAPI raise themselves, in our words."""
@@ -160,8 +149,3 @@ def _methods_at(request: Request) -> list[str]:
             for route in request.app.routes
         )
     ]
-
-
-async def _client_gone(_request: Request, _error: Exception) -> Response:
-    # Nobody is there to read it; the status is for the log (nginx's word for the same).
-    return Response(status_code=499)

@@ -19,10 +19,19 @@ class HeadRoute(APIRoute):
         """As Starlette says."""
         return super().matches({**scope, "method": "GET"} if self._stands_in(scope) else scope)
 
+    @property
+    def answered_methods(self) -> set[str]:
+        """The methods that it answers, HEAD included where it does."""
+        methods = set(self.methods or ())
+        return methods | {"HEAD"} if "GET" in methods else methods
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As Starlette says."""
+        if scope["method"] in (self.methods or ()):
+            await self.app(scope, receive, send)
+            return
         if not self._stands_in(scope):
-            await super().handle(scope, receive, send)
+            await super().handle(scope, receive, send)  # which raises the 405
             return
 
         async def send_head(message: Message) -> None:
@@ -34,7 +43,7 @@ class HeadRoute(APIRoute):
 
         scope["method"] = "GET"
         try:
-            await super().handle(scope, receive, send_head)
+            await self.app(scope, receive, send_head)
         except _HeadIsSent:
             pass
         finally:

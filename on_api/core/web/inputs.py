@@ -7,25 +7,20 @@ Each of them is refused, since what is passed over makes another request than th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
-from urllib.parse import unquote_to_bytes, urlencode
+from urllib.parse import unquote_to_bytes
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_flat_params
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from starlette.requests import Request
-from starlette.types import Message, Receive, Scope
+from starlette.types import Scope
 
-from on_api.core.errors import BadRequest, RequestTimeout, UnsupportedMediaType
-from on_api.core.setting_groups import ConnectionSettings
-from on_api.core.web.header_values import TEXT_CODINGS, read_parameters
-from on_api.core.web.json_text import RepeatedName, read_json
+from on_api.core.errors import BadRequest, UnsupportedMediaType
 
 ONCE = frozenset(
     {
@@ -41,8 +36,7 @@ ONCE = frozenset(
 )
 """Headers of one value, which decide what is done: of two values none is the right one."""
 
-URLENCODED, FORM_DATA = "application/x-www-form-urlencoded", "multipart/form-data"
-
+_QUERY = "on_api.query"
 _MAX_SHOWN = 64
 """Characters of a name that an answer repeats."""
 
@@ -59,7 +53,7 @@ class DeclaredOptions:
     def of_query(cls, dependant: Dependant) -> DeclaredOptions:
         """Those of a route's query."""
         fields = (f for f in get_flat_params(dependant) if isinstance(f.field_info, params.Query))
-        return cls("query parameter", {f.alias: _is_list(f.field_info) for f in fields})
+        return cls("query parameter", {f.alias: is_list(f.field_info) for f in fields})
 
     @classmethod
     def of_form(cls, body: params.Form) -> DeclaredOptions:
@@ -68,7 +62,7 @@ class DeclaredOptions:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise TypeError(f"{model} is no form")
         fields = model.model_fields.items()
-        return cls("form field", {info.alias or name: _is_list(info) for name, info in fields})
+        return cls("form field", {info.alias or name: is_list(info) for name, info in fields})
 
     def check(self, names: Iterable[str]) -> None:
         """Raise `BadRequest` for a name that isn't declared, or comes twice without being a list's.
@@ -82,13 +76,13 @@ class DeclaredOptions:
                 raise BadRequest(f"{name}: given twice as a {self._kind}.")
             seen.add(name)
 
-    def check_query(self, text: bytes) -> None:
+    def check_query(self, scope: Scope) -> None:
         """Raise `BadRequest` for a query of other options than these, or one that can't be read."""
-        if not text:
-            return
-        self.check(name for name, _ in read_pairs(text))
-        if b";" in text:
-            self._refuse_semicolons(text)
+        pairs = query_of(scope)
+        if pairs:
+            self.check(name for name, _ in pairs)
+            if b";" in scope["query_string"]:
+                self._refuse_semicolons(scope["query_string"])
 
     def _refuse_semicolons(self, text: bytes) -> None:
         """Refuse `name=a;visibility=private`: one name to us, two options to its writer."""
@@ -103,6 +97,14 @@ class DeclaredOptions:
         near = get_close_matches(name[:_MAX_SHOWN].lower(), self._repeatable, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         return f"{shown or '(empty)'}: no {self._kind} that is known here.{hint}"
+
+
+def query_of(scope: Scope) -> list[tuple[str, str]]:
+    """The options of a request's query, read once. Raises `BadRequest` for one that isn't UTF-8."""
+    pairs: list[tuple[str, str]] | None = scope.get(_QUERY)
+    if pairs is None:
+        pairs = scope[_QUERY] = list(read_pairs(scope["query_string"]))
+    return pairs
 
 
 def read_pairs(text: bytes) -> Iterator[tuple[str, str]]:
@@ -141,83 +143,13 @@ def refuse_misread(scope: Scope) -> None:
         raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
 
 
-class WholeRequest(Request):
-    """A request whose body is read whole: JSON, or the fields of a form."""
-
-    async def json(self) -> object:
-        """The value of the JSON body. Raises `BadRequest` for one that says a thing twice, and what
-        FastAPI understands for one that is no JSON."""
-        try:
-            return read_json(await self.body())
-        except RepeatedName as error:
-            raise BadRequest(f"The JSON is not valid: {error}.") from None
-
-
-def in_time(receive: Receive, limits: ConnectionSettings) -> Receive:
-    """The messages of a body that is read whole. Raises `RequestTimeout` when nothing of it comes
-    for a while, or not all of it in time: whoever sends a byte now and then is no client."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + limits.body_timeout
-    is_whole = False
-
-    async def receive_in_time() -> Message:
-        nonlocal is_whole
-        if is_whole:
-            return await receive()
-        try:
-            async with asyncio.timeout_at(min(end, loop.time() + limits.body_idle_timeout)):
-                message = await receive()
-        except TimeoutError:
-            raise RequestTimeout("The body was too slow to come.") from None
-        is_whole = not message.get("more_body", False)
-        return message
-
-    return receive_in_time
-
-
-def refuse_other_charset(content_type: str) -> None:
-    """Refuse text in another charset than UTF-8, which JSON and forms are read as."""
-    if "charset" not in content_type.lower():
-        return
-    charset = read_parameters(content_type)[1].get("charset", "utf-8")
-    if TEXT_CODINGS.get(charset.lower()) != "utf-8":
-        raise UnsupportedMediaType("Content-Type: send the body as UTF-8.")
-
-
-async def read_form(request: Request, declared: DeclaredOptions) -> Request:
-    """The request, its form's fields checked; its body is as FastAPI reads it right.
-
-    Raises `UnsupportedMediaType` for a body of another type, `BadRequest` for other fields.
-    """
-    content_type = request.headers.get("content-type")
-    essence = None if content_type is None else read_parameters(content_type)[0]
-    if essence == FORM_DATA:
-        form = await request.form()
-        try:
-            declared.check(name for name, _ in form.multi_items())
-        except BadRequest:
-            await form.close()
-            raise
-        return request
-    if essence not in {None, URLENCODED}:
-        raise UnsupportedMediaType(f"Send a form: {URLENCODED} or {FORM_DATA}.")
-    pairs = list(read_pairs(await request.body()))
-    declared.check(name for name, _ in pairs)
-    # FastAPI takes bytes that aren't percent-encoded for Latin-1.
-    exact: list[Message] = [{"type": "http.request", "body": urlencode(pairs).encode()}]
-
-    async def receive() -> Message:
-        return exact.pop() if exact else await request.receive()
-
-    return Request(request.scope, receive)
-
-
 def _is_identity(value: bytes) -> bool:
     codings = (coding.strip().lower() for coding in value.decode("latin-1").split(","))
     return all(coding in {"", "identity"} for coding in codings)
 
 
-def _is_list(field: FieldInfo) -> bool:
+def is_list(field: FieldInfo) -> bool:
+    """Whether a parameter may come several times."""
     return _holds_list(field.annotation)
 
 

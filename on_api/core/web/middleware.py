@@ -149,16 +149,17 @@ class RequestContext:
             request_id.reset(token)
 
 
-class LastResort:
-    """Turns what nobody caught into a 500 with the request's id.
+class ErrorAnswers:
+    """Makes an answer of every exception. Innermost: the others see an answer, whatever it is.
 
-    Within whatever adds headers that a client needs to read an answer at all, as those of CORS.
-    `internal_error` makes the 500 for a path, in the words of the version that it belongs to.
+    `respond` makes it, for a connection and for what was raised. With the answer begun nothing
+    honest can be said any more: it ends there, and the server cuts the connection, so that the
+    client sees that it is incomplete.
     """
 
-    def __init__(self, app: ASGIApp, internal_error: Callable[[str], ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, respond: Callable[[Scope, Exception], ASGIApp]) -> None:
         self._app = app
-        self._internal_error = internal_error
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -171,17 +172,14 @@ class LastResort:
 
         try:
             await self._app(scope, receive, send_seen)
-        except ClientDisconnect:
-            raise
-        except Exception:
-            if scope["type"] != "http":
+        except Exception as error:
+            if scope["type"] != "http" or (has_begun and isinstance(error, ClientDisconnect)):
                 raise
-            scope[CUT] = "failed"
-            logger.exception("a request failed")
-            # With the response begun nothing honest can be said any more: returning without its end
-            # makes the server cut the connection, so that the client sees that it is incomplete.
             if not has_begun:
-                await self._internal_error(scope["path"])(scope, receive, send)
+                await self._respond(scope, error)(scope, receive, send)
+            elif CUT not in scope:
+                scope[CUT] = "failed"
+                logger.exception("a request failed")
 
 
 class Metering:
@@ -201,11 +199,10 @@ class Metering:
             await self._app(scope, receive, send)
             return
         status = 0
-        has_ended = False
         is_head = scope["method"] == "HEAD"
 
         async def send_counted(message: Message) -> None:
-            nonlocal status, has_ended
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif status < 400 and not is_head and (size := len(message.get("body", b""))):
@@ -214,17 +211,12 @@ class Metering:
                     try:
                         await ticket.more(size)
                     except OnApiError as error:
-                        has_ended = True
                         scope[CUT] = f"cut, {error.reason}"
                         raise
             await send(message)
 
         try:
             await self._app(scope, receive, send_counted)
-        except Exception:
-            if not has_ended:
-                raise
-            # Returning without the end of the answer makes the server cut the connection.
         finally:
             ticket: Ticket | None = scope.get(TICKET)
             if ticket is not None:

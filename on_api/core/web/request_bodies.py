@@ -6,18 +6,19 @@ The server offers that by the extension `BODY_BLOCKS`, as `fast/protocol.py` doe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from on_api.core.errors import RequestTimeout
 from on_api.core.streams.blocks import Bytes, Room
 from on_api.core.web.digests import SentDigests
 from on_api.core.web.extensions import BODY_BLOCKS, extension
 
-Block = TypeVar("Block", bound=Bytes)
+Piece = TypeVar("Piece", bound=Bytes)
 
 
 class BlockedBody(Protocol):
@@ -29,10 +30,8 @@ class BlockedBody(Protocol):
         """Give back every block: nobody reads the body any more."""
 
 
-@asynccontextmanager
-async def body_of(
-    request: Request, room: Room, idle_timeout: float
-) -> AsyncIterator[AsyncIterator[Bytes]]:
+@contextmanager
+def body_of(request: Request, room: Room, idle_timeout: float) -> Iterator[AsyncIterator[Bytes]]:
     """The body, in blocks out of `room` or in smaller pieces, for as long as the context lasts: its
     end gives the blocks back, however much of the body was read.
 
@@ -46,24 +45,49 @@ async def body_of(
         return
     body = take(room)
     try:
-        yield _checked(request, aiter(body), idle_timeout)
+        yield _checked(request, _BlocksInTime(aiter(body), idle_timeout))
     finally:
         body.release()
 
 
 def checked_stream(request: Request, idle_timeout: float) -> AsyncIterator[bytes]:
-    """The same as the framework hands it over."""
-    return _checked(request, request.stream(), idle_timeout)
+    """The same in the pieces that the server hands over."""
+    return _checked(request, _PiecesInTime(request.receive, idle_timeout))
 
 
-class _InTime(AsyncIterator[Block]):
-    """A body that is given up when nothing of it comes."""
+class _PiecesInTime(AsyncIterator[bytes]):
+    """The pieces of a body, which is given up when nothing of it comes."""
 
-    def __init__(self, body: AsyncIterator[Block], idle_timeout: float) -> None:
+    def __init__(self, receive: Receive, idle_timeout: float) -> None:
+        self._receive = receive
+        self._seconds = idle_timeout
+        self._is_whole = False
+
+    async def __anext__(self) -> bytes:
+        while not self._is_whole:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    message = await self._receive()
+            except TimeoutError:
+                raise RequestTimeout from None
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self._is_whole = not message.get("more_body", False)
+            piece: bytes = message.get("body", b"")
+            del message  # who waits for the next one holds none
+            if piece:
+                return piece
+        raise StopAsyncIteration
+
+
+class _BlocksInTime(AsyncIterator[Bytes]):
+    """The blocks of a body, which is given up when nothing of it comes."""
+
+    def __init__(self, body: AsyncIterator[Bytes], idle_timeout: float) -> None:
         self._body = body
         self._seconds = idle_timeout
 
-    async def __anext__(self) -> Block:
+    async def __anext__(self) -> Bytes:
         try:
             async with asyncio.timeout(self._seconds):
                 return await anext(self._body)
@@ -71,9 +95,6 @@ class _InTime(AsyncIterator[Block]):
             raise RequestTimeout from None
 
 
-def _checked(
-    request: Request, body: AsyncIterator[Block], idle_timeout: float
-) -> AsyncIterator[Block]:
+def _checked(request: Request, body: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
     digests = SentDigests(request.scope["headers"])
-    body = _InTime(body, idle_timeout)
     return digests.checked(body) if digests else body

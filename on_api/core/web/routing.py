@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import wraps
@@ -12,14 +12,16 @@ from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from anyio import CancelScope
-from fastapi import APIRouter, Request, Response, params
+from fastapi import APIRouter, Request, Response
+from fastapi._compat import Undefined
 from fastapi.dependencies.utils import get_dependant
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 from starlette.routing import BaseRoute, compile_path
-from starlette.types import Message, Receive
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from on_api.core.errors import OnApiError, PayloadTooLarge
+from on_api.core.errors import OnApiError
 from on_api.core.models import Database
 from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
@@ -27,24 +29,18 @@ from on_api.core.services.accounts.idempotency import (
     Claim,
     IdempotencyService,
 )
-from on_api.core.setting_groups import ConnectionSettings
-from on_api.core.web.digests import SentDigests
+from on_api.core.services.container import Services
+from on_api.core.web.arguments import Arguments
 from on_api.core.web.head_requests import HeadRoute
-from on_api.core.web.inputs import (
-    DeclaredOptions,
-    WholeRequest,
-    in_time,
-    read_form,
-    refuse_misread,
-    refuse_other_charset,
-)
+from on_api.core.web.inputs import DeclaredOptions, refuse_misread
+from on_api.core.web.whole_bodies import WholeBody
 
 CLAIMING = frozenset({"POST", "PUT"})
 """Methods with which an `Idempotency-Key` is heard."""
-MAX_BODY_BYTES = 1024 * 1024
-"""Of a body that is read whole (JSON, a login form). Uploads are streamed and have limits of
-their own."""
-
+ATTEMPT = "on_api.attempt"
+"""Where in the scope it says what came of a request's `Idempotency-Key`."""
+BODY_DIGEST = "on_api.body_digest"
+"""Where in the scope the hash is of query and body, for a request with such a key."""
 
 T = TypeVar("T")
 
@@ -79,17 +75,23 @@ class Transaction:
 
     def record(self, session: Session, result: object) -> None:
         """Record the answer in a session that somebody else commits."""
-        claim = getattr(self._request.state, "attempt", None)
+        claim = self._request.scope.get(ATTEMPT)
         if not isinstance(claim, Claim):
             return
         route: ApiRoute = self._request.scope["route"]
         answer = Answered(
-            self._request.state.body_digest.digest(),
+            self._request.scope[BODY_DIGEST].digest(),
             self._response.status_code or route.status_code or 200,
             route.rendered(result),
             tuple(self._response.headers.items()),
         )
         self._idempotency.finish(session, claim, answer)
+
+
+def services_of(request: Request) -> Services:
+    """The process's services."""
+    services: Services = request.scope["app"].services
+    return services
 
 
 class ChecksQuery:
@@ -109,6 +111,7 @@ class ApiRoute(HeadRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._made_of = endpoint, options
         super().__init__(path, _in_one_visit(endpoint), **options)
+        self.app = _application(self._respond)
 
     def below(self, prefix: str) -> ApiRoute:
         """The same route, its path with a prefix. Raises `TypeError` for one with parameters."""
@@ -128,11 +131,13 @@ class ApiRoute(HeadRoute):
 
     def check_query(self, request: Request) -> None:
         """Refuse what the route doesn't declare. Raises `BadRequest`."""
-        self._query.check_query(request.scope["query_string"])
+        self._query.check_query(request.scope)
 
     def rendered(self, result: object) -> bytes:
         """The body of the answer that FastAPI makes of an endpoint's result."""
         if self.response_field is None:
+            if result is not None:
+                raise TypeError(f"{self.path} answers what it isn't declared to")
             return b""
         value, errors = self.response_field.validate(result, {}, loc=("response",))
         if errors:
@@ -145,7 +150,7 @@ class ApiRoute(HeadRoute):
         )
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, fed no more than `MAX_BODY_BYTES`."""
+        """What makes the response to a request of this route, in place of FastAPI's own."""
         self._query = DeclaredOptions.of_query(self.dependant)
 
         async def check_query(request: Request) -> None:
@@ -154,36 +159,50 @@ class ApiRoute(HeadRoute):
         dependencies = self.dependant.dependencies
         if not any(isinstance(each.call, ChecksQuery) for each in dependencies):
             dependencies.append(get_dependant(path=self.path, call=check_query))
-        handle = super().get_route_handler()
-        reads_whole_body = self.body_field is not None
-        streams = not reads_whole_body and iscoroutinefunction(self._made_of[0])
-        body = None if self.body_field is None else self.body_field.field_info
-        form = DeclaredOptions.of_form(body) if isinstance(body, params.Form) else None
+        body = None if self.body_field is None else WholeBody(self.body_field)
+        streams = body is None and iscoroutinefunction(self._made_of[0])
+        arguments = Arguments(self.dependant, embed_body_fields=self._embed_body_fields)
 
-        async def handle_once(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             refuse_misread(request.scope)
             digest = None
             may_claim = not streams and request.method in CLAIMING
             if may_claim and "idempotency-key" in request.headers:
                 digest = hashlib.sha256(request.url.query.encode())
-                request.state.body_digest = digest
-            if reads_whole_body:
-                _refuse_too_large(request)
-                refuse_other_charset(request.headers.get("content-type", ""))
-                receive = in_time(request.receive, _limits(request))
-                receive = _bounded(receive, None if digest is None else digest.update)
-                request = WholeRequest(request.scope, _compared(receive, request.scope["headers"]))
-                if form is not None:
-                    request = await read_form(request, form)
+                request.scope[BODY_DIGEST] = digest
+            look = None if digest is None else digest.update
             try:
-                return await handle(request)
+                if body is None:
+                    return await self._run(arguments, request, Undefined)
+                given = await body.read(request, services_of(request).settings.connections, look)
+                try:
+                    return await self._run(arguments, request, given)
+                finally:
+                    if isinstance(given, FormData):
+                        await given.close()
             except AlreadyAnswered as repeat:
                 return _again(repeat.answer)
             except BaseException:
                 await _give_back(request)
                 raise
 
-        return handle_once
+        self._respond = respond
+        return respond
+
+    async def _run(self, arguments: Arguments, request: Request, body: Any) -> Response:
+        """Call the endpoint, and make a response of what it returns."""
+        values, told = await arguments.of(request, body)
+        result = await self.endpoint(**values)
+        if isinstance(result, Response):
+            return result
+        status = self.status_code or 200
+        if told is not None and told.status_code:
+            status = told.status_code
+        media_type = None if self.response_field is None else "application/json"
+        response = Response(self.rendered(result), status, media_type=media_type)
+        if told is not None:
+            response.raw_headers += told.raw_headers
+        return response
 
 
 def _operation_id(route: ApiRoute) -> str:
@@ -240,6 +259,16 @@ def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
+def _application(respond: Callable[[Request], Coroutine[Any, Any, Response]]) -> ASGIApp:
+    """A route as the router calls it. Errors are rendered outside of the router, for all alike."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await respond(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return application
+
+
 def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """A plain function as a coroutine, so that FastAPI makes no visits to threads of its own for
     it: each costs more than the question to the database."""
@@ -261,62 +290,11 @@ def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 async def _give_back(request: Request) -> None:
     """Free the claim of a request that failed: it may be tried again."""
-    if not isinstance(claim := getattr(request.state, "attempt", None), Claim):
+    if not isinstance(claim := request.scope.get(ATTEMPT), Claim):
         return
     # Where even that fails the claim dies by itself; the first error is the one to tell.
     with CancelScope(shield=True), suppress(OnApiError):
-        await run_in_threadpool(_idempotency(request).release, claim)
-
-
-def _idempotency(request: Request) -> IdempotencyService:
-    service: IdempotencyService = request.app.state.services.idempotency
-    return service
-
-
-def _limits(request: Request) -> ConnectionSettings:
-    limits: ConnectionSettings = request.app.state.services.settings.connections
-    return limits
-
-
-def _refuse_too_large(request: Request) -> None:
-    declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise PayloadTooLarge
-
-
-def _bounded(receive: Receive, look: Callable[[bytes], None] | None) -> Receive:
-    """Pass messages on, no more than `MAX_BODY_BYTES` of them, showing each to `look`."""
-    received = 0
-
-    async def receive_bounded() -> Message:
-        nonlocal received
-        message = await receive()
-        body = message.get("body", b"")
-        received += len(body)
-        if received > MAX_BODY_BYTES:
-            raise PayloadTooLarge
-        if look is not None:
-            look(body)
-        return message
-
-    return receive_bounded
-
-
-def _compared(receive: Receive, headers: Iterable[tuple[bytes, bytes]]) -> Receive:
-    """Pass messages on, and compare the body with the digests that the headers declare."""
-    digests = SentDigests(headers)
-    if not digests:
-        return receive
-
-    async def receive_compared() -> Message:
-        message = await receive()
-        if message["type"] == "http.request":
-            digests.update(message.get("body", b""))
-            if not message.get("more_body", False):
-                digests.check()
-        return message
-
-    return receive_compared
+        await run_in_threadpool(services_of(request).idempotency.release, claim)
 
 
 def _again(answer: Answered) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from on_api.core.web.routing import MAX_BODY_BYTES
+from on_api.core.web.whole_bodies import MAX_BODY_BYTES
 from on_api.tests.conftest import Account, Server
 
 CID = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"

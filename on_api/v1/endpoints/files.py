@@ -67,12 +67,11 @@ from on_api.core.web.dependencies import (
     SessionDep,
     UploadQuery,
     attempt_of,
-    services_of,
 )
 from on_api.core.web.multipart import MultipartReader
 from on_api.core.web.request_bodies import body_of
 from on_api.core.web.responses import file_response, redirect_to_fallback
-from on_api.core.web.routing import ApiRoute, documented
+from on_api.core.web.routing import ApiRoute, documented, services_of
 from on_api.core.web.upload_forms import (
     announced_by_body,
     announced_by_form,
@@ -126,6 +125,7 @@ _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "",
     status_code=201,
+    response_model=StoredFile | StoredFiles,
     responses=_UPLOAD_ERRORS,
     openapi_extra={"requestBody": UPLOAD_FORM},
 )
@@ -133,7 +133,7 @@ async def upload_files(
     request: Request,
     principal: FilesWrite,
     options: UploadQuery,
-) -> StoredFile | StoredFiles:
+) -> Response:
     """Upload one or many files as `multipart/form-data`, in parts named `file`.
 
     The bytes stream to the IPFS node as they come. One part answers the file, several `{"items":
@@ -144,7 +144,7 @@ async def upload_files(
     services = services_of(request)
     announced = announced_by_form(request.headers)
     idle_timeout = services.settings.files.idle_timeout
-    async with body_of(request, services.room, idle_timeout) as body:
+    with body_of(request, services.room, idle_timeout) as body:
         reader = MultipartReader(
             request.headers.get("content-type", ""),
             body,
@@ -157,6 +157,7 @@ async def upload_files(
 @router.put(
     "",
     status_code=201,
+    response_model=StoredFile,
     responses=_UPLOAD_ERRORS,
     openapi_extra={"requestBody": RAW_BODY},
 )
@@ -164,7 +165,7 @@ async def upload_file(
     request: Request,
     principal: FilesWrite,
     options: UploadQuery,
-) -> StoredFile:
+) -> Response:
     """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`.
 
     The bytes are stored as they come: a form or a Content-Encoding is refused. A digest that is
@@ -173,7 +174,7 @@ async def upload_file(
     services = services_of(request)
     media_type = raw_media_type(request.headers)
     idle_timeout = services.settings.files.idle_timeout
-    async with body_of(request, services.room, idle_timeout) as body:
+    with body_of(request, services.room, idle_timeout) as body:
         file = options.describe_file(body, None, media_type)
 
         async def only_this() -> AsyncIterator[IncomingFile]:
@@ -181,8 +182,7 @@ async def upload_file(
 
         max_size = services.settings.files.max_size
         announced = announced_by_body(request.headers, max_size, file.audience)
-        stored = await _store(services, principal, only_this(), announced, attempt_of(request))
-    return stored if isinstance(stored, StoredFile) else stored.items[0]
+        return await _store(services, principal, only_this(), announced, attempt_of(request))
 
 
 @v1_only.get("")
@@ -334,17 +334,16 @@ async def _store(
     files: AsyncIterator[IncomingFile],
     announced: Announced,
     attempt: Claim | Answered | None,
-) -> StoredFile | StoredFiles:
+) -> Response:
     """Store an upload, once per Idempotency-Key where one was sent."""
 
-    def show(rows: Sequence[FileFacts]) -> StoredFile | StoredFiles:
+    def render(rows: Sequence[FileFacts]) -> bytes:
         items = [StoredFile.of(row, services.settings.base_url) for row in rows]
-        return items[0] if len(items) == 1 else StoredFiles(items=items)
+        shown = items[0] if len(items) == 1 else StoredFiles(items=items)
+        return shown.model_dump_json().encode()
 
     if attempt is None:
-        return show(await services.uploads.store(principal, files, announced))
-    return show(
-        await services.uploads.store_once(
-            principal, files, announced, attempt, lambda rows: show(rows).model_dump_json().encode()
-        )
-    )
+        rows = await services.uploads.store(principal, files, announced)
+    else:
+        rows = await services.uploads.store_once(principal, files, announced, attempt, render)
+    return Response(render(rows), 201, media_type="application/json")

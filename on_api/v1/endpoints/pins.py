@@ -138,7 +138,7 @@ _Words = Annotated[list[str] | None, _Hidden]
 """Several, by commas; some clients repeat the parameter instead."""
 
 
-def _pin_filter(
+async def _pin_filter(
     cid: _Words = None,
     name: Annotated[PinName | None, _Hidden] = None,
     match: Annotated[TextMatchingStrategy, _Hidden] = TextMatchingStrategy.EXACT,
@@ -160,7 +160,7 @@ def _split(words: list[str] | None) -> list[str]:
     return [] if words is None else ",".join(words).split(",")
 
 
-def _page(
+async def _page(
     before: Annotated[GivenMoment | None, _Hidden] = None,
     after: Annotated[GivenMoment | None, _Hidden] = None,
     limit: Annotated[int, Query(ge=1, le=1000, include_in_schema=False)] = DEFAULT_LIMIT,
