@@ -55,7 +55,9 @@ def build_server(app: ASGIApp, protocol: type[FramedHttp]) -> uvicorn.Server:
     (uvloop, httptools)."""
     import uvicorn
 
-    return uvicorn.Server(
+    from on_api.server.quiet import QuietServer
+
+    return QuietServer(
         uvicorn.Config(
             app,
             http=protocol,

@@ -126,21 +126,27 @@ class Worker:
             self._services.wakeup.remove(sleeper)
 
     async def _repeat(self, loop: _Loop, sleeper: Sleeper) -> None:
-        """Do steps as long as there is work, then sleep."""
+        """Do steps as long as there is work, then sleep. Who wakes by the clock alone asks first
+        whether a job's time has come: one question, to an index."""
+        has_work = True  # as far as it isn't known better
         while True:
             sleeper.begin()
             pause = loop.pause
             try:
-                if await loop.step():
+                if has_work and await loop.step():
                     continue
-                if loop.next_due is not None and (due := await loop.next_due()) is not None:
+                due = None if loop.next_due is None else await loop.next_due()
+                if due is not None and due <= 0 and not has_work:
+                    has_work = True
+                    continue
+                if due is not None:
                     pause = min(pause, max(due, self._poll))
             except OnApiError as error:
                 logger.warning("the worker waits: %s", error.details)
                 pause = min(pause, TROUBLE_SECONDS)
             except Exception:
                 logger.exception("a step of the worker failed")
-            await sleeper.sleep(pause)
+            has_work = await sleeper.sleep(pause) or loop.next_due is None
 
     async def _number_events(self) -> bool:
         return await to_thread.run_sync(number_events, self._services.database) > 0

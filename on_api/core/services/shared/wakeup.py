@@ -63,8 +63,9 @@ class Sleeper:
         with suppress(RuntimeError):  # its loop has ended, and it with it
             self._loop.call_soon_threadsafe(self._woken.set)
 
-    async def sleep(self, seconds: float) -> None:
-        """Return when woken, and after `seconds` at the latest."""
+    async def sleep(self, seconds: float) -> bool:
+        """Return when woken, and after `seconds` at the latest; whether it was woken."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
+        return self._woken.is_set()
