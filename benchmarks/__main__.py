@@ -18,7 +18,7 @@ from benchmarks.figures import table
 from benchmarks.results import Run
 from benchmarks.scenarios import SCENARIOS, Variant
 from benchmarks.stage import POSTGRESQL, QUICK, Sizes, Stage
-from on_api.tests.postgres import running_postgres
+from on_api.tests.testing.postgres import running_postgres
 
 
 def main(

@@ -25,10 +25,10 @@ from on_api.core.ipfs.daemon.repo import rpc_auth_of
 from on_api.core.ipfs.formats.cid import ADD_OPTIONS
 from on_api.core.ipfs.kubo.control import authorization
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import free_port
-from on_api.tests.deadline import until
-from on_api.tests.nginx import ACCEL_LOG, nginx
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.nginx import ACCEL_LOG, nginx
+from on_api.tests.testing.processes import Home
 
 SQLITE = "sqlite"
 POSTGRESQL = "postgresql"

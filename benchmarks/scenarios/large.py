@@ -16,8 +16,8 @@ from benchmarks.scenarios.registry import (
 )
 from benchmarks.stage import MIB, SQLITE, OnApi, Stage, accelerated, behind
 from on_api.core.crypto import aead
-from on_api.tests.nginx import ACCEL_SECRET
-from on_api.tests.programs import is_there
+from on_api.tests.testing.nginx import ACCEL_SECRET
+from on_api.tests.testing.programs import is_there
 
 
 @scenario(Variant(SQLITE))

@@ -19,8 +19,8 @@ from benchmarks.scenarios.registry import Variant, median_time, request_rate, sc
 from benchmarks.stage import POSTGRESQL, SMALL, SQLITE, OnApi, Stage
 from on_api.core.ipfs.formats.cid import ADD_OPTIONS
 from on_api.core.ipfs.formats.unixfs import build_file
-from on_api.tests.cli.processes import ON_API
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.processes import ON_API
 
 UNKNOWN_CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 _LOOK_SECONDS = 0.05

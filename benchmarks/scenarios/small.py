@@ -11,7 +11,7 @@ from benchmarks.figures import Figure, in_pairs
 from benchmarks.load import WrongAnswerError, measure
 from benchmarks.scenarios.registry import Variant, request_rate, scenario
 from benchmarks.stage import MIB, POSTGRESQL, SMALL, SQLITE, OnApi, Stage
-from on_api.tests.cli.processes import peak_memory
+from on_api.tests.testing.processes import peak_memory
 
 _SAMPLE = 5
 

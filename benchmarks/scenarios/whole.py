@@ -13,7 +13,7 @@ from benchmarks.figures import Figure, processor_ms
 from benchmarks.load import measure
 from benchmarks.scenarios.registry import Variant, scenario
 from benchmarks.stage import MIB, POSTGRESQL, SQLITE, OnApi, Stage
-from on_api.tests.cli.processes import peak_memory
+from on_api.tests.testing.processes import peak_memory
 
 
 @scenario(Variant(SQLITE))

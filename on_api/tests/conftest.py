@@ -34,9 +34,9 @@ from on_api.core.services.container import Services
 from on_api.core.setting_groups import AuthSettings, IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.main import create_app
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
-from on_api.tests.postgres import running_postgres
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.postgres import running_postgres
 
 RPC_SECRET = "bearer:a secret between the tests and their node"
 PASSWORD = "correct horse battery staple"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from on_api.tests.cli.processes import Home
+from on_api.tests.testing.processes import Home
 
 
 @pytest.fixture(scope="session")

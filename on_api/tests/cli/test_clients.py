@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from on_api.tests.conftest import Account, Server
-from on_api.tests.programs import needs, program
+from on_api.tests.testing.programs import needs, program
 
 PROGRAMS = Path(__file__).parent / "clients"
 SIZES = (0, 11, 5000, 100_000, 300_000, 10_000_000)

@@ -22,9 +22,9 @@ from on_api.core.ipfs.formats.dag import DAG_CBOR
 from on_api.core.ipfs.kubo.control import authorization
 from on_api.core.models import Content, Database, File, Holding, Lease, UserUsage
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.processes import Home
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="starts and kills whole process trees, as on Linux"

@@ -16,9 +16,9 @@ from on_api.core.services.upkeep import diagnosis
 from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker, Kubo, free_port
-from on_api.tests.contract.faulty_node import faulty_node, says
+from on_api.tests.testing.faulty_node import faulty_node, says
+from on_api.tests.testing.processes import Home
 
 
 def findings(home: Home, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:

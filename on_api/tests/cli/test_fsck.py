@@ -13,9 +13,9 @@ from sqlalchemy import delete
 from on_api.core.models import Content, File, Holding
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import WorkerSettings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.cli.test_imports import run
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
+from on_api.tests.testing.blockstore import Blockstore
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from on_api.tests.cli.processes import Home
-from on_api.tests.deadline import until
-from on_api.tests.small_disk import small_disk
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.processes import Home
+from on_api.tests.testing.small_disk import small_disk
 
 MIB = 1024 * 1024
 

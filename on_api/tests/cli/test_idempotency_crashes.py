@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from on_api.tests.cli.processes import Home, beside
 from on_api.tests.conftest import Kubo
+from on_api.tests.testing.processes import Home, beside
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="starts and kills whole process trees, as on Linux"

@@ -16,9 +16,9 @@ from on_api.cli.progress import Progress, ProgressLine
 from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import ImportsSettings
-from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.worker.migration import pins_of
+from on_api.tests.testing.migration import pins_of
+from on_api.tests.testing.processes import ON_API
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import pytest
 from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.services.upkeep.instance import running_instance
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
-from on_api.tests.cli.processes import Home, beside, working
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, free_port, make_settings
-from on_api.tests.dags import car_of, tree
-from on_api.tests.deadline import until
-from on_api.tests.strangers import StrangeKubo, listener, strange_kubo
+from on_api.tests.testing.dags import car_of, tree
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.processes import Home, beside, working
+from on_api.tests.testing.strangers import StrangeKubo, listener, strange_kubo
 
 SECRET = "bearer:a secret for one node only"
 

@@ -14,7 +14,7 @@ import pytest
 
 from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.setting_groups import NodeSettings
-from on_api.tests.cli.processes import Home, peak_memory
+from on_api.tests.testing.processes import Home, peak_memory
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="reads a process's peak memory from /proc, which only Linux has"

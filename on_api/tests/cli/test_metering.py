@@ -32,9 +32,9 @@ from on_api.core.services.accounts.keys import KeyRequest, every_scope
 from on_api.core.services.container import Services
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import MIB
-from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker, Kubo, make_settings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.processes import Home
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pytest
 
 from on_api.core.ipfs.daemon.process import check_home
 from on_api.core.ipfs.daemon.version import KUBO_VERSION, TESTED_RANGE
-from on_api.tests.cli.processes import ON_API, Home
+from on_api.tests.testing.processes import ON_API, Home
 
 SECRET = "a master secret that only the tests know"
 

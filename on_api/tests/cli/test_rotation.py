@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import shutil
 
-from on_api.tests.cli.processes import Home, beside
 from on_api.tests.conftest import Kubo
+from on_api.tests.testing.processes import Home, beside
 
 
 def test_a_rotation_beside_a_running_server(home: Home, kubo: Kubo) -> None:

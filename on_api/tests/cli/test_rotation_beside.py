@@ -16,8 +16,8 @@ from sqlalchemy import text
 from on_api.core.crypto.secrets import Keyring
 from on_api.core.models import Database
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home, beside, working
 from on_api.tests.conftest import DatabaseMaker, Kubo, make_settings
+from on_api.tests.testing.processes import Home, beside, working
 
 PASSWORD = "correct horse battery"
 SEALED = ("identities", "idempotency_records", "keys")

@@ -14,8 +14,8 @@ import pytest
 
 from on_api.core.ipfs.daemon.repo import rpc_auth_for
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.processes import Home
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux",

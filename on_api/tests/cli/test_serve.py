@@ -18,10 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from on_api.tests.cli.processes import Home, beside
 from on_api.tests.conftest import Kubo
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.processes import Home, beside
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds the node's process by /proc, which only Linux has"

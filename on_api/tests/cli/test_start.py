@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from on_api.tests.cli.processes import Home
+from on_api.tests.testing.processes import Home
 
 SCRIPT = """
 import gc, sys

@@ -23,15 +23,15 @@ from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.pins import PinRequest
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home, working
 from on_api.tests.cli.test_crashes import pins_on_node
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.contract.rpc_proxy import Call, RpcProxy, held_rpc
-from on_api.tests.deadline import until
-from on_api.tests.postgres import running_postgres
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.postgres import running_postgres
+from on_api.tests.testing.processes import Home, working
+from on_api.tests.testing.rpc_proxy import Call, RpcProxy, held_rpc
 from on_api.tests.worker.conftest import account_of, ended, look, pin
-from on_api.tests.worker.invariants import check_invariants
-from on_api.tests.worker.network import Peer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
 

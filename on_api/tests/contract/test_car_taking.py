@@ -25,7 +25,7 @@ from on_api.core.ipfs.port import DagStat
 from on_api.core.ipfs.retrieval import TakenCar, take_car
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo
-from on_api.tests.dags import block_of, car_of, car_with, linking, tree
+from on_api.tests.testing.dags import block_of, car_of, car_with, linking, tree
 
 pytestmark = pytest.mark.anyio
 

@@ -21,9 +21,9 @@ from on_api.core.ipfs.retrieval import FetchedDag, GatewayFetcher
 from on_api.core.net.errors import SourceMalformed, SourceMissing, SourceUnavailable
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo
-from on_api.tests.dags import Blocks, block_of, car_of, car_with, linking, tree
-from on_api.tests.foreign import HTML, Asked, Reply, Service, outbound, says, service
-from on_api.tests.worker.network import Peer
+from on_api.tests.testing.dags import Blocks, block_of, car_of, car_with, linking, tree
+from on_api.tests.testing.foreign import HTML, Asked, Reply, Service, outbound, says, service
+from on_api.tests.testing.network import Peer
 
 pytestmark = pytest.mark.anyio
 

@@ -15,9 +15,9 @@ import pytest
 from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.core.models.revisions import PROJECT
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
-from on_api.tests.installed import npm_packages, python_packages
-from on_api.tests.programs import needs
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.installed import npm_packages, python_packages
+from on_api.tests.testing.programs import needs
 
 pytestmark = [
     pytest.mark.clients,

@@ -23,7 +23,7 @@ from on_api.core.ipfs.memory import MemoryNode
 from on_api.core.ipfs.port import DagStat, IpfsNode, PinStatus
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo, free_port
-from on_api.tests.dags import block_of, follow, tree
+from on_api.tests.testing.dags import block_of, follow, tree
 
 pytestmark = pytest.mark.anyio
 

@@ -26,7 +26,8 @@ from on_api.core.ipfs.kubo.control import KuboNode, authorization, multiaddr_of
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
-from on_api.tests.contract.faulty_node import (
+from on_api.tests.testing.dags import block_of
+from on_api.tests.testing.faulty_node import (
     Exchange,
     begins_and_hangs,
     faulty_node,
@@ -38,7 +39,6 @@ from on_api.tests.contract.faulty_node import (
     says_at_once,
     says_with_trailer,
 )
-from on_api.tests.dags import block_of
 
 pytestmark = pytest.mark.anyio
 

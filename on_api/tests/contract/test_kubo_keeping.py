@@ -26,12 +26,12 @@ from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.ipfs.port import DagStat
 from on_api.core.settings import Settings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, Kubo
-from on_api.tests.contract.faulty_node import Exchange, faulty_node, hangs, hangs_up, line, says
-from on_api.tests.contract.rpc_proxy import held_rpc
 from on_api.tests.contract.test_ipfs_node import source, unpinned
-from on_api.tests.dags import block_of, follow
+from on_api.tests.testing.blockstore import Blockstore
+from on_api.tests.testing.dags import block_of, follow
+from on_api.tests.testing.faulty_node import Exchange, faulty_node, hangs, hangs_up, line, says
+from on_api.tests.testing.rpc_proxy import held_rpc
 
 pytestmark = pytest.mark.anyio
 

@@ -20,10 +20,10 @@ from on_api.tests.conftest import (
     free_port,
     make_settings,
 )
-from on_api.tests.contract.kubo_client import KuboClient, running_client
-from on_api.tests.deadline import until
-from on_api.tests.pins import add_pin, forms_of, list_pins, some_cid
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.kubo_client import KuboClient, running_client
+from on_api.tests.testing.pins import add_pin, forms_of, list_pins, some_cid
+from on_api.tests.testing.plain_http import NO_TLS
 
 EVERY = "--status=queued,pinning,pinned,failed"
 

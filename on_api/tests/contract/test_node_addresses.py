@@ -14,10 +14,10 @@ from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.services.upkeep.readiness import gateway_problem
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker, Server, make_settings
-from on_api.tests.foreign import Asked, Reply, says, service
-from on_api.tests.strangers import StrangeKubo, strange_kubo
+from on_api.tests.testing.foreign import Asked, Reply, says, service
+from on_api.tests.testing.processes import Home
+from on_api.tests.testing.strangers import StrangeKubo, strange_kubo
 
 pytestmark = pytest.mark.anyio
 

@@ -24,8 +24,8 @@ from on_api.core.models import Database, Lease
 from on_api.core.models.database import database_now
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 MIB = 1024 * 1024
 CUT_SHORT = 0

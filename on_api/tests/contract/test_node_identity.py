@@ -27,10 +27,10 @@ from on_api.core.services.upkeep.node_adoption import RecordedNode
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, DatabaseMaker, Kubo, free_port, make_settings
-from on_api.tests.dags import block_of
-from on_api.tests.deadline import until
-from on_api.tests.foreign import HTML, Asked, Reply, says, service
-from on_api.tests.strangers import Listener, StrangeKubo, listener, strange_kubo
+from on_api.tests.testing.dags import block_of
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.foreign import HTML, Asked, Reply, says, service
+from on_api.tests.testing.strangers import Listener, StrangeKubo, listener, strange_kubo
 
 pytestmark = pytest.mark.anyio
 

@@ -17,9 +17,9 @@ import pytest
 from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.tests.conftest import Account, Server
 from on_api.tests.contract.test_pinning_spec import SPECIFICATION
-from on_api.tests.deadline import until
-from on_api.tests.installed import npm_packages
-from on_api.tests.programs import needs
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.installed import npm_packages
+from on_api.tests.testing.programs import needs
 
 PACKAGE, VERSION = "@ipfs-shipyard/pinning-service-compliance", "1.8.1"
 CHECKS = 9

@@ -20,8 +20,8 @@ from on_api.core.services.accounts.container import Accounts
 from on_api.core.setting_groups import DatabaseSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 QUICK = DatabaseSettings(
     connect_timeout=2, pool_timeout=2, statement_timeout=3, lock_timeout=3, pool_size=20

@@ -12,7 +12,7 @@ from on_api.core.providers import kubo, on_api, pinning_api
 from on_api.core.providers.base import Source, SourceItem, SourceSpec
 from on_api.core.providers.opening import open_source
 from on_api.tests.conftest import PASSWORD, RPC_SECRET, Account, Kubo, Server
-from on_api.tests.foreign import outbound
+from on_api.tests.testing.foreign import outbound
 
 pytestmark = pytest.mark.anyio
 

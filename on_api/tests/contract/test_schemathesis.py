@@ -14,7 +14,7 @@ from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import WorkerSettings
 from on_api.tests.conftest import PASSWORD, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.installed import python_packages
+from on_api.tests.testing.installed import python_packages
 
 pytestmark = [
     pytest.mark.clients,

@@ -9,7 +9,7 @@ import pytest
 from on_api.core.crypto import aead
 from on_api.core.models import Database
 from on_api.tests.conftest import DatabaseMaker, make_settings
-from on_api.tests.metering import Stage, staged
+from on_api.tests.testing.metering import Stage, staged
 
 
 @pytest.fixture(scope="module", params=["pycryptodome", "cryptography"])

@@ -18,7 +18,7 @@ from on_api.core.services.traffic.egress import EgressLedger
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.services.traffic.upkeep import ACCEL_KEPT, keep_traffic
 from on_api.core.setting_groups import MIB, TrafficSettings
-from on_api.tests.metering import Stage, send
+from on_api.tests.testing.metering import Stage, send
 
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 

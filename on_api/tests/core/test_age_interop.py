@@ -24,7 +24,7 @@ from on_api.core.crypto.age import (
 )
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.setting_groups import MIB
-from on_api.tests.programs import needs, program
+from on_api.tests.testing.programs import needs, program
 
 pytestmark = [
     pytest.mark.usefixtures("each_aead"),

@@ -30,7 +30,7 @@ from on_api.core.ipfs.daemon.version import (
     parse_version,
 )
 from on_api.core.setting_groups import NodeSettings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 NOWHERE = "http://127.0.0.1:9"
 """A release site that nobody answers at."""

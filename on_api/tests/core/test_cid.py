@@ -17,7 +17,7 @@ from on_api.core.ipfs.formats.cid import (
     normalise,
     varint,
 )
-from on_api.tests.pins import forms_of, version_0
+from on_api.tests.testing.pins import forms_of, version_0
 
 DIGESTS = {0x11: 20, SHA2_256: 32, 0x13: 64, 0x17: 28, 0x1B: 32, 0x1E: 32, 0xB220: 32, 0xB240: 64}
 CODECS = st.sampled_from([RAW, DAG_PB, 0x71, 0x0129, 0x72]) | st.integers(0, 2**62)

@@ -30,7 +30,7 @@ from on_api.core.errors import ServiceUnavailable, StartupError
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import MIB, AuthSettings
 from on_api.core.settings import Settings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 def hasher(log_n: int = 10, memory: int = 64 * MIB, patience: float = 10) -> PasswordHasher:

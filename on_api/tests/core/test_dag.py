@@ -23,7 +23,7 @@ from on_api.core.ipfs.formats.dag import (
     links_of,
 )
 from on_api.core.ipfs.formats.unixfs import build_file
-from on_api.tests.dags import follow
+from on_api.tests.testing.dags import follow
 
 CODECS = [RAW, DAG_PB, DAG_CBOR, DAG_JSON, 0x51, 0x0200]
 

@@ -39,8 +39,8 @@ from on_api.core.services.upkeep.fsck.ledger import check_ledger
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
+from on_api.tests.testing.blockstore import Blockstore
 
 MIB = 1024 * 1024
 

@@ -17,7 +17,7 @@ from on_api.core.providers import cids
 from on_api.core.providers.base import SourceItem, SourceSpec
 from on_api.core.providers.car import roots_of
 from on_api.core.providers.opening import open_source
-from on_api.tests.foreign import outbound
+from on_api.tests.testing.foreign import outbound
 
 pytestmark = pytest.mark.anyio
 

@@ -18,8 +18,8 @@ from on_api.core.models.database import utc_now
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 FD_SETSIZE = 1024
 """From this number on `select` refuses descriptors."""

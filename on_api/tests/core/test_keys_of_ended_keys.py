@@ -20,7 +20,7 @@ from on_api.core.services.accounts.authentication import Authenticator
 from on_api.core.services.accounts.container import Accounts
 from on_api.core.services.accounts.keys import KeyRequest
 from on_api.tests.conftest import DatabaseMaker, make_settings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 REQUEST = KeyRequest("one that lasts", frozenset({Scope.FILES_READ}))
 

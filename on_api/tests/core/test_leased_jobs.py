@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from on_api.core.models import Database, Pin
 from on_api.core.models.database import database_now
 from on_api.core.services.pins import jobs
-from on_api.tests.rows import pin_row, user_row
+from on_api.tests.testing.rows import pin_row, user_row
 
 
 def test_when_the_next_job_is_due(database: Database) -> None:

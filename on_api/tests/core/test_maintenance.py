@@ -20,8 +20,8 @@ from on_api.core.services.accounts.container import Accounts
 from on_api.core.services.content import contents, maintenance, recorder
 from on_api.core.services.content.maintenance import GARBAGE, LIFE, Turn
 from on_api.tests.conftest import DatabaseMaker, make_settings
-from on_api.tests.deadline import until
-from on_api.tests.rows import pin_row
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.rows import pin_row
 from on_api.worker.removal import remove_deleted_accounts
 
 

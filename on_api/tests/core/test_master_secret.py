@@ -25,7 +25,7 @@ from on_api.core.services.accounts.rotation import begin_rotation, rotate_rows
 from on_api.core.services.files.identities import IdentityService
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 Make = Callable[..., Settings]
 

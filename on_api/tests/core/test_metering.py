@@ -14,7 +14,7 @@ from on_api.core.errors import EgressBudgetExceeded
 from on_api.core.services.traffic.egress import EgressLedger
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.setting_groups import MIB
-from on_api.tests.metering import Stage, send
+from on_api.tests.testing.metering import Stage, send
 
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 

@@ -24,8 +24,8 @@ from on_api.core.services.traffic.sums import Sums, add_traffic
 from on_api.core.services.traffic.upkeep import keep_traffic, merge_some
 from on_api.core.setting_groups import MIB, DatabaseSettings, TrafficSettings
 from on_api.tests.conftest import DatabaseMaker, make_settings
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.metering import Stage, send, staged
+from on_api.tests.testing.metering import Stage, send, staged
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 ALL = ReportRequest(None, Interval.MONTH, GroupBy.KIND, None, None, None, 1000)
 SETTINGS = TrafficSettings()

@@ -33,8 +33,8 @@ from on_api.core.ipfs.daemon.repo import (
 )
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
 
 SECRET = "bearer:a secret of the tests"
 AUTHORIZATION = {"Authorization": "Bearer a secret of the tests"}

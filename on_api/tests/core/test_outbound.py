@@ -28,8 +28,17 @@ from on_api.core.net.errors import (
     SourceUnavailable,
 )
 from on_api.core.net.outbound import MAX_JSON_DEPTH, Outbound, check_url
-from on_api.tests.certificates import certificate_for
-from on_api.tests.foreign import HTML, Asked, Reply, Service, limits, outbound, says, service
+from on_api.tests.testing.certificates import certificate_for
+from on_api.tests.testing.foreign import (
+    HTML,
+    Asked,
+    Reply,
+    Service,
+    limits,
+    outbound,
+    says,
+    service,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -31,7 +31,7 @@ from on_api.core.services.files.files import delete_file
 from on_api.core.services.pins import jobs, pins
 from on_api.core.services.pins.jobs import Claim
 from on_api.core.services.uploads.stored_files import MICROSECOND
-from on_api.tests.rows import pin_row, user_row
+from on_api.tests.testing.rows import pin_row, user_row
 
 BLOCKS = [b"block %d" % number * (number + 1) for number in range(6)]
 CIDS = [Cid(RAW, SHA2_256, hashlib.sha256(block).digest()) for block in BLOCKS]

@@ -16,7 +16,7 @@ from on_api.core.errors import ServiceUnavailable, TooManyRequests
 from on_api.core.services.accounts import scrypt_pool
 from on_api.core.services.accounts.scrypt_pool import Asker, ScryptPool
 from on_api.core.setting_groups import AuthSettings
-from on_api.tests.gates import Gate
+from on_api.tests.testing.gates import Gate
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,7 @@ from on_api.core.providers.on_api import NO_IDENTITY
 from on_api.core.providers.opening import open_source
 from on_api.core.providers.pinata import IS_PENDING, IS_PRIVATE
 from on_api.core.providers.shapes import NO_CID
-from on_api.tests.foreign import HTML, Asked, Reply, outbound, says, service
+from on_api.tests.testing.foreign import HTML, Asked, Reply, outbound, says, service
 
 pytestmark = pytest.mark.anyio
 

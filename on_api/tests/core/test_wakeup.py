@@ -15,7 +15,7 @@ from on_api.core.models.invalidation import Invalidations
 from on_api.core.services.shared.wakeup import Sleeper, Wakeup
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 LONG = 60.0
 """Seconds: no test waits for its end."""

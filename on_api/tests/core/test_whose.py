@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from on_api.core.ipfs.daemon.whose import lock_holder, rpc_port_of
-from on_api.tests.strangers import listener
+from on_api.tests.testing.strangers import listener
 
 HOLDER = """
 import fcntl, socket, sys

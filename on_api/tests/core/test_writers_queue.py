@@ -17,7 +17,7 @@ from on_api.core.models.writers_queue import WritersQueue
 from on_api.core.setting_groups import DatabaseSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 def test_in_the_order_of_coming() -> None:

@@ -20,7 +20,7 @@ from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, 
 from on_api.fast import large_bodies
 from on_api.fast.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 IDLE_SECONDS = 4
 BODY = os.urandom(3 * MOST_BYTES + 12_345)

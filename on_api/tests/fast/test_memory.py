@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from on_api.tests.conftest import Account, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 LARGE = 300_000
 

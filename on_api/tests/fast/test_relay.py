@@ -19,9 +19,9 @@ from on_api.core.models import Traffic
 from on_api.core.setting_groups import GatewaySettings
 from on_api.public.gateway.app import Gateway
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
-from on_api.tests.public.gateway_corpus import add_folder, raw_client
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gateway_corpus import add_folder, raw_client
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 LARGE = os.urandom(300_000)
 SMALL = os.urandom(5000)

@@ -12,7 +12,7 @@ from on_api.core.errors import EgressBudgetExceeded
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.setting_groups import MIB
 from on_api.fast.tally import Tally
-from on_api.tests.metering import Stage
+from on_api.tests.testing.metering import Stage
 
 
 @pytest.mark.anyio

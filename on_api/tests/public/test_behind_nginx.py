@@ -25,14 +25,14 @@ from on_api.core.models.traffic import OWNER
 from on_api.core.services.traffic.accelerated import Refunded, read_line
 from on_api.core.setting_groups import GatewaySettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, free_port, make_settings
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
-from on_api.tests.nginx import ACCEL_LOG, ACCEL_SECRET, nginx
-from on_api.tests.programs import needs
-from on_api.tests.public.gateway_corpus import add_folder
-from on_api.tests.shares import share
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gateway_corpus import add_folder
+from on_api.tests.testing.nginx import ACCEL_LOG, ACCEL_SECRET, nginx
+from on_api.tests.testing.processes import Home
+from on_api.tests.testing.programs import needs
+from on_api.tests.testing.shares import share
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 MIB = 1024 * 1024
 

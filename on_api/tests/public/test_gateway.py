@@ -21,13 +21,13 @@ from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.gateway import deny_list
 from on_api.core.setting_groups import GatewaySettings, TrafficSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import Home, beside
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
-from on_api.tests.dags import linking
-from on_api.tests.deadline import until
-from on_api.tests.pins import add_pin, forms_of, version_0
-from on_api.tests.plain_http import NO_TLS
-from on_api.tests.public.gateway_corpus import RawClient, add_folder, raw_client
+from on_api.tests.testing.dags import linking
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gateway_corpus import RawClient, add_folder, raw_client
+from on_api.tests.testing.pins import add_pin, forms_of, version_0
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.processes import Home, beside
 
 Make = Callable[..., Settings]
 

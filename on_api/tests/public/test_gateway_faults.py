@@ -16,11 +16,11 @@ import pytest
 from on_api.core.ipfs.formats.endings import CarEnding, TarEnding
 from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import GatewaySettings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
-from on_api.tests.public.gateway_corpus import Answer, add_folder, raw_client
+from on_api.tests.testing.blockstore import Blockstore
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gateway_corpus import Answer, add_folder, raw_client
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 MIB = 1024 * 1024
 BOUND = 30

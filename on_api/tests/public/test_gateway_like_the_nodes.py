@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from on_api.core.setting_groups import GatewaySettings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.pins import forms_of
-from on_api.tests.public.gateway_corpus import FILES, Answer, Corpus, RawClient, raw_client
+from on_api.tests.testing.gateway_corpus import FILES, Answer, Corpus, RawClient, raw_client
+from on_api.tests.testing.pins import forms_of
 
 OURS = {
     # of the connection or of the server that answers

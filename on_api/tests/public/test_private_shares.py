@@ -9,7 +9,7 @@ import pytest
 
 from on_api.core.crypto.age import Decryptor, X25519Identity
 from on_api.tests.conftest import Account
-from on_api.tests.shares import share
+from on_api.tests.testing.shares import share
 
 SECRET = "the passphrase of the file, ünïcode"
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}

@@ -18,8 +18,8 @@ from on_api.core.services.upkeep.readiness import Check
 from on_api.core.setting_groups import CorsSettings, GatewaySettings, IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
-from on_api.tests.deadline import until
-from on_api.tests.worker.bundles import beside
+from on_api.tests.testing.bundles import beside
+from on_api.tests.testing.deadline import until
 
 
 def test_health_asks_nobody(anonymous: httpx.Client) -> None:

@@ -25,10 +25,10 @@ from on_api.core.services.upkeep.readiness import DEADLINE, FRESH_SECONDS
 from on_api.core.setting_groups import DatabaseSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.contract.tcp_proxy import Mood, TcpProxy, proxied
-from on_api.tests.deadline import until
-from on_api.tests.postgres import running_postgres
-from on_api.tests.small_disk import small_disk
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.postgres import running_postgres
+from on_api.tests.testing.small_disk import small_disk
+from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 SOON = 10
 """Seconds: far more than the deadline, on any machine, and far less than what hangs."""

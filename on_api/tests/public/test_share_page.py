@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from on_api.tests.conftest import Account
-from on_api.tests.shares import share
+from on_api.tests.testing.shares import share
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 HOSTILE = [

@@ -29,8 +29,8 @@ from on_api.tests.conftest import (
     Server,
     free_port,
 )
-from on_api.tests.deadline import until
-from on_api.tests.shares import Link, in_an_hour, let_pass, sent_bytes, share
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.shares import Link, in_an_hour, let_pass, sent_bytes, share
 
 MIB = 1024 * 1024
 NOTHING = httpx.Headers()

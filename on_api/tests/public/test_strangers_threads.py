@@ -16,9 +16,9 @@ from on_api.core.services.files import private_files
 from on_api.core.setting_groups import GatewaySettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server
-from on_api.tests.deadline import until
-from on_api.tests.gates import Gate
-from on_api.tests.shares import share
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gates import Gate
+from on_api.tests.testing.shares import share
 
 AT_ONCE = 12
 """More than there are threads."""

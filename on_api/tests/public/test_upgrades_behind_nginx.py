@@ -16,10 +16,10 @@ import pytest
 
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, free_port, make_settings
-from on_api.tests.deadline import until
-from on_api.tests.nginx import nginx
-from on_api.tests.programs import needs
-from on_api.tests.raw_http import RawAnswer, wire_to
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.nginx import nginx
+from on_api.tests.testing.programs import needs
+from on_api.tests.testing.raw_http import RawAnswer, wire_to
 
 pytestmark = [pytest.mark.clients, needs("nginx", "openssl")]
 

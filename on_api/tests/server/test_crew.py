@@ -17,10 +17,10 @@ import httpx
 import pytest
 
 from on_api.core.services.upkeep.siblings import joined
-from on_api.tests.cli.processes import Home
 from on_api.tests.conftest import DatabaseMaker
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.processes import Home
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds processes by /proc, which only Linux has"

@@ -18,8 +18,8 @@ from on_api.server import lingering
 from on_api.server import protocol as framed_http
 from on_api.server.framing import MAX_HEAD_BYTES
 from on_api.tests.conftest import Account, Server
-from on_api.tests.deadline import until
-from on_api.tests.raw_http import wire_to
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.raw_http import wire_to
 
 PIECE = b"x" * 16_384
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"

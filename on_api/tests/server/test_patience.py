@@ -18,8 +18,8 @@ import pytest
 from on_api.core.setting_groups import ConnectionSettings, FilesSettings
 from on_api.server.patience import Patience
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.deadline import until
-from on_api.tests.raw_http import RawAnswer, Wire, wire_to
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.raw_http import RawAnswer, Wire, wire_to
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE = 64 * 1024 * 1024

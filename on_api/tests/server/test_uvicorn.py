@@ -13,8 +13,8 @@ import httpx
 from on_api.core.crypto.tokens import new_key, new_share_token
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, free_port
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
 
 
 def test_its_access_log_tells_no_secret(

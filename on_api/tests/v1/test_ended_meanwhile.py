@@ -24,8 +24,8 @@ from on_api.core.services.content.reservations import Announced
 from on_api.core.services.files.files import FileFacts
 from on_api.core.services.uploads.stored_files import IncomingFile
 from on_api.tests.conftest import PASSWORD, Account, Server
-from on_api.tests.deadline import until
-from on_api.tests.worker.bundles import AT_ONCE, beside, upload
+from on_api.tests.testing.bundles import AT_ONCE, beside, upload
+from on_api.tests.testing.deadline import until
 
 MIB = 1024 * 1024
 

@@ -21,7 +21,7 @@ from on_api.core.services.files import file_answers
 from on_api.core.services.files.file_answers import ENTRY_BYTES, FileAnswers
 from on_api.core.services.files.files import FileFacts, change_file
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 HEARD_SECONDS = 20
 """By then other processes have heard of a change, however busy the machine; without news an answer

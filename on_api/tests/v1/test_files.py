@@ -14,7 +14,7 @@ import pytest
 
 from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.tests.conftest import Account, Server
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.plain_http import NO_TLS
 
 MIB = 1024 * 1024
 HELLO = b"hello world"

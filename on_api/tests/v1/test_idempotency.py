@@ -18,7 +18,7 @@ from on_api.core.models.database import utc_now
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.accounts.idempotency import Answered, Claim, forget_old_answers
 from on_api.tests.conftest import Account, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 def key() -> dict[str, str]:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, event
 from on_api.cli.openapi import documents
 from on_api.core.crypto.age import X25519Identity
 from on_api.tests.conftest import PASSWORD, Account, Server
-from on_api.tests.dags import block_of, car_of
+from on_api.tests.testing.dags import block_of, car_of
 
 
 def operations() -> Iterator[tuple[str, str]]:

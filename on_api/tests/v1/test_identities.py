@@ -17,8 +17,8 @@ from on_api.core.crypto.age import X25519Identity
 from on_api.core.models import AuditEvent, File, IdempotencyRecord, Identity
 from on_api.core.settings import Settings
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server
-from on_api.tests.programs import needs, program
-from on_api.tests.shares import share
+from on_api.tests.testing.programs import needs, program
+from on_api.tests.testing.shares import share
 from on_api.tests.v1.test_private_files import content, export, log_in, opened, private
 
 

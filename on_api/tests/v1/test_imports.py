@@ -27,11 +27,11 @@ from on_api.core.services.container import Services
 from on_api.core.services.transfer.imports import ImportRequest
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.settings import Settings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
-from on_api.tests.worker.migration import ask, over, pins_of, previewed, report_of
+from on_api.tests.testing.blockstore import Blockstore
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.migration import ask, over, pins_of, previewed, report_of
+from on_api.tests.testing.plain_http import NO_TLS
 from on_api.worker.removal import remove_deleted_accounts
 
 TOKEN = "a-token-that-nobody-may-see"

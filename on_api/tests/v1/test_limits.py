@@ -17,7 +17,7 @@ from on_api.core.models.database import utc_now
 from on_api.core.setting_groups import FilesSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 KB = 1000
 MIB = 1024 * 1024

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from on_api.tests.conftest import Account, Server
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.plain_http import NO_TLS
 
 pytestmark = pytest.mark.anyio
 

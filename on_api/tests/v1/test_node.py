@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from on_api.tests.conftest import Account
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 def pins(admin: Account) -> int:

@@ -18,10 +18,10 @@ from on_api.core.services.accounts.throttling import GUESSES_PER_PAUSE, PAUSE_OF
 from on_api.core.setting_groups import AuthSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, PASSWORD, Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
-from on_api.tests.gates import scrypt_held
-from on_api.tests.plain_http import NO_TLS
-from on_api.tests.shares import share
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gates import scrypt_held
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.shares import share
 
 PASSPHRASE = "a passphrase for one file"
 MANY = 300

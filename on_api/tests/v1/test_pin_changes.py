@@ -21,7 +21,7 @@ from on_api.core.models import Content, Holding, Pin, User, UserUsage
 from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.jobs import Claim
 from on_api.tests.conftest import Account, Server
-from on_api.tests.pins import add_pin, charged, list_pins, some_cid
+from on_api.tests.testing.pins import add_pin, charged, list_pins, some_cid
 
 EVERY = "queued,pinning,pinned,failed"
 LIFE = timedelta(minutes=1)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 
 from on_api.tests.conftest import Account, Server
-from on_api.tests.pins import add_pin, list_pins, some_cid
+from on_api.tests.testing.pins import add_pin, list_pins, some_cid
 
 EVERY = "queued,pinning,pinned,failed"
 

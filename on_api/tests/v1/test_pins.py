@@ -16,8 +16,8 @@ from on_api.core.ipfs.formats.cid import DAG_PB, IDENTITY, RAW, SHA2_256, encode
 from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.models import Content, Holding, Pin, User
 from on_api.tests.conftest import Account, Server
-from on_api.tests.deadline import until
-from on_api.tests.pins import add_pin, charged, forms_of, list_pins, some_cid, version_0
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.pins import add_pin, charged, forms_of, list_pins, some_cid, version_0
 
 PEER = "12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"
 ORIGIN = f"/ip4/203.0.113.7/tcp/4001/p2p/{PEER}"

@@ -21,7 +21,7 @@ from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.setting_groups import AuthSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, Account, DatabaseMaker, Kubo, Server
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.plain_http import NO_TLS
 from on_api.tests.v1.test_private_files import (
     HEADER,
     PASSPHRASE,

@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 from on_api.core.models import Event, IdempotencyRecord, Share
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
-from on_api.tests.shares import in_an_hour, share
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.shares import in_an_hour, share
 
 
 def test_the_url_is_shown_once(alice: Account) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from on_api.core.models import Traffic
 from on_api.core.setting_groups import MIB, GatewaySettings, TrafficSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 SIZE = 300_000
 FALLBACK = "https://gateway.example"

@@ -9,7 +9,7 @@ import httpx
 
 from on_api.core.models import Content, File, User
 from on_api.tests.conftest import PASSWORD, Account, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 def test_an_administrator_makes_and_changes_accounts(admin: Account, server: Server) -> None:

@@ -23,8 +23,8 @@ from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.core.streams.blocks import Bytes
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
-from on_api.tests.leftovers import remove_leftovers
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.leftovers import remove_leftovers
 from on_api.worker.visibility import VisibilityWorker
 
 MIB = 1024 * 1024

@@ -17,8 +17,8 @@ from on_api.core.models import ApiKey, User
 from on_api.core.models.database import utc_now
 from on_api.core.models.key import TOKEN
 from on_api.tests.conftest import FAST_SCRYPT, PASSWORD, Account, Server
-from on_api.tests.deadline import until
-from on_api.tests.gates import scrypt_held
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.gates import scrypt_held
 from on_api.tests.v1.test_private_files import log_in, with_passphrase
 
 ANOTHER = "another horse battery"

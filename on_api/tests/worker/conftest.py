@@ -14,8 +14,8 @@ from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import GcSettings, PinsSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
-from on_api.tests.worker.network import Peer
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.network import Peer
 
 MakeSettings = Callable[..., Settings]
 

@@ -25,11 +25,9 @@ from on_api.core.services.files.files import FileFacts
 from on_api.core.services.upkeep.fsck.findings import Kind, Report
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
-from on_api.tests.plain_http import NO_TLS
-from on_api.tests.worker.bundles import (
+from on_api.tests.testing.blockstore import Blockstore
+from on_api.tests.testing.bundles import (
     AT_ONCE,
     beside,
     bundle,
@@ -40,7 +38,9 @@ from on_api.tests.worker.bundles import (
     root_of,
     upload,
 )
-from on_api.tests.worker.invariants import check_invariants
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.plain_http import NO_TLS
+from on_api.tests.testing.rpc_proxy import RpcProxy, held_rpc
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
 from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.network import Peer
 from on_api.tests.worker.conftest import account_of, ended, pin
-from on_api.tests.worker.network import Peer
 
 _WITH_A_WRONG_CLOCK = """
 import sys

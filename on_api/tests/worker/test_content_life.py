@@ -36,7 +36,7 @@ from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 from on_api.worker.unpinning import Unpinner
 
 T = TypeVar("T")

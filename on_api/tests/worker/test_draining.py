@@ -17,11 +17,11 @@ from on_api.core.services.pins.pins import PinRequest
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server
-from on_api.tests.contract.rpc_proxy import held_rpc
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.rpc_proxy import held_rpc
 from on_api.tests.worker.conftest import account_of
-from on_api.tests.worker.invariants import check_invariants
-from on_api.tests.worker.network import Peer
 from on_api.worker.pin_batches import MOST
 from on_api.worker.pinning import BATCHES
 

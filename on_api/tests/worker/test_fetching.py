@@ -8,9 +8,9 @@ import time
 from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.setting_groups import PinsSettings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.network import Peer
 from on_api.tests.worker.conftest import MakeSettings, account_of, ended, look, new_cid, pin
-from on_api.tests.worker.network import Peer
 
 MIB = 1024 * 1024
 

@@ -22,14 +22,14 @@ from on_api.core.services.content.maintenance import GARBAGE, Turn
 from on_api.core.services.upkeep.garbage import Collection, GarbageCollector
 from on_api.core.setting_groups import GcSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import DatabaseMaker, Server
-from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
-from on_api.tests.deadline import until
-from on_api.tests.worker.bundles import beside
+from on_api.tests.testing.bundles import beside
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.processes import ON_API
+from on_api.tests.testing.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.worker.conftest import MakeSettings, account_of, ended, look, new_cid, pin
-from on_api.tests.worker.invariants import check_invariants
-from on_api.tests.worker.network import Peer
 
 MIB = 1024 * 1024
 

@@ -16,8 +16,8 @@ from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.formats.unixfs import DagNode, build_file
 from on_api.core.setting_groups import ImportsSettings, PinsSettings, WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.foreign import HTML, Asked, Reply, says, service
-from on_api.tests.worker.migration import ask, look, over, report_of
+from on_api.tests.testing.foreign import HTML, Asked, Reply, says, service
+from on_api.tests.testing.migration import ask, look, over, report_of
 
 pytestmark = pytest.mark.anyio
 

@@ -19,9 +19,9 @@ from on_api.core.models.file import FOR_RECIPIENTS
 from on_api.core.models.imports import DONE
 from on_api.core.setting_groups import ImportsSettings, WorkerSettings
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Kubo, Server, make_settings
-from on_api.tests.foreign import Asked, Reply, says, service
+from on_api.tests.testing.foreign import Asked, Reply, says, service
+from on_api.tests.testing.migration import ask, over, report_of
 from on_api.tests.worker.conftest import account_of
-from on_api.tests.worker.migration import ask, over, report_of
 
 FINE = "Everything was moved and verified"
 

@@ -19,12 +19,10 @@ from sqlalchemy import select
 from on_api.core.models import UserUsage
 from on_api.core.setting_groups import ImportsSettings, PinsSettings, WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import working
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Server, make_settings
-from on_api.tests.deadline import until
-from on_api.tests.worker.conftest import account_of, ended, pin
-from on_api.tests.worker.invariants import check_invariants
-from on_api.tests.worker.migration import (
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.migration import (
     MIB,
     Pinned,
     ask,
@@ -36,7 +34,9 @@ from on_api.tests.worker.migration import (
     previewed,
     report_of,
 )
-from on_api.tests.worker.network import Peer
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.processes import working
+from on_api.tests.worker.conftest import account_of, ended, pin
 
 QUICK = {
     "pins": PinsSettings(deadline=60, patience=30, dial_private=True),

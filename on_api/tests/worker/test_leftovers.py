@@ -29,16 +29,16 @@ from on_api.core.services.content.reservations import Announced
 from on_api.core.services.upkeep.fsck.findings import Report
 from on_api.core.setting_groups import FilesSettings, GcSettings, WorkerSettings
 from on_api.core.settings import Settings
-from on_api.tests.cli.processes import ON_API
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
-from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
-from on_api.tests.dags import car_with, tree
-from on_api.tests.deadline import until
-from on_api.tests.leftovers import remove_leftovers, remover_of
-from on_api.tests.worker.bundles import beside
+from on_api.tests.testing.bundles import beside
+from on_api.tests.testing.dags import car_with, tree
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.leftovers import remove_leftovers, remover_of
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.processes import ON_API
+from on_api.tests.testing.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.worker.conftest import account_of, new_cid, pin
-from on_api.tests.worker.invariants import check_invariants
-from on_api.tests.worker.network import Peer
 
 MIB = 1024 * 1024
 

@@ -15,11 +15,11 @@ from on_api.core.models import Content
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
-from on_api.tests.contract.rpc_proxy import RpcProxy, held_rpc
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.invariants import check_invariants
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.worker.conftest import account_of, ended, look, pin
-from on_api.tests.worker.invariants import check_invariants
-from on_api.tests.worker.network import Peer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from on_api.tests.conftest import DatabaseMaker, Server
-from on_api.tests.programs import needs, program
+from on_api.tests.testing.programs import needs, program
 
 needs_chromium = [pytest.mark.browser, needs("chromium")]
 """Marks of every module here."""

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from on_api.tests.conftest import Account, Server
 from on_api.tests.public.browser.conftest import needs_chromium
 from on_api.tests.public.test_share_page import HOSTILE
-from on_api.tests.shares import share
+from on_api.tests.testing.shares import share
 
 pytestmark = needs_chromium
 

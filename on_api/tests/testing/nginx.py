@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from on_api.core.models.revisions import PROJECT
-from on_api.tests.programs import program
+from on_api.tests.testing.programs import program
 
 ACCEL_SECRET = "a secret that nginx and on-api share"
 ACCEL_LOG = "on_api_accel.log"

@@ -19,8 +19,8 @@ import httpx
 from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Kubo, free_port
-from on_api.tests.deadline import until
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.deadline import until
+from on_api.tests.testing.plain_http import NO_TLS
 
 ON_API = Path(sys.executable).parent / "on-api"
 

@@ -13,9 +13,9 @@ from pydantic import SecretStr
 from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.ipfs.formats.cid import ADD_OPTIONS
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, free_port
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.blockstore import Blockstore
+from on_api.tests.testing.plain_http import NO_TLS
 
 
 class Peer:

@@ -13,9 +13,9 @@ import httpx
 
 from on_api.core.ipfs.formats.cid import ADD_OPTIONS
 from on_api.tests.conftest import Account
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.network import Peer
+from on_api.tests.testing.plain_http import NO_TLS
 from on_api.tests.worker.conftest import ended, pin
-from on_api.tests.worker.network import Peer
 
 MIB = 1024 * 1024
 NAMES = ("地図.pdf", "Größe 3 €.txt", "=SUM(A1)", 'a,b"c', "🦔", "عربى")

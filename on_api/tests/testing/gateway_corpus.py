@@ -15,9 +15,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from on_api.core.ipfs.formats.cid import ADD_OPTIONS, SHA2_256, Cid
-from on_api.tests.blockstore import Blockstore
 from on_api.tests.conftest import RPC_SECRET, Kubo
-from on_api.tests.plain_http import NO_TLS
+from on_api.tests.testing.blockstore import Blockstore
+from on_api.tests.testing.plain_http import NO_TLS
 
 MIB = 1024 * 1024
 HAMT_ENTRIES = 10_000

@@ -30,7 +30,7 @@ from on_api.core.services.traffic.egress import EgressLedger
 from on_api.core.services.traffic.metering import Meter, Ticket
 from on_api.core.services.traffic.sums import COUNTS
 from on_api.core.setting_groups import TrafficSettings
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 NOVEMBER = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.ipfs.daemon.repo import kubo_environment, prepare_repo, read_config
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 class KuboClient:

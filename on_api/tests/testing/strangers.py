@@ -17,7 +17,7 @@ from pathlib import Path
 from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
-from on_api.tests.deadline import until
+from on_api.tests.testing.deadline import until
 
 
 @dataclass(frozen=True)
