@@ -159,7 +159,7 @@ class _Fields:
         for the next."""
         self._kind = kind
         self._given = given
-        self._fields = {each.alias: each for each in fields}
+        self._fields = {_sent_as(each.alias, kind): each for each in fields}
         self._required = {each.alias for each in fields if each.field_info.is_required()}
         self._lists = {each.alias for each in fields if is_list(each.field_info)}
         left_out = [each for each in fields if each.alias not in self._required]
@@ -176,12 +176,12 @@ class _Fields:
         given = self._given(request)
         values = dict(self._defaults)
         for name, field in self._fields.items():
-            place = self._kind, name
+            place = self._kind, field.alias
             if name in given:
-                value = given[name] if name in self._lists else given[name][-1]
+                value = given[name] if field.alias in self._lists else given[name][-1]
                 values[field.name], mistakes = field.validate(value, values, loc=place)
                 errors += mistakes
-            elif name in self._required:
+            elif field.alias in self._required:
                 errors.append(get_missing_field_error(place))
         return values
 
@@ -206,6 +206,11 @@ def _in_headers(request: Request) -> Mapping[str, list[Any]]:
     for name, value in request.scope["headers"]:  # of several the first, as FastAPI has it
         given.setdefault(name.decode("latin-1"), [value.decode("latin-1")])
     return given
+
+
+def _sent_as(alias: str, kind: str) -> str:
+    """The name under which a request has a parameter: those of headers come in lower case."""
+    return alias.lower() if kind == "header" else alias
 
 
 def _named(name: str | None) -> tuple[str, ...]:

@@ -46,10 +46,14 @@ class Page:
         self.shown = {"limit": limit, "tags": tags}
 
 
-async def number_of(request: Request, key: Annotated[str, Header(alias="x-key")] = "none") -> str:
+async def number_of(
+    request: Request,
+    key: Annotated[str, Header(alias="X-Key")] = "none",
+    size: Annotated[int, Header(alias="X-Size")] = 0,
+) -> str:
     """A dependency that others have, counted for each request."""
     request.state.calls = getattr(request.state, "calls", 0) + 1
-    return f"{key}:{request.state.calls}"
+    return f"{key}:{size}:{request.state.calls}"
 
 
 Number = Annotated[str, Depends(number_of)]
@@ -167,6 +171,7 @@ THING = {"name": "a", "size": 3}
         ),
         ("GET", "/things/7?wanted=yes&default=unknown", {}),
         ("GET", "/things/7", {}),
+        ("GET", "/things/7?wanted=1", {"headers": {"X-Size": "many"}}),
         ("GET", "/things/0?wanted=maybe&limit=0&by=x", {}),
         ("GET", "/things/x?limit=1000", {}),
         ("POST", "/thing", {"json": THING}),
