@@ -42,18 +42,18 @@ class Page:
         self,
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
         tags: Annotated[list[str] | None, Query()] = None,
+        size: Annotated[int, Header(alias="X-Size")] = 0,
     ) -> None:
-        self.shown = {"limit": limit, "tags": tags}
+        self.shown = {"limit": limit, "tags": tags, "size": size}
 
 
 async def number_of(
     request: Request,
     key: Annotated[str, Header(alias="X-Key")] = "none",
-    size: Annotated[int, Header(alias="X-Size")] = 0,
 ) -> str:
     """A dependency that others have, counted for each request."""
     request.state.calls = getattr(request.state, "calls", 0) + 1
-    return f"{key}:{size}:{request.state.calls}"
+    return f"{key}:{request.state.calls}"
 
 
 Number = Annotated[str, Depends(number_of)]
@@ -171,7 +171,8 @@ THING = {"name": "a", "size": 3}
         ),
         ("GET", "/things/7?wanted=yes&default=unknown", {}),
         ("GET", "/things/7", {}),
-        ("GET", "/things/7?wanted=1", {"headers": {"X-Size": "many"}}),
+        ("GET", "/things/7?wanted=1", {"headers": {"X-Size": "3"}}),
+        ("GET", "/things/7?wanted=1", {"headers": {"x-size": "many"}}),
         ("GET", "/things/0?wanted=maybe&limit=0&by=x", {}),
         ("GET", "/things/x?limit=1000", {}),
         ("POST", "/thing", {"json": THING}),
