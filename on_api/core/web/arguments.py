@@ -114,8 +114,13 @@ class Arguments:
         )
         if not is_async and isfunction(function):
             raise TypeError(f"{function.__qualname__} must be a coroutine, as every dependency")
-        if dependant.cookie_params:
-            raise TypeError(f"{function} takes cookies, which nothing else here does")
+        if (
+            dependant.cookie_params
+            or dependant.background_tasks_param_name
+            or dependant.http_connection_param_name
+            or dependant.websocket_param_name
+        ):
+            raise TypeError(f"{function} takes what nothing else here does: see `_Call`")
         fields = [
             _Fields(dependant.path_params, "path", _in_path),
             _Fields(dependant.query_params, "query", _in_query),

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import (
     APIRouter,
+    BackgroundTasks,
     Body,
     Cookie,
     Depends,
@@ -222,11 +223,17 @@ async def needs_cookie(crumb: Annotated[str, Cookie()]) -> None:
     """Nothing here takes cookies."""
 
 
+async def needs_background(tasks: BackgroundTasks) -> None:
+    """Nor leaves anything for later: the worker does that."""
+
+
 async def has_changing_default(words: Annotated[list[str], Query()] = ["a"]) -> None:  # noqa: B006
     """One request could change it for the next."""
 
 
-@pytest.mark.parametrize("endpoint", [needs_blocking, needs_cookie, has_changing_default])
+@pytest.mark.parametrize(
+    "endpoint", [needs_blocking, needs_cookie, needs_background, has_changing_default]
+)
 def test_what_is_not_understood_is_refused_when_the_route_is_built(endpoint: Any) -> None:
     """Not at a request."""
     with pytest.raises(TypeError):
