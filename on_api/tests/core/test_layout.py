@@ -19,7 +19,7 @@ TOP_LEVEL = {
     ".env.example",
     # ours
     "Makefile", ".ci", ".gitignore", ".importlinter", "openapi", "docs", "ARCHITECTURE.md",
-    "CHANGELOG.md", "LICENSE", "benchmarks", "deploy",
+    "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "benchmarks", "deploy",
 }  # fmt: skip
 
 
