@@ -15,6 +15,7 @@ from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
 from fastapi._compat import Undefined
 from fastapi.dependencies.utils import get_dependant
+from fastapi.utils import is_body_allowed_for_status_code
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
@@ -138,7 +139,7 @@ class ApiRoute(HeadRoute):
         if self.response_field is None:
             if result is not None:
                 raise TypeError(f"{self.path} answers what it isn't declared to")
-            return b""
+            return b"null" if is_body_allowed_for_status_code(self.status_code) else b""
         value, errors = self.response_field.validate(result, {}, loc=("response",))
         if errors:
             raise ValueError(f"{self.path} answers what it isn't declared to")
@@ -189,17 +190,17 @@ class ApiRoute(HeadRoute):
         self._respond = respond
         return respond
 
-    async def _run(self, arguments: Arguments, request: Request, body: Any) -> Response:
+    async def _run(self, arguments: Arguments, request: Request, given: Any) -> Response:
         """Call the endpoint, and make a response of what it returns."""
-        values, told = await arguments.of(request, body)
+        values, told = await arguments.of(request, given)
         result = await self.endpoint(**values)
         if isinstance(result, Response):
             return result
         status = self.status_code or 200
         if told is not None and told.status_code:
             status = told.status_code
-        media_type = None if self.response_field is None else "application/json"
-        response = Response(self.rendered(result), status, media_type=media_type)
+        body = self.rendered(result)
+        response = Response(body, status, media_type="application/json" if body else None)
         if told is not None:
             response.raw_headers += told.raw_headers
         return response
