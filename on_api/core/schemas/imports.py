@@ -72,7 +72,7 @@ class CidsSource(Request):
         min_length=1,
         max_length=MOST_TEXT,
         description="The list.",
-        examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e,notes.txt"],
+        examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e notes.txt"],
     )
 
 
