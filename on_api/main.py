@@ -1,7 +1,7 @@
-"""The web application: settings in, FastAPI out. `uvicorn --factory on_api.main:create_app` serves
-it.
+"""The web application: `create_app` makes a FastAPI application from settings.
 
-Makes no connection and no thread before its lifespan begins.
+Serve it with `uvicorn --factory on_api.main:create_app`. Opens no connection and starts no thread
+before its lifespan begins.
 """
 
 from __future__ import annotations
@@ -46,22 +46,23 @@ logger = logging.getLogger(__name__)
 
 VERSIONS = (V1, V2)
 NEWS_SECONDS = 5.0
-"""How long a start waits until the news of other processes are heard."""
+"""Seconds that a start waits at most until the process listens for cache invalidations."""
 
 
 class Application(FastAPI):
-    """FastAPI with the gateway beside it: what is asked most often goes through none of the
-    framework."""
+    """FastAPI application that hands requests below the gateway's paths to `gateway`, past the
+    framework, because they are the most frequent."""
 
     services: Services
     gateway: ASGIApp
     connection_limits: ConnectionSettings
-    """For on-api's own server: how many it serves, and how long it waits for them."""
+    """Limits for on-api's own server: connections, and seconds to wait for their clients."""
     render_error: Callable[[str, OnApiError], Response]
-    """For on-api's own server: the answer to what is no request, for the path that it names."""
+    """Renderer for on-api's own server: answers input that is not a valid request, in the error
+    format of the given path."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Serve one ASGI connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
         elif is_gateway_path(scope["path"]):
@@ -73,9 +74,9 @@ class Application(FastAPI):
             await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Those that are added here, and no others. FastAPI has six more around every request: for
-        exceptions, telemetry, the size of bodies, files of forms and dependencies with `yield`,
-        which are the work of `ErrorAnswers` and `ApiRoute` here."""
+        """Stack only the middleware added in `create_app`. FastAPI adds six layers around every
+        request: for exceptions, telemetry, body size, files of forms and dependencies with `yield`;
+        here `ErrorAnswers` and `ApiRoute` do that work."""
         app: ASGIApp = self.router
         for middleware, arguments, options in reversed(self.user_middleware):
             app = middleware(app, *arguments, **options)
@@ -87,11 +88,11 @@ def create_app(
     node: IpfsNode | None = None,
     sibling: Sibling | None = None,
 ) -> Application:
-    """The application. Without arguments: settings from the environment, and the Kubo that they
-    name. `sibling`: it is one of several processes at one address.
+    """Create the application. By default settings come from the environment, and `node` is the Kubo
+    that they name. `sibling` is given if this is one of several processes at one address.
 
-    Its lifespan raises `StartupError` for a database that is not at the revision this code needs.
-    Without the master secret what needs none goes on, and the log says so.
+    The lifespan raises `StartupError` if the database is not at the revision that this code needs.
+    Without the master secret, everything that does not need it works, and the log says so.
     """
     settings = settings or Settings()
     services = Services.build(settings, node)
@@ -102,7 +103,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
-        # Metrics are `metrics.py`'s.
+        # `metrics.py` does the metrics.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.services = app.state.services = services
@@ -117,7 +118,7 @@ def create_app(
     )
     app.render_error = handlers.refusal
     app.connection_limits = settings.connections
-    if settings.trusted_proxies:  # all that comes, comes from them
+    if settings.trusted_proxies:  # every connection comes from one of them
         app.connection_limits = settings.connections.model_copy(update={"most_per_address": 0})
     places = Places(settings.max_requests, services.metrics)
     app.add_middleware(ErrorAnswers, respond=handlers.respond)
@@ -155,7 +156,7 @@ def create_app(
     for version in VERSIONS:
         add_flat(app.router, version.router)
     add_flat(app.router, shares.router)
-    # FastAPI's own kind of route, of which there is none here, needs what this leaves in the scope.
+    # FastAPI's own kind of route, which is not used here, needs what this leaves in the scope.
     others = AsyncExitStackMiddleware(app.router.app)
     app.router.middleware_stack = ResourceRoutes(others, app.router.routes)
     add_flat(app.router, health.router)

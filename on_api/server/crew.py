@@ -1,9 +1,9 @@
-"""Several serving processes of one `on-api serve`: started, started again when one ends, ended
+"""Several serving processes of one `on-api serve`: started together, restarted when one ends, ended
 together (ADR 0018).
 
-Each is a program of its own (`member.py`), tied to this one by a socket: what it says there is that
-it is up; what it hears is that the node was restarted; and when the other end is gone, it ends too,
-however this process has ended.
+Each is a program of its own (`cli/member.py`), tied to this process by a socket. It sends there
+that it is up, receives that the node was restarted, and ends when the other end is closed, however
+this process has ended.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = Backoff(first=0.2, longest=30.0)
 STEADY_AFTER = 60.0
-"""Seconds up after which a process's failures are counted from 1 again."""
+"""Seconds up after which a process's count of failures begins anew."""
 PATIENCE_SECONDS = 15.0
-"""How much longer than their transfers may take they are waited for at the end."""
+"""Seconds beyond `GRACE_SECONDS` that ending processes are waited for before they are killed."""
 
 UP = b"u"
 NODE_RESTARTED = b"r"
@@ -37,23 +37,24 @@ NODE_RESTARTED = b"r"
 
 @dataclass(eq=False)
 class _Member:
-    """A place in the crew, and who has it at the moment."""
+    """A slot of the crew, and the process that has it at the moment."""
 
     number: int
     listener: socket.socket
-    """Ours too: who waits to be accepted by one that has died is accepted by the next one."""
+    """Kept open here too: connections not yet accepted by a process that died go to its
+    successor."""
     process: subprocess.Popen[bytes] | None = None
     line: socket.socket | None = None
     is_up: bool = False
     began: float = 0.0
     failures: int = 0
-    """Ends and failed starts in a row."""
+    """Consecutive ends and failed starts."""
     due: float = 0.0
-    """When it is to be started, on the clock of `time.monotonic`."""
+    """Time of the next start, on the clock of `time.monotonic`."""
 
 
 class Crew:
-    """As many processes as there are listeners. `environment` is that of each."""
+    """One process for each listener, all with the same extra `environment`."""
 
     def __init__(self, listeners: Sequence[socket.socket], environment: Mapping[str, str]) -> None:
         self._members = [_Member(number, each) for number, each in enumerate(listeners)]
@@ -62,8 +63,8 @@ class Crew:
         self._was_up = False
 
     def run(self) -> None:
-        """Keep them up until Ctrl-C or its like, then end them. Raises `StartupError` when one
-        can't start while none ever has."""
+        """Keep the processes up until Ctrl-C or SIGTERM, then end them. Raises `StartupError` when
+        one can't start while none has ever been up."""
         try:
             while True:
                 self._start_due()
@@ -74,10 +75,10 @@ class Crew:
             self._end()
 
     def node_restarted(self) -> None:
-        """Tell the one that works on pins. From any thread."""
+        """Tell the process that works on pins. May be called from any thread."""
         line = self._members[0].line
         if line is not None:
-            with suppress(OSError):  # it has just died: the next one looks by itself
+            with suppress(OSError):  # it has just died: its successor looks by itself
                 line.send(NODE_RESTARTED, socket.MSG_DONTWAIT)
 
     def _start_due(self) -> None:
@@ -90,7 +91,7 @@ class Crew:
         try:
             self._launch(member)
         except OSError as error:
-            # No descriptor, process or memory is free now: the others serve on.
+            # No descriptor, process or memory is free now: the others go on serving.
             if not self._was_up:
                 raise StartupError(f"The API could not start: {error.strerror}.") from error
             member.is_up = False
@@ -105,7 +106,7 @@ class Crew:
     def _launch(self, member: _Member) -> None:
         ours, theirs = socket.socketpair()
         given = (member.listener.fileno(), theirs.fileno())
-        # -P: never from the folder that we were started in.
+        # -P: never import from the folder that we were started in.
         program = [sys.executable, "-P", "-m", "on_api.cli.member"]
         try:
             self._selector.register(ours, selectors.EVENT_READ, member)
@@ -114,7 +115,7 @@ class Crew:
                 stdin=subprocess.DEVNULL,
                 env=self._environment,
                 pass_fds=given,
-                # A Ctrl-C in the terminal is for us, who end them when all is told.
+                # A Ctrl-C in the terminal is for this process, which then ends the others.
                 start_new_session=True,
             )
         except BaseException:
@@ -152,14 +153,15 @@ class Crew:
         )
 
     def _put_off(self, member: _Member) -> float:
-        """Have it started after its pause, which is returned."""
+        """Schedule the next start after a pause, and return the pause in seconds."""
         member.failures += 1
         pause = RESTARTS.pause(member.failures)
         member.due = time.monotonic() + pause
         return pause
 
     def _let_go(self, member: _Member) -> int | None:
-        """Take leave of one whose line has ended: it is dead, or can't be led any more."""
+        """Close the line of a process and kill it: it is dead, or can't be controlled any more.
+        Return its exit code."""
         process, member.process = member.process, None
         if member.line is not None:
             self._selector.unregister(member.line)
@@ -171,7 +173,7 @@ class Crew:
         return process.wait()
 
     def _end(self) -> None:
-        """Transfers under way may go on; nobody new is let in."""
+        """Accept no new connections, and end all processes; transfers may finish in time."""
         from on_api.server.serving import GRACE_SECONDS
 
         for member in self._members:

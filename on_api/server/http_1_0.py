@@ -1,5 +1,6 @@
-"""Answers to HTTP/1.0, which knows no chunks (RFC 9112, 6.1): one without a length ends with its
-connection, and one that is cut with a reset, since a client would take any other end for its own.
+"""Answers to HTTP/1.0, which knows no chunks (RFC 9112, 6.1): an answer without a length ends with
+its connection. One that is cut ends with a reset, since a client would take any other end for the
+answer's own.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ _BODILESS = {204, 304}
 
 
 class EndsWithConnection:
-    """Sends in place of a cycle. uvicorn checks an answer's length against what was announced: here
-    each piece announces itself."""
+    """Replacement for a cycle's `send`. uvicorn checks an answer's length against the announced
+    one; for an answer without one, the length of each piece is announced before it is sent."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
@@ -23,12 +24,12 @@ class EndsWithConnection:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a client couldn't tell that the answer is incomplete."""
+        """True if the answer is incomplete and the client couldn't tell."""
         cycle = self._cycle
         return not self._has_length and cycle.response_started and not cycle.response_complete
 
     async def send(self, message: Message) -> None:
-        """See ASGI."""
+        """Implement ASGI's `send`."""
         cycle = self._cycle
         if message["type"] == "http.response.start":
             names = {name.lower() for name, _ in message.get("headers", [])}

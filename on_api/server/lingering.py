@@ -1,9 +1,9 @@
-"""The end of a connection whose client is still sending: nothing more is said, and what comes is
-read and dropped for a while.
+"""Lingering close, for a connection whose client is still sending: nothing more is written, and
+what arrives is read and dropped for a while.
 
-A socket that is closed with bytes unread, or to which more come, is reset by the kernel, and the
-client's kernel then throws away the answer that was there already: whoever sends a whole body
-before they read would never learn why it was refused.
+The kernel resets a socket that is closed with unread bytes, or that receives more, and the client's
+kernel then discards an answer that had already arrived: a client that sends its whole body before
+it reads would never learn why it was refused.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 LINGER_SECONDS = 30.0
-"""At most, from the answer on."""
+"""Upper bound for lingering, from the answer on."""
 IDLE_SECONDS = 5.0
-"""At most, without anything coming; a client that has nothing more to say closes by itself."""
+"""Upper bound for a silence; a client that has nothing more to send closes by itself."""
 ENDING_SECONDS = 2.0
-"""At most, when the server ends."""
+"""Upper bound for lingering when the server ends."""
 LINGER_BYTES = 256 * 1024 * 1024
-"""Of a body whose length was told, read and dropped at most."""
+"""Bytes read and dropped at most of a body whose length was announced."""
 UNKNOWN_BYTES = 32 * 1024 * 1024
-"""The same where nobody knows how much is to come, or what it is."""
+"""Bytes read and dropped at most if the rest has an unknown length, or is not a body."""
 _AT_ONCE = struct.pack("ii", 1, 0)
-"""The kernel's word for it (socket(7), SO_LINGER)."""
+"""Value for the socket option SO_LINGER (socket(7)): close with a reset, without waiting."""
 HELD_BYTES = 2048
-"""The largest piece that waits for what is written next: the head of an answer."""
+"""Largest piece that is held until the next write, so that an answer's head goes with its body."""
 MOST_LINGERING = 1000
-"""Connections of one process; with more, those that have lingered longest are closed."""
+"""Lingering connections of one process; beyond that, those that have lingered longest are
+closed."""
 
 
 class Owner(Protocol):
-    """The connection's protocol, which is told of its end."""
+    """The connection's protocol, which learns of its end."""
 
     loop: asyncio.AbstractEventLoop
 
     def unheard(self) -> int:
-        """How many bytes may still be read and dropped: 0 if nothing more was announced or is there
-        already. Nothing that comes is given to anybody from now on."""
+        """Return how many bytes may still be read and dropped: 0 if no more were announced or have
+        arrived. The protocol receives nothing from now on."""
 
     def is_cut(self) -> bool:
-        """Whether the last answer has ended too soon, and nothing but the way the connection ends
-        can tell that."""
+        """Return whether the last answer is incomplete and only a reset can tell the client."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
 
 
 class LingeringTransport(asyncio.Transport):
-    """A connection's transport, whose `close` lingers if the client may still be sending. What is
-    written after that is dropped.
+    """A connection's transport, whose `close` lingers if the client may still be sending. Data
+    written after `close` is dropped.
 
-    A short piece is sent with what is written in the same step of the event loop: an answer's head
-    with its body, which would else be two calls of the kernel and two wake-ups of the client.
+    A short piece is held and sent with the next one written in the same step of the event loop: an
+    answer's head with its body, instead of two system calls and two wake-ups of the client.
     """
 
     def __init__(self, transport: asyncio.Transport, owner: Owner) -> None:
@@ -69,9 +69,9 @@ class LingeringTransport(asyncio.Transport):
         self._dropping: _Dropping | None = None
         self._ends_soon = False
         self._held = b""
-        """Written, and not handed on yet."""
+        """Bytes written, but not passed to the transport yet."""
         self.written = 0
-        """Bytes since the connection began."""
+        """Bytes written since the connection began."""
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.get_write_buffer_size = transport.get_write_buffer_size  # type: ignore[method-assign]
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
@@ -79,7 +79,7 @@ class LingeringTransport(asyncio.Transport):
         self.set_protocol = transport.set_protocol  # type: ignore[method-assign]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """See `asyncio.WriteTransport`."""
+        """Implement `asyncio.WriteTransport`."""
         if self._is_closed:
             return
         self.written += len(data)
@@ -93,7 +93,7 @@ class LingeringTransport(asyncio.Transport):
             self._transport.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """See `asyncio.WriteTransport`."""
+        """Implement `asyncio.WriteTransport`."""
         if not self._is_closed:
             self._send_held()
             pieces = list(list_of_data)
@@ -106,14 +106,15 @@ class LingeringTransport(asyncio.Transport):
             self._transport.write(held)
 
     def undelivered(self, *, is_busy: bool) -> int:
-        """How many of them the client's side hasn't taken yet. Unless an answer `is_busy` being
-        written, those that the kernel has don't count: nothing else waits for them."""
+        """Return how many written bytes the client's side hasn't received yet. Bytes in the kernel
+        alone count only if an answer `is_busy` being written: otherwise nothing waits for them."""
         left = len(self._held) + self.get_write_buffer_size()
         return left + self._in_kernel() if left or is_busy else 0
 
     def _in_kernel(self) -> int:
-        """Bytes that the kernel hasn't sent, or whose receipt it wasn't told. Where it doesn't say
-        that, those before them have to do: a slow client's are taken in large pieces only."""
+        """Return how many bytes the kernel hasn't sent, or has no acknowledgement for; 0 where it
+        doesn't tell. Then the bytes before it must do: it takes a slow client's in large pieces
+        only."""
         connected = self.get_extra_info("socket")
         try:
             told = fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4))
@@ -122,11 +123,11 @@ class LingeringTransport(asyncio.Transport):
         return int(struct.unpack("i", told)[0])
 
     def is_closing(self) -> bool:
-        """Whether nobody is heard or told anything any more."""
+        """Return whether the connection is closed for reading and writing."""
         return self._is_closed or self._transport.is_closing()
 
     def close(self) -> None:
-        """Send what was written, and end the connection; later, if the client is still sending."""
+        """Send what was written, then end the connection; linger if the client is still sending."""
         if self._is_closed:
             return
         if self._owner.is_cut():
@@ -142,8 +143,8 @@ class LingeringTransport(asyncio.Transport):
             self._dropping.begin(ENDING_SECONDS if self._ends_soon else LINGER_SECONDS)
 
     def abort(self) -> None:
-        """End the connection at once, whatever was written: also what the kernel has of it, which
-        it would else keep for a client that may never take it."""
+        """Reset the connection at once and drop all that was written, even what the kernel holds:
+        it would keep that for a client that may never take it."""
         self._is_closed, self._held = True, b""
         with suppress(AttributeError, OSError, ValueError):
             connected = socket.socket(fileno=self.get_extra_info("socket").fileno())
@@ -154,19 +155,19 @@ class LingeringTransport(asyncio.Transport):
         self._transport.abort()
 
     def end_soon(self) -> None:
-        """The server ends: linger shortly, from now on and if it is lingering."""
+        """Linger only shortly from now on, because the server ends."""
         self._ends_soon = True
         if self._dropping is not None:
             self._dropping.shorten(ENDING_SECONDS)
 
 
 class _Dropping(asyncio.BufferedProtocol):
-    """Receives what nobody wants, into one buffer that all share."""
+    """Receiver of unwanted bytes, into one buffer that all connections share."""
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Dropping, None]]] = (
         WeakKeyDictionary()
     )
-    """By the loop that they are on, the longest first."""
+    """Lingering connections by event loop, those that linger longest first."""
     _buffer = memoryview(bytearray(256 * 1024))
 
     def __init__(self, transport: asyncio.Transport, owner: Owner, most: int) -> None:
@@ -179,7 +180,7 @@ class _Dropping(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, seconds: float) -> None:
-        """Go on for so long at most."""
+        """Drop what comes for at most `seconds`."""
         present = self._all.setdefault(self._loop, {})
         present[self] = None
         if len(present) > MOST_LINGERING:
@@ -192,29 +193,30 @@ class _Dropping(asyncio.BufferedProtocol):
         self._look()
 
     def shorten(self, seconds: float) -> None:
-        """Go on for so long at most, from now on."""
+        """Go on for at most `seconds` from now."""
         self._until = min(self._until, self._loop.time() + seconds)
         self._has_come = True
         self._look()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """Implement `asyncio.BufferedProtocol`."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """They are there."""
+        """Implement `asyncio.BufferedProtocol`."""
         self._has_come = True
         self._most -= nbytes
         if self._most <= 0:
             self.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
         self._forget()
         self._owner.connection_lost(exc)
 
     def _look(self) -> None:
-        """Whether it is time to end; look again later if it isn't."""
+        """End if the time is over or nothing has come since the last look; else look again
+        later."""
         if self._timer is not None:
             self._timer.cancel()
         left = self._until - self._loop.time()
@@ -225,7 +227,7 @@ class _Dropping(asyncio.BufferedProtocol):
             self._timer = self._loop.call_later(min(IDLE_SECONDS, left), self._look)
 
     def end(self) -> None:
-        """Linger no more."""
+        """Stop lingering, and close the connection."""
         self._forget()
         self._transport.close()
 

@@ -1,8 +1,9 @@
-"""How long the server waits for its clients, and for how many: heads that never end, requests that
-don't come, answers that nobody reads, connections beyond a bound.
+"""Limits on how long the server waits for its clients, and for how many: heads that never end,
+requests that don't come, answers that the client doesn't read, too many connections.
 
-One look a second at all connections, so that neither a request nor a piece of data costs a timer.
-Knows nothing of HTTP: a connection tells what it owes or is owed, and is told that time is over.
+All connections are checked once a second, so that neither a request nor a piece of data costs a
+timer. Knows nothing of HTTP: connections say what they wait for, and are told when it takes too
+long.
 """
 
 from __future__ import annotations
@@ -20,43 +21,43 @@ from on_api.core.setting_groups import ConnectionSettings
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Between two looks at all connections; less where a limit is that short."""
+"""Seconds between two checks of all connections; less if a limit is shorter than four of them."""
 
 LOOKED_AT_ONCE = 200
 PAUSE_SECONDS = 0.01
-"""After so many, so that requests don't wait for all of them."""
+"""Pause after each `LOOKED_AT_ONCE` connections, so that requests don't wait for all of them."""
 
 
 class Watched(Protocol):
-    """A connection as it is looked at."""
+    """A connection, as `Patience` sees it."""
 
     def awaited_head(self) -> int:
-        """The number of the request whose head the client has still to end; negative, another one
-        after each sign of life, while nothing of it has come; 0 while none is waited for."""
+        """Return the number of the request whose head has begun and not ended; 0 if no head is
+        awaited. A negative number, which changes with each sign of life, if none has begun yet."""
 
     def head_is_late(self) -> None:
-        """Wait for that head no longer: its time is over."""
+        """Stop waiting for that head: its time is over."""
 
     def is_busy(self) -> bool:
-        """Whether a request is not answered yet."""
+        """Return whether a request is not answered yet."""
 
 
 class Sending(Protocol):
     """A connection's transport."""
 
     written: int
-    """Bytes since the connection began."""
+    """Bytes written since the connection began."""
 
     def undelivered(self, *, is_busy: bool) -> int:
-        """How many of them the client's side hasn't taken yet. Unless an answer `is_busy` being
-        written, those that the kernel has don't count."""
+        """Return how many written bytes the client's side hasn't received yet. Bytes in the kernel
+        alone count only if an answer `is_busy` being written."""
 
     def abort(self) -> None:
-        """End the connection at once, whatever was written."""
+        """End the connection at once, and drop all that was written."""
 
 
 class _Seen:
-    """What a connection was last seen doing, and since when."""
+    """State of a connection at the last check, and since when it has lasted."""
 
     __slots__ = ("delivered", "head", "head_since", "network", "sending", "stuck_since")
 
@@ -78,7 +79,7 @@ class Patience:
     def of(
         cls, server: object, limits: ConnectionSettings, loop: asyncio.AbstractEventLoop
     ) -> Patience:
-        """That of a server, which is made with its first connection."""
+        """Return the instance of a server, which is created with its first connection."""
         found = cls._all.get(server)
         if found is None:
             found = cls._all[server] = cls(limits, loop)
@@ -90,14 +91,14 @@ class Patience:
         self._present: dict[Watched, _Seen] = {}
         self._by_network: Counter[str] = Counter()
         self._turned_away = 0
-        """Since the last look."""
+        """Connections refused since the last check."""
         shortest = min(limits.head_timeout, limits.idle_timeout, limits.send_timeout)
         self._every = min(LOOK_SECONDS, shortest / 4)
         self._timer: asyncio.TimerHandle | None = None
 
     def admit(self, connection: Watched, sending: Sending, address: str | None) -> bool:
-        """Watch a new connection until it is forgotten; False if there are too many, in all or from
-        the network that the address belongs to."""
+        """Watch a new connection until `forget`. Return False if there are too many, in all or from
+        the network of `address`."""
         limits = self._limits
         network = network_of(address) if address and limits.most_per_address else None
         is_too_many = len(self._present) >= limits.most or (
@@ -114,7 +115,7 @@ class Patience:
         return True
 
     def forget(self, connection: Watched) -> None:
-        """It is over. Does nothing for one that was not admitted."""
+        """Stop watching a connection that has ended. Does nothing if it was not admitted."""
         seen = self._present.pop(connection, None)
         if seen is None or seen.network is None:
             return
@@ -132,7 +133,7 @@ class Patience:
                 try:
                     self._look_at(connection, seen, now)
                 except Exception:
-                    # Nobody else's connection may go unwatched for it.
+                    # The other connections must not go unwatched because of this one.
                     logger.exception("a connection that can't be looked at is ended")
                     self.forget(connection)
                     with suppress(Exception):

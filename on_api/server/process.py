@@ -1,4 +1,4 @@
-"""What every process begins with: its settings, with readable mistakes, and how it ends."""
+"""Start of every process: settings, with readable errors, and signals that end it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from on_api.core.settings import Settings, UnknownSettingError
 
 
 def load_settings(**given: object) -> Settings:
-    """Settings from the environment and `.env`, but for those given. Raises `StartupError` naming
-    each wrong variable, never its value."""
+    """Load settings from the environment and `.env`; `given` ones take precedence. Raises
+    `StartupError` naming each wrong variable, never its value."""
     try:
         return Settings(**given)  # type: ignore[arg-type]  # checked by Pydantic
     except UnknownSettingError as error:
@@ -37,10 +37,10 @@ def load_settings(**given: object) -> Settings:
 
 
 def end_politely_when_told() -> None:
-    """SIGTERM ends the command as Ctrl-C does: with what it started stopped.
+    """Make SIGTERM end the command as Ctrl-C does: what it started is stopped first.
 
-    SIGINT is named too: a script that starts us in its background (`on-api node run &`) has us
-    inherit it ignored, and Python then leaves it so.
+    SIGINT is set too: in a script's background (`on-api node run &`) it is inherited as ignored,
+    and Python leaves it so.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)

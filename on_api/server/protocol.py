@@ -1,9 +1,9 @@
-"""The server's HTTP protocol as far as it decides where a request begins and ends: one request at a
-time is handed to the parser, after its head was examined by the rules of `framing.py`.
+"""HTTP protocol of the server, as far as it decides where a request begins and ends: the parser
+gets one request at a time, after its head was checked by the rules of `framing.py`.
 
-Always on, whatever other ways there are to answer. Bounds what is gathered before the application
-is asked; answers what is no request; hears a client out before the connection is closed. Knows
-nothing of what is asked.
+Always on, whatever fast lanes there are. Bounds what is buffered before the application is called,
+answers input that is not a valid request, and lingers before it closes a connection. Knows nothing
+of what a request asks for.
 """
 
 from __future__ import annotations
@@ -37,56 +37,56 @@ from on_api.server.wire import refusal
 logger = logging.getLogger(__name__)
 
 PASSED_OVER_BYTES = 8 * 1024 * 1024
-"""Bytes of an unwanted body that are read and dropped, so that the connection goes on.
-An answer that begins while more of its request's body is to come, or nobody knows how much, is the
+"""Bytes of an unwanted body that are read and dropped, so that the connection can go on.
+An answer that begins before the end of a larger body, or of one of unknown length, is the
 connection's last one, and says so."""
 HALF_CLOSED_SECONDS = 10.0
-"""For an answer to begin, to a request without a body whose client sends no more: such a client may
-well be gone, and nothing but an answer tells that."""
+"""Seconds for an answer to begin if the client has closed its side and the request has no body:
+such a client may be gone, and only writing an answer would show that."""
 
 
 class FramedHttp(HttpToolsProtocol):
-    """Hands the parser one request at a time, and keeps what comes behind it until it is
-    answered."""
+    """Protocol that gives the parser one request at a time, and holds what follows until that one
+    is answered."""
 
     _gathered: bytearray
-    """The beginning of a head."""
+    """Beginning of an incomplete head."""
     _held = b""
-    """Bytes received behind the present request."""
+    """Bytes received after the current request."""
     _left = 0
-    """Bytes of the present body that are still to come, or `CHUNKED`."""
+    """Bytes of the current body that are still to come, or `CHUNKED`."""
     _is_passed_over = False
-    """They are kept from the parser, which begins anew behind them."""
+    """True while the rest of a body is dropped; a new parser begins after it."""
     _chunks: ChunkedBody
-    """The present body, if it is chunked."""
+    """The current body, if it is chunked."""
     _may_begin = False
-    """A head was examined that the parser hasn't had."""
+    """True if a head was checked that the parser hasn't had yet."""
     _in_body = False
-    """The parser has had a head, and not all of the request."""
+    """True while the parser has had a head, but not the whole request."""
     _is_whole = False
-    """The parser has had all of the present request."""
+    """True if the parser has had all of the current request."""
     _has_moved = False
-    """Since it was last fed, it has given out some of a body."""
+    """True if the parser has produced bytes of a body since it was last fed."""
     _kept: RequestResponseCycle | None = None
-    """The present request's, if its answer is to end the connection unless all has come by then."""
+    """The current cycle, if its answer ends the connection unless the whole body comes first."""
     _requests = 0
-    """The present one's number."""
+    """Number of the current request."""
     _begun = 0
-    """The number of the one whose head came last in pieces."""
+    """Number of the last request whose head came in pieces."""
     _awaited = 0
-    """The last one whose answer was waited for though its client sends no more."""
+    """Number of the last request whose answer was awaited after its client had closed its side."""
     _has_body = False
-    """The present request has one."""
+    """True if the current request has a body."""
     _ends: EndsWithConnection | None = None
-    """Of the present answer, if it is one to HTTP/1.0."""
+    """Sender of the current answer, if the request is HTTP/1.0."""
     _is_taking = False
-    """What was held is being taken."""
+    """True while held bytes are processed."""
     _has_refused = False
     _hears_no_more = False
-    """The client has closed its side."""
+    """True if the client has closed its side."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is there."""
+        """Implement `asyncio.BaseProtocol`: admit the client, or refuse it."""
         self._gathered = bytearray()
         self._lingering = LingeringTransport(transport, self)
         super().connection_made(self._lingering)
@@ -98,35 +98,35 @@ class FramedHttp(HttpToolsProtocol):
             self._end_with(ServiceUnavailable("Too many connections.", retry_after=1), "")
 
     def is_under_way(self) -> bool:
-        """Whether what comes now is likely the body of a request."""
+        """Return whether the next bytes are likely part of a request's body."""
         return self._left != 0
 
     def data_received(self, data: bytes | memoryview) -> None:
-        """Take what has come, or keep it until the request before it is answered."""
+        """Process what has come, or hold it until the request before it is answered."""
         if not self._held:
             self._take(data)
         elif not self.transport.is_closing():
             self._hold(bytes(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
-        """The client sends no more; it is answered what it has asked."""
+        """Note that the client sends no more; its requests are still answered."""
         self._hears_no_more = True
         self._end_hearing()
         return not self.transport.is_closing()
 
     def is_busy(self) -> bool:
-        """Whether a request is not answered yet."""
+        """Return whether a request is not answered yet."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and not cycle.response_complete
 
     def has_begun_to_answer(self) -> bool:
-        """Whether the present answer is under way."""
+        """Return whether the current answer has begun."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and cycle.response_started
 
     def awaited_head(self) -> int:
-        """See `Watched`. The first one counts as begun: else nobody would connect. While some of a
-        body is passed over, each piece of it begins the wait anew."""
+        """Implement `Watched`. The first head counts as begun: otherwise clients could connect and
+        stay silent. While a body is passed over, each piece restarts the wait."""
         if self.is_busy() or self.transport.is_closing():
             return 0
         following = self._requests + 1
@@ -135,7 +135,7 @@ class FramedHttp(HttpToolsProtocol):
         return -(following + max(self._left, 0))
 
     def head_is_late(self) -> None:
-        """See `Watched`."""
+        """Implement `Watched`."""
         if self._gathered:
             self._refuse_head(
                 RequestTimeout("The request's head has no end."), bytes(self._gathered)
@@ -144,7 +144,7 @@ class FramedHttp(HttpToolsProtocol):
             self.transport.close()
 
     def unheard(self) -> int:
-        """See `Owner`."""
+        """Implement `Owner`."""
         if self._hears_no_more:
             return 0
         if self._left > 0 and not self._has_refused:
@@ -153,11 +153,11 @@ class FramedHttp(HttpToolsProtocol):
         return UNKNOWN_BYTES if is_behind else 0
 
     def is_cut(self) -> bool:
-        """See `Owner`."""
+        """Implement `Owner`."""
         return self._ends is not None and self._ends.is_cut
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone, or was sent away."""
+        """Implement `asyncio.BaseProtocol`: the client has gone, or was disconnected."""
         self._hears_no_more = True
         self._held = b""
         self._gathered.clear()
@@ -165,7 +165,7 @@ class FramedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def begin_with(self, head: bytes) -> None:
-        """Hand the parser a whole head, unless it is refused: `begin` follows."""
+        """Give the parser a complete head, which leads to `begin`, or refuse it."""
         self._is_whole = False
         try:
             read, self._left = read_head(head)
@@ -180,10 +180,10 @@ class FramedHttp(HttpToolsProtocol):
             self._in_body = False
             self._refuse_head(error, head)
 
-    # What the parser says.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        """A request begins. Its scope is made when it is known that one is needed."""
+        """Begin a request. Its scope is only made once it is known to be needed."""
         if not self._may_begin:
             raise ValueError("a request whose head nobody has seen")
         self._may_begin = False
@@ -192,7 +192,7 @@ class FramedHttp(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; a trailer is none, and is dropped: it would pass what was asked before."""
+        """Collect a header. Trailers are dropped: they would bypass the checks of the head."""
         if self._in_body:
             return
         name, value = name.lower(), value.rstrip(b" \t")  # RFC 9110, 5.5
@@ -201,31 +201,31 @@ class FramedHttp(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """A head is whole."""
+        """Begin to serve the request, whose head is complete."""
         self._in_body = True
         if self.parser.should_upgrade():
             raise ValueError("an upgrade, though its offer was taken out")
         self.begin()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body has come."""
+        """Receive a piece of the body."""
         self._has_moved = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is whole."""
+        """Note that the request is complete."""
         self._is_whole, self._in_body = True, False
         cycle, self._kept = self._kept, None
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = True
         super().on_message_complete()
 
-    # What follows of it.
+    # Serving and answering.
 
     def begin(self) -> None:
-        """Make scope, cycle and task for the request whose head is whole."""
+        """Make scope, cycle and task for the request whose head is complete."""
         url, headers = self.url, self.headers
-        # Of HTTP/1.0 it is ignored (RFC 9110, 10.1.1): such a client takes the 100 for its answer.
+        # Ignored for HTTP/1.0 (RFC 9110, 10.1.1): such a client takes the 100 for its answer.
         expects = self.expect_100_continue and self.parser.get_http_version() == "1.1"
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects
@@ -237,13 +237,13 @@ class FramedHttp(HttpToolsProtocol):
             self._ends = EndsWithConnection(cycle)
             cycle.send = self._ends.send  # type: ignore[method-assign,assignment]
         is_long = self._left == CHUNKED or self._left > PASSED_OVER_BYTES
-        # Whoever was not told to go on may well not send the body at all.
+        # A client that was not told to go on may not send the body at all.
         if cycle.keep_alive and (is_long or (self._left and expects)):
             cycle.keep_alive = False
             self._kept = cycle
 
     def on_response_complete(self) -> None:
-        """An answer is over, maybe before the body that it answers. In place of uvicorn's, which
+        """Go on after an answer, which may end before its request's body. Replaces uvicorn's, which
         makes a timer for the next request: see `Patience`."""
         self.server_state.total_requests += 1
         if self._held:
@@ -255,25 +255,25 @@ class FramedHttp(HttpToolsProtocol):
                 self._end_hearing()
 
     def shutdown(self) -> None:
-        """The server ends: with the request under way, if there is one."""
+        """End the connection, after the request under way if there is one: the server ends."""
         self._kept = None
         self._lingering.end_soon()
         super().shutdown()
 
     def pass_over(self, unread: int) -> None:
-        """Drop so many bytes of the present body, which nobody wants any more. The parser, which
-        waits for them, is replaced."""
+        """Drop the next `unread` bytes of the current body, which the application doesn't want. The
+        parser, which waits for them, is replaced."""
         self._left = unread
         self._is_passed_over = unread > 0
         self._in_body = False
         self._renew_parser()
 
     def refuse(self, error: OnApiError, path: str, *, is_head: bool = False) -> None:
-        """Answer what is no request, or what is wrong with the present one's body, and end the
-        connection: nobody can say where the next request begins. `is_head`: it asks for no body."""
+        """Answer an invalid request, or the current one's invalid body, and end the connection:
+        where the next request begins is unknown. `is_head`: the answer has no body."""
         logger.warning("refused what is no request: %s %s", error.status, error.details)
         cycle = cast("RequestResponseCycle | None", self.cycle)
-        is_answered = self._in_body  # as far as that is what is wrong
+        is_answered = self._in_body  # for the case that the body is what is wrong
         if cycle is not None and not cycle.response_complete:
             is_answered = cycle.response_started
             cycle.disconnected = True
@@ -317,15 +317,15 @@ class FramedHttp(HttpToolsProtocol):
                 self._hold(bytes(data[at:]))
                 return
             else:
-                data = bytes(data)  # once
+                data = bytes(data)  # copied once only
                 at = self._take_head(data, at)
 
     def _take_head(self, data: bytes, at: int) -> int:
-        """Take what belongs to a head; return where that ends."""
+        """Process bytes of a head; return the index behind them."""
         gathered = self._gathered
         begun = len(gathered)
         if not begun:
-            while data.startswith(b"\r\n", at):  # some clients send one behind a body
+            while data.startswith(b"\r\n", at):  # some clients send one after a body
                 at += 2
             end = data.find(END, at) + len(END)
             if at + len(END) <= end <= at + MAX_HEAD_BYTES:
@@ -362,7 +362,7 @@ class FramedHttp(HttpToolsProtocol):
         self.refuse(error, path_of(self.url), is_head=self.scope["method"] == "HEAD")
 
     def _take_body(self, data: bytes | memoryview, at: int) -> int:
-        """Take what belongs to a body of a known length; return where that ends."""
+        """Process bytes of a body of known length; return the index behind them."""
         end = min(len(data), at + self._left)
         self._left -= end - at
         if not self._is_passed_over:
@@ -374,7 +374,7 @@ class FramedHttp(HttpToolsProtocol):
         return end
 
     def _take_chunks(self, data: bytes, at: int) -> int:
-        """Take what belongs to a chunked body; return where that ends."""
+        """Process bytes of a chunked body; return the index behind them."""
         view = memoryview(data)
         while at < len(data) and not self._is_whole:
             end = self._chunks.next_end(data, at)
@@ -389,11 +389,11 @@ class FramedHttp(HttpToolsProtocol):
             at = end
         if self._is_whole:
             self._left = 0
-            self._renew_parser()  # what trailers say of the connection is nothing to go by
+            self._renew_parser()  # trailers must not decide whether the connection goes on
         return at
 
     def _feed(self, data: bytes | memoryview) -> bool:
-        """Feed the parser; False when that doesn't take it."""
+        """Feed the parser; return False if it refuses the data."""
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -404,7 +404,7 @@ class FramedHttp(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
 
     def _end_hearing(self) -> None:
-        """Nothing more comes: end the connection, unless an answer is owed."""
+        """End the connection, whose client sends no more, unless an answer is due."""
         if self._held or self.transport.is_closing():
             return
         if self._gathered:

@@ -1,7 +1,7 @@
-"""Receives for the HTTP protocol, into a buffer that all connections of an event loop share.
+"""Receiving end of the HTTP protocol, with buffers that all connections of an event loop share.
 
-What a request's head says isn't known before some of its body has come: so little is received at
-first, or 500 uploads at once would have 30 MiB in memory before anybody has asked for them.
+A request's head is only known once some of its body may have come. So little is received at first:
+otherwise 500 uploads at once would put 30 MiB into memory before the application asks for them.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ import threading
 from typing import Protocol
 
 FIRST_BYTES = 16 * 1024
-"""Received at once when a request begins: of a large body hardly more than that comes before it is
-known where it goes."""
+"""Bytes received at once when a request begins: hardly more of a large body comes before it is
+known where that goes."""
 NEXT_BYTES = 256 * 1024
-"""Received at once of a body that goes through the parser."""
+"""Bytes received at once of a body that goes through the parser."""
 
 
 class Fed(Protocol):
-    """Who is given what comes, and told all that a protocol is told."""
+    """The protocol that gets the received data and the other events of `asyncio.Protocol`."""
 
     def is_under_way(self) -> bool:
-        """Whether what comes now is likely the body of a request."""
+        """Return whether the next bytes are likely part of a request's body."""
 
     def data_received(self, data: memoryview) -> None:
-        """Take a piece; nothing of it may be kept."""
+        """Process a piece. The buffer is reused, so no reference to it may be kept."""
 
     def eof_received(self) -> bool:
-        """Say whether the connection stays open for what is still to be said."""
+        """Return whether the connection stays open for answers that are still due."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
 
     def pause_writing(self) -> None:
-        """See `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
 
     def resume_writing(self) -> None:
-        """See `asyncio.BaseProtocol`."""
+        """Implement `asyncio.BaseProtocol`."""
 
 
 class _Buffers(threading.local):
-    """A thread's, and so an event loop's: another loop receives while this one's piece is parsed.
-    With one for both, each would be given the other's requests."""
+    """Buffers of a thread, and so of an event loop. With one pair for all threads, one loop would
+    receive into the buffer that another is parsing, and get its requests."""
 
     def __init__(self) -> None:
         self.first = memoryview(bytearray(FIRST_BYTES))
@@ -52,9 +52,9 @@ _buffers = _Buffers()
 
 
 class Receiver(asyncio.BufferedProtocol):
-    """Receives for a `FramedHttp`, which is no `BufferedProtocol` since uvicorn's isn't: into one
-    buffer that all of a loop share, as each piece is parsed before the next one comes. To be made
-    on the loop's thread."""
+    """Buffered receiver for a `FramedHttp`, which is no `BufferedProtocol` since uvicorn's class
+    isn't. All connections of a loop can share the buffers, as each piece is parsed before the next
+    one comes. Must be created on the loop's thread."""
 
     def __init__(self, http: Fed) -> None:
         self._http = http
@@ -66,10 +66,10 @@ class Receiver(asyncio.BufferedProtocol):
         self.resume_writing = http.resume_writing  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """Implement `asyncio.BufferedProtocol`."""
         self._buffer = self._next if self._http.is_under_way() else self._first
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """They are there."""
+        """Implement `asyncio.BufferedProtocol`."""
         self._http.data_received(self._buffer[:nbytes])

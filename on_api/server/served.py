@@ -1,4 +1,4 @@
-"""What the server asks of an application beside ASGI."""
+"""Interface that the server needs of an application beside ASGI."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from on_api.core.setting_groups import ConnectionSettings
 
 
 class Served(Protocol):
-    """An application that can be asked so."""
+    """An application that on-api's own server can serve."""
 
     @property
     def connection_limits(self) -> ConnectionSettings:
-        """How many clients are served, and how long they are waited for."""
+        """Limits: how many connections are served, and how long the server waits for them."""
 
     def render_error(self, path: str, error: OnApiError) -> Response:
-        """The answer to what is no request, for the path that it names."""
+        """Return the answer to input that is not a valid request, in the error format of `path`."""

@@ -1,6 +1,6 @@
-"""One serving process: the listening socket that it is given, the application, the server.
+"""One serving process: its listening socket, the application, the server.
 
-Whether it is the only one or one of several is decided in `serve.py`.
+`cli/serve.py` decides whether it is the only one or one of several.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from on_api.server.protocol import FramedHttp
 
 GRACE_SECONDS = 30
-"""How long transfers under way may go on after Ctrl-C."""
+"""Seconds that transfers under way may go on after Ctrl-C."""
 BACKLOG = 2048
 
 
 def open_listeners(settings: Settings, processes: int) -> list[socket.socket]:
-    """A listening socket for each process, all at one address. Raises `StartupError` with the
-    cure.
+    """Open a listening socket for each process, all at one address. Raises `StartupError`, which
+    names the cure.
 
-    On Linux each has a queue of its own, and the kernel deals out connections: of one socket that
-    all share, whoever wakes first takes all that have come. Elsewhere they do share one.
+    On Linux each has its own queue, and the kernel distributes connections: with one shared socket,
+    the first process to wake would accept all that have come. Elsewhere one socket is shared.
     """
     first = _listen(settings, shared=False)
     if processes == 1 or sys.platform != "linux":
         return [first] * processes
-    # Only now, when it is known that nobody else listens there: with `SO_REUSEPORT` two programs
-    # of one user would take each other's connections without a word.
+    # Only now, when no other program is known to listen there: with `SO_REUSEPORT` two programs of
+    # one user would silently take each other's connections.
     first.close()
     opened: list[socket.socket] = []
     try:
@@ -51,8 +51,8 @@ def open_listeners(settings: Settings, processes: int) -> list[socket.socket]:
 
 
 def build_server(app: ASGIApp, protocol: type[FramedHttp]) -> uvicorn.Server:
-    """The server of an application, on the event loop and parser that are the fastest there are
-    (uvloop, httptools)."""
+    """Build the server of an application, on the fastest event loop and parser (uvloop,
+    httptools)."""
     import uvicorn
 
     from on_api.server.quiet import QuietServer
@@ -64,7 +64,7 @@ def build_server(app: ASGIApp, protocol: type[FramedHttp]) -> uvicorn.Server:
             lifespan="on",
             log_config=None,
             access_log=False,
-            # create_app decides whom to believe, by ON_API_TRUSTED_PROXIES.
+            # create_app decides which proxies are trusted, by ON_API_TRUSTED_PROXIES.
             proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
@@ -74,8 +74,8 @@ def build_server(app: ASGIApp, protocol: type[FramedHttp]) -> uvicorn.Server:
 
 
 def run_server(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until a signal ends it. Raises `StartupError` when it could not start."""
-    # uvicorn has ended everything by then; it raises the signal once more for whoever waits.
+    """Serve until a signal ends it. Raises `StartupError` if the server could not start."""
+    # uvicorn has ended everything by then; it raises the signal once more for its caller.
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if not server.started:
@@ -83,9 +83,9 @@ def run_server(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what streams free and take again, instead of giving it back to the system and
-    asking for zeroed pages each time (mallopt(3)); all threads out of one heap, since each one
-    keeps what it once had. Elsewhere nothing."""
+    """Make glibc keep freed memory for reuse, instead of returning it to the system and asking for
+    zeroed pages again (mallopt(3)). All threads use one arena, since each arena keeps its own freed
+    memory. Does nothing with other C libraries."""
     trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -105,8 +105,8 @@ def _listen(settings: Settings, *, shared: bool) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((settings.host, settings.port))
-        # Taken from here on, though answered only when all is up: a second start fails now, not
-        # later.
+        # Connections queue from here on, though they are accepted only when all is up: a second
+        # start fails now, not later.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -1,4 +1,4 @@
-"""Responses as they go over the wire, where the server writes them itself."""
+"""Serialised responses, for answers that the server writes itself."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 
 class _Lines:
-    """Headers as they go over the wire: the same list for a second, and thousands of answers."""
+    """Cache of one serialised list of headers: the list is the same object for a second, and so for
+    thousands of answers."""
 
     headers: list[tuple[bytes, bytes]] | None = None
     text = b""
 
 
 def common_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """uvicorn's own headers of every answer, as they go over the wire."""
+    """Return the headers that uvicorn adds to every answer, serialised."""
     if _Lines.headers is not headers:
         text = b"".join(b"%s: %s\r\n" % header for header in headers)
         _Lines.headers, _Lines.text = headers, text
@@ -22,7 +23,7 @@ def common_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def refusal(response: Response, common: list[tuple[bytes, bytes]], is_head: bool) -> bytes:
-    """An answer as it goes over the wire, which is its connection's last; without its body if
+    """Return a serialised response that is its connection's last one; without a body if
     `is_head`."""
     lines = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
     body = b"" if is_head else bytes(response.body)
