@@ -1,6 +1,6 @@
-"""Fast lanes: other ways to the same answers, for what is asked most. The house stands without them
-(`ON_API_FAST_LANES=false`), only slower; nothing but `cli` knows of them.
+"""Fast lanes: shorter ways to the same answers, for the most frequent requests. Everything works
+without them (`ON_API_FAST_LANES=false`), only slower; nothing but `cli` knows of them.
 
-No security bound is here: what a client may send is bounded by `on_api.server`, and what may be
-answered is decided by the services that the ordinary way asks.
+No security bound is here: `on_api.server` bounds what a client may send, and the same services as
+on the ordinary way decide what may be answered.
 """

@@ -1,4 +1,4 @@
-"""The application with its fast lanes beside it: what the server's `FastHttp` asks first."""
+"""The application with its fast lanes: the server's `FastHttp` asks these first."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from on_api.public.gateway.app import Gateway
 
 
 class FastApplication:
-    """Answers usual requests of the gateway out of memory, or has the node asked for them without a
-    scope and a task; hands every other to the application. On the event loop only."""
+    """Application that answers usual requests of the gateway from memory, or asks the node for them
+    without a scope and a task; every other request goes to the wrapped application. Used on the
+    event loop only."""
 
     def __init__(self, app: Application) -> None:
         self._app = app
@@ -29,32 +30,32 @@ class FastApplication:
         settings = services.settings.gateway
         self._memory = Memory(services, gateway.answers)
         self._relay = Relay(services, gateway, self._memory, partial(gateway.count, "GET"))
-        # What depends on who asks, and how often they may, takes the ordinary way.
+        # Answers that depend on the client or on a rate limit take the ordinary way.
         self._is_open = settings.policy != "closed" and not settings.rate_per_ip
         self._relays = self._is_open and not settings.connections_per_ip
         self._may_hand_over = settings.accel_min_bytes <= JOINED_BYTES
 
     @property
     def connection_limits(self) -> ConnectionSettings:
-        """See `Served`."""
+        """Implement `Served`."""
         return self._app.connection_limits
 
     def render_error(self, path: str, error: OnApiError) -> Response:
-        """See `Served`."""
+        """Implement `Served`."""
         return self._app.render_error(path, error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Serve one ASGI connection."""
         await self._app(scope, receive, send)
 
     def answer_at_once(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
-        """The answer to a request where memory alone can give it: its head, but for the line that
-        ends it, and its body. It is counted as sent."""
+        """Return the head, without the line that ends it, and the body of an answer that memory
+        alone can give, counted as sent; otherwise None."""
         return self._memory.answer(request) if self._is_open else None
 
     def ask_node(self, request: UsualRequest, client: Client) -> bool:
-        """Ask the node for what is wanted. The client gets an answer later, or goes the ordinary
-        way. False: it goes that at once."""
+        """Ask the node. The client gets an answer later, or is sent the ordinary way then. Return
+        False if the request must take the ordinary way at once."""
         if not self._relays or (request.has_accel and self._may_hand_over):
             return False
         return self._relay.begin(request, client)

@@ -1,9 +1,9 @@
-"""A large request body straight from the socket into blocks.
+"""Large request bodies, received straight from the socket into blocks.
 
-On the usual way each byte of a body is copied five times before the application has it (uvloop's
-buffer, the parser's piece, what uvicorn gathers, the message, a block), a quarter of a mebibyte at
-a time, and for each of these the application is woken. Here the kernel writes into the block that
-is then hashed and sent on. Knows nothing of what is uploaded.
+On the ordinary way each byte of a body is copied five times before the application has it (uvloop's
+buffer, the parser's piece, uvicorn's buffer, the message, a block), a quarter of a mebibyte at a
+time, and each of these wakes the application. Here the kernel writes into the block that is then
+hashed and sent on. Knows nothing of what is uploaded.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, Asked, Block, Bytes, Room
 
 LARGE_BYTES = 128 * 1024
-"""Of a body for which this is worth its while."""
+"""Remaining bytes of a body above which this way pays."""
 PATIENCE_SECONDS = 0.25
-"""What has come is passed on then, though the block isn't full: slow is not idle."""
+"""Seconds after which a partly filled block is passed on: a slow client is not an idle one."""
 LONGEST_WAIT_SECONDS = 2.0
-"""For room. Then the client goes on in a small block: many give up what doesn't move for five."""
+"""Seconds to wait for memory. Then the client goes on with a small block: many clients give up
+after five seconds without progress."""
 
 
 class TakesBack(Protocol):
-    """The connection's own protocol, in whose place a body is received."""
+    """The connection's own protocol, which a `LargeBody` replaces for a while."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     flow: FlowControl
 
     def body_begins(self, body: LargeBody) -> None:
-        """It is received by `body` from now on."""
+        """Note that `body` receives from now on."""
 
     def body_ends(self, unread: int) -> None:
-        """It isn't any more; `unread` bytes of it are still to come, and unwanted."""
+        """Receive again; `unread` bytes of the body are still to come, and unwanted."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio says."""
+        """Implement `asyncio.BaseProtocol`."""
 
     def pause_writing(self) -> None:
-        """As asyncio says."""
+        """Implement `asyncio.BaseProtocol`."""
 
     def resume_writing(self) -> None:
-        """As asyncio says."""
+        """Implement `asyncio.BaseProtocol`."""
 
 
 class LargeBody(asyncio.BufferedProtocol):
@@ -55,16 +56,16 @@ class LargeBody(asyncio.BufferedProtocol):
     step, and gives it back with the last byte.
 
     Holds the block that is being read, one that is ready and one that is being received; then the
-    client has to wait. So it does while there is no `room` for a block. Asking for the next block
-    gives back the one before; `release` gives back all. A client that doesn't fill a block in
-    `PATIENCE_SECONDS` has it taken away, and gets smaller ones that nobody waits for: the slow hold
-    no place of others. Raises `ClientDisconnect`.
+    client has to wait, as it does while `room` has no memory for a block. Asking for the next block
+    releases the previous one; `release` releases all. A client that doesn't fill a block within
+    `PATIENCE_SECONDS` loses it and gets smaller ones that bypass `room`: slow clients must not hold
+    others' memory. Raises `ClientDisconnect`.
     """
 
     def __init__(
         self, http: TakesBack, cycle: RequestResponseCycle, left: Callable[[], int], room: Room
     ) -> None:
-        """`left` tells how many bytes of the body uvicorn hasn't received."""
+        """`left` returns how many bytes of the body uvicorn hasn't received."""
         self._http = http
         self._cycle = cycle
         self._unreceived = left
@@ -73,17 +74,17 @@ class LargeBody(asyncio.BufferedProtocol):
         self._receiving = False
         self._left = 0
         self._read: Block | None = None
-        """The block that whoever iterates has now."""
+        """The block that the consumer has now."""
         self._ready: deque[tuple[Bytes, Block | None]] = deque()
-        """Bytes to be read, and the block that they lie in, if they lie in one."""
+        """Bytes to be read, each with the block that holds them, or None."""
         self._pace = MOST_BYTES
-        """Bytes of the largest block that this client has filled in time, twice over."""
+        """Bytes of the next block at most, by how much this client has filled in time."""
         self._asked: Asked | None = None
         self._asked_at = 0.0
         self._block: Block | None = None
-        """The block that is being received."""
+        """The block that is being received into."""
         self._free = memoryview(b"")
-        """The part of it that isn't filled."""
+        """The unfilled part of `_block`."""
         self._lost = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -110,8 +111,8 @@ class LargeBody(asyncio.BufferedProtocol):
         return data
 
     def release(self) -> None:
-        """Give back every block; nobody reads the body any more. What is still to come of it waits
-        until the answer is there."""
+        """Release every block, because the body is not read any further. The rest of it waits until
+        the request is answered."""
         if self._receiving:
             self._http.transport.pause_reading()
         self._forget()
@@ -124,7 +125,7 @@ class LargeBody(asyncio.BufferedProtocol):
                 block.release()
 
     def give_back(self) -> None:
-        """Let the connection go on without it: nobody wants any more of it."""
+        """Give the connection back to its own protocol: no more of the body is wanted."""
         if self._receiving:
             self._receiving = False
             self._forget()
@@ -132,14 +133,14 @@ class LargeBody(asyncio.BufferedProtocol):
             self._http.body_ends(self._left)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go: never more than the body has."""
+        """Implement `asyncio.BufferedProtocol`: never offer more bytes than the body has left."""
         if self._block is None:
             self._block = Block(min(LEAST_BYTES, self._left), None)
             self._free = memoryview(self._block.memory)
         return self._free
 
     def buffer_updated(self, nbytes: int) -> None:
-        """They are there."""
+        """Implement `asyncio.BufferedProtocol`."""
         self._free = self._free[nbytes:]
         self._left -= nbytes
         if self._block is not None and not self._free:
@@ -147,22 +148,22 @@ class LargeBody(asyncio.BufferedProtocol):
             self._pass_on(self._block.memory, self._block)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone, or was sent away."""
+        """Implement `asyncio.BaseProtocol`: the client has gone, or was disconnected."""
         self._lost, self._receiving = True, False
         self._forget()
         self._wake()
         self._http.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The answer is for the other one."""
+        """Pass the event on to the connection's own protocol, which writes the answer."""
         self._http.pause_writing()
 
     def resume_writing(self) -> None:
-        """The answer is for the other one."""
+        """Pass the event on to the connection's own protocol, which writes the answer."""
         self._http.resume_writing()
 
     def _begin(self) -> None:
-        """Take what uvicorn has received, and the connection if that isn't all."""
+        """Take the bytes that uvicorn has received, and the connection if more are to come."""
         self._begun = True
         cycle = self._cycle
         if cycle.waiting_for_100_continue and not self._http.transport.is_closing():
@@ -204,7 +205,8 @@ class LargeBody(asyncio.BufferedProtocol):
             self._waiter = None
 
     def _lose_patience(self) -> None:
-        """With the client, or with those that have all the room."""
+        """Give up waiting for memory after `LONGEST_WAIT_SECONDS`, or for the client to fill its
+        block."""
         if self._asked is not None:
             if self._http.loop.time() - self._asked_at >= LONGEST_WAIT_SECONDS:
                 self._forget()
@@ -226,7 +228,7 @@ class LargeBody(asyncio.BufferedProtocol):
         self._wake()
 
     def _forget(self) -> None:
-        """Give back what was asked for, and what is not filled."""
+        """Withdraw the request for a block, and release the one being filled."""
         if self._asked is not None:
             self._asked.withdraw()
         if self._block is not None:

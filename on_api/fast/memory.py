@@ -1,7 +1,7 @@
-"""Answers of the gateway that memory gives alone: it has the bytes, knows that they may be served,
-and has credit for them. Nothing is awaited.
+"""The gateway's answers from memory alone: the bytes are in memory, known to be servable, and
+covered by credit. Nothing is awaited.
 
-Everything that is unusual about a request is left to the gateway.
+Requests with anything unusual are left to the gateway.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from on_api.fast.usual import UsualRequest
 from on_api.fast.wire import with_id
 
 MOST_TALLIES = 10_000
-"""Remembered by root, beside the answers."""
+"""Tallies kept, one for each root; beyond that, all are dropped."""
 
 
 class Memory:
-    """What is given without asking anybody. On the event loop only."""
+    """Answers that need neither database nor node. Used on the event loop only."""
 
     def __init__(self, services: Services, answers: HotAnswers) -> None:
         self._answers = answers
@@ -27,12 +27,13 @@ class Memory:
         self._tallies: dict[str, Tally] = {}
         self._given = self._given_bytes = 0
         watch = services.metrics.watch
-        # Plain numbers: a counter of Prometheus's takes longer than the rest of a hot answer.
+        # Plain numbers: a Prometheus counter takes longer than the rest of a hot answer.
         watch("on_api_gateway_hot_answers", "Given by memory alone.", lambda: self._given)
         watch("on_api_gateway_hot_sent_bytes", "Bytes of these.", lambda: self._given_bytes)
 
     def answer(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
-        """The answer that may be given as it is, with an id of its own; it is counted as sent."""
+        """Return the head (without the line that ends it) and the body of an answer that may be
+        sent as it is, with a request id of its own; it is counted as sent. Otherwise None."""
         answer = self._answers.get(request.key)
         if answer is None or not answer.body:
             return None
@@ -47,7 +48,7 @@ class Memory:
         return with_id(answer.head), answer.body
 
     def tally(self, root: str, charge: Charge) -> Tally:
-        """What counts the answers below a root."""
+        """Return the tally that counts the answers below a root."""
         tally = self._tallies.get(root)
         if tally is None or tally.charge is not charge:
             if len(self._tallies) >= MOST_TALLIES:

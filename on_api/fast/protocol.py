@@ -1,7 +1,7 @@
-"""The server's HTTP protocol with its short ways: one to take a large body without copies, and two
-to give an answer that was put together before: at once, or when the application says so.
+"""HTTP protocol of the server with fast lanes: large bodies are received without copies, and
+pre-rendered answers are sent at once or when the application has them.
 
-Knows nothing of what is asked.
+Knows nothing of what a request asks for.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 JOINED_BYTES = 64 * 1024
-"""A body that is not over this goes out in one piece with its head."""
+"""Largest body in bytes that is joined with its head into one write."""
 
 
 class FastHttp(FramedHttp):
-    """Answers what it can past uvicorn, and takes large bodies past the parser."""
+    """Protocol that bypasses uvicorn for some answers, and the parser for large bodies."""
 
     _body: LargeBody | None = None
-    """Receives in our place now."""
+    """Protocol that currently receives in place of this one."""
     _waits = False
-    """The present request waits for an answer of which there is neither scope nor task."""
+    """True while the current request waits for an answer without a scope and a task."""
     _head = b""
-    """The head of that request, which the parser hasn't had."""
+    """Head of that request, which the parser hasn't had."""
     _is_last = False
-    """That answer is the connection's last one."""
+    """True if that answer is the connection's last one."""
 
     def is_busy(self) -> bool:
-        """Whether a request is not answered yet."""
+        """Return whether a request is not answered yet."""
         return self._waits or super().is_busy()
 
     def has_begun_to_answer(self) -> bool:
-        """Whether the present answer is under way."""
+        """Return whether the current answer has begun."""
         return not self._waits and super().has_begun_to_answer()
 
     def unheard(self) -> int:
-        """See `Owner`. Whoever receives in our place gives the connection back."""
+        """Implement `Owner`: first take the connection back from a `LargeBody`."""
         if self._body is not None:
             self._body.give_back()
         return super().unheard()
 
     def data_received(self, data: bytes | memoryview) -> None:
-        """Take what has come: a head that was read before, alone, is answered at once."""
+        """Process what has come. A known head that comes alone is answered from memory if that is
+        possible."""
         if len(data) > REMEMBERED_BYTES or self._held or self._gathered or self.is_under_way():
             super().data_received(data)
             return
@@ -69,26 +70,26 @@ class FastHttp(FramedHttp):
             self._requests += 1
 
     def begin_with(self, head: bytes) -> None:
-        """Answer the request with this head at once, if it is usual, or hand the head to the
-        parser."""
+        """Answer the request at once or ask the node for it, if it is usual; else give its head to
+        the parser."""
         if not self._answer_at_once(head):
             super().begin_with(head)
 
     def begin(self) -> None:
-        """Offer the application what this server can do for it."""
+        """Begin a request, and offer the application this server's extensions in its scope."""
         super().begin()
         scope = cast("Scope", self.scope)
         offer(scope, WRITE_WHOLE, partial(write_whole, self.cycle))
         if self._left > LARGE_BYTES:
             offer(scope, BODY_BLOCKS, partial(LargeBody, self, self.cycle, self._unreceived))
-            self.flow.pause_reading()  # until somebody wants it
+            self.flow.pause_reading()  # until the application reads the body
 
     def body_begins(self, body: LargeBody) -> None:
-        """See `TakesBack`."""
+        """Implement `TakesBack`."""
         self._body = body
 
     def body_ends(self, unread: int) -> None:
-        """See `TakesBack`."""
+        """Implement `TakesBack`."""
         self._body = None
         self.pass_over(unread)
         if not unread:
@@ -97,14 +98,14 @@ class FastHttp(FramedHttp):
         self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """An answer is over, maybe before the body that it answers."""
+        """Take the connection back and go on: an answer may end before its request's body."""
         if self._body is not None:
             self._body.give_back()
         super().on_response_complete()
 
     def _answer_at_once(self, head: bytes) -> bool:
-        """Answer without parser and task, if the request is usual and the application knows the
-        answer already, or has the node asked for it."""
+        """Answer without parser and task: from memory, or later with the node's answer. Return
+        False if the request must take the ordinary way."""
         if self.flow.write_paused or self.root_path:
             return False
         request = read_usual(head)
@@ -118,7 +119,7 @@ class FastHttp(FramedHttp):
         return self._waits
 
     def _answer_from_memory(self, request: UsualRequest) -> bool:
-        """Answer if the application knows the answer already, and the client takes it in."""
+        """Answer if memory has the answer and the client takes it; return whether it did."""
         if self.flow.write_paused or self.root_path or self.transport.is_closing():
             return False
         app: FastApplication = self.app
@@ -129,20 +130,20 @@ class FastHttp(FramedHttp):
         super().on_response_complete()
         return True
 
-    # For an answer that comes later, see `Client`.
+    # For answers that come later: see `Client`.
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has gone, or was sent away."""
+        """True if the client has gone, or was disconnected."""
         return self.transport.is_closing()
 
     @property
     def is_ready(self) -> bool:
-        """Whether the client takes in what it is sent."""
+        """True if the client takes what it is sent."""
         return not self.flow.write_paused
 
     def give(self, head: bytes, body: bytes) -> None:
-        """Answer the request that waits."""
+        """Answer the waiting request."""
         self._waits = False
         self._write(head, body, b"connection: close\r\n\r\n" if self._is_last else b"\r\n")
         if self._is_last:
@@ -150,12 +151,12 @@ class FastHttp(FramedHttp):
         self.on_response_complete()
 
     def go_the_usual_way(self, said: Said | None) -> None:
-        """Have the application serve the request that waits."""
+        """Have the application serve the waiting request."""
         self._waits = False
         try:
             super().begin_with(self._head)
         except Exception:
-            # Nobody else would end it: it stands outside of the parser and of every task.
+            # No parser and no task stands around this call that would end the connection.
             logger.exception("a request failed")
             self.transport.close()
         if self.transport.is_closing():  # or it was refused
@@ -167,7 +168,7 @@ class FastHttp(FramedHttp):
             super().shutdown()
 
     def shutdown(self) -> None:
-        """The server ends: with the request under way, if there is one."""
+        """End the connection, after the request under way if there is one: the server ends."""
         if self._waits:
             self._is_last = True
             self._lingering.end_soon()

@@ -1,7 +1,7 @@
-"""Small answers of the node passed on without a scope and a task: what memory hasn't got, but knows
-that it may be served.
+"""Small answers of the node, relayed without a scope and a task: for content that is not in memory,
+but known to be servable.
 
-Everything that is unusual, about the request or in what the node says, is left to the gateway.
+Anything unusual in the request or in the node's answer is left to the gateway.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ logger = logging.getLogger(__name__)
 
 
 class Client(Protocol):
-    """Whoever waits for an answer: a connection of on-api's own server."""
+    """A client that waits for an answer: a connection of on-api's own server."""
 
     @property
     def is_gone(self) -> bool:
-        """Whether there is nobody any more."""
+        """True if the client has gone."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether it takes in what it is given."""
+        """True if the client takes what it is given."""
 
     def give(self, head: bytes, body: bytes) -> None:
-        """Answer: with status line and headers, but for the line that ends them, and a body."""
+        """Send an answer: status line and headers, without the line that ends them, and a body."""
 
     def go_the_usual_way(self, said: Said | None) -> None:
-        """Have the application serve the request, with what the node has said to it so far."""
+        """Have the application serve the request, with what the node has answered so far."""
 
 
 class Relay:
-    """Asks the node for whoever has neither scope nor task. On the event loop only."""
+    """Asks the node for clients that have neither scope nor task. Used on the event loop only."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Relay:
         memory: Memory,
         tell: Callable[[int, int, float], None],
     ) -> None:
-        """`tell`: counts an answer, by its status, the bytes of its body and its seconds."""
+        """`tell` counts an answer, by its status, the bytes of its body and its seconds."""
         self._gateway = gateway
         self._memory = memory
         self._tell = tell
@@ -67,8 +67,8 @@ class Relay:
         self._most = services.settings.max_requests
 
     def begin(self, request: UsualRequest, client: Client) -> bool:
-        """Ask the node. The client gets an answer later, or goes the ordinary way. False: it goes
-        that at once."""
+        """Ask the node. The client gets an answer later, or is sent the ordinary way then. Return
+        False if it must take the ordinary way at once."""
         if self._gateway.under_way >= self._most or access_logger.isEnabledFor(logging.DEBUG):
             return False
         path, query, accept = request.key
@@ -91,11 +91,11 @@ class Relay:
         return True
 
     def ended(self) -> None:
-        """The node has answered, or failed."""
+        """Count one request less under way: the node has answered, or failed."""
         self._gateway.under_way -= 1
 
     def pass_on(self, answer: NodeAnswer, asking: _Asking) -> bool:
-        """Give the client what the node answers, if that is usual and there is credit for it."""
+        """Give the client the node's answer; return False if that is unusual or lacks credit."""
         body, client = answer.whole, asking.client
         if answer.status != 200 or not body or answer.length is None or not client.is_ready:
             return False
@@ -111,11 +111,11 @@ class Relay:
         return True
 
     def gone(self, asking: _Asking) -> None:
-        """The client didn't wait."""
+        """Count a request whose client has gone before the answer."""
         self._tell(0, 0, time.perf_counter() - asking.started)
 
     def _remember(self, answer: NodeAnswer, asking: _Asking, body: bytes) -> None:
-        """Keep it in memory, if it is for that. Raises `ContentDamaged`."""
+        """Keep an answer in memory, if it is cacheable. Raises `ContentDamaged`."""
         root = asking.target.root
         if root is None:
             return
@@ -129,7 +129,7 @@ class Relay:
 
 
 class _Asking:
-    """One request that waits for the node."""
+    """A request that waits for the node."""
 
     __slots__ = ("_relay", "charge", "client", "key", "started", "target")
 
@@ -144,7 +144,7 @@ class _Asking:
         self.started = time.perf_counter()
 
     def told(self, said: NodeAnswer | NodeError | Stale) -> None:
-        """What came of it."""
+        """Handle the node's answer or failure: answer, or send the client the ordinary way."""
         self._relay.ended()
         if self.client.is_gone:
             self._relay.gone(self)
@@ -155,7 +155,7 @@ class _Asking:
             if isinstance(said, NodeAnswer) and self._relay.pass_on(said, self):
                 return
         except OnApiError:
-            pass  # it happens once more on the usual way, which has words for it
+            pass  # it happens again on the ordinary way, which answers the error
         except Exception:
             logger.exception("could not pass on what the node said")
         self.client.go_the_usual_way(None if isinstance(said, Stale) else said)

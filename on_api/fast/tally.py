@@ -1,7 +1,7 @@
-"""Counting answers that come from memory: what `Ticket` does, for answers that go out whole, at
-once, and by the thousand.
+"""Counting for answers from memory: `Tally` does a `Ticket`'s work for answers that go out whole,
+at once, and by the thousand.
 
-On one event loop. Knows nothing of how answers are made.
+Used on one event loop. Knows nothing of how answers are made.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from on_api.core.services.traffic.metering import Charge, Meter
 
 
 class Tally:
-    """Counts answers that go out whole and at once, all for one charge: a ticket for each would
-    cost more than they do. On the event loop only."""
+    """Counter for answers that go out whole and at once, all for one charge: a ticket for each
+    would cost more than the answer. Used on the event loop only."""
 
     __slots__ = ("_accounts", "_binding", "_meter", "_row", "charge")
 
@@ -21,8 +21,8 @@ class Tally:
         self._binding = -1
 
     def take(self, size: int) -> bool:
-        """Count an answer of `size` bytes (not 0) that is about to be sent, as one request. False:
-        memory alone can't say that it may go out, and nothing was counted."""
+        """Count an answer of `size` bytes (not 0) that is about to be sent, as one request. Return
+        False, with nothing counted, if the credit in memory does not allow it."""
         meter = self._meter
         meter.now()
         if self._binding != meter.binding:

@@ -1,7 +1,7 @@
-"""Whether a request is usual: what a fast lane may answer. The one place that decides it.
+"""The one decision whether a request is usual, so that a fast lane may answer it.
 
-A GET below `/ipfs` whose `Accept` alone selects the representation, with a head that nobody could
-read otherwise. Everything else goes to the parser and the application, which read every header.
+A usual request is a GET below `/ipfs` whose `Accept` alone selects the representation, with a head
+that has only one reading. All others go to the parser and the application, which read every header.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ HEADERS_OF_THE_SERVER = frozenset({
     b"connection", b"content-length", b"expect", b"host", b"proxy-connection",
     b"transfer-encoding", b"upgrade",
 })  # fmt: skip
-"""Headers that the parser or `server/` reads. All but a valid `Host` and `Connection: keep-alive`
-make a request unusual."""
+"""Headers that the parser or `server/` reads. Any of them makes a request unusual, except a valid
+`Host` and `Connection: keep-alive`."""
 HEADERS_WITH_MEANING = READ | {ACCEL} | HEADERS_OF_THE_SERVER
-"""Those, and headers that the gateway reads. Of these all but `Accept` make a request unusual
-(`ACCEL`: where answers may be handed over to nginx); any other header changes nothing at the
-gateway."""
+"""Headers of the server, and headers that the gateway reads. Beside the exceptions above, `Accept`
+alone leaves a request usual (and `ACCEL`, unless answers may be handed over to nginx). Other
+headers change nothing at the gateway."""
 HEADERS_OF_ENDPOINTS = frozenset({
     "idempotency-key", "on-api-passphrase",
 })  # fmt: skip
-"""Headers that endpoints declare. They mean nothing at the gateway."""
+"""Headers that endpoints declare. The gateway ignores them."""
 MIDDLEWARE_AT_THE_GATEWAY = frozenset({"ProxyHeadersMiddleware"})
-"""What may stand before the gateway: it tells who asks, which no usual answer depends on."""
+"""Middleware that may stand before the gateway: it sets the client's address, which no usual answer
+depends on."""
 MIDDLEWARE_OF_ENDPOINTS = frozenset({
     "CORSMiddleware", "ErrorAnswers", "InFlightLimit", "Metering", "ProxyHeadersMiddleware",
     "RequestContext",
 })  # fmt: skip
-"""What stands before endpoints only. What the gateway needs of it (ids, limits, counting, CORS), it
-and the lanes do by themselves."""
+"""Middleware that stands before endpoints only. What the gateway needs of it (ids, limits,
+counting, CORS), the gateway and the lanes do themselves."""
 
 REMEMBERED_BYTES = 2048
 MOST_REMEMBERED = 1000
-"""Headers of usual requests, and whole heads, up to that many bytes: a client sends the same ones
-again and again."""
+"""Bounds of the two caches: bytes of an entry's key, and entries. A client sends the same headers
+and heads again and again."""
 HARMLESS = frozenset({
     b"accept", b"accept-encoding", b"accept-language", b"connection", b"dnt", b"host", b"origin",
     b"pragma", b"referer", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform",
@@ -49,23 +50,23 @@ HARMLESS = frozenset({
     b"upgrade-insecure-requests", b"user-agent", b"x-forwarded-for", b"x-forwarded-proto",
     b"x-real-ip", ACCEL,
 })  # fmt: skip
-"""Headers that are remembered. Another one may hold a secret, which no memory is to keep."""
+"""Headers that may be cached. Others may hold a secret, which no cache is to keep."""
 
-# Possessive throughout: there is one way to read a head, and no other is tried.
+# Possessive throughout: a head has one reading, and the pattern never backtracks.
 _LINE = re.compile(rb"GET (/ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1")
 _FIELDS = re.compile(rb"\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++\r\n")
 
 
 class UsualRequest(NamedTuple):
-    """What selects the answer to a usual request."""
+    """The parts of a usual request that select its answer."""
 
     key: Key
     has_accel: bool
-    """nginx says that it would send the answer in our place."""
+    """True if nginx offers to send the answer in our place."""
 
 
 def read_usual(head: bytes) -> UsualRequest | None:
-    """Read what a head, from the request line to the empty line, asks for; None: it is unusual."""
+    """Read a head, from the request line to the empty line; return None if it is unusual."""
     known = remembered_heads.get(head)
     if known is not None:
         return known
@@ -90,13 +91,13 @@ def read_usual(head: bytes) -> UsualRequest | None:
 
 
 remembered: dict[bytes, tuple[bytes, bool]] = {}
-"""Results of `_read_fields`, by what it was given."""
+"""Results of `_read_fields`, by its argument."""
 remembered_heads: dict[bytes, UsualRequest] = {}
-"""Results of `read_usual`, by the head."""
+"""Results of `read_usual`, by head."""
 
 
 def _understand(fields: bytes) -> tuple[bytes, bool] | None:
-    """See `_read_fields`; what is usual and harmless is remembered."""
+    """Return `_read_fields(fields)`, and cache it if all headers are `HARMLESS`."""
     understood = _read_fields(fields)
     if understood is None or len(fields) > REMEMBERED_BYTES:
         return understood
@@ -109,8 +110,8 @@ def _understand(fields: bytes) -> tuple[bytes, bool] | None:
 
 
 def _read_fields(fields: bytes) -> tuple[bytes, bool] | None:
-    """`Accept`, and whether nginx would send the answer; None if there is more. `fields`: from the
-    end of the request line on."""
+    """Return `Accept`, and whether nginx would send the answer; None if the request is unusual.
+    `fields`: the head from the end of the request line on."""
     if _FIELDS.fullmatch(fields) is None:
         return None
     host = accept = None

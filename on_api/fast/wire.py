@@ -1,5 +1,5 @@
-"""Writes pre-rendered responses directly to the transport, bypassing uvicorn's encoding of headers:
-it looks at every header of every response anew. Keeps what uvicorn has to know: that a request is
+"""Writes pre-rendered responses directly to the transport, bypassing uvicorn's encoding, which
+looks at every header of every response anew. Sets what uvicorn must know: the request is
 answered."""
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from on_api.server.wire import common_lines
 
 
 def with_id(head: bytes) -> bytes:
-    """A pre-rendered head with a request id of its own; the line that ends it is still to come."""
+    """Return a pre-rendered head with a new request id; the line that ends it is still missing."""
     return b"%sx-request-id: %016x\r\n" % (head, new_request_number())
 
 
 def write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
-    """Answer with a status line and headers as they go over the wire, and with the body whose
-    length they tell. False when it has to go the usual way: the client is slow, or gone."""
+    """Write a serialised status line with headers, and the body whose length they tell. Return
+    False if the response must take the ordinary way: the client is slow or gone, or an answer has
+    begun."""
     if cycle.disconnected or cycle.response_started or cycle.flow.write_paused:
         return False
     cycle.response_started = cycle.response_complete = True
