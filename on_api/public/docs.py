@@ -1,5 +1,5 @@
-"""Swagger UI and the OpenAPI documents, served whole from here: nothing comes from anywhere
-else."""
+"""Swagger UI and the OpenAPI documents. All their files are served from here, none by another
+site."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from on_api.public.gateway.document import GATEWAY_PATHS
 
 STATIC_URL = "/docs/static"
 
-# Swagger UI's own page sets styles and starts itself by an inline script.
+# Swagger UI's page sets inline styles and starts itself by an inline script.
 _POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' data:; "
     "script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -26,7 +26,7 @@ _POLICY = (
 
 
 def install_docs(app: FastAPI, versions: Sequence[ApiVersion], release: str) -> None:
-    """Add a document and a Swagger UI for each version, and `/docs` for the first."""
+    """Add a document and a Swagger UI for each version, and `/docs` for the first version."""
     app.mount(STATIC_URL, StaticFiles(directory=SWAGGER_FOLDER), name="docs-static")
     for version in versions:
         _add_version(app, version, release)
@@ -37,7 +37,7 @@ def _add_version(app: FastAPI, version: ApiVersion, release: str) -> None:
     documents: list[JSONResponse] = []
 
     async def document(_request: Request) -> JSONResponse:
-        # Made at the first call and kept: the routes don't change.
+        # Built at the first request and kept: the routes don't change.
         if not documents:
             documents.append(JSONResponse(openapi_document(app, version, release, GATEWAY_PATHS)))
         return documents[0]

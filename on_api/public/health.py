@@ -1,5 +1,4 @@
-"""Whether the process lives (`/healthz`, asks nobody) and whether it can do its work
-(`/readyz`)."""
+"""Liveness (`/healthz`, which depends on nothing else), readiness (`/readyz`) and metrics."""
 
 from __future__ import annotations
 

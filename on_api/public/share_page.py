@@ -1,5 +1,5 @@
-"""The page that a browser gets for a share's link: plain HTML without a script. Knows no share,
-only what is to be seen."""
+"""The page that a browser gets for a share's link: plain HTML without a script. Knows nothing of
+shares, only what the page shows."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
-# They would let a name show itself backwards, as that of another kind of file.
+# These would show a name reversed, as if it were another kind of file.
 _TURNS_TEXT = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A file to download, and what a person must know for it."""
+    """A file to download, with what the page must say and ask."""
 
     name: str
     size: int
@@ -46,14 +46,14 @@ class Offer:
 def offer_page(
     offer: Offer, *, error: str | None = None, status: int = 200, headers: Mapping[str, str]
 ) -> HTMLResponse:
-    """The page with the button; `error` says why the last try failed."""
+    """Return the page with the download button; `error` says why the last try failed."""
     fields = ""
     if offer.asks_password:
         fields += _field("password", "Password of this link")
     if offer.asks_passphrase:
         fields += _field("passphrase", "Passphrase of this file")
     alert = "" if error is None else f'<p role="alert">{escape(error)}</p>'
-    # To the address that the page has itself: it need not be written anywhere.
+    # Without an action: it posts to the page's own address, so the token is not in the page.
     form = f'<form method="post">{fields}<button>Download</button></form>'
     name = _shown(offer.name)
     about = f"<p>{_size(offer.size)} · {_shown(offer.media_type)}</p>"
@@ -61,7 +61,7 @@ def offer_page(
 
 
 def message_page(message: str, *, status: int, headers: Mapping[str, str]) -> HTMLResponse:
-    """A page that says something and offers nothing."""
+    """Return a page with a message and nothing to download."""
     return _page("on-api", f'<p role="alert">{escape(message)}</p>', status, headers)
 
 
@@ -87,7 +87,7 @@ def _shown(text: str) -> str:
 
 
 def _size(size: int) -> str:
-    """Bytes for a person: three digits, in powers of 1000."""
+    """Return a size in bytes for a person: three digits, in powers of 1000."""
     number, units = float(size), iter(("bytes", "kB", "MB", "GB", "TB", "PB", "EB"))
     unit = next(units)
     while number >= 999.5:

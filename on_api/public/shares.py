@@ -1,7 +1,7 @@
-"""`/s/{token}`: a shared file for whoever has the link. A browser gets a page with a button, other
-programs the bytes.
+"""`/s/{token}`: a shared file for everyone who has the link. A browser gets a page with a button,
+other programs the bytes.
 
-The token is in no answer: it is not redirected, not linked, and not told to other sites.
+No answer holds the token: it is not redirected to, not linked, and not sent to other sites.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _PRIVATE: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# Every path below it, so that no redirect to one without a slash repeats the token.
+# Matches every path below the prefix, so that no redirect to one without a slash repeats the token.
 _PATH = "/{token:path}"
 
 router = APIRouter(prefix=PREFIX, tags=["shares"], route_class=ApiRoute)
@@ -87,7 +87,7 @@ _WORDS = {
     "application/json": {"schema": {"$ref": REF.format(model=FAILURE.models[0].__name__)}},
     "text/html": {"schema": {"type": "string"}},
 }
-"""An error, for a program and for a person."""
+"""Media types of an error: for a program, and for a person."""
 
 
 def _described(answers: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
@@ -185,7 +185,7 @@ async def download_share(
     shared = await services.strangers.in_thread(services.shares.find, token)
     try:
         file = await _reading(services, shared, password, passphrase, client)
-        # A form's answer is the whole, whatever else the request asks for.
+        # The answer to a form is the whole file, whatever else the request asks for.
         return await file_response(
             request,
             file,
@@ -205,14 +205,14 @@ async def download_share(
 
 
 class _ErrorResponse(Response):
-    """An error in words for a person or for a program, as the request prefers."""
+    """Error response for a person or for a program, as the request prefers."""
 
     def __init__(self, error: OnApiError) -> None:
         super().__init__(status_code=error.status)
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Implement ASGI."""
         error = self._error
         if _prefers_html(Headers(scope=scope)):
             headers = {**_PRIVATE, **error.headers}
@@ -233,8 +233,8 @@ async def _reading(
     passphrase: str | None,
     client: Actor,
 ) -> Reading:
-    """The shared file's bytes, counted as they are sent. Raises what a wrong password or passphrase
-    raises."""
+    """Return the shared file's bytes, to be counted as they are sent. Raises the errors for a wrong
+    password or passphrase."""
     await services.shares.check_password(shared.share, password, client.client)
     asker = services.private_files.stranger(shared.file, client.client)
     file = await services.reader.read(shared.file, passphrase=passphrase, asker=asker)
@@ -242,7 +242,7 @@ async def _reading(
 
 
 def _counted(services: Services, shared: Shared, open_part: Opener) -> Opener:
-    """The opener of a part that counts it against the share's limits, before its first byte."""
+    """Return an opener that counts a part against the share's limits before its first byte."""
     shares, threads = services.shares, services.strangers
 
     @asynccontextmanager
@@ -256,7 +256,7 @@ def _counted(services: Services, shared: Shared, open_part: Opener) -> Opener:
                 sent += len(chunk)
                 yield chunk
 
-        # What the node can't open has cost nobody a download.
+        # A part that the node can't open is not counted as a download.
         async with open_part(offset, length) as chunks:
             await threads.in_thread(shares.take, shared, length)
             try:
@@ -264,7 +264,7 @@ def _counted(services: Services, shared: Shared, open_part: Opener) -> Opener:
                     yield counted
             finally:
                 if sent < length:
-                    # Where even that fails it stays counted: too much, never too little.
+                    # If even that fails, it stays counted: too much, never too little.
                     with CancelScope(shield=True), suppress(OnApiError):
                         await threads.in_thread(shares.give_back, shared, length - sent)
 
@@ -287,7 +287,7 @@ def _offer(shared: Shared) -> Offer:
 
 
 def _secret(headers: Headers, name: str) -> str | None:
-    """A secret in a header: UTF-8, which clients send there in spite of the RFC."""
+    """Return a header's secret, read as UTF-8, which clients send there in spite of the RFC."""
     value = headers.get(name)
     if value is None:
         return None
@@ -295,7 +295,8 @@ def _secret(headers: Headers, name: str) -> str | None:
 
 
 def _prefers_html(headers: Headers) -> bool:
-    """Whether `Accept` names HTML, and nothing that it would rather have: as browsers do."""
+    """Return whether `Accept` names HTML with no lower weight than anything else, as browsers
+    do."""
     html = best = 0.0
     for choice in headers.get("accept", "").split(","):
         media_type, *parameters = (part.strip().lower() for part in choice.split(";"))

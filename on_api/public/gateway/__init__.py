@@ -1,1 +1,1 @@
-"""The public gateway at `/ipfs`: what it is asked, what it answers, what nginx sends for it."""
+"""The public gateway at `/ipfs`: its requests, its answers, and those that nginx sends for it."""

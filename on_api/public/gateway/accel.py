@@ -1,5 +1,5 @@
-"""Large answers handed over to nginx, which fetches them from the node by itself
-(`deploy/nginx.conf`). How they are counted is in `traffic/accelerated.py`.
+"""Large answers that are handed over to nginx, which fetches them from the node itself
+(`deploy/nginx.conf`). `traffic/accelerated.py` counts them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from on_api.public.gateway.answers import OURS, Delivery
 from on_api.public.gateway.request import GatewayRequest
 
 LOCATION = b"@on_api_node"
-"""nginx's way to the node: a name that no URL has."""
+"""nginx's location for the node: a name that no URL has."""
 
 _NAME = re.compile(rb"[0-9a-f]{32}")
 _WAY_BACK = re.compile(r"[!-~]+")
 
 
 class Accelerator:
-    """Hands over what may be. nginx proves itself by a secret, not by its address: that may be
-    another proxy's, or anybody's on the same machine, and whoever isn't nginx would get no bytes
-    and have them charged."""
+    """Hands answers over to nginx. nginx proves itself by a secret, not by its address, which may
+    be another proxy's or another program's on the same machine. A client that could pass for nginx
+    would get no bytes and have them charged."""
 
     def __init__(self, services: Services) -> None:
         settings = services.settings.gateway
@@ -36,10 +36,10 @@ class Accelerator:
         self._answers = services.accelerated
 
     def name_of(self, request: GatewayRequest, answer: NodeAnswer) -> str | None:
-        """nginx's name for a request whose answer nginx may fetch; None where on-api answers.
+        """Return nginx's name for a request if nginx may fetch the answer; None if on-api must.
 
-        Only what has a length: what is cut of it is seen by everybody. And only headers that came
-        once each: nginx passes on the first alone, which might select something else.
+        Only answers with a length: clients see if such a one is cut. And only requests without
+        repeated headers: nginx passes on the first one alone, which might select something else.
         """
         if self._secret is None or request.method != "GET" or request.is_joined:
             return None
@@ -55,9 +55,10 @@ class Accelerator:
     async def hand_over(
         self, name: str, path: str, charge: Charge, length: int, delivery: Delivery
     ) -> bool:
-        """Charge all of it, then tell nginx to fetch it. `path`: with its query, for the node.
+        """Charge the whole answer, then tell nginx to fetch it. `path`: with its query, for the
+        node.
 
-        False, and nothing is done, where a budget may not allow it. Raises `DatabaseUnavailable`.
+        Return False, with nothing done, if a budget may not allow it. Raises `DatabaseUnavailable`.
         """
         if not _WAY_BACK.fullmatch(path):
             return False
@@ -65,9 +66,9 @@ class Accelerator:
         try:
             if not await self._threads.in_thread(self._answers.charge, name, charge, length):
                 return False
-            await asyncio.sleep(0)  # for news of the connection
+            await asyncio.sleep(0)  # so that a disconnect can be noticed
             if gone.done():
-                # nginx may have written its line before there was anything to refund.
+                # nginx may have logged its line before there was a charge to refund.
                 await self._threads.in_thread(self._answers.refund, {name: 0})
                 delivery.outcome = "client gone"
                 return True

@@ -1,5 +1,5 @@
-"""The gateway's answers on their way to the client: which headers are ours, and bodies that are
-counted, whole, or visibly cut.
+"""The gateway's answers on their way to the client: the headers that on-api sets, and bodies that
+are counted, and complete or visibly cut.
 
 Knows nothing of what may be served.
 """
@@ -31,8 +31,8 @@ from on_api.core.web.extensions import WRITE_WHOLE, extension
 from on_api.core.web.responses import until_disconnect
 
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
-"""Pages work, in an origin of their own that nothing else has: no cookie, no storage, no API of
-ours is theirs to read."""
+"""Content security policy: users' pages run, but in an opaque origin of their own, so that they
+can't read cookies, storage or APIs of on-api."""
 
 CORS: Headers = [
     (b"access-control-allow-headers", b"Content-Type, Range, User-Agent, X-Requested-With"),
@@ -44,7 +44,7 @@ CORS: Headers = [
         b" X-Stream-Output",
     ),
 ]
-"""What the node says to everybody."""
+"""CORS headers, the same as the node's."""
 
 Writer = Callable[[bytes, bytes], bool]
 _PHRASES = defaultdict(bytes, {status.value: status.phrase.encode() for status in HTTPStatus})
@@ -53,35 +53,35 @@ OURS: Headers = [
     (b"content-security-policy", SANDBOX),
     (b"x-content-type-options", b"nosniff"),
 ]
-"""Of every answer that carries users' bytes."""
+"""Headers of every answer that carries users' bytes."""
 _REPLACED = {name for name, _ in OURS} | {b"service-worker-allowed"}
 _PRIVATE: Headers = [(b"cache-control", b"private, no-store"), (b"vary", b"Authorization")]
 
 
 def with_ours(headers: Headers) -> Headers:
-    """The node's headers with those that are on-api's to say."""
+    """Return the node's headers with those that on-api sets itself."""
     return [header for header in headers if header[0] not in _REPLACED] + OURS
 
 
 def kept_private(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
-    """The same for an answer that nobody may keep but who asked."""
+    """Return the headers changed so that only the client itself may keep the answer."""
     names = {name for name, _ in _PRIVATE}
     return [header for header in headers if header[0] not in names] + _PRIVATE
 
 
 def as_headers(named: Mapping[str, str]) -> Headers:
-    """Headers as they go over the wire."""
+    """Return headers in ASGI's form: pairs of bytes, names in lower case."""
     return [(name.lower().encode(), value.encode()) for name, value in named.items()]
 
 
 def head_of(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Status line and headers as they go over the wire, each with its line's end."""
+    """Return a serialised status line with headers, each ended by CRLF."""
     lines = [b"%s: %s\r\n" % header for header in headers]
     return b"".join([b"HTTP/1.1 %d %s\r\n" % (status, _PHRASES[status]), *lines])
 
 
 class Delivery:
-    """One answer to one request. Exactly one of its methods is called."""
+    """One answer to one request. Exactly one of the answering methods is called."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, told: Headers) -> None:
         """`told`: headers of this answer alone."""
@@ -91,15 +91,15 @@ class Delivery:
         self._write: Writer | None = extension(scope, WRITE_WHOLE)
         self._told = told
         self.status = 0
-        """0: it has not begun."""
+        """Status sent; 0: the answer has not begun."""
         self.sent = 0
-        """Bytes of the body."""
+        """Bytes of the body that were sent."""
         self.outcome = "done"
 
     async def words(
         self, status: int, text: str, headers: Headers, media_type: bytes = b"text/plain"
     ) -> None:
-        """Answer in our own words."""
+        """Answer with a text of on-api's."""
         body = text.encode()
         told = [*CORS, *headers, (b"content-type", media_type + b"; charset=utf-8")]
         if self._method == "HEAD":
@@ -110,12 +110,12 @@ class Delivery:
         await self._end(body)
 
     async def refusal(self, error: OnApiError) -> None:
-        """Answer an error, as plain as the node does."""
+        """Answer an error as plain text, like the node."""
         told = as_headers(error.headers)
         await self.words(error.status, f"{error.details}\n", [*told, _NOT_KEPT])
 
     async def redirect(self, status: int, location: str, headers: Headers) -> None:
-        """Send the client elsewhere, in the node's words."""
+        """Redirect the client, with the same page as the node's."""
         phrase = HTTPStatus(status).phrase
         text = f'<a href="{html.escape(location)}">{phrase}</a>.\n\n'
         told = [*headers, (b"location", location.encode())]
@@ -124,9 +124,9 @@ class Delivery:
     async def whole(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, ticket: Ticket
     ) -> None:
-        """Answer what is all there. Raises `EgressBudgetExceeded` before it begins."""
+        """Answer with a complete body. Raises `EgressBudgetExceeded` before the answer begins."""
         await self._count(ticket, len(body))
-        if self._write is not None and body:  # so that its length is in the headers
+        if self._write is not None and body:  # without a body the headers may lack its length
             head = head_of(status, [*headers, *self._told])
             if self._write(head, body):
                 self.status, self.sent = status, len(body)
@@ -135,7 +135,7 @@ class Delivery:
         await self._end(body)
 
     def watch(self) -> asyncio.Future[None]:
-        """Done when the client has gone. Whoever asks for it cancels it."""
+        """Return a future that is done when the client has gone; the caller cancels it."""
         return asyncio.ensure_future(until_disconnect(self._receive))
 
     async def hand_over(self, headers: Headers) -> None:
@@ -147,10 +147,10 @@ class Delivery:
     async def relay(
         self, answer: NodeAnswer, headers: Headers, ticket: Ticket, gathering: Gathering | None
     ) -> None:
-        """Answer what the node does, as it comes.
+        """Stream the node's answer.
 
-        Raises a `NodeError` when that isn't whole, `EgressBudgetExceeded` when a budget has ended:
-        with the answer begun, returning without its end makes the server cut the connection.
+        Raises a `NodeError` if that is incomplete, and `EgressBudgetExceeded` if a budget is used
+        up. If the answer has begun by then, the server cuts the connection because it has no end.
         """
         plain = self._method == "GET" and answer.status == 200
         ending = ending_of(dict(answer.headers).get(b"content-type", b"")) if plain else None
@@ -182,7 +182,7 @@ class Delivery:
         ending: CarEnding | TarEnding | None,
         gone: asyncio.Future[None],
     ) -> None:
-        # One chunk behind: the last one only goes out when all is known to be whole.
+        # One chunk behind: the last one is only sent when the whole is known to be complete.
         before = b""
         async for chunk in answer.chunks():
             if ending is not None:
@@ -226,7 +226,7 @@ class Delivery:
 
 
 class Gathering:
-    """An answer that will be remembered when all of it has come."""
+    """An answer that is cached once all of it has come."""
 
     def __init__(
         self, answers: HotAnswers, key: Key, root: Cid, headers: Headers, length: int
@@ -242,8 +242,8 @@ class Gathering:
     def of(
         cls, answers: HotAnswers, key: Key, root: Cid, method: str, answer: NodeAnswer
     ) -> Gathering | None:
-        """A gathering for an answer to a request without conditions; None where it isn't worth it.
-        `end` has to follow."""
+        """Return a gathering for an answer to a request without conditions, to be ended by `end`;
+        None if the answer is not worth caching."""
         if answer.length is None or not is_constant(method, answer.status, dict(answer.headers)):
             return None
         headers = with_ours(answer.headers)
@@ -252,11 +252,11 @@ class Gathering:
         return cls(answers, key, root, headers, answer.length)
 
     def take(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         self._body += chunk
 
     def keep(self) -> None:
-        """It was whole. Raises `ContentDamaged` when a hash says that it is something else."""
+        """Cache the answer, which is complete. Raises `ContentDamaged` if it has another hash."""
         body = bytes(self._body)
         etag = dict(self._headers)[b"etag"]
         if not is_authentic(self._root, etag, body):
@@ -264,7 +264,7 @@ class Gathering:
         self._answers.keep(self._key, HotAnswer(str(self._root), self._headers, body, etag))
 
     def end(self) -> None:
-        """However it went."""
+        """Release the memory reserved, whatever has become of the answer."""
         self._answers.settle(self._key, self._headers, self._length)
 
 

@@ -1,7 +1,7 @@
-"""`/ipfs`: what the node's own gateway answers, for whoever may have it.
+"""`/ipfs`: the answers of the node's own gateway, for clients that may have them.
 
-A pure ASGI application beside the framework's, since most of what it does takes microseconds. What
-may be served is decided in `services/gateway/policy.py`.
+A pure ASGI application beside the framework's, since most of its work takes microseconds.
+`services/gateway/policy.py` decides what may be served.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _NOBODYS = Charge(Kind.GATEWAY, None)
 
 
 class Gateway:
-    """The application. Its services live as long as the process's."""
+    """The gateway's ASGI application. Its services live as long as the process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -76,7 +76,7 @@ class Gateway:
         self._is_limited = bool(services.settings.gateway.rate_per_ip)
         self._most = services.settings.max_requests
         self.under_way = 0
-        """Requests that are being answered, those that a fast lane answers included."""
+        """Requests that are being answered, including those of a fast lane."""
         self._sent_bytes = services.metrics.sent_bytes.labels("/ipfs")
         self._measures = cache(
             lambda method, status: (
@@ -104,7 +104,7 @@ class Gateway:
         told: Headers,
         refusal: OnApiError | None,
     ) -> None:
-        """Answer in whatever way it takes, and tell of it."""
+        """Answer a request, log it and count it."""
         identity = _new_id()
         token = request_id.set(identity)
         started = time.perf_counter()
@@ -136,7 +136,7 @@ class Gateway:
         if error.status >= 500:
             log_failure(logger, f"answered {error.status} {error.reason}", error.__cause__)
         if delivery.status:
-            # Nothing honest can be said any more: returning makes the server cut the connection.
+            # No honest end is possible any more: returning makes the server cut the connection.
             delivery.outcome = "cut"
         else:
             await delivery.refusal(error)
@@ -171,8 +171,9 @@ class Gateway:
         await self._give(request, delivery, target, verdict, principal)
 
     async def _principal(self, request: GatewayRequest) -> Principal | None:
-        """Who asks, if they say so. Raises `Unauthorized`, in `closed` also for nobody, `Forbidden`
-        for a key that may not read files there."""
+        """Return the principal of the request's API key, or None without one. Raises `Unauthorized`
+        for a bad key, and for none if the policy is `closed`; `Forbidden` for a key that then may
+        not read files."""
         kind, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() != b"bearer":
             if self._closed:
@@ -186,7 +187,7 @@ class Gateway:
         return principal
 
     async def _verdict(self, target: GatewayPath) -> Verdict:
-        """Raises what is to be answered unless the target is served."""
+        """Return the verdict for a target that is served; raise the error to answer otherwise."""
         root = target.root
         if root is None:
             raise NotFound
@@ -274,8 +275,8 @@ class Gateway:
                 gathering.end()
 
     async def _ask(self, request: GatewayRequest, target: GatewayPath) -> NodeAnswer:
-        """What the node says. It makes an error of a range that counts from the end and has more
-        bytes than there are; that is all of them."""
+        """Return the node's answer. The node fails if a range counts from the end and asks for more
+        bytes than there are; such a request is repeated for all of them."""
         path, query = target.encoded, request.query_text
         answer = await self._node.ask(request.method, path, query, request.sent_on)
         if not request.counts_from_the_end:
@@ -295,8 +296,8 @@ class Gateway:
         charges: Sequence[Charge],
         answer: NodeAnswer,
     ) -> bool:
-        """Have nginx fetch the answer, where that may be. What a budget leaves in the end, and
-        who pays in the first one's place, is found out on the usual way."""
+        """Have nginx fetch the answer if that is allowed. Budgets that are nearly used up, and a
+        second account to charge, are left to the ordinary way."""
         name = None if self._closed else self._accelerator.name_of(request, answer)
         if name is None or answer.length is None:
             return False
@@ -305,7 +306,7 @@ class Gateway:
         return await self._accelerator.hand_over(name, path, charges[0], answer.length, delivery)
 
     async def _ticket(self, charges: Sequence[Charge], length: int | None) -> Ticket:
-        """For whom of those who may be charged has budget left. Raises `EgressBudgetExceeded`."""
+        """Open a ticket for the first charge with budget left. Raises `EgressBudgetExceeded`."""
         *others, last = charges
         for charge in others:
             try:
@@ -317,16 +318,16 @@ class Gateway:
     async def _refuse_root(
         self, request: GatewayRequest, delivery: Delivery, target: GatewayPath
     ) -> None:
-        """What stands in the CID's place is none: the node knows the words. It may read more as a
-        CID than we do, but nothing of that is served."""
+        """Answer a path without a valid CID in the node's words. The node may read more as a CID
+        than on-api does, but none of that is served."""
         moves = not target.has_root or target.encoded.startswith(("/ipfs/ipfs/", "/ipfs/ipns/"))
         await self._relay_words(request, delivery, target, {400, 301} if moves else {400})
 
     async def _relay_words(
         self, request: GatewayRequest, delivery: Delivery, target: GatewayPath, statuses: set[int]
     ) -> None:
-        """The node's answer where it holds nothing of anybody's. Any other status than these is
-        not passed on."""
+        """Relay an answer of the node that holds no content of users. Raises `BadRequest` if it has
+        another status than these."""
         answer = await self._node.ask(
             request.method, target.encoded, request.query_text, request.sent_on
         )
@@ -357,7 +358,7 @@ class Gateway:
             access_logger.log(level, "%s %s", scope["method"], scope["path"], extra={EXTRA: fields})
 
     def count(self, method: str, status: int, sent: int, seconds: float) -> None:
-        """Count an answer: the bytes of its body, and its seconds."""
+        """Count an answer: its status, the bytes of its body, and its seconds."""
         count, clock = self._measures(method, status)
         count.inc()
         clock.observe(seconds)

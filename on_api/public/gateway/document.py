@@ -1,4 +1,4 @@
-"""The gateway as the documents describe it: it is no route of the framework."""
+"""OpenAPI description of the gateway, which is no route of the framework."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _parameter(
         "in": place,
         "required": place == "path",
         "description": description,
-        # No `example` of the parameter: Swagger would send it with every request that is tried.
+        # No `example` of the parameter: Swagger UI would send it with every request tried out.
         "schema": {"type": "string", **schema, "examples": [example]},
     }
 
@@ -85,7 +85,7 @@ _BESIDE = {
 }
 """Headers that any answer may have."""
 _WORDS = {"text/plain": {"schema": {"type": "string"}}}
-"""The gateway's errors are the node's: one line of text, not an object."""
+"""Media type of the gateway's errors: one line of text as from the node, not an object."""
 _REDIRECT = {"headers": LOCATION, "content": {"text/html": {"schema": {"type": "string"}}}}
 
 
