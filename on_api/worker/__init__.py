@@ -1,2 +1,2 @@
-"""Work that no request waits for. Each module is one kind of job: it claims, does a bounded
-piece, commits, repeats."""
+"""Background work, which no request waits for. Each module is one kind of job: it claims work, does
+a bounded piece, commits, repeats."""

@@ -1,5 +1,5 @@
-"""The thread that keeps the house: removes deleted accounts, ended logins, forgotten throttles,
-and merges old traffic."""
+"""The housekeeping thread: removes deleted accounts, expired logins and old throttles, and merges
+old traffic."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 60
 AGAIN_SECONDS = 5
-"""Pause before another try of a removal that could not be ended."""
+"""Seconds until a removal that could not be completed is tried again."""
 
 
 class Housekeeper:
-    """Runs once at the start, each minute, and soon after anything was announced as changed."""
+    """Thread that works once at the start, every minute, and soon after each cache
+    invalidation."""
 
     def __init__(
         self, database: Database, invalidations: Invalidations, traffic: TrafficSettings
@@ -42,11 +43,11 @@ class Housekeeper:
         invalidations.subscribe(self._due.set)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the piece of work under way."""
+        """Stop the thread after its current piece of work."""
         self._stopping.set()
         self._due.set()
         self._thread.join()
@@ -66,12 +67,12 @@ class Housekeeper:
             except Exception:
                 logger.exception("housekeeping failed")
             self._due.wait(PERIOD_SECONDS if is_done else AGAIN_SECONDS)
-            # Before the look at `_stopping`: after it, an end in between would be slept through.
+            # Before the check of `_stopping`: after it, a `stop` in between would be slept through.
             self._due.clear()
 
 
 def remove_what_has_ended(database: Database) -> None:
-    """Delete logins that are over and throttles that nobody runs into any more."""
+    """Delete expired logins and old answers, events and throttles."""
     with database.session_scope() as session:
         session.execute(
             delete(ApiKey).where(ApiKey.kind == TOKEN, ApiKey.expires_at < database_now())

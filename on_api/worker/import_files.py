@@ -1,8 +1,8 @@
-"""Files of another on-api that stay files here: what their source says of them is held against
-their bytes, and private ones get the identity that opens them.
+"""Files of another on-api that become files here: the source's description is compared with their
+bytes, and private ones get the identity that opens them.
 
-A private file that no identity of the user's opens is kept as the age file that it is, and is no
-success: the identity may come later, and then the file's row is told of it.
+A private file that none of the user's identities opens is kept as an age file and reported as a
+problem: the identity may be imported later, and then the file's row is updated.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ NOT_COMPARED = (
 
 
 class NotAuthenticError(Exception):
-    """A file's bytes are not what its source says of them."""
+    """Error: a file's bytes don't match what its source says of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What the row of a file is to say of its being public or private.
+    """Columns for a file's row that say whether it is public or private.
 
     `problem`: why it can't be read here. `note`: what could not be compared.
     """
@@ -61,7 +61,7 @@ class FileFacts:
 
     @property
     def is_opened(self) -> bool:
-        """Whether it is private, and an identity of the user's opens it."""
+        """True if the file is private and one of the user's identities opens it."""
         return self.columns.get("identity_id") is not None
 
 
@@ -73,13 +73,13 @@ class ImportedFiles:
         self._user_id = user_id
 
     def add_identity(self, text: str) -> None:
-        """What opens private files at the source is the importing user's too, from now on."""
+        """Add an identity of the source, which opens its private files, to the importing user."""
         with self._services.database.session_scope() as session:
             actor = Actor(self._user_id, client="import")
             self._services.identities.add(session, self._user_id, text, actor, active=False)
 
     async def inspect(self, item: Item, stat: DagStat) -> FileFacts:
-        """Read a file's bytes as they will be served, and hash them where the server can.
+        """Read a file's bytes as they will be served, and hash them if the server can decrypt them.
 
         Raises `NotAuthenticError`, `DamagedError`, or a `NodeError`.
         """
@@ -106,8 +106,8 @@ class ImportedFiles:
         return FileFacts(columns)
 
     def open_others(self, session: Session, item: Item, facts: FileFacts) -> None:
-        """Tell every file of the user's with these bytes which identity opens it, where its row
-        knows none that does. The user's usage is locked."""
+        """Update every file of the user with these bytes for which no usable identity is recorded:
+        record the one that opens it. The user's usage must be locked."""
         if not facts.is_opened:
             return
         mine = select(File).where(
@@ -132,9 +132,9 @@ class ImportedFiles:
         stat: DagStat,
         secured: Mapping[str, int],
     ) -> uuid.UUID:
-        """Record a file; `usage` is locked. Returns its id.
+        """Record a file, and return its id. `usage` must be locked.
 
-        Raises `contents.NotSecuredError`, `InsufficientFunds` over the quota.
+        Raises `contents.NotSecuredError`, and `InsufficientFunds` over the quota.
         """
         charged = usage.storage_bytes
         row = self._row(item, facts.columns)
@@ -161,7 +161,8 @@ class ImportedFiles:
         }
 
     async def _check_size(self, item: Item, size: int) -> None:
-        """Compare what the root tells: bytes behind those that were announced would go unseen."""
+        """Compare the size that the root tells: any bytes beyond it would go unnoticed. Raises
+        `NotAuthenticError`."""
         cid = Cid.from_text(item.cid)
         block = cid.inline
         if block is None:

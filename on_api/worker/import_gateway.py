@@ -1,6 +1,6 @@
-"""Brings an item of an import from a gateway: under an upload's lease, reserving as it comes.
+"""Fetches an item of an import from a gateway, under an upload's lease that reserves as bytes come.
 
-A crash leaves a dead lease, and blocks that are found when the item is begun anew.
+After a crash its lease is dead, and the blocks that came are found when the item is begun anew.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EMPTY = raw_leaf_cid(hashlib.sha256().digest())
-"""The file without a byte. Kubo's bitswap never passes its block on (seen with 0.43.0): it is made
-here."""
+"""CID of the empty file. Kubo's bitswap never passes its block on (seen with 0.43.0), so on-api
+makes it itself."""
 COVER_SECONDS = 0.25
-"""Between two looks whether what has come from a gateway is reserved."""
+"""Seconds between two reservations for what has come from a gateway."""
 
 
 class GiveUpError(Exception):
-    """Ends an item as failed, for a reason that a person understands."""
+    """Ends an item as failed, for a reason that is shown to the user."""
 
 
 class Bringer:
-    """Brings items of one user's import from one gateway, if there is one. `seen`: what has come so
-    far, by item."""
+    """Fetches items of one user's import from one gateway, if there is one. `seen`: what has come
+    so far, by item."""
 
     def __init__(
         self,
@@ -60,15 +60,15 @@ class Bringer:
 
     @property
     def has_gateway(self) -> bool:
-        """Whether there is one."""
+        """True if there is a gateway."""
         return self._gateway is not None
 
     @asynccontextmanager
     async def brought(self, item: Item, ends_at: float) -> AsyncIterator[LeaseHandle]:
-        """Have all of an item's blocks on the node, pinned under a lease that the block must close,
-        before `ends_at` by `time.monotonic()`.
+        """Put all of an item's blocks on the node before `ends_at` (on the clock of
+        `time.monotonic`), pinned under a lease that the `async with` block must close.
 
-        Raises `GiveUpError`, a `NodeError`, or what reserving raises.
+        Raises `GiveUpError`, a `NodeError`, or an error of the reservation.
         """
         services = self._services
         await services.capacity.require(item.size or 0)
@@ -86,24 +86,24 @@ class Bringer:
             self.seen.pop(item.id, None)
 
     async def _bring(self, item: Item, lease: LeaseHandle, ends_at: float) -> None:
-        """Have all of its blocks on the node, pinned under the lease."""
+        """Pin an item under the lease; its missing blocks are fetched first."""
         node = self._services.node
         if await node.pin_status(item.cid) is None:
             try:
-                # What an earlier attempt has brought lies there.
+                # The blocks of an earlier attempt are still there.
                 await self._pin(item, lease)
             except BlocksMissing:
                 await self._fetch(item, lease, ends_at)
                 await self._pin(item, lease)
 
     async def _pin(self, item: Item, lease: LeaseHandle) -> None:
-        # Listed before: it may be pinned though the answer is lost.
+        # Listed first: it may be pinned although the answer is lost.
         lease.pinned[item.cid] = self.seen.get(item.id, DagStat(item.size or 0, 0)).size
         stat = await self._services.node.pin(item.cid, name=lease.pin_name, fetch=False)
         lease.pinned[item.cid] = stat.size
 
     async def _fetch(self, item: Item, lease: LeaseHandle, ends_at: float) -> None:
-        """Fetch what isn't here yet, reserving for it as it comes. Raises `GiveUpError`."""
+        """Fetch the missing blocks, and reserve for them as they come. Raises `GiveUpError`."""
         if item.cid == EMPTY:
             await self._services.node.import_blocks(_only_the_empty_block())
             return
@@ -136,7 +136,8 @@ class Bringer:
         await self._in_thread(lambda: self._services.leases.cover(lease, size))
 
     async def _abandon(self, lease: LeaseHandle) -> None:
-        """What was brought for nobody goes; where that fails it is found by its dead lease."""
+        """Give back the lease of a failed attempt; if that fails, its leftovers are found by the
+        dead lease."""
         try:
             await self._in_thread(lambda: self._services.leases.abandon(lease))
         except OnApiError as error:

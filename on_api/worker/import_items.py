@@ -1,8 +1,8 @@
-"""Moves one item of an import: finds what is here already, has the node fetch the rest over IPFS or
-brings it from a gateway, reads every block of it from the node again, and records it.
+"""Moves one item of an import: finds content that is here already, has the node fetch the rest over
+IPFS or fetches it from a gateway, reads every block from the node again, and records it.
 
-Each step is safe to be done again: an item under way names its pin, and a fetch from a gateway has
-a lease, as an upload has.
+Each step may be repeated safely: an item under way names its pin, and a fetch from a gateway has a
+lease, like an upload.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ T = TypeVar("T")
 LOCAL = "local"
 MADE_HERE = "made here"
 ATTEMPTS = 5
-"""At an item that fails for a reason that passes."""
+"""Attempts at an item that fails for a temporary reason."""
 RETRIES = Backoff(first=0.5, longest=30.0)
-"""Seconds between them: the first, doubled at each next one, and the most."""
+"""Pauses between attempts in seconds: the first, doubled each time up to the longest."""
 DISCOURAGING = 3
-"""Items in a row that IPFS did not bring, after which the gateway is asked first."""
+"""Consecutive items not found over IPFS, after which the gateway is asked first."""
 QUOTA = "The storage quota does not allow it."
 FULL = "The IPFS node has no room for it."
 REMOVED = "It was removed meanwhile."
@@ -69,7 +69,7 @@ OUR_FAULT = "Something went wrong on our side; the log has more."
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """How an item is to be gone on with. `route=None`: it was here before."""
+    """Next step for an item. `route=None`: its content was here before."""
 
     route: str | None
     pin_id: uuid.UUID | None = None
@@ -93,12 +93,12 @@ class Mover:
         self._threads = threads
         self._limits = services.settings.imports
         self._in_vain = 0
-        """Items in a row that IPFS did not bring."""
+        """Consecutive items not found over IPFS."""
         self.delegates = claim.delegates
         self._files = ImportedFiles(services, claim.user_id)
 
     async def move(self, item: Item) -> None:
-        """Give an item its end. Raises `LostError` when the import is somebody else's."""
+        """Move an item, or record its failure. Raises `LostError` if the import's lease is lost."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._attempt(item)
@@ -123,7 +123,7 @@ class Mover:
             return
 
     async def add_identity(self, text: str) -> None:
-        """Take what opens private files of the source."""
+        """Add an identity that opens private files of the source."""
         await self._in_thread(lambda: self._files.add_identity(text))
 
     async def _attempt(self, item: Item) -> None:
@@ -156,7 +156,7 @@ class Mover:
         return item.began + self._limits.deadline
 
     def _begin(self, session: Session, item: Item) -> _Begun:
-        """Find out how to go on, and say so in the item's row."""
+        """Decide the next step, and record it in the item's row."""
         usage, _ = import_jobs.usage_for(session, self._claim)
         row = import_jobs.get_item(session, item.id)
         if row.was_here:
@@ -166,7 +166,7 @@ class Mover:
         if row.pin_id is not None:
             if import_jobs.pin_states(session, [row.pin_id]):
                 return _Begun(row.route, row.pin_id)
-            row.pin_id = None  # somebody has removed it meanwhile
+            row.pin_id = None  # the user has removed it meanwhile
         if self._is_here(session, row, item):
             return _Begun(None)
         self._require_room(session, item)
@@ -175,7 +175,7 @@ class Mover:
         if item.cid == EMPTY and not known:
             row.route = LOCAL
             return _Begun(MADE_HERE)
-        # A file's content is held by a pin only while it comes.
+        # A pin keeps a file's content only while it is fetched.
         if row.route == IPFS or (row.route == LOCAL and item.file is None):
             request = self._request(item)
             row.pin_id = self._services.pins.add_many(session, usage.user_id, [request])[0].id
@@ -200,7 +200,7 @@ class Mover:
     def _route_of(self, row: ImportItem) -> str:
         if self._claim.route != AUTO:
             return self._claim.route
-        # What was begun from the gateway goes on there, after a crash too.
+        # An item that was begun from the gateway goes on there, after a crash too.
         gateway_first = row.route == GATEWAY or self._in_vain >= DISCOURAGING
         return GATEWAY if gateway_first and self._has_gateway else IPFS
 
@@ -210,7 +210,8 @@ class Mover:
         return PinRequest(item.source_cid, item.name, origins, meta, item.source_created_at)
 
     def _require_room(self, session: Session, item: Item) -> None:
-        """Refuse what is known to be too much before a byte of it comes."""
+        """Refuse content that is known to exceed a limit, before any of it is fetched. Raises
+        `GiveUpError`."""
         if item.size is None:
             return
         self._require_size(item.size)
@@ -225,7 +226,7 @@ class Mover:
             raise GiveUpError(f"It has {size} bytes; this server takes {most} at most.")
 
     async def _wait_for(self, item: Item, pin_id: uuid.UUID) -> None:
-        """Wait until the node has it by IPFS. Raises `GiveUpError` when it won't."""
+        """Wait until the node has fetched it over IPFS. Raises `GiveUpError` if it won't."""
         loop = asyncio.get_running_loop()
         moved_at, blocks = loop.time(), 0
         while True:
@@ -249,7 +250,7 @@ class Mover:
                 raise GiveUpError(f"{state.details or 'Nobody gave all of it.'} {tried}")
 
     async def _leave_ipfs(self, item: Item) -> bool:
-        """Give up the pin that was to bring it. False when it has brought it at the last moment."""
+        """Remove the pin that was to fetch it. Return False if it has been fetched meanwhile."""
 
         def leave(session: Session) -> bool:
             usage, _ = import_jobs.usage_for(session, self._claim)
@@ -264,13 +265,13 @@ class Mover:
         return await self._in_database(leave)
 
     async def _from_gateway(self, item: Item) -> None:
-        """Bring it from the gateway under a lease, and record it."""
+        """Fetch it from the gateway under a lease, and record it."""
         async with self._bringer.brought(item, self._ends_at(item)) as lease:
             await self._finish(item, lease)
 
     async def _finish(self, item: Item, lease: LeaseHandle | None) -> None:
-        """Read all of it from the node, and record it. Raises `GiveUpError` for what is not
-        whole."""
+        """Read all of it from the node, and record it. Raises `GiveUpError` if it is not
+        complete."""
         try:
             stat = await read_dag(self._services.node, item.cid)
             self._require_size(stat.size)
@@ -305,7 +306,7 @@ class Mover:
         lease: LeaseHandle | None,
         secured: Mapping[str, int],
     ) -> str:
-        """Write down that it is here. Returns how it ended."""
+        """Record that the item is here. Return its status."""
         usage, _ = import_jobs.usage_for(session, self._claim)
         row = import_jobs.get_item(session, item.id)
         if facts is not None:
@@ -333,7 +334,7 @@ class Mover:
         return row.status
 
     async def _fail(self, item: Item, reason: str) -> None:
-        """Write an item off, with the pin that was to bring it."""
+        """Record an item's failure, and remove the pin that was to fetch it."""
 
         def fail(session: Session) -> None:
             usage, _ = import_jobs.usage_for(session, self._claim)
@@ -344,7 +345,7 @@ class Mover:
                 row.pin_id = None
             if row.was_here and not import_jobs.is_still_here(session, usage.user_id, row):
                 row.pin_id, row.file_id, row.was_here = None, None, False
-            # It may have been pinned again for this item, when its content was just being removed.
+            # It may have been pinned for this item while its content was being removed.
             leftovers.leave(session, item.id, [item.cid])
             import_jobs.fail_item(session, self._claim, row, reason)
 

@@ -1,8 +1,7 @@
-"""Carries out imports: reads the source's list into items, then moves them, a bounded number at
-once.
+"""Imports as jobs: reads the source's list into items, then moves them, a bounded number at once.
 
-A crash leaves a lease that ends: the next one reads on behind the last page, and takes up the items
-that were under way.
+After a crash the lease expires: the next attempt reads on after the last page, and takes up the
+items that were under way.
 """
 
 from __future__ import annotations
@@ -42,22 +41,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 THREADS = 8
-"""For the database, in one process."""
+"""Threads for the database, in each process."""
 BEAT_SECONDS = 1.0
 SLICE_SECONDS = 60.0
-"""After which an import makes way, if others wait."""
+"""Seconds after which an import gives up its slot, if others wait."""
 FIRST_PAUSE = 2.0
-"""Seconds until a list is read on after the first error that passes."""
+"""Seconds until the source's list is read on after the first temporary error."""
 LISTING_ATTEMPTS = 3
-"""At one page, before the import is given up."""
+"""Attempts at one page, before the import fails."""
 
 
 class ImportWorker:
-    """One process's share of the imports."""
+    """Worker for imports, one in each process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        # Of its own: requests wait for the same database, not for the same threads.
+        # Threads of its own: requests must not wait for these.
         self._threads = CapacityLimiter(THREADS)
         self._outbound = Outbound(services.settings.imports)
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
@@ -65,7 +64,7 @@ class ImportWorker:
         self._is_stopping = False
 
     async def step(self) -> bool:
-        """Begin one import that is due, if there is a place. Returns whether there was one."""
+        """Begin one import that is due, if a slot is free. Return whether there was one."""
         places = self._services.settings.imports.at_once
         if self._is_stopping or len(self._runs) >= places:
             return False
@@ -76,7 +75,7 @@ class ImportWorker:
             return False
         try:
             run = _Run(self, claim, self._gateway(claim.gateway_url))
-        except AddressRefused as error:  # the operator has changed their mind
+        except AddressRefused as error:  # the operator has changed what is allowed
             details = error.details
             await self._in_database(lambda session: import_jobs.give_up(session, claim, details))
             return True
@@ -86,11 +85,11 @@ class ImportWorker:
         return True
 
     async def next_due(self) -> float | None:
-        """Seconds until the next import's time comes; None while none waits."""
+        """Return the seconds until the next import is due; None if none waits."""
         return await self._in_database(import_jobs.next_due, write=False)
 
     async def stop(self) -> None:
-        """Claim nothing more, and give everything back."""
+        """Claim nothing more, and give back all work under way."""
         self._is_stopping = True
         for task in self._runs:
             task.cancel()
@@ -115,7 +114,7 @@ class ImportWorker:
 
 
 class _Run:
-    """One import for as long as this process has it."""
+    """One import, for as long as this process has its lease."""
 
     def __init__(self, worker: ImportWorker, claim: Claim, gateway: GatewayFetcher | None) -> None:
         self._services = worker._services
@@ -128,7 +127,7 @@ class _Run:
         self._mover = Mover(self._services, claim, self._watch, self._bringer, worker._threads)
 
     async def run(self) -> None:
-        """Whatever comes of it."""
+        """Carry out the import until its end, or the loss of its lease."""
         work = asyncio.create_task(self._carry_out())
         beat = asyncio.create_task(self._beat())
         try:
@@ -136,7 +135,7 @@ class _Run:
         finally:
             is_lost = beat.done() and not work.done()
             beat.cancel()
-            work.cancel()  # nothing, if it is over
+            work.cancel()  # does nothing if it has ended
             with CancelScope(shield=True):
                 await asyncio.gather(beat, work, return_exceptions=True)
                 if not is_lost:
@@ -147,7 +146,7 @@ class _Run:
             logger.info("import %s was ended by somebody else", self._claim.id)
 
     async def _settle(self, work: asyncio.Task[None]) -> None:
-        """Write down how it ended, where that isn't done yet."""
+        """Record how the work ended, unless that is done."""
         try:
             if work.cancelled():
                 await self._put_back(None, pause=0, counted=False)
@@ -156,7 +155,7 @@ class _Run:
         except LostError:
             logger.info("import %s was ended by somebody else", self._claim.id)
         except OnApiError as failure:
-            # The database, most likely: the lease ends and another attempt begins.
+            # The database, most likely: the lease expires and another attempt begins.
             logger.warning("import %s is left to its lease: %s", self._claim.id, failure.details)
 
     async def _after(self, error: BaseException) -> None:
@@ -168,7 +167,7 @@ class _Run:
             return
         longest = self._services.settings.imports.longest_pause
         if isinstance(error, DatabaseUnavailable | SecretUnavailable):
-            # Ours to mend, however long that takes.
+            # For the operator to mend, however long that takes.
             await self._put_back(error.details, pause=longest, counted=False)
         elif isinstance(error, SourceUnavailable) and self._claim.attempts < LISTING_ATTEMPTS:
             pause = Backoff(FIRST_PAUSE, longest).jittered(self._claim.attempts)
@@ -182,7 +181,7 @@ class _Run:
         await self._move_all()
 
     async def _list(self) -> bool:
-        """Read the source's list. Returns whether its items are to be moved at once."""
+        """Read the source's list. Return whether its items are to be moved at once."""
         claim, most = self._claim, self._services.settings.imports.max_items
         sealed = await self._in_database(lambda s: import_lists.secrets_of(s, claim))
         if sealed is None:
@@ -222,7 +221,7 @@ class _Run:
                 if not moving:
                     if await self._in_database(lambda s: import_jobs.finish(s, claim)):
                         return
-                    is_more = True  # of a CID that was under way, or retried by somebody beside us
+                    is_more = True  # a CID that was under way, or retried by the user meanwhile
                     continue
                 done, _ = await asyncio.wait(moving, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -247,7 +246,7 @@ class _Run:
         return await self._in_database(import_jobs.any_due, write=False)
 
     async def _beat(self) -> None:
-        """Keep the lease, show progress, look at pins. Ends when the import isn't ours any more."""
+        """Renew the lease, record progress, look at pins. Return when the lease is lost."""
         loop = asyncio.get_running_loop()
         pause = min(BEAT_SECONDS, self._services.settings.worker.poll)
         renewed_at = loop.time()

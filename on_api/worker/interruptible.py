@@ -1,4 +1,4 @@
-"""What the worker has begun and may have to end early: it is either told so in time, or done."""
+"""Work of the worker that may have to end early: it is interrupted in time, or completed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False, kw_only=True)
 class Interruptible:
-    """`task` is whose it is, if it has one of its own."""
+    """Work that can be interrupted. `task`: the task that runs it, if it has one of its own."""
 
     task: asyncio.Task[None] | None = None
     ended_by_us: bool = field(default=False, init=False)
-    """Not wanted any more, or making way: its cancellation is an answer, no accident."""
+    """True if the work was interrupted, so that its cancellation is expected."""
     is_over: bool = field(default=False, init=False)
-    """All but the writing down is done, and that is not to be interrupted."""
+    """True if only the recording is left, which must not be interrupted."""
 
     def interrupt(self) -> None:
-        """End it; what it works on goes back to the queue."""
+        """Cancel the work; its claims go back to the queue."""
         if not self.is_over and self.task is not None:
             self.ended_by_us = self.is_over = True
             self.task.cancel()

@@ -1,11 +1,11 @@
 """Removes what failed uploads and jobs have left pinned on the node, soon after their leases are
-dead, and gives back what these reserved.
+dead, and releases what these reserved.
 
-A lease lists what is known to be pinned under it. What a kill between the node's pin and our commit
-has left is found by the pin's name: the node's pins are looked through once for all dead leases.
-Nothing is removed because it is missing somewhere, and nothing by the name of a lease that died
-unnoticed, as all do in a restored database. What is listed may have been stored again there, by
-work that no row tells of: then it stays.
+A lease lists what is known to be pinned under it. A pin left by a kill between the node's pin and
+on-api's commit is found by its name: the node's pins are listed once for all dead leases. Nothing
+is removed because a row is missing, and nothing by the name of a lease whose death was not noticed
+in time, as is the case for all leases in a restored database. What is listed may have been stored
+again there, by work that no row tells of: then it stays.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ BATCH = 100
 MOST_SWEPT = 10_000
 """Dead leases that are looked for in one listing of the node's pins."""
 NOTICE_SECONDS = 30.0
-"""In which new deaths are noticed, also while what older ones have left is removed slowly."""
+"""Seconds between two looks for newly dead leases, also during a slow removal."""
 PAGE = 500
 """Pins of the node that are looked up together."""
 RESTS = 20
-"""A look through all pins is followed by a pause of so many times its own length."""
+"""Pause after a listing of all pins, as a multiple of the listing's duration."""
 
 
 class LeftoverRemover:
-    """One process's share. `life` is that of a removal's claim."""
+    """Remover of leftovers, one in each process. `life`: the lifetime of a removal's claim."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class LeftoverRemover:
         self._noticed_at = float("-inf")
 
     async def step(self) -> bool:
-        """Remove what can be removed now. Returns whether there may be more at once. Raises a
+        """Remove what can be removed now. Return whether there may be more at once. Raises a
         `NodeError`."""
         if not await self._read(leftovers.any_dead):
             return False
-        # At once, also under a collection: a death that is noticed late proves nothing.
+        # Always first, even during a garbage collection: a death noticed late proves nothing.
         await self._notice()
         if await self._read(_is_collecting):
             return False
@@ -88,7 +88,7 @@ class LeftoverRemover:
         return (len(listed) == BATCH and any(done)) or len(cleared) == BATCH
 
     async def remove_of(self, job: uuid.UUID) -> None:
-        """Remove at once what a job has listed with its end, as far as that can be. Raises a
+        """Remove what a job has listed at its end, as far as that is possible now. Raises a
         `NodeError`."""
         if await self._read(_is_collecting):
             return
@@ -109,7 +109,7 @@ class LeftoverRemover:
         await self._write(lambda session: leftovers.end_cleared(session, lease_id))
 
     async def _remove(self, leftover: Leftover) -> bool:
-        """Unpin one, if it is nobody's. Returns whether it is settled."""
+        """Unpin a leftover unless on-api keeps it. Return whether it is settled."""
         await self._keep_noticing()
         pin = await self._node.pin_status(leftover.cid)
         is_over = leftover.settled if pin is None else await self._let_go(leftover, pin)
@@ -118,11 +118,12 @@ class LeftoverRemover:
         return is_over
 
     async def _let_go(self, leftover: Leftover, pin: PinStatus) -> bool:
-        """Unpin what is there, if its name says that it is what was left."""
+        """Unpin a leftover if its pin's name is that of the failed work. Return whether it is
+        settled."""
         cid = leftover.cid
         job = await to_thread.run_sync(self._names.job_of, pin.name)
         if job is None:
-            return True  # somebody else's, who had pinned it before us
+            return True  # another program's pin, made before ours
         whose = await self._read(lambda session: leftovers.whose(session, leftover, job))
         if whose is Whose.LEFT:
             return await self._unpin(cid)
@@ -132,7 +133,8 @@ class LeftoverRemover:
         return False
 
     async def _unpin(self, cid: str) -> bool:
-        """Unpin what on-api does not keep. False: it has to wait, as for a pin under way."""
+        """Unpin content that on-api does not keep. Return False if it has to wait, e.g. for a pin
+        under way."""
 
         def begin(session: Session) -> Removal | None:
             if not maintenance.may_begin(session):
@@ -152,7 +154,7 @@ class LeftoverRemover:
         return removed
 
     async def _sweep(self) -> None:
-        """List the pins of dead leases that are found by their names."""
+        """List the pins of dead leases, found by their names."""
         try:
             turn = await to_thread.run_sync(Turn, self._database, SWEEP)
         except Conflict:  # another process does it
@@ -177,7 +179,7 @@ class LeftoverRemover:
             page.clear()
             await self._write(lambda session: leftovers.list_unknown(session, found))
 
-        # The node answers the pins of one lease, or of all that there are and were.
+        # The node returns the pins of one lease, or of all leases that exist or existed.
         wanted = next(iter(job_of)) if len(job_of) == 1 else prefix
         async for pin in self._node.pins(name=wanted):
             await self._keep_noticing()
@@ -216,10 +218,10 @@ class LeftoverRemover:
 
 
 def _is_collecting(session: Session) -> bool:
-    # A node that collects garbage answers when it is done: long after a claim has ended.
+    # During garbage collection the node answers only at its end: long after a claim expires.
     return maintenance.is_under_way(session, GARBAGE)
 
 
 def _dead_leases(session: Session) -> tuple[Sequence[uuid.UUID], datetime]:
-    """Some, and the moment at which they were dead."""
+    """Return some dead leases, and the moment at which they were dead."""
     return leftovers.to_be_swept(session, MOST_SWEPT), moment_of(session)

@@ -1,6 +1,6 @@
 """One attempt at one pin: finds its blocks on the node or fetches them, pins, records.
 
-Which pins are tried, and when, is `pinning.py`'s business.
+`pinning.py` decides which pins are tried, and when.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from on_api.worker.transactions import Transactions
 logger = logging.getLogger(__name__)
 
 LOCAL_AT_ONCE = 32
-"""Pins that are looked for one by one on the node itself."""
+"""Pins that are looked for on the node one by one, at the same time."""
 LOOK_SECONDS = 1.0
-"""Between two looks at a fetch."""
+"""Seconds between two checks of a fetch."""
 FETCHES = Backoff(first=5.0, longest=600.0)
 NODE_PAUSE = 2.0
 LAST_ATTEMPT = 1.0
 """Seconds before a pin's deadline in which no further attempt is begun."""
 REFUSALS_ALLOWED = 3
-"""Attempts after which a pin is given up when the node refuses it without a way out."""
+"""Attempts after which a pin fails if the node repeats its last error."""
 
 
 NO_PEERS = (
@@ -68,20 +68,20 @@ class _Stop(Exception):
 
 
 class _GiveUp(Exception):
-    """Ends a pin as failed, for a reason that a person understands."""
+    """Ends a pin as failed, for a reason that is shown to the user."""
 
 
 @dataclass(eq=False)
 class Work(Interruptible):
-    """A claim being worked on; with others it has no task of its own."""
+    """A claim being worked on; it has no task of its own while it is in a batch."""
 
     claim: Claim
     stat: DagStat | None = None
     moved_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
-    """When a block came last."""
+    """Time of the last block, on the event loop's clock."""
 
     def see(self, stat: DagStat) -> None:
-        """How much is there."""
+        """Record how much has come."""
         if self.stat is None or stat.blocks > self.stat.blocks:
             self.moved_at = asyncio.get_running_loop().time()
         self.stat = stat
@@ -114,7 +114,7 @@ class PinAttempts:
         self._local_places = asyncio.Semaphore(LOCAL_AT_ONCE)
 
     async def run(self, work: Work, *, fetch: bool) -> None:
-        """One attempt, whatever comes of it."""
+        """Make one attempt, and record its outcome."""
         claim = work.claim
         try:
             try:
@@ -140,13 +140,13 @@ class PinAttempts:
                 work.is_over = True
                 await self._fail(claim, str(reason))
         except OnApiError as error:
-            # The database, most likely: the lease ends and another attempt begins.
+            # The database, most likely: the lease expires and another attempt begins.
             logger.warning("pin %s is left to its lease: %s", claim.id, error.details)
         except Exception:
             logger.exception("pin %s is left to its lease", claim.id)
 
     async def give_back(self, claim: Claim) -> None:
-        """Put a pin back that was interrupted, as if it had not been tried."""
+        """Put an interrupted pin back, as if it had not been tried."""
         details = "It was interrupted, and begins again soon."
         await self._put_back(claim, _Stop(details, pause=0, counted=False))
 
@@ -169,10 +169,10 @@ class PinAttempts:
                 raise
             raise self._again(claim, error.details, FETCHES.jittered(claim.attempts)) from None
         except NodeTruncated as error:
-            # It was restarted, most likely.
+            # The node was restarted, most likely.
             raise self._again(claim, error.details, FETCHES.jittered(claim.attempts)) from None
         except NodeError as error:
-            # The same answer as last time is the node's last word.
+            # The same error as last time: the node's final answer.
             if claim.attempts >= REFUSALS_ALLOWED and claim.details == error.details:
                 raise _GiveUp(
                     "The IPFS node can't pin this: its blocks are damaged, or of a kind that it "
@@ -181,7 +181,7 @@ class PinAttempts:
             raise self._again(claim, error.details, NODE_PAUSE) from None
 
     async def _pin(self, work: Work, *, fetch: bool) -> DagStat:
-        """Have the node pin it, if it hasn't yet. Returns what the whole DAG is."""
+        """Have the node pin the content if it hasn't yet. Return the size of the whole DAG."""
         claim = work.claim
         name = await self._transactions.in_thread(self._names.of, claim.id)
         if claim.known is not None:
@@ -198,14 +198,14 @@ class PinAttempts:
                 work,
                 self._node.pin(claim.cid, name=name, fetch=True, progress=work.see),
             )
-        # Somebody pinned it beside us. What is missing of it is fetched without touching that pin.
+        # Another program has pinned it. Missing blocks are fetched without touching that pin.
         if not fetch:
             return await self._node.dag_stat(claim.cid)
         await self._meet(claim)
         return await self._fetch(work, self._node.dag_stat(claim.cid, fetch=True))
 
     async def _meet(self, claim: Claim) -> None:
-        """Connect to whoever may have it. Raises `_GiveUp` when nobody can be asked at all."""
+        """Connect to the pin's origins. Raises `_GiveUp` if the node has no peer at all."""
         allowed = await dialable(
             claim.origins, self._resolver, allow_private=self._settings.pins.dial_private
         )
@@ -217,10 +217,10 @@ class PinAttempts:
 
     async def _fetch(self, work: Work, getting: Coroutine[None, None, DagStat]) -> DagStat:
         """Wait for the node while blocks come. Raises `_Stop` at a standstill, `_GiveUp` when the
-        quota or the time is used up."""
+        time is up, `InsufficientFunds` over the quota."""
         claim, patience = work.claim, self._settings.pins.patience
         loop = asyncio.get_running_loop()
-        # Whoever waited long for a place still gets one honest attempt.
+        # A claim that waited long for its turn still gets one full attempt.
         work.moved_at = loop.time()
         ends_at = max(claim.ends_at, time.monotonic() + min(patience, self._settings.pins.deadline))
         task = asyncio.ensure_future(getting)
@@ -243,7 +243,7 @@ class PinAttempts:
             await asyncio.gather(task, return_exceptions=True)
 
     def _again(self, claim: Claim, details: str, pause: float) -> _Stop | _GiveUp:
-        """Another attempt later, or the end when its time is over."""
+        """Return the exception for another attempt later, or for the end when the time is up."""
         left = claim.ends_at - time.monotonic()
         if left < LAST_ATTEMPT:
             tried = _duration(self._settings.pins.deadline)
@@ -285,7 +285,8 @@ class PinAttempts:
         await self._look_after(claim)
 
     async def _look_after(self, claim: Claim) -> None:
-        """An attempt ended early may have left a pin for nobody, or dropped one of somebody's."""
+        """Repair the node's pins: an attempt that ended early may have left one that no row keeps,
+        or dropped one that another row keeps."""
         try:
             await self._keeper.heal(claim.cid, claim.id)
             await self._leftovers.remove_of(claim.id)

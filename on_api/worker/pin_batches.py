@@ -1,8 +1,8 @@
-"""Pins whose blocks lie on the node, many of one user at a time: one walk, one call that pins, one
-transaction that records. A bundle's kin, but each has a pin of its own.
+"""Batches of one user's pins whose blocks are on the node already: one walk, one call that pins,
+one transaction that records. Like a bundle, but each content has a pin of its own.
 
-What can't go with the others, and everything as soon as anything goes wrong, is left to go alone:
-`pin_attempts.py` finds out what is to become of each.
+Pins that can't go with the others, and all of them after any error, are left to be tried alone:
+`pin_attempts.py` finds out what becomes of each.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from on_api.worker.transactions import Transactions
 logger = logging.getLogger(__name__)
 
 MOST = 64
-"""Pins that go together."""
+"""Pins of a batch at most."""
 WALK_SECONDS = 2.0
-"""For the DAGs of all: what takes longer would hold the others up."""
+"""Seconds for walking all DAGs of a batch: a slower walk would hold up the others."""
 LONGEST = timedelta(minutes=1)
-"""For the node to pin them. Whatever was killed meanwhile leaves what is listed for that long."""
+"""Time for the node to pin a batch. After a kill, what was listed for it waits that long."""
 
 
 @dataclass(eq=False)
 class PinBatch(Interruptible):
-    """Claims of one user, each of another CID, on their way."""
+    """Claims of one user, all of different CIDs, that are worked on together."""
 
     claims: Sequence[Claim]
     kin: Sequence[Claim] = ()
-    """Those that the node is told to pin, all by the name of the first; the others are listed under
-    it."""
+    """Claims that the node is told to pin, all under the pin name of the first one; the others are
+    listed as its leftovers meanwhile."""
 
 
 class PinBatches:
-    """Has the node pin what it has itself, and records it."""
+    """Has the node pin content whose blocks it has, and records the pins."""
 
     def __init__(
         self, transactions: Transactions, node: IpfsNode, names: PinNames, metrics: Metrics
@@ -66,8 +66,8 @@ class PinBatches:
         self._metrics = metrics
 
     async def run(self, batch: PinBatch) -> set[uuid.UUID]:
-        """Pin as many as go together. Returns those that are pinned; the others are as they were,
-        but that the node may have pinned some of them already."""
+        """Pin as many as can go together. Return the ids of those that are pinned; the others are
+        unchanged, except that the node may have pinned some already."""
         pinned: set[uuid.UUID] = set()
         try:
             pinned = await self._run(batch)
@@ -77,7 +77,7 @@ class PinBatches:
         return pinned
 
     async def _hasten(self, batch: PinBatch, pinned: Collection[uuid.UUID]) -> None:
-        """Nothing more comes of what is still listed: nobody has to wait `LONGEST` for it."""
+        """Make the listed rest due now, instead of after `LONGEST`: the batch is over."""
         others = [claim.cid for claim in batch.kin[1:] if claim.id not in pinned]
         if not others:
             return
@@ -113,27 +113,26 @@ class PinBatches:
         return pinned
 
     async def _pin(self, batch: PinBatch) -> Mapping[uuid.UUID, DagStat]:
-        """What the DAGs are that the node has pinned, by pin."""
-        # Nothing is to be done for what on-api keeps, unless an earlier attempt has touched its
-        # pin.
+        """Have the node pin the batch; return the DAGs' sizes by pin."""
+        # Content that on-api keeps needs no work, unless an earlier attempt has touched its pin.
         stats = {
             claim.id: DagStat(claim.known, 0)
             for claim in batch.claims
             if claim.known is not None and claim.is_first and not claim.removed
         }
         fresh = [claim for claim in batch.claims if claim.known is None and not claim.removed]
-        if len(fresh) < 2:  # that one is asked about as quickly alone
+        if len(fresh) < 2:  # a single one is done as quickly alone
             return stats
         found = await asyncio.gather(*(self._node.pin_status(claim.cid) for claim in fresh))
-        # What is pinned already is not ours to pin: its pin would be dropped, and another's name.
+        # Another program's pins are left alone: pinning would replace them and their names.
         fresh = [claim for claim, pin in zip(fresh, found, strict=True) if pin is None]
         walked = await self._walk(fresh)
         if fitting := dict(_within_room(fresh, walked)):
             going = [claim for claim in fresh if claim.id in fitting]
             first, others = going[0].id, [claim.cid for claim in going[1:]]
             name = await self._transactions.in_thread(self._names.of, first)
-            # Before the node has them: they have another one's name, which may be gone before they
-            # have an end, and a kill may come at any moment.
+            # Listed before the node pins them: they get the first claim's name, whose row may be
+            # gone before they are settled, and a kill may come at any moment.
             await self._transactions.run(
                 lambda session: leftovers.leave(session, first, others, due_in=LONGEST)
             )
@@ -142,7 +141,7 @@ class PinBatches:
         return {**stats, **fitting}
 
     async def _walk(self, claims: Sequence[Claim]) -> Mapping[uuid.UUID, DagStat]:
-        """Those whose blocks are all there."""
+        """Return the sizes of the DAGs whose blocks are all there, by pin."""
         if not claims:
             return {}
         try:
@@ -152,7 +151,7 @@ class PinBatches:
         except NodeTimeout:
             raise
         except NodeError:
-            # One of them, whichever: the others need not suffer.
+            # One of them failed, and it is unknown which: the others are asked one by one.
             each = await asyncio.gather(
                 *(self._node.dag_stat(claim.cid) for claim in claims), return_exceptions=True
             )
@@ -168,7 +167,8 @@ class PinBatches:
 def _within_room(
     claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
 ) -> Iterator[tuple[uuid.UUID, DagStat]]:
-    """As many as the user's quota leaves room for, as far as is known before the end."""
+    """Yield as many as the user's quota has room for, as far as is known before they are
+    recorded."""
     room = Room(claims[0].room if claims else None)
     for claim in claims:
         stat = stats.get(claim.id)

@@ -1,8 +1,8 @@
-"""Pins as jobs: claims them, works on as many as there are places for, keeps their leases.
+"""Pins as jobs: claims them, works on as many as there are slots for, renews their leases.
 
-What the node has itself goes first and fast, many at a time. What must be fetched waits for one of
-a bounded number of places, shared among users; a fetch that comes to a standstill makes room for
-the next one.
+Content that the node has already goes first and fast, many pins at a time. Content that must be
+fetched waits for one of a bounded number of slots, shared among users; a fetch that comes to a
+standstill gives its slot to the next one.
 """
 
 from __future__ import annotations
@@ -38,21 +38,20 @@ from on_api.worker.transactions import Transactions
 logger = logging.getLogger(__name__)
 
 BATCHES = 4
-"""Of pins that are looked for on the node itself, at once: one is claimed or recorded while the
+"""Batches of pins that may be on the node already, at once: one is claimed or recorded while the
 node works on another."""
 BEAT_SECONDS = 1.0
 COUNT_SECONDS = 5.0
-"""Between two looks at the queue's length while nothing is worked on."""
+"""Seconds between two looks at the queue's length while nothing is worked on."""
 
 
 @dataclass
 class _Lane:
-    """Places for one kind of attempt. New claims are made when `at_once` of them are free."""
+    """Slots for one kind of attempt. New claims are made when `at_once` of them are free."""
 
     places: int
     share: int
-    """How many of them one user may have: never every place, so that another one's pin finds one at
-    once."""
+    """Slots that one user may have: never all, so that another user's pin finds one at once."""
     at_once: int
     work: dict[uuid.UUID, Work] = field(default_factory=dict)
     batches: set[PinBatch] = field(default_factory=set)
@@ -61,11 +60,11 @@ class _Lane:
 
     @property
     def has_room(self) -> bool:
-        """Whether another claim can be made."""
+        """True if another claim can be made."""
         return self.places - len(self.work) >= self.at_once
 
     def end(self, works: Iterable[Work]) -> None:
-        """These are worked on no more."""
+        """Free the slots of these."""
         for work in works:
             if (
                 self.work.get(work.claim.id) is work
@@ -74,7 +73,7 @@ class _Lane:
 
 
 class PinWorker:
-    """One process's share of the pins."""
+    """Worker for pins, one in each process."""
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ class PinWorker:
         fetches = settings.pins.concurrency
         self._lanes = {
             True: _Lane(fetches, max(1, fetches - fetches // 4), 1),
-            # Some are worth a claim: one of another user's may have come alone just before.
+            # Several are worth a claim: one of another user's may have come alone just before.
             False: _Lane(BATCHES * MOST, (BATCHES - 1) * MOST, MOST // 4),
         }
         self._sleepers: list[Sleeper] = []
@@ -114,13 +113,12 @@ class PinWorker:
         self._counted_at = float("-inf")
 
     def wake_at_an_end(self, sleeper: Sleeper) -> None:
-        """Wake that one whenever an attempt has ended: there is room, and another pin of the same
-        content can be claimed, or the same one by the other lane."""
+        """Wake `sleeper` whenever an attempt has ended: then a slot is free, and another pin of the
+        same content can be claimed, or the same one for a fetch."""
         self._sleepers.append(sleeper)
 
     async def next_due(self, *, fetch: bool) -> float | None:
-        """Seconds until the next pin's time comes; None while none waits, or there is no room for
-        one."""
+        """Return the seconds until the next pin is due; None if none waits, or no slot is free."""
         if not self._lanes[fetch].has_room:
             return None
         return await self._transactions.run(
@@ -128,10 +126,8 @@ class PinWorker:
         )
 
     async def step(self, *, fetch: bool) -> bool:
-        """Begin what there is room for: fetches, or pins of what may lie on the node already.
-
-        Returns whether anything was begun.
-        """
+        """Begin as many attempts as there are slots: fetches, or pins whose blocks may be on the
+        node already. Return whether any was begun."""
         lane = self._lanes[fetch]
         async with lane.claiming:
             if self._is_stopping or not lane.has_room:
@@ -149,8 +145,8 @@ class PinWorker:
         return bool(claims)
 
     async def beat(self) -> None:
-        """Renew every lease, show progress, and end what is not wanted any more. Without work the
-        database is asked for nothing but the queue's length, now and then."""
+        """Renew every lease, record progress, and end work that is not wanted any more. Without
+        work, only the queue's length is read from the database, now and then."""
         work = self._all_work()
         self._metrics.fetches.set(len(self._lanes[True].work))
         if work:
@@ -169,21 +165,21 @@ class PinWorker:
             return lost, maintenance.is_under_way(session, maintenance.GARBAGE)
 
         unwanted, make_way = await self._transactions.run(renew)
-        # Those that go together are done with sooner than they would be interrupted.
+        # Batches go on: they are done sooner than they would be interrupted.
         for key, item in work.items():
             if make_way or key in unwanted:
                 item.interrupt()
 
     async def stop(self) -> None:
-        """Claim nothing more, and give everything back that is being worked on."""
+        """Claim nothing more, and give back all work under way."""
         self._is_stopping = True
         for lane in self._lanes.values():
-            async with lane.claiming:  # what is being claimed at this moment must be given back too
+            async with lane.claiming:  # waits for claims being made: they must be given back too
                 pass
         batches = [batch for lane in self._lanes.values() for batch in lane.batches]
         for batch in batches:
             batch.interrupt()
-        # What could not be recorded together goes on alone.
+        # Pins that could not be recorded together are tried alone.
         await asyncio.gather(*(b.task for b in batches if b.task), return_exceptions=True)
         work = self._all_work().values()
         for item in work:
@@ -192,7 +188,7 @@ class PinWorker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _claim(self, lane: _Lane, *, fetch: bool) -> Sequence[Claim]:
-        """Claim pins of the next user in turn who has not more than their share under way."""
+        """Claim pins of the next user in turn who has not used up their share of slots."""
         busy = Counter(item.claim.user_id for item in lane.work.values())
         served = {user for user, count in busy.items() if count + lane.at_once > lane.share}
         free = lane.places - len(lane.work)
@@ -212,13 +208,13 @@ class PinWorker:
             limit = min(free, lane.share - busy[user], MOST)
             return pin_jobs.claim(session, user, limit, self._life, fetch=fetch)
 
-        # Asked by reading alone: on SQLite looking must not take the writer's place.
+        # Read first: on SQLite a look must not take the only writer's turn.
         if await self._transactions.run(next_user, write=False) is None:
             return ()
         return await self._transactions.run(claim)
 
     async def _go_together(self, lane: _Lane, batch: PinBatch, works: Sequence[Work]) -> None:
-        """One attempt of several; those that are not pinned then go alone."""
+        """Make one attempt at several pins; those that are not pinned then are tried alone."""
         alone: Sequence[Work] = ()
         try:
             pinned = await self._batches.run(batch)
@@ -228,7 +224,7 @@ class PinWorker:
                 raise
             await self._give_back(batch.claims)
         except OnApiError as error:
-            # The database, most likely: the leases end and other attempts begin.
+            # The database, most likely: the leases expire and other attempts begin.
             logger.warning("%d pins are left to their leases: %s", len(works), error.details)
         except Exception:
             logger.exception("%d pins are left to their leases", len(works))

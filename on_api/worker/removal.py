@@ -1,5 +1,5 @@
-"""Removes what deleted accounts leave behind, in pieces, until nothing is left. A crash loses no
-more than a piece."""
+"""Removes the data of deleted accounts, in pieces, until nothing is left. A crash loses one piece
+of work at most."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from on_api.core.services.content import contents, leftovers, recorder
 from on_api.core.services.pins.pins import was_touched
 
 BATCH = 200
-"""Files removed in one transaction."""
+"""Files, pins or items removed in one transaction."""
 
 
 def remove_deleted_accounts(database: Database) -> bool:
-    """Remove everything that is due now. Returns whether all of it is gone: somebody else may be at
-    an account, the process that removes it or an upload that began before."""
+    """Remove the data of all deleted accounts. Return whether all of it is gone: an account may
+    still be in use by another process that removes it, or by an upload that began before."""
     while _any_left(database):
         with database.session_scope() as session:
             # Counters first, as everywhere: an upload that has them locked refers to its user next.
-            # Skipped: another process is at it.
+            # Locked ones are skipped: another process works on them.
             usage = session.scalar(
                 select(UserUsage)
                 .join(User, User.id == UserUsage.user_id)
@@ -39,13 +39,14 @@ def remove_deleted_accounts(database: Database) -> bool:
 
 
 def _any_left(database: Database) -> bool:
-    """Asked by reading alone: on SQLite looking must not take the writer's place."""
+    """Return whether any deleted account is left. Only reads: on SQLite a look must not take the
+    only writer's turn."""
     with database.session_scope(write=False) as session:
         return bool(session.scalar(select(exists().where(User.deleted_at.is_not(None)))))
 
 
 def _remove_files(session: Session, user: User) -> bool:
-    """Remove one batch. Returns whether there was any."""
+    """Remove one batch. Return whether there was any."""
     usage = contents.lock_usage(session, user.id)
     files = session.scalars(
         select(File).where(File.user_id == user.id).order_by(File.cid).limit(BATCH)
@@ -58,15 +59,15 @@ def _remove_files(session: Session, user: User) -> bool:
 
 
 def _remove_pins(session: Session, user: User) -> bool:
-    """Remove one batch. Returns whether there was any. A fetch under way loses its lease."""
+    """Remove one batch. Return whether there was any. A fetch under way loses its lease."""
     usage = contents.lock_usage(session, user.id)
     found = session.scalars(
-        # In the order that all keep who lock several.
+        # In the same order as everywhere that several rows are locked.
         select(Pin).where(Pin.user_id == user.id).order_by(Pin.id).limit(BATCH).with_for_update()
     ).all()
     for pin in found:
         session.delete(pin)
-        # The node may have pinned it, and nobody would look any more.
+        # The node may have pinned it, and no row would tell of that pin.
         if pin.status != PINNED_STATUS and was_touched(pin):
             leftovers.leave(session, pin.id, [pin.cid])
     pinned = [pin.cid for pin in found if pin.status == PINNED_STATUS]
@@ -75,8 +76,8 @@ def _remove_pins(session: Session, user: User) -> bool:
 
 
 def _remove_imports(session: Session, user: User) -> bool:
-    """Remove one batch of items, then their import. Returns whether there was any. One under way
-    loses its lease."""
+    """Remove one batch of items, then their import. Return whether there was any. An import under
+    way loses its lease."""
     contents.lock_usage(session, user.id)
     row = session.scalar(select(Import).where(Import.user_id == user.id).limit(1).with_for_update())
     if row is None:

@@ -1,4 +1,4 @@
-"""The worker: every kind of job in loops of its own on one event loop, until it is stopped."""
+"""The worker: a loop for each kind of job, all on one event loop, until it is stopped."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from on_api.worker.visibility import VisibilityWorker
 logger = logging.getLogger(__name__)
 
 CHANGES_AT_ONCE = 2
-"""Files whose visibility one process changes at the same time."""
+"""Files of which one process changes the visibility at the same time."""
 LOOK_SECONDS = 5.0
-"""Between looks for work that nobody is woken for: what another process leaves when it dies, what
-may wait."""
+"""Seconds between looks for work without a wake-up: jobs of a process that died, and work that may
+wait."""
 
 TROUBLE_SECONDS = 1.0
-"""Until the next try while node or database can't be reached."""
+"""Seconds until the next try while the node or the database can't be reached."""
 
 _Step = Callable[[], Awaitable[bool | None]]
 """Returns whether there may be more to do at once."""
 _NextDue = Callable[[], Awaitable[float | None]]
-"""Returns the seconds until the next job's time comes; None: none waits."""
+"""Returns the seconds until the next job is due; None if none waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """A kind of work, done whenever the process is woken, and after `pause` seconds at the latest;
-    with `next_due`, when the next job's time comes."""
+    """A kind of work, done at each wake-up, after `pause` seconds at the latest, and, given
+    `next_due`, when the next job is due."""
 
     step: _Step
     pause: float = LOOK_SECONDS
@@ -51,7 +51,7 @@ class _Loop:
 
 
 class Worker:
-    """One process's worker. Several may run on one PostgreSQL."""
+    """All background work of one process. Several may run on one PostgreSQL."""
 
     def __init__(self, services: Services, resolver: Resolver | None = None) -> None:
         settings = services.settings
@@ -89,7 +89,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin, on the running event loop."""
+        """Start the loops on the running event loop."""
         slow = min(LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
         pins = self._pins
         loops = [
@@ -116,7 +116,7 @@ class Worker:
             pins.wake_at_an_end(sleeper)
 
     async def stop(self) -> None:
-        """End; what was being worked on is given back."""
+        """Stop the loops, and give back work under way."""
         await self._imports.stop()
         await self._pins.stop()
         for task in self._tasks:
@@ -126,9 +126,9 @@ class Worker:
             self._services.wakeup.remove(sleeper)
 
     async def _repeat(self, loop: _Loop, sleeper: Sleeper) -> None:
-        """Do steps as long as there is work, then sleep. Who wakes by the clock alone asks first
-        whether a job's time has come: one question, to an index."""
-        has_work = True  # as far as it isn't known better
+        """Do steps as long as there is work, then sleep. After a sleep that no wake-up ended, first
+        ask whether a job is due: one query of an index."""
+        has_work = True  # assumed until it is known better
         while True:
             sleeper.begin()
             pause = loop.pause
@@ -152,7 +152,8 @@ class Worker:
         return await to_thread.run_sync(number_events, self._services.database) > 0
 
     async def _restore_pins(self) -> bool:
-        """Look once through all pins after the node may have died: it drops one to renew it."""
+        """Look once through all pins if the node may have died while renewing one: it drops a pin
+        to renew it."""
         services = self._services
         if not services.pins_doubtful.is_set():
             return False
@@ -171,5 +172,5 @@ class Worker:
         if await self._services.garbage.collect_when_due(
             timedelta(seconds=gc.interval), gc.patience
         ):
-            self._services.wakeup.wake()  # what could not begin meanwhile
+            self._services.wakeup.wake()  # for work that could not begin meanwhile
         return False

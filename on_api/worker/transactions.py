@@ -1,4 +1,4 @@
-"""The database for a kind of jobs: in threads of its own, a transaction a visit."""
+"""Database access for one kind of job: threads of its own, each with one transaction at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 class Transactions:
-    """Up to `threads` at once. Requests wait for the same database, not for the same threads."""
+    """Runs up to `threads` transactions at once, in threads that requests don't share."""
 
     def __init__(self, database: Database, threads: int) -> None:
         self._database = database
         self._threads = CapacityLimiter(threads)
 
     async def run(self, work: Callable[[Session], T], *, write: bool = True) -> T:
-        """Do this in one transaction; see `Database.session_scope` for what it raises."""
+        """Run `work` in one transaction; see `Database.session_scope` for the errors."""
 
         def run() -> T:
             with self._database.session_scope(write=write) as session:
@@ -31,5 +31,5 @@ class Transactions:
         return await self.in_thread(run)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do what makes transactions itself."""
+        """Run `work`, which makes its own transactions, in a thread."""
         return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._threads)

@@ -1,4 +1,4 @@
-"""Unpins what nobody has referred to for the time of grace."""
+"""Unpins content that has been unreferenced for longer than the grace."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 BATCH = 50
 THINNING_PAUSE = timedelta(minutes=10)
-"""Until a bundle is looked at again that could not be thinned out."""
+"""Time until a bundle that could not be dissolved is tried again."""
 
 
 class Unpinner:
-    """Takes contents one by one. A crash leaves a claim that another one takes up when it ends."""
+    """Unpins contents one by one. After a crash, the removal's claim expires and is taken again."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Unpinner:
         self._life = life
 
     async def step(self) -> bool:
-        """Unpin a batch of what is due. Returns whether there was any."""
+        """Unpin a batch of contents that are due. Return whether there was any."""
         gone = await to_thread.run_sync(self._let_go)
         self._metrics.unpinned.inc(gone)
         due = await to_thread.run_sync(self._due)
@@ -51,14 +51,14 @@ class Unpinner:
         return bool(due) or gone > 0
 
     async def unpin(self, cid: str) -> bool:
-        """Unpin one content if nobody refers to it. Returns whether it was."""
+        """Unpin one content if it is unreferenced. Return whether it was unpinned."""
         removal = await to_thread.run_sync(self._begin, cid)
         if removal is None:
             return False
         try:
             removed = await self._keeper.remove(removal)
         except NodeError as error:
-            # Whether the node did it is not known: the claim ends, and it is tried again.
+            # Whether the node has unpinned it is unknown: the claim expires, and it is retried.
             logger.warning("could not unpin %s: %s", cid, error.details)
             return False
         if removed:
@@ -66,8 +66,8 @@ class Unpinner:
         return removed
 
     async def thin_out(self) -> bool:
-        """Give what lives in one mostly dead bundle pins of its own. Returns whether there was
-        one."""
+        """Dissolve one thin bundle: its living members get pins of their own. Return whether there
+        was one."""
         bundle = await to_thread.run_sync(self._claim_thin)
         if bundle is None:
             return False
@@ -86,7 +86,7 @@ class Unpinner:
 
     def _claim_thin(self) -> str | None:
         with self._database.session_scope(write=False) as session:
-            # Its pins would wait for the collection's end.
+            # Pinning would wait for the end of the garbage collection.
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 return None
             if not bundles.any_thin(session):
@@ -96,7 +96,7 @@ class Unpinner:
 
     def _due(self) -> Sequence[str]:
         with self._database.session_scope(write=False) as session:
-            # A node that collects garbage answers when it is done: long after the claim has ended.
+            # During garbage collection the node answers only at its end: after the claim expires.
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 return ()
             return contents.removable(session, self._grace, BATCH)

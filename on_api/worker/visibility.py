@@ -1,8 +1,8 @@
-"""Carries out changes of files' visibility: the bytes stream from the node through encryption, or
-decryption, to the node again, and take the old ones' place in one transaction.
+"""Changes of files' visibility: the bytes stream from the node through encryption or decryption to
+the node again, and replace the old ones in one transaction.
 
-A crash leaves a lease that ends: the job is begun anew, and what was stored for it is an orphan by
-its dead lease, as an upload's is.
+After a crash the lease expires and the job is begun anew; what it had stored is found by its dead
+lease, as after an upload.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""From the request to the last attempt."""
+"""Age of a job after which no further attempt is made."""
 REFUSALS_ALLOWED = 3
-"""Attempts at what the node can't give as it was stored."""
+"""Attempts after which a job fails if the node can't give the stored bytes."""
 RETRIES = Backoff(first=2.0, longest=600.0)
-"""Seconds until the next attempt: the first, doubled at each next one, and the most."""
+"""Pauses between attempts in seconds: the first, doubled each time up to the longest."""
 
 
 class _Lost(Exception):
-    """The job is somebody else's, or nobody wants it any more."""
+    """Ends an attempt whose job is another process's by now, or has been removed."""
 
 
 class VisibilityWorker:
-    """One process's share of the changes."""
+    """Worker for the changes of visibility, one in each process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
-        # The node gives up by itself when nothing comes; what was stored before was no larger.
+        # The node ends a stream that stalls; and what was stored before was no larger.
         self._limits = IntakeLimits(max_file_size=2**63 - 1)
 
     async def step(self) -> bool:
-        """Carry out one change that is due. Returns whether there was one."""
+        """Carry out one change that is due. Return whether there was one."""
         if not await self._in_database(visibility.any_due, write=False):
             return False
         job = await self._in_database(lambda session: visibility.claim(session, self._life))
@@ -79,7 +79,7 @@ class VisibilityWorker:
         return True
 
     async def next_due(self) -> float | None:
-        """Seconds until the next change's time comes; None while none waits."""
+        """Return the seconds until the next change is due; None if none waits."""
         return await self._in_database(visibility.next_due, write=False)
 
     async def _in_database(self, work: Callable[[Session], T], *, write: bool = True) -> T:
@@ -91,7 +91,7 @@ class VisibilityWorker:
 
 
 class _Attempt:
-    """One attempt at one change, whatever comes of it."""
+    """One attempt at one change, with all its outcomes."""
 
     def __init__(self, worker: VisibilityWorker, job: Job) -> None:
         self._worker = worker
@@ -187,14 +187,15 @@ class _Attempt:
             raise _Lost
 
     async def _abandon(self, lease: LeaseHandle) -> None:
-        """What was stored for nobody goes; where that fails it is found by its dead lease."""
+        """Give back the lease of a failed attempt; if that fails, its leftovers are found by the
+        dead lease."""
         try:
             await to_thread.run_sync(self._services.leases.abandon, lease)
         except OnApiError as error:
             logger.warning("could not give back lease %s: %s", lease.id, error.details)
 
     async def _end(self, error: OnApiError) -> None:
-        """Another attempt later, or the end."""
+        """Schedule another attempt, or fail the job."""
         job = self._job
         try:
             if isinstance(error, NotFound):
@@ -205,7 +206,7 @@ class _Attempt:
                 return
             await self._put_back(error.details, pause=RETRIES.jittered(job.attempts))
         except OnApiError as failure:
-            # The database, most likely: the lease ends and another attempt begins.
+            # The database, most likely: the lease expires and another attempt begins.
             logger.warning("a change is left to its lease: %s", failure.details)
 
     def _is_refusal(self, error: OnApiError) -> bool:
