@@ -1,5 +1,5 @@
-"""The first administrators' keys in a home, one file each: `admin.key`, and for further databases
-that are used with the same home `admin-….key`. None is ever written over: its key may live."""
+"""Key files of the first administrators in a home: `admin.key`, and `admin-….key` for each further
+database used with the same home. No file is ever overwritten: its key may still be valid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_BYTES = 1024
 
 
 def keep(home: Path, secret: str) -> Path:
-    """Write a new key into a file of its own (0600), which `give_name` may rename."""
+    """Write a new key into a file of its own (mode 0600), which `give_name` may rename."""
     from on_api.core.crypto.tokens import PREFIX, SHOWN_LENGTH
 
     path = home / f"admin-{secret[len(PREFIX) : SHOWN_LENGTH]}.key"
@@ -28,10 +28,10 @@ def keep(home: Path, secret: str) -> Path:
 
 
 def give_name(path: Path) -> Path:
-    """Rename a key's file to `admin.key` unless there is one. Returns where it is."""
+    """Rename a key's file to `admin.key` unless that exists. Return the file's path."""
     main = path.with_name(MAIN_FILE)
     try:
-        os.link(path, main)  # unlike a renaming it never replaces
+        os.link(path, main)  # unlike a rename it never replaces
     except OSError:
         return path
     path.unlink()
@@ -39,7 +39,7 @@ def give_name(path: Path) -> Path:
 
 
 def find(home: Path, session: Session) -> Path | None:
-    """The file with a key of this database, if the home has one."""
+    """Return the file with a valid key of this database, if the home has one."""
     from sqlalchemy import exists, select
 
     from on_api.core.crypto.tokens import SHOWN_LENGTH, is_well_formed

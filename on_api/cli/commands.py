@@ -1,7 +1,7 @@
-"""`on-api`: the commands, put together.
+"""The command `on-api`, assembled from its modules.
 
-Modules of commands import what they need inside the command: `on-api --help` must not wait for the
-whole house.
+Each module imports what a command needs inside that command: `on-api --help` must not wait for the
+import of all of on-api.
 """
 
 from __future__ import annotations

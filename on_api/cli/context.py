@@ -1,4 +1,4 @@
-"""What every command needs: settings with readable mistakes, a transaction, output."""
+"""Common needs of commands: settings with readable errors, services, a transaction, output."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def command_settings(*, warns: bool = True) -> Settings:
-    """Settings of a command beside a running on-api: with the addresses of the one in this home.
+    """Return the settings of a command; if on-api runs in this home, with its addresses.
 
-    With `warns` the person is told of one that uses another database than this command would;
+    With `warns` a warning is printed if that on-api uses another database than this command would;
     `build_services` refuses that.
     """
     from on_api.core.services.upkeep.instance import running_instance
@@ -41,7 +41,7 @@ def command_settings(*, warns: bool = True) -> Settings:
 
 
 def prepare_home(home: Path) -> None:
-    """Make `ON_API_HOME` (mode 0700). Raises `StartupError` where that can't be."""
+    """Create `ON_API_HOME` (mode 0700). Raises `StartupError` if it can't be written."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = home / ".writable"
@@ -55,7 +55,8 @@ def prepare_home(home: Path) -> None:
 
 
 def open_database(settings: Settings) -> Database:
-    """The database, proved to be reachable. Raises `StartupError` saying which one isn't."""
+    """Open the database, and check that it can be reached. Raises `StartupError`, which names
+    it."""
     from on_api.core.models import Database
     from on_api.core.services.upkeep.instance import database_of
 
@@ -75,11 +76,11 @@ def open_database(settings: Settings) -> Database:
 
 
 def build_services(settings: Settings, *, is_worker: bool = False) -> Services:
-    """Everything, wired up, for a command that does more than look something up.
+    """Build all services, for commands that do more than look something up.
 
-    A worker takes a node that somebody else runs as a server does, at its first use. Raises
-    `StartupError` for a database that is not at this code's revision, or isn't that of the on-api
-    which runs in this home: its node would be changed by what another database says.
+    A worker accepts an external node at its first use, as a server does. Raises `StartupError` if
+    the database is not at this code's revision, or is not that of the on-api which runs in this
+    home: another database would then decide about its node.
     """
     from on_api.core.services.container import Services
     from on_api.core.services.upkeep.instance import running_instance
@@ -100,8 +101,8 @@ def build_services(settings: Settings, *, is_worker: bool = False) -> Services:
 
 @contextmanager
 def command_services() -> Iterator[Services]:
-    """Services on a database that is at this code's revision, for a command of more than one
-    transaction."""
+    """Open services on a database that is at this code's revision, for commands with several
+    transactions."""
     services = build_services(command_settings(warns=False))
     try:
         yield services
@@ -112,14 +113,15 @@ def command_services() -> Iterator[Services]:
 
 @contextmanager
 def command_scope() -> Iterator[tuple[Services, Session]]:
-    """Services and one transaction: the edge of a command that changes the database."""
+    """Open services and one transaction, for commands that change the database."""
     with command_services() as services, services.database.session_scope() as session:
         yield services, session
 
 
 @contextmanager
 def account_scope() -> Iterator[tuple[Accounts, Session]]:
-    """As `command_scope`, for what needs accounts and keys only: it starts twice as fast."""
+    """Open accounts and one transaction, for commands that need accounts and keys only: it starts
+    twice as fast as `command_scope`."""
     from on_api.core.services.accounts.container import Accounts
 
     accounts = Accounts.build(command_settings())
@@ -132,12 +134,12 @@ def account_scope() -> Iterator[tuple[Accounts, Session]]:
 
 
 def print_json(value: object) -> None:
-    """For scripts: JSON on standard output."""
+    """Print JSON to standard output, for scripts."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    """For people: columns as wide as they need to be."""
+    """Print columns as wide as they need to be, for people."""
     table = [header, *(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     for row in table:

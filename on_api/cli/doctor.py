@@ -1,4 +1,4 @@
-"""`on-api doctor`: finds the known troubles and says the cure of each."""
+"""`on-api doctor`: finds known problems and names the cure of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`on-api export`: all of a user's content, to take elsewhere."""
+"""`on-api export`: writes all of a user's content, to be taken elsewhere."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def export(
 async def _write(
     settings: Settings, username: str, format_: str, write: Callable[[bytes], object]
 ) -> int:
-    """Returns how many bytes there were."""
+    """Write the export, and return its size in bytes."""
     from on_api.core.services.accounts import audit
     from on_api.core.services.accounts.users import find_user
     from on_api.core.services.transfer.exports import metadata, open_car, pins_list

@@ -1,4 +1,4 @@
-"""`on-api fsck`: whether database and node agree."""
+"""`on-api fsck`: checks that database and node agree."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def _drop_lost(settings: Settings, *, walk: bool, yes: bool, as_json: bool
         found = await _losses(services, walk=walk)
         if not as_json:
             _print_losses(found)
-        # A script decides by the list, and says --yes.
+        # A script decides by the list, and passes --yes.
         confirmed = yes or (
             bool(found) and not as_json and typer.confirm("Drop all of this for good?")
         )

@@ -1,4 +1,4 @@
-"""`on-api gateway`: what `/ipfs` must not serve, and what nginx didn't send of it."""
+"""`on-api gateway`: the deny list of `/ipfs`, and refunds for answers that nginx didn't send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`on-api gc`: garbage collection now."""
+"""`on-api gc`: runs a garbage collection now."""
 
 from __future__ import annotations
 

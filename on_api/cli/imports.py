@@ -1,7 +1,7 @@
-"""`on-api imports`: move content over from elsewhere, from the machine that on-api runs on.
+"""`on-api imports`: moves content over from elsewhere, started on the machine that on-api runs on.
 
-The work is done by the worker (`on-api serve`, or `on-api worker`); a CAR is read here and streamed
-to the node, since no other process may see this one's files.
+The worker (`on-api serve`, or `on-api worker`) does the work; only a CAR is read here and streamed
+to the node, since other processes may not be able to read this user's files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ app = typer.Typer(help="Move content over from elsewhere.", no_args_is_help=True
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
-"""After which it is said that nobody has begun."""
+"""Seconds after which a message says that no worker has begun."""
 UNENDED = {"draft", "running"}
 
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
@@ -208,7 +208,7 @@ def _owner(session: Any, import_id: uuid.UUID) -> uuid.UUID:
 def _spec(
     kind: str, place: str | None, token: str | None, login: str | None, password: str | None
 ) -> SourceSpec:
-    """What was typed, as a source; secrets that are missing are asked for."""
+    """Build a source from the command line; missing secrets are prompted for."""
     from on_api.core.errors import BadRequest
     from on_api.core.providers.base import CAR, CIDS, FIELDS, SourceSpec
 
@@ -245,8 +245,8 @@ def _create(
 
 
 async def _require_node(settings: Settings) -> None:
-    """Raise a `NodeError` unless the node that a file would go to is there, and ours: before
-    anything is recorded of it."""
+    """Raise a `NodeError` unless the node that a file would go to can be reached and is this
+    deployment's: before anything is recorded."""
     services = build_services(settings)
     try:
         await services.node.peer_id()
@@ -255,7 +255,7 @@ async def _require_node(settings: Settings) -> None:
 
 
 async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> None:
-    """Stream a file to the node."""
+    """Stream a CAR file to the node."""
     from on_api.core.providers.car import chunks_of
     from on_api.core.services.content.leases import JobHolder
     from on_api.core.services.content.reservations import Announced
@@ -277,7 +277,7 @@ async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> Non
 
 
 def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
-    """Show an import until it has ended, or until its source's list was read."""
+    """Show an import's progress until it has ended, or until its source's list was read."""
     from on_api.core.services.transfer.reports import verdict_of
 
     database = open_database(command_settings())

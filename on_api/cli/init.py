@@ -1,4 +1,4 @@
-"""`on-api init`: everything that must be there before the first start. Safe to repeat."""
+"""`on-api init`: creates everything needed before the first start. Safe to repeat."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def init(
             _create_first_administrator(settings, database, username)
         else:
             with database.session_scope(write=False) as session:
-                # A kill right after the commit has left it under its own name.
+                # A kill right after the commit has left the key file under its first name.
                 found = admin_keys.find(settings.home, session)
             if found is not None:
                 admin_keys.give_name(found)
@@ -60,7 +60,7 @@ def _create_first_administrator(settings: Settings, database: Database, username
         request = KeyRequest(name="first key", scopes=every_scope(user))
         _, secret = keys.issue(session, user.id, request, COMMAND_LINE)
         # Before the commit: a kill in between leaves a file without an administrator, and never an
-        # administrator whose key nobody knows.
+        # administrator whose key is lost.
         path = admin_keys.keep(settings.home, secret)
     path = admin_keys.give_name(path)
     typer.echo(

@@ -1,4 +1,4 @@
-"""`on-api keys`: API keys, from the machine that on-api runs on."""
+"""`on-api keys`: API keys, managed on the machine that on-api runs on."""
 
 from __future__ import annotations
 

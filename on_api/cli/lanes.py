@@ -1,5 +1,5 @@
-"""The application and the protocol that serve: with fast lanes or without. The one place that knows
-of them."""
+"""Choice of the application and the protocol that serve: with fast lanes or without. The one place
+that knows both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def chosen_lanes(settings: Settings, app: Application) -> tuple[ASGIApp, type[FramedHttp]]:
-    """Choose what `build_server` serves, and by which protocol."""
+    """Return the application and the protocol for `build_server`."""
     if settings.fast_lanes:
         from on_api.fast.application import FastApplication
         from on_api.fast.protocol import FastHttp

@@ -1,4 +1,4 @@
-"""The lines of a log that another program writes, and may rename to begin a new one."""
+"""Lines of a log that another program writes and may rotate by renaming."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LOOK_AGAIN_SECONDS = 1.0
 
 
 def lines_of(path: Path, *, follow: bool) -> Iterator[list[str]]:
-    """All lines from the beginning, some at a time; with `follow` also those to come, through
-    rotations. A line that is not yet at its end waits for it.
+    """Yield all lines from the beginning, in batches; with `follow` also future ones, through
+    rotations. An incomplete line is held until its end is written.
 
     Raises `StartupError` for a file that can't be read.
     """
@@ -49,16 +49,16 @@ def _until_renamed(file: BinaryIO, path: Path, *, follow: bool) -> Iterator[list
         elif is_last:
             return
         elif not _is_at(file, path):
-            is_last = True  # what came between our last look and the renaming
+            is_last = True  # once more, for what came between the last read and the rename
         else:
             time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether the file is still the one at `path`, and no shorter than what was read of it."""
+    """Return whether the file is still the one at `path`, and not shorter than what was read."""
     try:
         there = path.stat()
     except FileNotFoundError:
-        return True  # the new one is not there yet
+        return True  # the new file is not there yet
     here = os.fstat(file.fileno())
     return os.path.samestat(here, there) and here.st_size >= file.tell()

@@ -1,9 +1,9 @@
-"""`on-api`: where the command line begins and ends. The one place that prints the commands' errors.
+"""Entry point of the command line, and the one place that prints the commands' errors.
 
 Imports make some 300,000 objects that live as long as the process. Python's collector of cyclic
-garbage would go through them again and again while they come, and twice more at the end: that was a
-third of a short command's time. So it rests from before the first of our imports, which is why they
-stand below it, until a command that lasts says `collector.begin`.
+garbage would go through them again and again during the imports, and twice more at the end: a third
+of a short command's time. So it is disabled before the first import of on-api, which is why the
+imports stand below, until a long-running command calls `collector.begin`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 
 
 def run() -> None:
-    """Run a command; what goes wrong is one sentence on standard error and exit code 1."""
+    """Run a command; an error becomes one sentence on standard error and exit code 1."""
     gc.disable()
     try:
         _run()
     finally:
-        # What is left is given back whole when the process ends; nobody needs to look through it.
+        # All memory is returned when the process ends: no last collection is needed.
         gc.freeze()
 
 

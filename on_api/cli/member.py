@@ -1,5 +1,5 @@
 """One of several serving processes, as `crew.py` starts it: `python -m on_api.cli.member NUMBER
-LISTENER LINE`, the latter two being descriptors that it inherits."""
+LISTENER LINE`, where the latter two are inherited descriptors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(number: int, listener: socket.socket, line: socket.socket) -> None:
-    """Serve until told to end, or until nobody is left who could tell it."""
+    """Serve until a signal ends it, or the starting process is gone."""
     from on_api.core.services.upkeep.siblings import Sibling
     from on_api.main import create_app
 
@@ -50,12 +50,12 @@ def _hear(line: socket.socket, app: Application) -> None:
             said = b""
         if NODE_RESTARTED in said:
             app.state.services.distrust_pins()
-    # Its like when we are told to end while the line is still there.
+    # The line has ended: stop as if told to; harmless if that is why it ended.
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    # Until everything is built, as cli/main.py has it.
+    # Until everything is built, as in cli/main.py.
     gc.disable()
     end_politely_when_told()
     place, listening, leading = map(int, sys.argv[1:])

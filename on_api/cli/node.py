@@ -1,5 +1,5 @@
-"""`on-api node`: run the IPFS node alone, look at it, show the configuration that it should
-have."""
+"""`on-api node`: runs the IPFS node alone, shows its state, and shows the configuration that it
+should have."""
 
 from __future__ import annotations
 

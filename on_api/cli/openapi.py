@@ -1,4 +1,4 @@
-"""`on-api openapi`: the OpenAPI documents, as files."""
+"""`on-api openapi`: writes the OpenAPI documents to files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def openapi(
 
 
 def documents() -> dict[str, str]:
-    """File name and text of each document, as they are committed."""
+    """Return the text of each document by file name, as committed in the repository."""
     from pydantic import SecretStr
 
     from on_api.core.settings import Settings
@@ -31,8 +31,7 @@ def documents() -> dict[str, str]:
     from on_api.main import VERSIONS, create_app
     from on_api.public.gateway.document import GATEWAY_PATHS
 
-    # The documents depend on no setting; the secret is only there because nothing starts without
-    # one.
+    # The documents depend on no setting; the secret is given because nothing starts without one.
     app = create_app(Settings(secret_key=SecretStr("for the document only, never used")))
     return {
         f"{version.prefix[1:]}.json": json.dumps(

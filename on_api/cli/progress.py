@@ -1,4 +1,4 @@
-"""Showing how far a long work is: one line that is written over in a terminal, a line now and then
+"""Progress of long work: one line that is overwritten in a terminal, and a line now and then
 anywhere else (a log, a pipe)."""
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import TextIO
 
 BAR_WIDTH = 24
 LOG_SECONDS = 10.0
-"""Between two lines where lines can't be written over."""
+"""Seconds between two lines where lines can't be overwritten."""
 RATE_SECONDS = 30.0
-"""The time over which a rate is measured."""
+"""Seconds over which a rate is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far it is; `total_bytes` is None while nobody knows."""
+    """State of the work; `total_bytes` is None while it is unknown."""
 
     what: str
     items: int
@@ -27,7 +27,7 @@ class Progress:
 
 
 class ProgressLine:
-    """Writes to standard error, so that standard output is the result alone."""
+    """Writer to standard error, so that standard output holds the result alone."""
 
     def __init__(self, output: TextIO | None = None) -> None:
         self._output = output or sys.stderr
@@ -37,12 +37,12 @@ class ProgressLine:
         self._written = ""
 
     def note(self, at: float, progress: Progress) -> None:
-        """Remember what was there at a moment, for the rate."""
+        """Record the progress at a moment (in seconds), for the rate."""
         recent = [each for each in self._seen if at - each[0] < RATE_SECONDS]
         self._seen = [*recent, (at, progress)]
 
     def show(self, progress: Progress, *, last: bool = False) -> None:
-        """Show it, if it is time to."""
+        """Write the progress, unless the last line was written too recently."""
         now = time.monotonic()
         self.note(now, progress)
         is_new = progress.what != self._written
@@ -50,12 +50,12 @@ class ProgressLine:
             return
         self._written_at, self._written = now, progress.what
         line = self._line(progress)
-        # Erased to its end: the line before may have been longer.
+        # Cleared to its end: the previous line may have been longer.
         self._output.write(f"\r{line}\x1b[K" if self._in_place else f"{line}\n")
         self._output.flush()
 
     def end(self) -> None:
-        """Go on below."""
+        """End the line, so that output goes on below it."""
         if self._in_place and self._written:
             self._output.write("\n")
             self._output.flush()
@@ -79,7 +79,7 @@ class ProgressLine:
         return "  ".join(words)
 
     def speed(self, progress: Progress) -> tuple[float | None, float | None]:
-        """Bytes a second, and the seconds that are left by bytes, else by items."""
+        """Return bytes per second, and the seconds left, estimated by bytes or else by items."""
         first_at, first = self._seen[0]
         seconds = self._seen[-1][0] - first_at
         if seconds < 1:
@@ -93,7 +93,7 @@ class ProgressLine:
 
 
 def size(value: float) -> str:
-    """Bytes, for a person."""
+    """Format a number of bytes for a person."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
@@ -102,7 +102,7 @@ def size(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time, for a person."""
+    """Format a duration in seconds for a person."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

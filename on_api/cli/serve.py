@@ -1,5 +1,5 @@
-"""`on-api serve`: the node (unless one is configured) and the API, in one process tree that ends
-together."""
+"""`on-api serve`: runs the node (unless an external one is configured) and the API, in one process
+tree that ends together."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def serve(
             f"{settings.processes} processes need PostgreSQL: set ON_API_DATABASE_URL, or"
             " ON_API_PROCESSES=1."
         )
-    # While the node starts; uvicorn has handlers of its own later.
+    # For the start of the node; uvicorn sets its own handlers later.
     end_politely_when_told()
-    # What can be known to fail is found before anything is started.
+    # Foreseeable failures are found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:
         from on_api.core.ipfs.daemon.process import check_home
@@ -113,8 +113,8 @@ def _serve_by_many(
 
 
 def _look_at_database(settings: Settings) -> Path | None:
-    """Raise `StartupError` unless the database can be used. Returns the file with its first
-    administrator's key, if the home still has it."""
+    """Check the database; raise `StartupError` unless it can be used. Return the file with its
+    first administrator's key, if the home still has it."""
     from on_api.core.models.revisions import check_revision
 
     database = open_database(settings)

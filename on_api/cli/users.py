@@ -1,4 +1,4 @@
-"""`on-api users`: accounts, from the machine that on-api runs on."""
+"""`on-api users`: accounts, managed on the machine that on-api runs on."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _change(username: str, *, password: str | None = None, active: bool | None =
 
 
 def _check(model: type, **values: object) -> None:
-    """Hold the command line to the API's own rules."""
+    """Validate values by the API's own rules. Raises `BadRequest`."""
     from pydantic import ValidationError
 
     from on_api.core.errors import BadRequest

@@ -1,4 +1,4 @@
-"""`on-api worker`: the work that no request waits for, in a process of its own."""
+"""`on-api worker`: background work in a process of its own."""
 
 from __future__ import annotations
 
