@@ -1,1 +1,1 @@
-"""The kit that tests are made of: servers, what stands around them, what is held or counted."""
+"""Test kit: servers, their surroundings, and helpers that hold or count work."""

@@ -1,4 +1,4 @@
-"""Making bundles on purpose, and looking at what became of them."""
+"""Making bundles on purpose, and inspecting what became of them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from on_api.worker.unpinning import Unpinner
 
 T = TypeVar("T")
 AT_ONCE = 2
-"""So many go alone before the others are gathered."""
+"""Uploads that go alone before the others are gathered into a bundle."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A small file of somebody, as it was sent and as it was recorded."""
+    """A small file of a user, as it was sent and as it was recorded."""
 
     account: Account
     data: bytes
@@ -38,28 +38,28 @@ class Member:
 
     @property
     def cid(self) -> str:
-        """Known without anybody."""
+        """CID, computed from the bytes."""
         return build_file(self.data).cid
 
     @property
     def id(self) -> str:
-        """Of the file."""
+        """The file's id."""
         assert isinstance(self.file, FileFacts), self.file
         return str(self.file.id)
 
     def read(self) -> bytes:
-        """What on-api gives for it."""
+        """Return the content that on-api serves."""
         answer = self.account.client.get(f"/v1/files/{self.id}/content")
         assert answer.status_code == 200, answer.text
         return answer.content
 
     def delete(self) -> None:
-        """The file."""
+        """Delete the file."""
         assert self.account.client.delete(f"/v1/files/{self.id}").status_code == 204
 
 
 def beside(settings: Settings, work: Callable[[Services], Awaitable[T]]) -> T:
-    """Something done by another process's services."""
+    """Run `work` with services of its own, as another process would."""
 
     async def run() -> T:
         services = Services.build(settings, connect_node(settings))
@@ -72,7 +72,7 @@ def beside(settings: Settings, work: Callable[[Services], Awaitable[T]]) -> T:
 
 
 async def upload(services: Services, principal: Principal, data: bytes) -> FileFacts:
-    """One, as the endpoint does it."""
+    """Upload one file, as the endpoint does."""
 
     async def body() -> AsyncIterator[bytes]:
         yield data
@@ -88,13 +88,14 @@ async def upload(services: Services, principal: Principal, data: bytes) -> FileF
 def bundle(
     server: Server, sent: Sequence[tuple[Account, bytes]], settings: Settings | None = None
 ) -> list[Member]:
-    """Have all of these in one bundle, behind two that go alone; each with its file or error."""
+    """Upload all of these into one bundle, behind two uploads that go alone. Return each with its
+    file or error."""
     nobody = server.new_user()
     nobody.client.close()
 
     async def run(services: Services) -> list[FileFacts | BaseException]:
         everything = [*((nobody, os.urandom(50)) for _ in range(AT_ONCE)), *sent]
-        # Before the first begins: so they come in their order.
+        # Authenticated before the first upload begins, so that they arrive in order.
         asking = [services.authenticator.authenticate(account.key) for account, _ in everything]
         uploads = [
             upload(services, principal, data)
@@ -107,18 +108,18 @@ def bundle(
 
 
 def root_of(server: Server, cid: str) -> str:
-    """What covers a content."""
+    """Return the root that covers a content."""
     return content(server, cid).pin_root_id
 
 
 def content(server: Server, cid: str) -> Content:
-    """A content's row."""
+    """Return a content's row."""
     with server.services.database.session_scope(write=False) as session:
         return session.scalars(select(Content).where(Content.cid == cid)).one()
 
 
 def free(settings: Settings) -> None:
-    """Without any grace: end what nobody holds, and thin bundles out."""
+    """Unpin unreferenced contents, without any grace, and dissolve thin bundles."""
 
     async def run(services: Services) -> None:
         unpinner = Unpinner(
@@ -135,7 +136,7 @@ def free(settings: Settings) -> None:
 
 
 def pins(settings: Settings) -> dict[str, str]:
-    """CID and name of the node's recursive pins."""
+    """Return the names of the node's recursive pins, by CID."""
 
     async def run(services: Services) -> dict[str, str]:
         return {pin.cid: pin.name async for pin in services.node.pins()}
@@ -144,7 +145,7 @@ def pins(settings: Settings) -> dict[str, str]:
 
 
 def collect(settings: Settings) -> str:
-    """Garbage; returns the outcome."""
+    """Collect garbage, and return the outcome."""
 
     async def run(services: Services) -> str:
         return (await services.garbage.collect(20)).outcome

@@ -1,4 +1,4 @@
-"""An authority of the tests' own, and certificates by it."""
+"""Self-signed certificates of the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate_for(name: str, folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server's context for `name`, and the file with the certificate that proves it."""
+    """Return a server's TLS context for `name`, and the file with the certificate to trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

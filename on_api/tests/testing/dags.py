@@ -1,4 +1,4 @@
-"""Building small DAGs, and following whole ones."""
+"""Building small DAGs, and walking whole ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Blocks = Mapping[Cid, bytes]
 
 
 def block_of(data: bytes, codec: int = RAW) -> tuple[Cid, bytes]:
-    """A block and its CID."""
+    """Return a block and its CID."""
     return Cid(codec, SHA2_256, hashlib.sha256(data).digest()), data
 
 
 def linking(*links: Cid) -> tuple[Cid, bytes]:
-    """A DAG-CBOR block: a list of links."""
+    """Return a DAG-CBOR block that is a list of links, and its CID."""
     parts = [_head(0x80, len(links))]
     for link in links:
         raw = b"\x00" + link.raw
@@ -28,7 +28,7 @@ def linking(*links: Cid) -> tuple[Cid, bytes]:
 
 
 def _head(kind: int, length: int) -> bytes:
-    """Of a list or of bytes, as short as DAG-CBOR demands."""
+    """Encode the head of a list or of bytes, as short as DAG-CBOR demands."""
     if length < 24:
         return bytes([kind | length])
     if length < 256:
@@ -37,7 +37,7 @@ def _head(kind: int, length: int) -> bytes:
 
 
 def tree(branches: int = 3, leaves: int = 4, size: int = 1000) -> tuple[Cid, Blocks]:
-    """A root, branches, leaves of random bytes; all blocks, depth first."""
+    """Return a root, and all blocks of its DAG (branches, leaves of random bytes), depth first."""
     blocks: dict[Cid, bytes] = {}
     tops = []
     for _ in range(branches):
@@ -50,8 +50,8 @@ def tree(branches: int = 3, leaves: int = 4, size: int = 1000) -> tuple[Cid, Blo
 
 
 def car_of(root: Cid, blocks: Blocks) -> bytes:
-    """The DAG below one of the blocks as a gateway sends it: depth first, each block once. It ends
-    at a missing one."""
+    """Return the DAG below `root` as a CAR like a gateway's: depth first, each block once. It ends
+    at the first missing block."""
     walk = Walk(root)
     parts = [car_header(root)]
     while (wanted := walk.wanted) is not None and wanted in blocks:
@@ -61,12 +61,12 @@ def car_of(root: Cid, blocks: Blocks) -> bytes:
 
 
 def car_with(roots: Sequence[Cid], blocks: Iterable[tuple[Cid, bytes]]) -> bytes:
-    """Any blocks in any order."""
+    """Return a CAR with any blocks in any order."""
     return car_header(*roots) + b"".join(car_section(*each) for each in blocks)
 
 
 async def follow(root: Cid, blocks: AsyncIterator[tuple[Cid, bytes]]) -> tuple[int, int]:
-    """Check that these blocks are the whole DAG; returns how many and how many bytes."""
+    """Check that these blocks are the whole DAG; return their number, and their bytes."""
     walk = Walk(root)
     async for cid, block in blocks:
         walk.take(cid, block)

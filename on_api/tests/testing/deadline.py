@@ -1,4 +1,4 @@
-"""Waiting for a condition instead of for luck."""
+"""Waiting for a condition, instead of for a fixed time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
-"""Seconds between two looks, the first and the most: who waits long mustn't take the processor from
-what is waited for."""
+"""First and longest pause between two checks, in seconds: a long wait must not take the processor
+from the work that it waits for."""
 
 
 def until(condition: Callable[[], T | None], what: str, seconds: float = 15) -> T:
-    """Poll until the condition is truthy and return it; fail naming `what` after the deadline."""
+    """Poll until the condition is truthy, and return its value; fail, naming `what`, after
+    `seconds`."""
     end = time.monotonic() + seconds
     pause = FIRST_PAUSE
     while True:

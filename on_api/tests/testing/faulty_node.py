@@ -1,4 +1,4 @@
-"""A Kubo that misbehaves on purpose: HTTP by hand on loopback, one behaviour for each path."""
+"""A Kubo that misbehaves on purpose: handwritten HTTP on loopback, one behaviour for each path."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 
 Exchange = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Gets the request's head and the two ends of the connection."""
+"""Handler of one request: gets its head, and the two ends of the connection."""
 
 
 def says(
     body: bytes, *, status: str = "200 OK", length: int | None = None, headers: str = ""
 ) -> Exchange:
-    """Read the whole request, answer this. `length` may lie."""
+    """Read the whole request, and answer this. `length` may be wrong."""
 
     async def exchange(
         head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -35,7 +35,7 @@ def says(
 
 
 def says_with_trailer(body: bytes, error: str) -> Exchange:
-    """As Kubo tells what goes wrong after its 200: a regular end, and a trailer."""
+    """Answer 200 and report an error as Kubo does: in a trailer, after a regular end."""
 
     async def exchange(
         head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -54,7 +54,7 @@ def says_with_trailer(body: bytes, error: str) -> Exchange:
 
 
 def says_at_once(body: bytes, *, status: str) -> Exchange:
-    """Answer before the request's body has been read, and hang up."""
+    """Answer before the request's body has been read, and close the connection."""
 
     async def exchange(
         _head: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -70,7 +70,7 @@ def says_at_once(body: bytes, *, status: str) -> Exchange:
 
 
 async def hangs(_head: bytes, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """Take everything, say nothing."""
+    """Read everything, answer nothing."""
     while await reader.read(65536):
         pass
 
@@ -78,19 +78,19 @@ async def hangs(_head: bytes, reader: asyncio.StreamReader, _writer: asyncio.Str
 async def reads_nothing(
     _head: bytes, _reader: asyncio.StreamReader, _writer: asyncio.StreamWriter
 ) -> None:
-    """Neither take nor say anything."""
+    """Neither read nor answer."""
     await asyncio.Event().wait()
 
 
 async def hangs_up(
     _head: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Close without a word."""
+    """Close without an answer."""
     writer.close()
 
 
 def begins_and_hangs(body: bytes, *, length: int, headers: str = "", status: str) -> Exchange:
-    """A good beginning, and then nothing."""
+    """Answer correctly at first, then stall."""
 
     async def exchange(
         head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -102,12 +102,12 @@ def begins_and_hangs(body: bytes, *, length: int, headers: str = "", status: str
 
 
 def line(**fields: object) -> bytes:
-    """One NDJSON object."""
+    """Return one NDJSON object."""
     return json.dumps(fields).encode() + b"\n"
 
 
 async def read_body(head: bytes, reader: asyncio.StreamReader) -> None:
-    """Take a chunked request body, or none: on-api's node sends no others."""
+    """Read a chunked request body, or none: on-api's client sends no other kind."""
     while b"chunked" in head.lower():
         size = int(await reader.readuntil(b"\r\n"), 16)
         await reader.readexactly(size + 2)
@@ -117,7 +117,7 @@ async def read_body(head: bytes, reader: asyncio.StreamReader) -> None:
 
 @asynccontextmanager
 async def faulty_node(paths: dict[str, Exchange]) -> AsyncIterator[Settings]:
-    """Serve these paths (by their beginning); yields settings with short time-outs."""
+    """Serve paths, given by prefix; yield settings with short time-outs."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,5 @@
-"""Other people's services as they may be: HTTP by hand on loopback, answered by a function, and all
-that was asked kept."""
+"""Imitations of external services: handwritten HTTP on loopback, answered by a function; all
+requests are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from on_api.core.setting_groups import ImportsSettings
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came."""
+    """A request as it was received."""
 
     method: str
     path: str
@@ -28,7 +28,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer. `length` may lie; `pieces` come one by one, `pause` seconds after each."""
+    """An answer. `length` may be wrong; `pieces` are sent singly, `pause` seconds after each."""
 
     body: bytes = b""
     status: str = "200 OK"
@@ -40,7 +40,7 @@ class Reply:
 
 
 def says(value: object, status: str = "200 OK", **headers: str) -> Reply:
-    """JSON."""
+    """Return a JSON answer."""
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json", **named})
 
@@ -49,7 +49,7 @@ HTML = Reply(b"<!doctype html><title>Sorry</title>", headers={"Content-Type": "t
 
 
 class Service:
-    """A running one. `url` has its port; `asked` is everything that came."""
+    """A running service. `url` has its port; `asked` holds all requests received."""
 
     def __init__(self, port: int, scheme: str) -> None:
         self.port = port
@@ -57,7 +57,7 @@ class Service:
         self.asked: list[Asked] = []
 
     def paths(self) -> list[str]:
-        """Of everything that came."""
+        """Return the paths of all requests received."""
         return [each.path for each in self.asked]
 
 
@@ -123,7 +123,7 @@ async def _write(writer: asyncio.StreamWriter, reply: Reply) -> None:
 
 
 def limits(**changes: object) -> ImportsSettings:
-    """Quick ones that allow loopback; anything may be changed by name."""
+    """Return settings with short time-outs that allow loopback; `changes` override them."""
     values: dict[str, object] = {
         "allow_private": True,
         "connect_timeout": 5,
@@ -138,7 +138,7 @@ def limits(**changes: object) -> ImportsSettings:
 
 @asynccontextmanager
 async def outbound(**changes: object) -> AsyncIterator[Outbound]:
-    """Calls by `limits`, with hardly a pause between tries."""
+    """Open an outbound client with `limits`, and hardly any pause between retries."""
     made = Outbound(limits(**changes), first_pause=0.01)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""Work that is held where it is until a test lets it go on: in place of timing."""
+"""Work that is held until a test lets it go on, instead of relying on timing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from on_api.core.crypto import kdf
 
 
 class Gate:
-    """Holds every thread that passes it until it is opened."""
+    """Barrier that holds every thread until it is opened."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
         self._lock = threading.Lock()
         self.held = 0
-        """Threads that have come to it."""
+        """Threads that have reached the gate."""
 
     def open(self) -> None:
-        """Let everybody pass from now on."""
+        """Let all threads pass from now on."""
         self._open.set()
 
     def wait(self) -> None:
-        """Wait until it is open; two minutes at most, so that a failed test ends."""
+        """Wait until the gate is open; at most two minutes, so that a failed test ends."""
         with self._lock:
             self.held += 1
         self._open.wait(120)
@@ -33,7 +33,7 @@ class Gate:
 
 @contextmanager
 def scrypt_held() -> Iterator[Gate]:
-    """Every call of scrypt in this process is held, and goes on when the block ends."""
+    """Hold every call of scrypt in this process until the gate is opened or the block ends."""
     gate = Gate()
     real: Callable[..., bytes] = kdf.scrypt  # type: ignore[attr-defined]  # not its own
 

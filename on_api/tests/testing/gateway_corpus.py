@@ -1,5 +1,4 @@
-"""What gateways are asked for: content of every kind on the node, and requests as they are sent,
-byte for byte."""
+"""Content of every kind on a node, and a client that sends requests to gateways byte for byte."""
 
 from __future__ import annotations
 
@@ -42,16 +41,16 @@ FILES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What came."""
+    """A complete answer."""
 
     status: int
     headers: dict[str, str]
-    """By name in lower case; what came repeatedly is joined by commas."""
+    """Headers by name in lower case; repeated ones are joined by commas."""
     body: bytes
 
 
 class Corpus:
-    """Content on a node, by the CIDs of its roots."""
+    """Content on a node: the CIDs of its roots."""
 
     def __init__(self, kubo: Kubo) -> None:
         self.folder = _add(kubo, {f"r/{name}": data for name, data in FILES.items()}, "r")
@@ -69,12 +68,12 @@ class Corpus:
         self.cbor = _put(blocks, CBOR, b"\xa1\x61n\x01")
 
     def path(self, name: str) -> str:
-        """The path of a file in the folder."""
+        """Return the gateway path of a file in the folder."""
         return f"/ipfs/{self.folder}/{quote(name)}"
 
 
 class RawClient:
-    """One connection, on which a request goes out as it is written."""
+    """One connection, which sends each request target exactly as it is given."""
 
     def __init__(self, origin: str) -> None:
         place = urlsplit(origin)
@@ -83,7 +82,7 @@ class RawClient:
     def __call__(
         self, target: str, headers: Mapping[str, str] | None = None, method: str = "GET"
     ) -> Answer:
-        """Send one request. Raises `http.client.HTTPException` for an answer that is cut."""
+        """Send one request. Raises `http.client.HTTPException` if the answer is cut."""
         connection = self._connection
         try:
             connection.putrequest(method, target, skip_accept_encoding=True)
@@ -104,13 +103,13 @@ class RawClient:
         return Answer(response.status, joined, body)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 @contextmanager
 def raw_client(origin: str) -> Iterator[RawClient]:
-    """A client that hangs up in the end."""
+    """Open a client, and close it when the block ends."""
     client = RawClient(origin)
     try:
         yield client
@@ -119,12 +118,12 @@ def raw_client(origin: str) -> Iterator[RawClient]:
 
 
 def add_folder(kubo: Kubo, files: Mapping[str, bytes]) -> str:
-    """The CID of a folder of these files, on the node but not pinned."""
+    """Add a folder of these files to the node, unpinned, and return its CID."""
     return _add(kubo, {f"r/{name}": data for name, data in files.items()}, "r")
 
 
 def _add(kubo: Kubo, files: Mapping[str, bytes], root: str) -> str:
-    """`ipfs add` of these paths, unpinned; returns the CID of the one named `root`."""
+    """Run `add` for these paths, unpinned; return the CID of the one named `root`."""
     boundary = "between-the-files"
     body = b"".join(
         f"--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Disposition:"

@@ -1,4 +1,4 @@
-"""Other people's packages that tests use, installed once for all checkouts and processes into the
+"""Third-party packages that tests use, installed once for all checkouts and processes into the
 cache folder beside Kubo."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from on_api.core.ipfs.daemon.binary import cache_folder, inherited_environment
 
 
 def npm_packages(name: str, *packages: str) -> Path:
-    """The `node_modules` with packages, each as `NAME@VERSION`; installed without their scripts."""
+    """Return a `node_modules` with packages (`NAME@VERSION`), installed without their scripts."""
 
     def install(folder: Path) -> None:
         options = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder))
@@ -25,7 +25,7 @@ def npm_packages(name: str, *packages: str) -> Path:
 
 
 def python_packages(name: str, *packages: str) -> Path:
-    """The programs' folder of a virtual environment with packages, each as `NAME==VERSION`."""
+    """Return the folder of programs of a virtual environment with packages (`NAME==VERSION`)."""
 
     def install(folder: Path) -> None:
         _run([sys.executable, "-m", "venv", str(folder)])

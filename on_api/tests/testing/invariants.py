@@ -1,4 +1,4 @@
-"""What must hold between database, node and promises whenever nothing is under way."""
+"""Invariants of database and node that hold whenever no work is under way."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from on_api.core.models.content import PINNED
 
 
 def check_invariants(database: Database, pins_on_node: Collection[str]) -> None:
-    """Every reference is held and charged once, everything held is pinned, every event told once.
+    """Check that every reference is held and charged once, everything held is pinned, and every
+    event was recorded once.
 
-    `pins_on_node`: the CIDs of every recursive pin.
+    `pins_on_node`: the CIDs of all recursive pins.
     """
     with database.session_scope(write=False) as session:
         pins = session.scalars(select(Pin)).all()

@@ -1,4 +1,4 @@
-"""A Kubo of somebody else's: a daemon of its own on loopback, and its command line."""
+"""A Kubo outside on-api: its own daemon on loopback, and its command line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from on_api.tests.testing.deadline import until
 
 
 class KuboClient:
-    """What a person does with `ipfs`."""
+    """The command line `ipfs`, with a repo."""
 
     def __init__(self, binary: Path, repo: Path) -> None:
         self._binary = binary
         self.repo = repo
 
     def run(self, *command: str, data: bytes = b"") -> subprocess.CompletedProcess[str]:
-        """A command, whether it goes well or not."""
+        """Run a command, and return its result, successful or not."""
         done = subprocess.run(
             [self._binary, *command],
             env=kubo_environment(self.repo),
@@ -37,19 +37,19 @@ class KuboClient:
         return subprocess.CompletedProcess(done.args, done.returncode, output, errors)
 
     def __call__(self, *command: str, data: bytes = b"") -> str:
-        """What a command that goes well says."""
+        """Run a command that must succeed, and return its output."""
         done = self.run(*command, data=data)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def lines(self, *command: str) -> list[dict[str, Any]]:
-        """What a command says, as objects."""
+        """Run a command, and return the JSON objects that it prints."""
         return [json.loads(line) for line in self(*command, "--enc=json").splitlines()]
 
 
 @contextmanager
 def running_client(folder: Path, **environment: str) -> Iterator[KuboClient]:
-    """A private daemon with its repo in `folder`, whose RPC is open to everyone on loopback."""
+    """Run a private daemon with its repo in `folder`; its RPC is open to all on loopback."""
     settings = NodeSettings(rpc_port=free_port(), gateway_port=free_port())
     binary = kubo_binary(settings, print)
     repo = folder / "repo"

@@ -1,4 +1,4 @@
-"""The worker's removal of what failures have left, done at once."""
+"""The worker's removal of leftovers, done at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from on_api.worker.leftovers import LeftoverRemover
 
 
 def remover_of(services: Services) -> LeftoverRemover:
-    """As the worker has it."""
+    """Return a remover built like the worker's."""
     return LeftoverRemover(
         services.database,
         services.node,
@@ -26,7 +26,7 @@ def remover_of(services: Services) -> LeftoverRemover:
 
 
 async def remove_leftovers(services: Services) -> None:
-    """Let the worker's step run until no dead lease is left."""
+    """Run the remover's step until no dead lease is left."""
     remover = remover_of(services)
 
     def any_left() -> bool:

@@ -1,4 +1,4 @@
-"""Meters without a server: several "processes" on one database, with a clock of the test's own."""
+"""Meters without a server: several "processes" on one database, with the test's own clock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOVEMBER = datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
 
 @dataclass
 class Stage:
-    """One database, processes that meter on it, and their clock."""
+    """A database, the processes that meter on it, and their clock."""
 
     database: Database
     news: Invalidations
@@ -45,7 +45,7 @@ class Stage:
     meters: list[Meter] = field(default_factory=list)
 
     def meter(self, **settings: Any) -> Meter:
-        """What one process has."""
+        """Add the meter of one more process."""
         traffic = TrafficSettings(**settings)
         meter = Meter(
             EgressLedger(self.database, traffic),
@@ -58,7 +58,7 @@ class Stage:
         return meter
 
     def new_user(self, budget: int | None = None) -> uuid.UUID:
-        """An account."""
+        """Add an account, and return its id."""
         with self.database.session_scope() as session:
             user = User(username=f"user-{uuid.uuid4()}", egress_budget=budget)
             user.usage = UserUsage()
@@ -67,45 +67,45 @@ class Stage:
             return user.id
 
     def set_budget(self, user_id: uuid.UUID, budget: int | None) -> None:
-        """As an administrator does it."""
+        """Set a user's budget, as an administrator does."""
         with self.database.session_scope() as session:
             session.get_one(User, user_id).egress_budget = budget
             self.news.announce(session)
 
     def counter(self, user_id: uuid.UUID | None, month: str = "2026-11") -> int:
-        """Bytes spent by a user, or by everybody."""
+        """Return the bytes spent by a user, or by the whole instance if `user_id` is None."""
         whose = (INSTANCE, uuid.UUID(int=0)) if user_id is None else (OWNER, user_id)
         with self.database.session_scope(write=False) as session:
             row = session.get(EgressCounter, (*whose, month))
             return row.bytes if row is not None else 0
 
     def open_credit(self) -> int:
-        """Bytes that owners' accounts have open."""
+        """Return the bytes of credit that owners' accounts have open."""
         with self.database.session_scope(write=False) as session:
             of_owners = EgressCredit.subject_kind == OWNER
             return session.scalar(select(func.sum(EgressCredit.bytes)).where(of_owners)) or 0
 
     def rows(self) -> list[Traffic]:
-        """What was written."""
+        """Return the rows of traffic."""
         with self.database.session_scope(write=False) as session:
             return list(session.scalars(select(Traffic).order_by(Traffic.period)))
 
     def totals(self, table: type[Traffic] | type[TrafficTotal]) -> list[tuple[object, ...]]:
-        """What either table says of each kind: whatever was done, it is the same."""
+        """Return a table's sums by kind, which are the same in both tables."""
         sums = [func.sum(getattr(table, name)) for name in COUNTS]
         with self.database.session_scope(write=False) as session:
             rows = session.execute(select(table.kind, *sums).group_by(table.kind))
             return sorted((kind, *map(int, counts)) for kind, *counts in rows)
 
     def events(self) -> list[Event]:
-        """Who was told what."""
+        """Return all events."""
         with self.database.session_scope(write=False) as session:
             return list(session.scalars(select(Event).order_by(Event.id)))
 
 
 @contextmanager
 def staged(database: Database) -> Iterator[Stage]:
-    """Empty tables, and news that are heard."""
+    """Yield a stage with empty tables and working cache invalidation."""
     news = Invalidations(database)
     news.start()
     until(lambda: news.trusted, "news are heard")

@@ -1,4 +1,4 @@
-"""A deployment that is to be left: an on-api whose user has pins of every kind."""
+"""A deployment to migrate from: an on-api whose user has pins of every kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("地図.pdf", "Größe 3 €.txt", "=SUM(A1)", 'a,b"c', "🦔", "عرب
 
 @dataclass(frozen=True)
 class Pinned:
-    """One of its pins."""
+    """One pin of that deployment."""
 
     cid: str
     name: str | None
@@ -31,8 +31,8 @@ class Pinned:
 
 
 def fill(account: Account, peer: Peer, *, files: int, large: int) -> list[Pinned]:
-    """Pin `files` small files, directories, a HAMT and one file of `large` bytes; two of the pins
-    are of the same content, under the same name and under another one."""
+    """Pin `files` small files, directories, a HAMT and one file of `large` bytes. Two more pins
+    repeat content, one under the same name and one under another."""
     cids = peer.add_many([os.urandom(1000 + number) for number in range(files)])
     cids.append(add_folder(peer, {f"inner/{n}.txt": os.urandom(50) for n in range(5)}))
     cids.append(add_folder(peer, {f"{n}.txt": b"%d" % n for n in range(40)}, sharded=True))
@@ -57,12 +57,12 @@ def fill(account: Account, peer: Peer, *, files: int, large: int) -> list[Pinned
 
 
 def vars_of(pinned: Pinned) -> dict[str, Any]:
-    """Name and meta."""
+    """Return a pin's name and meta."""
     return {"name": pinned.name, "meta": pinned.meta}
 
 
 def add_folder(peer: Peer, files: dict[str, bytes], *, sharded: bool = False) -> str:
-    """Store a directory, unpinned; returns its CID. `sharded`: as a HAMT."""
+    """Store a directory, unpinned, and return its CID. `sharded`: as a HAMT."""
     options = {**ADD_OPTIONS, "pin": "false", "progress": "false", "wrap-with-directory": "true"}
     if sharded:
         options["max-directory-links"] = "8"
@@ -81,7 +81,7 @@ def add_folder(peer: Peer, files: dict[str, bytes], *, sharded: bool = False) ->
 
 
 def pins_of(account: Account) -> list[Pinned]:
-    """Every pin that a user sees."""
+    """Return every pin that a user sees."""
     answer = account.client.get("/v1/pins", params={"limit": 1000})
     assert answer.status_code == 200, answer.text
     assert answer.json()["count"] == len(answer.json()["results"])
@@ -90,35 +90,35 @@ def pins_of(account: Account) -> list[Pinned]:
 
 
 def ask(account: Account, **body: Any) -> dict[str, Any]:
-    """Ask for an import; returns it."""
+    """Request an import, and return it."""
     answer = account.client.post("/v1/imports", json=body)
     assert answer.status_code == 202, answer.text
     return dict(answer.json())
 
 
 def look(account: Account, import_id: str) -> dict[str, Any]:
-    """An import as its user sees it."""
+    """Return an import as its user sees it."""
     answer = account.client.get(f"/v1/imports/{import_id}")
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 def over(account: Account, import_id: str, seconds: float = 60) -> dict[str, Any]:
-    """Wait for the end of an import; returns it."""
+    """Wait for the end of an import, and return it."""
     ends = {"done", "failed", "cancelled"}
     return _waited_for(account, import_id, seconds, lambda seen: seen["status"] in ends)
 
 
 def previewed(account: Account, import_id: str, seconds: float = 30) -> dict[str, Any]:
-    """Wait until the source's list was read; returns the import."""
+    """Wait until the source's list was read, and return the import."""
     return _waited_for(account, import_id, seconds, lambda seen: seen["preview"]["complete"])
 
 
 def _waited_for(
     account: Account, import_id: str, seconds: float, is_so: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Look now and then, as a client does: looks without a pause would take the time of the work
-    that they wait for."""
+    """Poll with pauses, as a client does: polling without them would take processor time from the
+    work that is awaited."""
     ends_at = time.monotonic() + seconds
     while not is_so(seen := look(account, import_id)):
         assert time.monotonic() < ends_at, report_of(account, import_id)
@@ -127,13 +127,13 @@ def _waited_for(
 
 
 def report_of(account: Account, import_id: str) -> dict[str, Any]:
-    """Its report."""
+    """Return an import's report."""
     answer = account.client.get(f"/v1/imports/{import_id}/report")
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 def facts_of(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What of a report doesn't depend on how the work went."""
+    """Return the parts of a report that don't depend on how the work went."""
     kept = ("position", "status", "cid", "name", "size", "bytes", "blocks", "verified", "reason")
     return [{name: item[name] for name in kept} for item in report["items"]]

@@ -19,7 +19,7 @@ from on_api.tests.testing.plain_http import NO_TLS
 
 
 class Peer:
-    """One Kubo, run by on-api's own code; private, so that nobody is dialled but by name."""
+    """One Kubo, run by on-api's own code; private, so that it dials only named peers."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -29,7 +29,7 @@ class Peer:
 
     @property
     def ipfs(self) -> IpfsSettings:
-        """For the settings of an on-api on this node."""
+        """Settings for an on-api that uses this node."""
         return IpfsSettings(
             rpc_url=f"http://127.0.0.1:{self.node.rpc_port}",
             gateway_url=f"http://127.0.0.1:{self.node.gateway_port}",
@@ -38,11 +38,11 @@ class Peer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What its RPC asks for."""
+        """Headers that its RPC requires."""
         return {"Authorization": RPC_SECRET.replace("bearer:", "Bearer ")}
 
     def car(self, cid: str) -> bytes:
-        """A whole DAG, from its gateway; the blocks prove themselves."""
+        """Return a whole DAG as a CAR, from its gateway; the blocks prove themselves."""
         answer = httpx.get(
             f"{self.ipfs.gateway_url}/ipfs/{cid}",
             params={"format": "car"},
@@ -55,36 +55,36 @@ class Peer:
         return answer.content
 
     def stat(self, cid: str) -> tuple[int, int]:
-        """Bytes and number of a DAG's different blocks."""
+        """Return the bytes and the number of a DAG's distinct blocks."""
         summary = self._post("dag/stat", {"arg": cid, "progress": "false"}).text.splitlines()[-1]
         return json.loads(summary)["TotalSize"], json.loads(summary)["UniqueBlocks"]
 
     @property
     def pid(self) -> int:
-        """Its process; there must be one."""
+        """Process id; the node must be running."""
         pid = None if self._running is None else self._running.pid
         assert pid is not None
         return pid
 
     def start(self) -> None:
-        """Run, until `stop`; nothing happens if it runs already."""
+        """Run until `stop`; does nothing if it runs already."""
         if self._running is None:
             self._running = ManagedNode(self.home, self.node, RPC_SECRET, print)
             self._running.start()
 
     def stop(self) -> None:
-        """Go away; what it has stays on its disk."""
+        """Stop the node; its data stay on disk."""
         if self._running is not None:
             self._running.stop()
             self._running = None
 
     def add(self, data: bytes, *, pinned: bool = True) -> str:
-        """Store a file under the profile; returns its CID."""
+        """Store a file under the profile, and return its CID."""
         query = {**ADD_OPTIONS, "pin": str(pinned).lower(), "progress": "false"}
         return str(self.rpc("add", query, files={"file": data})["Hash"])
 
     def add_many(self, files: Sequence[bytes]) -> list[str]:
-        """Store small files in one go, unpinned; returns their CIDs in order."""
+        """Store small files in one request, unpinned; return their CIDs in order."""
         answer = self._post(
             "add",
             {**ADD_OPTIONS, "pin": "false", "progress": "false"},
@@ -93,26 +93,26 @@ class Peer:
         return [json.loads(line)["Hash"] for line in answer.text.splitlines()]
 
     def addresses(self) -> list[str]:
-        """Where it listens now."""
+        """Return the addresses that it listens on now."""
         return list(self.rpc("id")["Addresses"])
 
     def pins(self) -> dict[str, str]:
-        """CID and name of every recursive pin."""
+        """Return the names of all recursive pins, by CID."""
         listed = self.rpc("pin/ls", {"type": "recursive", "names": "true"})
         return {cid: pin["Name"] for cid, pin in listed["Keys"].items()}
 
     def peers(self) -> set[str]:
-        """The identities of those it is connected to."""
+        """Return the peer ids that it is connected to."""
         return {peer["Peer"] for peer in self.rpc("swarm/peers")["Peers"] or ()}
 
     def meet(self, other: Peer) -> None:
-        """Connect to another one."""
+        """Connect to another peer."""
         self.rpc("swarm/connect", {"arg": other.addresses()[0]})
 
     def rpc(
         self, command: str, query: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """The answer to one RPC command."""
+        """Return the answer to one RPC command."""
         return dict(self._post(command, query or {}, **options).json())
 
     def _post(self, command: str, query: dict[str, str], **options: Any) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Debian's nginx under `deploy/nginx.conf`, as it is but for ports, paths and the secret."""
+"""Debian's nginx under `deploy/nginx.conf`, unchanged except for ports, paths and the secret."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ACCEL_LOG = "on_api_accel.log"
 def nginx(
     folder: Path, upstream: str, node: str, listen: Mapping[str, str], *, accel: bool
 ) -> Iterator[None]:
-    """nginx in front of the origins of on-api and its node, with its files in `folder`. `listen`:
-    in place of lines of the configuration. With `accel` large answers are handed over to it."""
+    """Run nginx in front of on-api and its node (two origins), with its files in `folder`.
+    `listen` replaces lines of the configuration. With `accel`, large answers are handed to it."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",  # noqa: S607
          "-subj", "/CN=files.example", "-addext", "subjectAltName=IP:127.0.0.1",

@@ -1,4 +1,4 @@
-"""Short ways to pins for the tests: CIDs that nobody has, forms of one CID, requests."""
+"""Helpers for pins: CIDs without content, spellings of one CID, requests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def some_cid() -> str:
-    """A CID that nobody has."""
+    """Return a CID whose content does not exist."""
     return encode(RAW, SHA2_256, os.urandom(32))
 
 
 def forms_of(cid: str) -> dict[str, str]:
-    """One CIDv1 in the bases of multibase, by name (the multibase specification's table)."""
+    """Return a CIDv1 in the bases of multibase, by name (the multibase specification's table)."""
     raw = Cid.from_text(cid).raw
     base32 = base64.b32encode(raw).decode().rstrip("=")
     return {
@@ -35,26 +35,26 @@ def forms_of(cid: str) -> dict[str, str]:
 
 
 def version_0(digest: bytes) -> str:
-    """The CIDv0 of a sha2-256 digest."""
+    """Return the CIDv0 of a sha2-256 digest."""
     return _in_base(bytes((SHA2_256, 32)) + digest, _BASE58)
 
 
 def add_pin(account: Account, cid: str | None = None, **more: Any) -> dict[str, Any]:
-    """A pin, of content that nobody has unless it is named."""
+    """Request a pin, by default of content that does not exist, and return the answer."""
     answer = account.client.post("/v1/pins", json={"cid": cid or some_cid(), **more})
     assert answer.status_code == 202, answer.text
     return dict(answer.json())
 
 
 def list_pins(account: Account, **query: Any) -> dict[str, Any]:
-    """A page of pins."""
+    """Return a page of pins."""
     answer = account.client.get("/v1/pins", params=query)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 def charged(account: Account) -> int:
-    """Bytes that a user is charged."""
+    """Return the bytes that a user is charged for storage."""
     usage = account.client.get("/v1/users/me/usage").json()
     return int(usage["storage"]["bytes"])
 

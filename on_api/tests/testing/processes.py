@@ -1,4 +1,4 @@
-"""on-api as its operator starts it: processes of their own, with homes of their own."""
+"""on-api as its operator starts it: in processes and homes of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ON_API = Path(sys.executable).parent / "on-api"
 
 @dataclass
 class Home:
-    """One `ON_API_HOME` with ports of its own."""
+    """An `ON_API_HOME` with its own ports."""
 
     path: Path
     extra: dict[str, str] = field(default_factory=dict)
@@ -39,12 +39,12 @@ class Home:
 
     @property
     def url(self) -> str:
-        """Where it serves."""
+        """Origin that it serves at."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of its processes: nothing of on-api's from ours."""
+        """Environment of its processes, without `ON_API_…` variables of the test run."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("ON_API_")}
         return {
             **inherited,
@@ -57,7 +57,7 @@ class Home:
         }
 
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
+        """Run a command to its end."""
         return subprocess.run(
             [ON_API, *arguments],
             env=self.environment,
@@ -70,7 +70,7 @@ class Home:
         )
 
     def init(self) -> str:
-        """`on-api init`, or a copy of what it has made; returns the administrator's key."""
+        """Run `on-api init`, or copy what it has made before; return the administrator's key."""
         if self.template is not None:
             shutil.copytree(self.template, self.path, dirs_exist_ok=True)
         else:
@@ -79,7 +79,7 @@ class Home:
         return (self.path / "admin.key").read_text().strip()
 
     def client(self, key: str) -> httpx.Client:
-        """A client with a key."""
+        """Return a client that sends a key."""
         return httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
@@ -90,8 +90,8 @@ class Home:
 
     @contextmanager
     def serving(self, *, is_ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:
-        """`on-api serve`, ready or at least alive; ended by Ctrl-C's signal unless the test has
-        ended it."""
+        """Run `on-api serve`, and wait until it is ready or at least alive; it is ended by SIGINT
+        unless the test has ended it."""
         waits_for = self.ready if is_ready else self.alive
         with (self.path / "serve.log").open("ab") as log:
             process = subprocess.Popen(
@@ -112,19 +112,19 @@ class Home:
                 process.wait(60)
 
     def alive(self) -> bool:
-        """Whether `/healthz` answers."""
+        """Return whether `/healthz` answers 200."""
         return self._is_well("/healthz")
 
     def ready(self) -> bool:
-        """Whether `/readyz` says so."""
+        """Return whether `/readyz` answers 200."""
         return self._is_well("/readyz")
 
     def log(self) -> str:
-        """What `serve` wrote."""
+        """Return what `serve` wrote."""
         return (self.path / "serve.log").read_text()
 
     def kubo_pids(self) -> set[int]:
-        """The Kubos of this home's repo: one, none, or two for a moment."""
+        """Return the Kubo processes of this home's repo: one, none, or two for a moment."""
         return {
             int(entry.name)
             for entry in Path("/proc").iterdir()
@@ -134,12 +134,12 @@ class Home:
         }
 
     def kubo_pid(self) -> int:
-        """The one Kubo of this home."""
+        """Return the only Kubo process of this home."""
         [pid] = self.kubo_pids()
         return pid
 
     def kubo_runs(self) -> bool:
-        """Whether there is one."""
+        """Return whether a Kubo runs on this home's repo."""
         return bool(self.kubo_pids())
 
     def _is_well(self, path: str) -> bool:
@@ -163,7 +163,7 @@ def _environment(process: Path) -> dict[str, str]:
 
 
 def beside(kubo: Kubo) -> dict[str, str]:
-    """The settings of a server that uses the tests' node instead of one of its own."""
+    """Return the settings of a server that uses the tests' node instead of its own."""
     secret = kubo.ipfs.rpc_auth
     return {
         "ON_API_IPFS__RPC_URL": str(kubo.ipfs.rpc_url),
@@ -173,7 +173,7 @@ def beside(kubo: Kubo) -> dict[str, str]:
 
 
 def peak_memory(pid: int) -> int:
-    """The most that a process has held in memory, in bytes."""
+    """Return the peak resident memory of a process, in bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -183,7 +183,7 @@ def peak_memory(pid: int) -> int:
 def working(
     settings: Settings, lease_seconds: int, **more: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`on-api worker` with the settings of a server, at work; killed in the end."""
+    """Run `on-api worker` with a server's settings, and kill it when the block ends."""
     log = settings.home / f"worker-{uuid.uuid4()}.log"
     secret, rpc_auth = settings.secret_key, settings.ipfs.rpc_auth
     named = {"ON_API_SECRET_KEY": secret.get_secret_value()} if secret else {}

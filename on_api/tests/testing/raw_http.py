@@ -1,4 +1,4 @@
-"""HTTP/1.1 by hand: what a connection has said, answer by answer."""
+"""Handwritten HTTP/1.1: a connection's answers, one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 
 class RawAnswer(NamedTuple):
-    """One answer. Names of headers are in lower case."""
+    """One answer; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -20,7 +20,7 @@ class RawAnswer(NamedTuple):
 
 
 class Wire:
-    """A connection that sends whatever it is given."""
+    """A connection that sends any bytes."""
 
     def __init__(self, opened: socket.socket) -> None:
         self.socket = opened
@@ -28,16 +28,16 @@ class Wire:
         self._said = b""
 
     def send(self, *pieces: bytes) -> None:
-        """Send pieces, each by itself."""
+        """Send each piece by itself."""
         for piece in pieces:
             self.socket.sendall(piece)
 
     def send_no_more(self) -> None:
-        """Close this side."""
+        """Close the sending side."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def answer(self, method: str = "GET") -> RawAnswer:
-        """The next answer, to a request of this method. Interim ones are passed over."""
+        """Return the next final answer, to a request of this method; interim ones are skipped."""
         while True:
             head = self._until(b"\r\n\r\n").decode("latin-1")
             line, *lines = head.split("\r\n")
@@ -51,7 +51,7 @@ class Wire:
         return RawAnswer(status, headers, self._body(status, headers, method))
 
     def rest(self) -> bytes:
-        """All that is said until the other side closes. Raises `ConnectionResetError`."""
+        """Return all bytes until the other side closes. Raises `ConnectionResetError`."""
         while data := self.socket.recv(65536):
             self._said += data
         said, self._said = self._said, b""
@@ -89,7 +89,7 @@ class Wire:
 
 @contextmanager
 def wire_to(url: str, tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
-    """A connection to an origin."""
+    """Open a connection to an origin, and close it when the block ends."""
     place = urlsplit(url)
     opened = socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=60)
     if tls is not None:

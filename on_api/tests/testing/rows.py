@@ -1,4 +1,4 @@
-"""Rows that a test puts into the database by itself, with what every one of them needs."""
+"""Rows that tests insert directly, with all required columns."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from on_api.core.models.database import new_id, utc_now
 
 
 def user_row(username: str) -> User:
-    """An active user, with counters."""
+    """Return an active user with counters."""
     user = User(id=new_id(), username=username, is_admin=False, active=True)
     user.usage = UserUsage(file_count=0, storage_bytes=0, reserved_bytes=0)
     return user
 
 
 def pin_row(user_id: uuid.UUID, cid: str, **changes: object) -> Pin:
-    """A queued pin that is due now; anything may be changed by name."""
+    """Return a queued pin that is due now; `changes` override columns."""
     now = utc_now()
     values: dict[str, object] = {
         "id": new_id(),

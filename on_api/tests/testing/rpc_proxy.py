@@ -1,5 +1,5 @@
-"""A proxy before a Kubo's RPC that counts its calls and can hold any of them: the request before it
-is passed on, or the answer once the node has given it all."""
+"""A proxy for a Kubo's RPC that counts calls and can hold any of them: the request before it is
+passed on, or the answer once the node has sent all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass
 class Gate:
-    """Holds what comes until `open`."""
+    """Barrier that holds calls until `open`."""
 
     command: str
     holds_answer: bool
@@ -21,29 +21,30 @@ class Gate:
     _opened: threading.Event = field(default_factory=threading.Event)
 
     def wait_until_reached(self, seconds: float = 30) -> None:
-        """Return when something is held."""
+        """Wait until a call is held."""
         assert self._reached.wait(seconds), f"{self.command} did not come"
 
     def open(self) -> None:
-        """Let go of what is held and of all that comes."""
+        """Release the held calls, and let later ones pass."""
         self._opened.set()
 
     def pass_through(self) -> None:
-        """In the proxy's threads: be held."""
+        """Hold the calling thread, one of the proxy's."""
         self._reached.set()
         self._opened.wait(120)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call that came: `pin/add` and its argument; there is one for each if it had several."""
+    """One call: a command such as `pin/add`, and its argument; calls with several arguments count
+    once for each."""
 
     command: str
     argument: str
 
 
 class RpcProxy:
-    """Listens on `url`; passes everything on to the node's RPC at `target`, a connection a call."""
+    """Proxy that listens on `url` and passes calls to the RPC at `target`, one connection each."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -56,26 +57,26 @@ class RpcProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self, command: str, *, answer: bool = False) -> Gate:
-        """Hold every later call of a command, or its answer, until the gate is opened."""
+        """Hold all later calls of a command, or their answers, until the gate is opened."""
         gate = Gate(command, answer)
         self._gates.append(gate)
         return gate
 
     def cut(self, command: str, *, answer: bool = False) -> None:
-        """From now on hang up on every call of a command: before the node hears of it, or when it
-        has done it."""
+        """Close the connection of every later call of a command: before the node gets it, or after
+        the node has done it."""
         self._cut[command] = answer
 
     def mend(self) -> None:
-        """Hang up on nothing more."""
+        """Undo all `cut`."""
         self._cut.clear()
 
     def count(self, command: str, argument: str) -> int:
-        """How often a command came with this argument."""
+        """Return how often a command was called with this argument."""
         return self.calls.count(Call(command, argument))
 
     def close(self) -> None:
-        """Take nothing more; let go of what is held."""
+        """Accept no more calls, and release the held ones."""
         for gate in self._gates:
             gate.open()
         with contextlib.suppress(OSError):
@@ -115,7 +116,7 @@ class RpcProxy:
                 holding = [gate for gate in gates if gate.holds_answer]
                 if self._cut.get(command):
                     _all_of(node)
-                    client.shutdown(socket.SHUT_RDWR)  # the other thread reads from it still
+                    client.shutdown(socket.SHUT_RDWR)  # the other thread still reads from it
                 elif holding:
                     answer = _all_of(node)
                     for gate in holding:
@@ -130,7 +131,7 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
-        # The client is gone: so must the node see it.
+        # The client is gone: the node must see that too.
         target.shutdown(socket.SHUT_WR)
 
 
@@ -143,7 +144,7 @@ def _all_of(source: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def held_rpc(target: str) -> Iterator[RpcProxy]:
-    """A proxy that is ended with the block."""
+    """Run a proxy until the block ends."""
     proxy = RpcProxy(target)
     try:
         yield proxy

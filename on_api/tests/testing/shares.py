@@ -1,4 +1,4 @@
-"""Links as their owners make them, and what the database says of them."""
+"""Share links as their owners create them, and their rows in the database."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from on_api.tests.conftest import Account, Server
 
 @dataclass(frozen=True)
 class Link:
-    """A share and its secret."""
+    """A share with its secret."""
 
     id: str
     path: str
-    """Of its URL: the tests' servers are not at the address that is given out."""
+    """Path of its URL: the tests' servers don't serve at the URL's own origin."""
     owner: Account
 
     @property
     def token(self) -> str:
-        """What must be seen nowhere."""
+        """The secret token, which must not appear anywhere."""
         return self.path.removeprefix("/s/")
 
     @property
     def downloads(self) -> int:
-        """As its owner sees them."""
+        """Number of downloads, as the owner sees it."""
         return int(self.owner.client.get(f"/v1/shares/{self.id}").json()["downloads"])
 
 
 def share(owner: Account, file: dict[str, Any], **options: object) -> Link:
-    """A new link to a file."""
+    """Create a link to a file."""
     answer = owner.client.post("/v1/shares", json={"file_id": file["id"], **options})
     assert answer.status_code == 201, answer.text
     made = answer.json()
@@ -44,13 +44,13 @@ def share(owner: Account, file: dict[str, Any], **options: object) -> Link:
 
 
 def sent_bytes(server: Server, link: Link) -> int:
-    """What the database has counted against the limit."""
+    """Return the bytes that the database has counted against the limit."""
     with server.services.database.session_scope(write=False) as session:
         return session.get_one(Share, uuid.UUID(link.id)).sent_bytes
 
 
 def let_pass(server: Server, link: Link, seconds: float) -> None:
-    """As if that much time had passed for a link: its expiry and its pause come nearer."""
+    """Move the expiry and the pause of a link so much nearer, as if the time had passed."""
     with server.services.database.session_scope() as session:
         row = session.get_one(Share, uuid.UUID(link.id))
         earlier = timedelta(seconds=seconds)
@@ -63,5 +63,5 @@ def let_pass(server: Server, link: Link, seconds: float) -> None:
 
 
 def in_an_hour() -> str:
-    """A moment for `expires_at`."""
+    """Return a moment an hour from now, for `expires_at`."""
     return (utc_now() + timedelta(hours=1)).isoformat()

@@ -1,4 +1,4 @@
-"""A file system so small that a test can fill it."""
+"""A file system small enough for a test to fill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """Mount a file system in memory at `folder`, which is made. Skips the test where it may not."""
+    """Mount a file system in memory at `folder`, which is created. Skips the test if mounting is
+    not permitted."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("mounts a small file system, as root")
     folder.mkdir()

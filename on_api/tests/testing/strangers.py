@@ -1,5 +1,5 @@
-"""What may listen where on-api's node is expected: a Kubo of somebody else's as `ipfs init` makes
-it, and a listener that only hears."""
+"""Programs that may listen where on-api's node is expected: another Kubo as `ipfs init` makes it,
+and a listener that records what it receives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from on_api.tests.testing.deadline import until
 
 @dataclass(frozen=True)
 class StrangeKubo:
-    """A running one, whose RPC is open to everyone on loopback."""
+    """A running Kubo whose RPC is open to all on loopback."""
 
     binary: Path
     repo: Path
@@ -30,7 +30,7 @@ class StrangeKubo:
     gateway_port: int
 
     def __call__(self, *command: str, data: bytes = b"") -> str:
-        """What its command line says."""
+        """Run a command, and return its output."""
         done = subprocess.run(
             [self.binary, *command],
             env={**os.environ, "IPFS_PATH": str(self.repo)},
@@ -42,7 +42,7 @@ class StrangeKubo:
         return done.stdout.decode().strip()
 
     def urls(self, host: str = "127.0.0.1") -> dict[str, str]:
-        """As settings of an external node."""
+        """Return the settings of an external node."""
         return {
             "rpc_url": f"http://{host}:{self.rpc_port}",
             "gateway_url": f"http://{host}:{self.gateway_port}",
@@ -50,11 +50,11 @@ class StrangeKubo:
 
     @property
     def peer_id(self) -> str:
-        """Its identity."""
+        """Peer id."""
         return self("id", "-f", "<id>")
 
     def state(self) -> dict[str, object]:
-        """All that could be changed of it."""
+        """Return all of its state that on-api could change."""
         return {
             "blocks": sorted(self("refs", "local").split()),
             "pins": sorted(self("pin", "ls", "--names").splitlines()),
@@ -72,9 +72,9 @@ def strange_kubo(
     gateway_port: int | None = None,
     ipv6: bool = False,
 ) -> Iterator[StrangeKubo]:
-    """A private daemon with its repo in `folder`, its gateway as Kubo has it by itself.
+    """Run a private daemon with its repo in `folder`, and with Kubo's default gateway settings.
 
-    With `ipv6` it listens at ::1, too.
+    With `ipv6` it also listens at ::1.
     """
     binary = kubo_binary(NodeSettings(), print)
     repo = folder / "repo"
@@ -111,7 +111,7 @@ def strange_kubo(
 
 @dataclass
 class Listener:
-    """Takes connections, keeps what it hears, and says `answer` to each request's head."""
+    """Listener that records what it receives, and sends `answer` after each request's head."""
 
     port: int
     answer: bytes
@@ -119,7 +119,7 @@ class Listener:
 
     @property
     def all_heard(self) -> bytes:
-        """Everything, of all connections."""
+        """All bytes received, of all connections."""
         return b"".join(self.heard)
 
 

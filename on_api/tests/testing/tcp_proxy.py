@@ -1,5 +1,5 @@
-"""A TCP proxy in a thread that can be told to misbehave: between on-api and whatever it talks
-to."""
+"""A TCP proxy in a thread that can be made to misbehave, between on-api and a server that it
+uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enum import Enum
 
 
 class Mood(Enum):
-    """What it does with connections, old and new."""
+    """The proxy's behaviour towards connections, old and new."""
 
     GOOD = "pass everything on"
     REFUSE = "accept and close at once; old ones are cut"
@@ -27,19 +27,19 @@ class Mood(Enum):
 
 
 NOISE = random.Random(0).randbytes(65536)
-"""The same each time: a test must not depend on what noise happens to say."""
+"""Fixed noise: a test must not depend on what random noise happens to mean."""
 
 _PASSING = {Mood.GOOD, Mood.LOSE_COMMITS, Mood.STOP_COMMITS}
 
 
 class _Answered:
-    """Bytes of a connection's present answer, which begins when its client says something."""
+    """Number of bytes of a connection's current answer; it is reset when the client sends."""
 
     size = 0
 
 
 class TcpProxy:
-    """Passes bytes between clients of `port` and what `dial` connects to."""
+    """Passes bytes between the clients of `port` and connections made by `dial`."""
 
     def __init__(self, dial: Callable[[], socket.socket]) -> None:
         self._dial = dial
@@ -57,7 +57,7 @@ class TcpProxy:
 
     @property
     def mood(self) -> Mood:
-        """How it behaves now."""
+        """Current behaviour."""
         return self._mood
 
     @mood.setter
@@ -72,16 +72,16 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many pass through it at the moment."""
+        """Number of connections that pass through at the moment."""
         return len(self._open) // 2
 
     def mute_listeners(self) -> None:
-        """Swallow from now on all that connections say, or hear, which have sent a `LISTEN` before:
-        open, and silent, as behind a router that has forgotten them."""
+        """Drop all data, in both directions, of connections that have sent a `LISTEN` before: they
+        stay open and silent, as behind a router that has forgotten them."""
         self._mute |= self._listening
 
     def close(self) -> None:
-        """Cut everything and end."""
+        """Cut all connections, and stop."""
         self._ended = True
         self.mood = Mood.REFUSE
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -107,7 +107,7 @@ class TcpProxy:
             except OSError:
                 client.close()
                 continue
-            server.settimeout(None)  # its time-out was for dialling: an idle connection stays
+            server.settimeout(None)  # the time-out was for dialling: an idle connection stays
             self._open |= {client, server}
             answered = _Answered()
             for source, target, spoil in (
@@ -145,7 +145,7 @@ class TcpProxy:
                     target.sendall(NOISE[: len(data)])
                 else:
                     for start in range(0, len(data), 50):
-                        time.sleep(0.005)  # slowness is the thing under test
+                        time.sleep(0.005)  # slowness is what is tested
                         target.sendall(data[start : start + 50])
         except OSError:
             pass
@@ -159,7 +159,7 @@ class TcpProxy:
 
 @contextlib.contextmanager
 def proxied(dial: Callable[[], socket.socket]) -> Iterator[TcpProxy]:
-    """A proxy that is ended with the block."""
+    """Run a proxy until the block ends."""
     proxy = TcpProxy(dial)
     try:
         yield proxy
