@@ -1,5 +1,5 @@
-"""How fast on-api is beside the same Kubo, asked directly. `make bench` runs it;
-docs/performance.md tells what came of it.
+"""Benchmarks of on-api beside the same Kubo, asked directly. `make bench` runs them;
+docs/performance.md reports the results.
 
-Only ratios taken in one run on one machine count: every figure is taken in pairs, in turn.
+Only ratios taken in one run on one machine count, so figures are taken in pairs, in turn.
 """

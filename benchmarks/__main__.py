@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: choose, run, print the table, write the JSON."""
+"""`python -m benchmarks`: runs scenarios, prints the table, writes the JSON."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _variants(name: str, database: str | None, processes: int | None) -> Sequenc
         if database in {None, variant.database} and processes in {None, variant.processes}
     ]
     if not variants and (database or processes):
-        # Asked for by name, though it isn't what says most.
+        # Requested by name, though this variant is not among the scenario's own.
         variants = [Variant(database or POSTGRESQL, processes or 1)]
     return variants
 
@@ -95,7 +95,7 @@ def _play(run: Run, name: str, stage: Stage) -> None:
             for figure in SCENARIOS[name][0](stage)
         ]
     except Exception as error:
-        # Whatever it was: the others are still worth their time, and the run fails in the end.
+        # Whatever the error: the other scenarios go on, and the run fails in the end.
         run.failures[on] = f"{type(error).__name__}: {error}"
         typer.echo(traceback.format_exc(), err=True)
         return

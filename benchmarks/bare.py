@@ -1,5 +1,5 @@
-"""The least that FastAPI and Pydantic can do: one endpoint that answers the same file, without a
-key, a database or a middleware. What on-api's answers for metadata are compared with."""
+"""The least work that FastAPI and Pydantic can do: one endpoint that answers the same file, without
+a key, a database or middleware. It is the counterpart of on-api's answers for metadata."""
 
 from __future__ import annotations
 

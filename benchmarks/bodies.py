@@ -1,5 +1,5 @@
-"""Bodies that nobody has ever seen, and that are known again: made of a seed, so that what was sent
-by one process can be compared byte by byte by another one, at the cost of a `memcmp`."""
+"""Bodies that are new to every server, yet reproducible: made from a seed, so that another process
+can compare what was sent byte by byte, at the cost of a `memcmp`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBERS = 2**32
 
 @dataclass(frozen=True)
 class Body:
-    """`size` random bytes. Two of one seed and different numbers have no block in common: each
+    """`size` random bytes. Bodies of one seed and different numbers have no block in common: each
     piece begins with a stamp of its own."""
 
     seed: str
@@ -23,14 +23,14 @@ class Body:
     size: int
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it, in pieces of 1 MiB."""
+        """Yield all of it, in pieces of 1 MiB."""
         common = _common(self.seed)
         for place, start in enumerate(range(0, self.size, PIECE_BYTES)):
             length = min(PIECE_BYTES, self.size - start)
             yield (self._stamp(place) + common[STAMP_BYTES:length])[:length]
 
     def holds(self, data: bytes, position: int) -> bool:
-        """Whether `data` is what stands from `position` on."""
+        """Return whether the body has `data` at `position`."""
         if position + len(data) > self.size:
             return False
         common, done = _common(self.seed), 0
@@ -43,7 +43,7 @@ class Body:
                 done += len(expected)
                 continue
             length = min(PIECE_BYTES - offset, len(data) - done)
-            # Without a copy where all of it lies in one piece, as nearly always.
+            # No copy if all of it is in one piece, as is nearly always the case.
             part = data if length == len(data) else data[done : done + length]
             if not common.startswith(part, offset):
                 return False
@@ -51,7 +51,7 @@ class Body:
         return True
 
     def whole(self) -> bytes:
-        """All of it at once, for what is small."""
+        """Return all of it at once; for small bodies."""
         return b"".join(self.pieces())
 
     def _stamp(self, place: int) -> bytes:

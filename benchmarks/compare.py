@@ -1,8 +1,8 @@
-"""`python -m benchmarks.compare`: what has changed since the baseline.
+"""`python -m benchmarks.compare`: changes since the baseline.
 
-Judged are ratios taken within one run (on-api beside the same Kubo), by their spread: a row is
-better or worse where the two ranges don't touch. Figures without a counterpart say as much about
-the machine as about on-api: they are shown, and judged by nobody.
+Only ratios taken within one run (on-api beside the same Kubo) are judged, by their spread: a row is
+better or worse if the two ranges don't touch. Figures without a counterpart say as much about the
+machine as about on-api: they are shown, but not judged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASELINE = Path(__file__).parent / "baseline.json"
 
 
 class Change(StrEnum):
-    """What became of a row."""
+    """Verdict on a row."""
 
     BETTER = "better"
     WORSE = "WORSE"
@@ -54,7 +54,8 @@ def main(
 def compare(
     old: Sequence[Figure], new: Sequence[Figure]
 ) -> list[tuple[Figure | None, Figure | None, Change]]:
-    """Each row of both, by what was measured and on what."""
+    """Match the rows of both runs, by what was measured and on what; return each pair with its
+    verdict."""
     before = {_key(figure): figure for figure in old}
     after = {_key(figure): figure for figure in new}
     return [

@@ -1,5 +1,5 @@
-"""Figures: what was measured, how it is judged, how it is shown. Measures processor time, and
-nothing else, by itself."""
+"""Figures: how they are measured in pairs, judged and shown. The only thing measured here is
+processor time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import median
 
 Pids = Callable[[], Mapping[str, Sequence[int]]]
-"""Processes by what they are called in a table: those whose processor time is of interest."""
+"""Processes whose processor time counts, by their name in a table."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One measurement, of so many operations."""
+    """One measurement, of `operations` operations."""
 
     value: float
     operations: int = 1
@@ -24,7 +24,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Side:
-    """One of two that are compared: how it is measured, and which processes do its work."""
+    """One of two sides that are compared: its measurement, and the processes that do its work."""
 
     read: Callable[[], Reading]
     pids: Pids
@@ -32,7 +32,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What came of measuring in turn. Milliseconds of processor time are for each operation, by
+    """Measurements taken in turn. Milliseconds of processor time are for each operation, by
     process."""
 
     ours: list[float]
@@ -43,10 +43,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing measured several times; `theirs` in the same turns, empty for what has no
-    counterpart.
+    """One value measured several times; `theirs` in the same turns, empty without a counterpart.
 
-    Judged is the median of `ours / theirs`, pair by pair, else of `ours`: `at_least` or `at_most`.
+    The median of `ours / theirs`, pair by pair, else that of `ours`, is judged: it must be
+    `at_least` or `at_most` so much.
     """
 
     work: str
@@ -72,7 +72,7 @@ class Figure:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> Figure:
-        """A figure of pairs."""
+        """Return a figure of pairs."""
         return cls(
             work, unit, pairs.ours, pairs.theirs, against, at_least, at_most,
             ours_ms=pairs.ours_ms, theirs_ms=pairs.theirs_ms,
@@ -80,22 +80,22 @@ class Figure:
 
     @property
     def judged(self) -> list[float]:
-        """What the goal is about."""
+        """Values that the goal is compared with."""
         if not self.theirs:
             return list(self.ours)
         return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is; None where there is none."""
+        """True if the goal is reached; None if there is none."""
         if self.at_least is not None:
             return median(self.judged) >= self.at_least
         return None if self.at_most is None else median(self.judged) <= self.at_most
 
 
 def in_pairs(ours: Side, theirs: Side, count: int) -> Pairs:
-    """Measure both in turn, `count` times each, after one pair that is not counted: pools and
-    caches are filled by it."""
+    """Measure both in turn, `count` times each, after one pair that is not counted: it fills pools
+    and caches."""
     pairs = Pairs([], [])
     for turn in range(count + 1):
         for side, values, costs in (
@@ -112,7 +112,8 @@ def in_pairs(ours: Side, theirs: Side, count: int) -> Pairs:
 
 
 def alone(side: Side, count: int) -> tuple[list[float], dict[str, list[float]]]:
-    """Measure what has no counterpart, `count` times: the values, and milliseconds by process."""
+    """Measure one side without a counterpart, `count` times: return the values, and milliseconds by
+    process."""
     values: list[float] = []
     costs: dict[str, list[float]] = {}
     for _ in range(count):
@@ -124,7 +125,8 @@ def alone(side: Side, count: int) -> tuple[list[float], dict[str, list[float]]]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """For people: medians, with min and max in brackets; processor time for each operation."""
+    """Format figures for people: medians, with minimum and maximum in brackets, and processor time
+    for each operation."""
     rows = [("work", "database", "on-api", "against", "judged", "goal", "", "processor time")]
     for figure in figures:
         at_least = "" if figure.at_least is None else f"≥ {figure.at_least:g}"
@@ -144,7 +146,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, each column as wide as its widest."""
+    """Format rows of cells, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -153,19 +155,20 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def where(database: str, processes: int) -> str:
-    """On what a figure was taken."""
+    """Format what a figure was taken on."""
     return database if processes == 1 else f"{database}, {processes} processes"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, and in brackets min and max."""
+    """Format the median, with minimum and maximum in brackets."""
     if len(values) == 1:
         return _number(values[0])
     return f"{_number(median(values))} [{_number(min(values))}-{_number(max(values))}]"
 
 
 def processor_ms(pids: Sequence[int]) -> float:
-    """Milliseconds of processes that live, in user mode and in the kernel, since they began."""
+    """Return the processor time of running processes since their start, in milliseconds, in user
+    mode and in the kernel."""
     total = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,9 +1,7 @@
-"""The load: an HTTP client in a process of its own, the same for on-api and for whom it is compared
-with.
+"""Load generator: an HTTP client in a process of its own, the same for on-api and its counterparts.
 
 `measure` starts one and waits for it; `python -m benchmarks.load` is that process. Every answer is
-looked at: its status, its length, and what was downloaded byte by byte. Knows nothing of what it
-talks to.
+checked: its status, its length, and downloads byte by byte. Knows nothing of the servers.
 """
 
 from __future__ import annotations
@@ -30,22 +28,22 @@ from benchmarks.bodies import Body
 BOUNDARY = "a-boundary-that-no-random-byte-hits"
 DEADLINE_SECONDS = 3600
 KEPT_BYTES = 64 * 1024
-"""Of an answer in which a word is looked for."""
+"""Bytes kept of an answer in which a word is searched."""
 _WRK_UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
 
 
 class WrongAnswerError(RuntimeError):
-    """A server has answered something else than it was asked for: no rate counts."""
+    """Error: a server's answer is not the expected one, so no rate counts."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """`count` like requests over `concurrency` connections.
+    """`count` similar requests over `concurrency` connections.
 
-    `body_bytes`: of a body that nobody has ever seen, made of `seed` and the request's number;
-    `form`: sent as a form's part `file`; `text` comes before it, always the same. Each answer must
-    be `status`, hold the word `contains`, and its body be `answer` from byte `answer_start` on, as
-    far as they are given.
+    `body_bytes`: size of a fresh body, made of `seed` and the request's number; with `form` it is
+    sent as a form's part `file`; without, `text` comes before it, always the same. Each answer must
+    have `status`, hold the word `contains`, and its body must be `answer` from byte `answer_start`
+    on, where these are given.
     """
 
     url: str
@@ -59,28 +57,28 @@ class Job:
     text: str = ""
     targets: Sequence[str] = ()
     texts: Sequence[str] = ()
-    """For each request its own path, and its own text, in place of those above."""
+    """Path and text of each request, in place of those above."""
     status: int = 200
     refused: int | None = None
-    """Another status that may be: counted, and nothing else is asked of such an answer."""
+    """Another permitted status: such answers are counted, and not checked any further."""
     contains: str = ""
     answer: Body | None = None
     answer_start: int = 0
     answer_bytes: int | None = None
-    """How long each body must be."""
+    """Expected length of each body, in bytes."""
 
     def fresh(self) -> Job:
-        """The same with other bytes."""
+        """Return the same job with other bytes."""
         return replace(self, seed=new_seed())
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a job: from the first byte sent to the last received, connecting left out."""
+    """Result of a job: from the first byte sent to the last received, without connecting."""
 
     seconds: float
     per_second: float
-    """Requests."""
+    """Requests per second."""
     bytes_in: int
     median_ms: float
     p99_ms: float
@@ -88,8 +86,8 @@ class Load:
 
 
 def measure(job: Job) -> Load:
-    """Do a job in a process of its own. Raises `WrongAnswerError` when any answer is not the
-    expected one."""
+    """Do a job in a process of its own. Raises `WrongAnswerError` if any answer is not the expected
+    one."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"],
         input=json.dumps(asdict(job)),
@@ -111,11 +109,11 @@ def get_rate(
     connections: int,
     seconds: int,
 ) -> tuple[float, int]:
-    """GETs per second, and how many there were.
+    """Return GETs per second, and the number of GETs.
 
-    By `wrk` for `seconds` where it is installed, since it leaves more of the machine to the server;
-    else by our own client, `count` of them. wrk counts what isn't 2xx, broken connections and the
-    bytes that came; the body itself is compared before and after. Raises `WrongAnswerError`.
+    Uses `wrk` for `seconds` if it is installed, since it leaves more of the machine to the server;
+    else our own client, for `count` requests. wrk counts answers other than 2xx, broken connections
+    and bytes received; the body itself is compared before and after. Raises `WrongAnswerError`.
     """
     _compare(url, headers, expected)
     if (wrk := shutil.which("wrk")) is None:
@@ -145,7 +143,7 @@ def _wrk(
     broken = "Non-2xx" in done.stdout or "Socket errors" in done.stdout
     if rate is None or total is None or broken:
         raise WrongAnswerError(f"wrk {url}: {done.stdout}")
-    # wrk rounds to two decimals; heads come on top.
+    # wrk rounds to two decimals, and its bytes include the heads.
     read = float(total[2]) * _WRK_UNITS[total[3]]
     if not int(total[1]) or read < int(total[1]) * size * 0.99:
         raise WrongAnswerError(f"wrk {url}: too few bytes for so many answers: {done.stdout}")
@@ -159,7 +157,7 @@ def _compare(url: str, headers: Mapping[str, str], expected: bytes) -> None:
 
 
 class _Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, one request at a time; bodies that come are compared, not kept."""
+    """One HTTP/1.1 connection, one request at a time; received bodies are compared, not kept."""
 
     def __init__(self, job: Job) -> None:
         self.bytes_in = 0
@@ -174,7 +172,7 @@ class _Connection(asyncio.Protocol):
         self._kept = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one in all but its ancestors.
+        # uvloop's transport is one, but does not inherit from `asyncio.Transport`.
         self._transport = cast(asyncio.Transport, transport)
         self._begin()
 
@@ -215,7 +213,7 @@ class _Connection(asyncio.Protocol):
         self._answer.set_result(self._wrong)
 
     async def request(self, head: bytes, pieces: Iterator[bytes]) -> None:
-        """Send one and wait for all of its answer. Raises `WrongAnswerError`."""
+        """Send a request, and wait for its whole answer. Raises `WrongAnswerError`."""
         self._begin()
         self._transport.write(head + next(pieces, b""))
         for piece in pieces:
@@ -299,7 +297,7 @@ async def _run(job: Job) -> Load:
 
 
 def new_seed() -> str:
-    """For bodies that nobody has sent before."""
+    """Return a seed for fresh bodies."""
     return os.urandom(16).hex()
 
 

@@ -1,4 +1,4 @@
-"""On what figures were taken: the machine, how busy it was, and which versions of everything."""
+"""Conditions of a run: the machine, its load, and the versions of everything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """The machine."""
+    """Return a description of the machine."""
     memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     return {
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions(postgres: str | None) -> Mapping[str, str | None]:
-    """What was measured. `postgres`: as the server says it, where one was started."""
+    """Return what was measured. `postgres`: the server's own version, if one was started."""
     return {
         "on-api": _commit(),
         "python": platform.python_version(),
@@ -47,7 +47,7 @@ def versions(postgres: str | None) -> Mapping[str, str | None]:
 
 
 def load() -> list[float]:
-    """How many processes wanted to run, over 1, 5 and 15 minutes."""
+    """Return the load averages over 1, 5 and 15 minutes."""
     return [round(each, 2) for each in os.getloadavg()]
 
 

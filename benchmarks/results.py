@@ -1,4 +1,4 @@
-"""A run as a file: written for machines, read to be compared."""
+"""A run as a JSON file, for later comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.figures import Figure
 
 @dataclass
 class Run:
-    """What one run has measured, and on what. `failures`: by scenario, why it doesn't count."""
+    """Figures of one run, and what they were taken on. `failures`: reason by scenario."""
 
     machine: Mapping[str, Any]
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Run:
     failures: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Every single measurement, and on what it was taken."""
+        """Write every single measurement, and what it was taken on."""
         document = {
             "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **{key: value for key, value in asdict(self).items() if key != "figures"},
@@ -40,7 +40,7 @@ class Run:
 
 
 def read_figures(path: Path) -> tuple[dict[str, Any], list[Figure]]:
-    """What was written: all of it, and its figures."""
+    """Read a file that `Run.write` wrote: the whole document, and its figures."""
     document = json.loads(path.read_text())
     derived = {"judged", "median", "reached"}
     figures = [

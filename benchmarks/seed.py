@@ -1,4 +1,4 @@
-"""`python -m benchmarks.seed URL`: fill a migrated PostgreSQL with a large instance."""
+"""`python -m benchmarks.seed URL`: fills a migrated PostgreSQL with a large instance."""
 
 from __future__ import annotations
 

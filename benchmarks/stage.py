@@ -1,5 +1,5 @@
-"""What the scenarios play on: on-api as its operator starts it, its own Kubo asked directly, a real
-PostgreSQL; everything in a folder that is thrown away."""
+"""The stage of a scenario: on-api as its operator starts it, its own Kubo asked directly, a real
+PostgreSQL; everything in a temporary folder."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; a quick run tells that all works, not how fast it is."""
+    """Sizes of a run; a quick run shows that everything works, not how fast it is."""
 
     pairs: int = 5
     large: int = 2**30
     """Bytes of a large file."""
     huge: int = 10 * 2**30
-    """Bytes of the file whose memory is watched."""
+    """Bytes of the file during which memory is watched."""
     uploads: int = 1000
     """Small files in one round."""
     seconds: int = 5
-    """Of each measurement by wrk."""
+    """Seconds of each measurement by wrk."""
     gets: int = 10_000
-    """In its place, where there is no wrk."""
+    """Requests of each measurement without wrk."""
     pages: int = 200
     files: int = 1_000_000
     users: int = 1000
     at_once: int = 500
     """Uploads of 1 MiB at the same time."""
     idle: int = 300
-    """Seconds in which nobody asks for anything."""
+    """Seconds of the measurement without requests."""
 
 
 QUICK = Sizes(
@@ -79,7 +79,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A file, and the bytes that it must have."""
+    """An uploaded file, and the bytes that it must have."""
 
     id: str
     cid: str
@@ -88,7 +88,7 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class OnApi:
-    """A serving process, its user (with a quota, so that it is watched), and the Kubo behind it."""
+    """A serving on-api, its user (with a quota, so that quotas are checked), and its Kubo."""
 
     home: Home
     pid: int
@@ -96,17 +96,17 @@ class OnApi:
     rpc_headers: dict[str, str]
 
     def pids(self) -> dict[str, list[int]]:
-        """Its processes that serve, and the node."""
+        """Return the process ids of on-api and of the node."""
         node = self.home.kubo_pid()
         return {"on-api": [pid for pid in _family(self.pid) if pid != node], "node": [node]}
 
     def node_pids(self) -> dict[str, list[int]]:
-        """The node alone, which does all that it is asked directly."""
+        """Return the process id of the node alone, which does all the work of direct requests."""
         return {"node": [self.home.kubo_pid()]}
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the user sends with each request."""
+        """Headers that the user sends with each request."""
         return {"Authorization": f"Bearer {self.key}"}
 
     @property
@@ -115,45 +115,45 @@ class OnApi:
         return f"http://127.0.0.1:{self.home.gateway_port}"
 
     def put(self, size: int, visibility: str = "public") -> Job:
-        """Upload fresh bytes as a raw body."""
+        """Return a job that uploads fresh bytes as a raw body."""
         url = f"{self.home.url}/v1/files?name=file&visibility={visibility}"
         job = Job(url, "PUT", self.headers, body_bytes=size, status=201)
         return replace(job, contains='"cid"')
 
     def post(self, size: int) -> Job:
-        """Upload fresh bytes as a form."""
+        """Return a job that uploads fresh bytes as a form."""
         url = f"{self.home.url}/v1/files"
         job = Job(url, "POST", self.headers, body_bytes=size, form=True)
         return replace(job, status=201, contains='"cid"')
 
     def raw_add(self, size: int) -> Job:
-        """The same by Kubo alone: the same options, pinned under a name as ours are."""
+        """Return the same upload to Kubo alone, with the same options, pinned under a name."""
         options = {**ADD_OPTIONS, "pin": "true", "pin-name": "benchmark", "progress": "false"}
         url = f"http://127.0.0.1:{self.home.rpc_port}/api/v0/add?{urlencode(options)}"
         job = Job(url, "POST", self.rpc_headers, body_bytes=size, form=True)
         return replace(job, contains='"Hash"')
 
     def pin(self, cid: str) -> Job:
-        """Ask for a pin."""
+        """Return a job that requests a pin."""
         headers = {**self.headers, "Content-Type": "application/json"}
         text = json.dumps({"cid": cid, "name": "benchmark"})
         job = Job(f"{self.home.url}/v1/pins", "POST", headers, body_bytes=0, text=text, status=202)
         return replace(job, contains='"requestid"')
 
     def content(self, file: Uploaded) -> Job:
-        """Download a file from on-api."""
+        """Return a job that downloads a file from on-api."""
         url = f"{self.home.url}/v1/files/{file.id}/content"
         size = file.body.size
         return Job(url, headers=self.headers, answer=file.body, answer_bytes=size)
 
     def part(self, file: Uploaded, start: int, length: int) -> Job:
-        """Download a range of it."""
+        """Return a job that downloads a range of a file, in bytes."""
         headers = {**self.headers, "Range": f"bytes={start}-{start + length - 1}"}
         job = replace(self.content(file), headers=headers, status=206)
         return replace(job, answer_start=start, answer_bytes=length)
 
     def upload(self, size: int, visibility: str = "public") -> Uploaded:
-        """One file, for what needs one."""
+        """Upload one file of `size` random bytes."""
         body = Body(new_seed(), 0, size)
         with self.home.client(self.key) as client:
             answer = client.put(
@@ -167,12 +167,12 @@ class OnApi:
         return Uploaded(file["id"], file["cid"], body)
 
     def by_gateway(self, origin: str, file: Uploaded) -> Job:
-        """Download a file by `/ipfs`, from on-api, the node or what is before them."""
+        """Return a job that downloads a file by `/ipfs`, from on-api, the node or a proxy."""
         size = file.body.size
         return Job(f"{origin}/ipfs/{file.cid}", answer=file.body, answer_bytes=size)
 
     def require_recorded(self, files: int) -> None:
-        """Raise `WrongAnswerError` unless the user has just so many files."""
+        """Raise `WrongAnswerError` unless the user has exactly `files` files."""
         with self.home.client(self.key) as client:
             count = client.get("/v1/files?limit=1").raise_for_status().json()["count"]
         if count != files:
@@ -181,19 +181,19 @@ class OnApi:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where one scenario runs: its sizes, and its kind of database."""
+    """Conditions of one scenario: its sizes, and its kind of database."""
 
     sizes: Sizes
     database: str
     postgres: str | None
-    """URL of a PostgreSQL in which databases may be made."""
+    """URL of a PostgreSQL in which databases may be created."""
     processes: int = 1
-    """Of on-api, that serve."""
+    """Number of on-api's serving processes."""
     fast_lanes: bool = True
 
     @contextmanager
     def home(self) -> Iterator[Home]:
-        """A fresh home with an initialised database."""
+        """Create a fresh home with an initialised database."""
         with TemporaryDirectory(prefix="on-api-bench-") as folder:
             path = Path(folder) / "home"
             path.mkdir(mode=0o700)
@@ -207,7 +207,7 @@ class Stage:
 
     @contextmanager
     def on_api(self, **settings: str) -> Iterator[OnApi]:
-        """A fresh on-api, serving under further settings."""
+        """Run a fresh on-api with further settings."""
         with self.home() as home:
             home.extra.update(settings)
             yield from self._serving(home)
@@ -228,7 +228,7 @@ class Stage:
         return url.set(database=name).render_as_string(hide_password=False)
 
     def gets(self, url: str, headers: dict[str, str], expected: bytes) -> tuple[float, int]:
-        """GETs per second, and how many there were. Raises `WrongAnswerError`."""
+        """Return GETs per second, and the number of GETs. Raises `WrongAnswerError`."""
         count, seconds = self.sizes.gets, self.sizes.seconds
         options = {"count": count, "connections": CONNECTIONS, "seconds": seconds}
         return get_rate(url, headers, expected, **options)
@@ -236,7 +236,7 @@ class Stage:
 
 @contextmanager
 def behind(on_api: OnApi) -> Iterator[str]:
-    """nginx under `deploy/nginx.conf` in front of on-api and its node, but without TLS. Yields its
+    """Run nginx under `deploy/nginx.conf` in front of on-api and its node, without TLS. Yields its
     origin."""
     front = f"127.0.0.1:{free_port()}"
     listen = {
@@ -251,15 +251,14 @@ def behind(on_api: OnApi) -> Iterator[str]:
 
 
 def accelerated(on_api: OnApi) -> int:
-    """How many answers nginx has fetched from the node by itself."""
+    """Return how many answers nginx has fetched from the node itself."""
     lines = (_nginx_folder(on_api) / ACCEL_LOG).read_text(encoding="utf-8").splitlines()
     return sum(" 200 " in line for line in lines)
 
 
 @contextmanager
 def bare_fastapi(processes: int) -> Iterator[tuple[str, Pids]]:
-    """`bare.py` in so many processes of uvicorn as on-api has. Yields its origin, and who they
-    are."""
+    """Run `bare.py` in `processes` processes of uvicorn. Yields its origin, and its process ids."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     options = ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
     options += ["--workers", str(processes)] if processes > 1 else []
@@ -274,7 +273,7 @@ def bare_fastapi(processes: int) -> Iterator[tuple[str, Pids]]:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return the ids of a process and of all its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(each for child in children for each in _family(int(child)))]
 

@@ -14,12 +14,12 @@ from benchmarks.stage import POSTGRESQL, SMALL, SQLITE, OnApi, Stage
 
 STRANGERS = 300
 LOGINS = 5000
-"""In each round of the flood; rounds follow each other."""
+"""Logins in each round of the flood; rounds follow each other."""
 
 
 @scenario(Variant(SQLITE), Variant(POSTGRESQL))
 def logins(stage: Stage) -> list[Figure]:
-    """Everybody else's requests while 300 connections from one address guess names and
+    """Measure other clients' requests while 300 connections from one address guess names and
     passwords."""
     figures = []
     with stage.on_api() as on_api:
@@ -44,8 +44,8 @@ def logins(stage: Stage) -> list[Figure]:
 
 @contextmanager
 def _flood(on_api: OnApi) -> Iterator[None]:
-    """Wrong logins as fast as 300 connections get answers, until the block ends. Raises what went
-    wrong with them."""
+    """Send wrong logins as fast as 300 connections get answers, until the block ends. Raises the
+    first error of these requests."""
     failures: list[Exception] = []
     begun, ended = threading.Event(), threading.Event()
     headers = {"Content-Type": "application/x-www-form-urlencoded"}

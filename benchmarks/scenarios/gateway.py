@@ -13,19 +13,19 @@ _EACH = (Variant(SQLITE), Variant(POSTGRESQL, 2))
 
 @scenario(*_EACH)
 def gateway_hot(stage: Stage) -> list[Figure]:
-    """A small file out of memory, by `/ipfs`: metered, its root looked up."""
+    """Measure a small file from memory, by `/ipfs`: metered, its root looked up."""
     return _gateway(stage, "GET 8 KiB, hot", {}, 3.0)
 
 
 @scenario(*_EACH)
 def gateway_cold(stage: Stage) -> list[Figure]:
-    """The same past the memory."""
+    """Measure a small file by `/ipfs` without the memory cache."""
     return _gateway(stage, "GET 8 KiB, not cached", {"ON_API_GATEWAY__CACHE_BYTES": "0"}, 0.5)
 
 
 @scenario(Variant(SQLITE), Variant(POSTGRESQL), Variant(POSTGRESQL, 2))
 def metadata(stage: Stage) -> list[Figure]:
-    """One file's metadata, with a key, beside an endpoint that does nothing."""
+    """Measure one file's metadata, with a key, beside an endpoint that does nothing."""
     with stage.on_api() as on_api, bare_fastapi(stage.processes) as (bare, bare_pids):
         path = f"/v1/files/{on_api.upload(SMALL).id}"
         pairs = in_pairs(

@@ -1,4 +1,4 @@
-"""Large files: up and down, in public and in private."""
+"""Large files: uploaded and downloaded, public and private."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from on_api.tests.testing.programs import is_there
 
 @scenario(Variant(SQLITE))
 def upload(stage: Stage) -> list[Figure]:
-    """A large file, as the raw body and as a form."""
+    """Measure the upload of a large file, as a raw body and as a form."""
     figures = []
     for name, make in (("PUT", OnApi.put), ("multipart", OnApi.post)):
         with stage.on_api() as on_api:
@@ -39,7 +39,7 @@ def upload(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE))
 def download(stage: Stage) -> list[Figure]:
-    """A large file, back from on-api and from Kubo's gateway."""
+    """Measure the download of a large file, from on-api and from Kubo's gateway."""
     with stage.on_api() as on_api:
         file = on_api.upload(stage.sizes.large)
         pairs = in_pairs(
@@ -53,7 +53,7 @@ def download(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE))
 def gateway_large(stage: Stage) -> list[Figure]:
-    """The same by `/ipfs`."""
+    """Measure the download of a large file by `/ipfs`."""
     with stage.on_api() as on_api:
         file = on_api.upload(stage.sizes.large)
         pairs = in_pairs(
@@ -67,8 +67,8 @@ def gateway_large(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE))
 def behind_nginx(stage: Stage) -> list[Figure]:
-    """A large file by `/ipfs` through nginx, which fetches it from the node by itself: charged,
-    and not through Python."""
+    """Measure a large file by `/ipfs` through nginx, which fetches it from the node itself: it is
+    charged, but does not pass through Python."""
     if not is_there("nginx"):
         typer.echo("behind_nginx: skipped, needs nginx (apt-get install nginx)", err=True)
         return []
@@ -88,8 +88,8 @@ def behind_nginx(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE))
 def private(stage: Stage) -> list[Figure]:
-    """A large private file beside a public one, up and down; and a range from its middle, which
-    costs what it is itself: as much as the same of a small file."""
+    """Measure a large private file beside a public one, up and down; and a range from its middle,
+    which should cost as much as the same range of a small file."""
     large, pairs = stage.sizes.large, stage.sizes.pairs
     with stage.on_api() as on_api:
         pids = on_api.pids
@@ -118,7 +118,7 @@ def private(stage: Stage) -> list[Figure]:
     return [
         Figure.of(f"{up_work} ({library})", "MiB/s", up, "public", at_least=0.70),
         Figure.of(f"{down_work} ({library})", "MiB/s", down, "public", at_least=goal),
-        # Its own chunks and nothing else: where they lie in the DAG the node finds out for both.
+        # Only its own chunks are decrypted; the node finds them in the DAG for both.
         Figure.of(middle, "ms", public, "public", at_most=1.5),
         Figure.of(f"{middle}, beside a small one", "ms", own, "of 4 MiB"),
     ]

@@ -1,4 +1,4 @@
-"""Long lists, in an instance of many files."""
+"""Long lists, in an instance with many files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from on_api.tests.scale.tour import LONG_AGO
 
 @scenario(Variant(POSTGRESQL))
 def list_pages(stage: Stage) -> list[Figure]:
-    """The last page of a long list beside its first; fifty rows each."""
+    """Measure the last page of a long list beside its first, fifty rows each."""
     sizes = stage.sizes
-    # Without a worker: thousands of the pins that are made up here wait, for what nobody has.
+    # Without a worker: thousands of the seeded pins wait for content that does not exist.
     with stage.on_api(ON_API_WORKER__EMBEDDED="false") as on_api:
         url = on_api.home.extra["ON_API_DATABASE_URL"]
         seed(url, Scale(sizes.files, sizes.users, traffic=0))
@@ -50,7 +50,7 @@ def list_pages(stage: Stage) -> list[Figure]:
 
 
 def _database_time(url: str, home: Path, count: int) -> list[float]:
-    """Milliseconds that PostgreSQL itself says the last page takes, whoever the user is."""
+    """Return the milliseconds that PostgreSQL itself reports for the last page."""
     database = Database(make_settings(home, url))
     recorder = Recorder(database.engine)
     behind = Position(LONG_AGO, uuid.UUID(int=0))
@@ -68,7 +68,7 @@ def _database_time(url: str, home: Path, count: int) -> list[float]:
 
 
 def _last_page(on_api: OnApi, first: str) -> str:
-    """The URL of the last full page: behind a cursor that a walk through the whole list gave."""
+    """Return the URL of the last full page, with a cursor from a walk through the whole list."""
     cursors: list[str] = []
     with on_api.home.client(on_api.key) as client:
         query: dict[str, str | int] = {"limit": 50}

@@ -1,4 +1,4 @@
-"""Pins: taken, carried out, listed."""
+"""Pins: accepted, carried out, listed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _LOOK_SECONDS = 0.05
 
 @scenario(Variant(SQLITE), Variant(POSTGRESQL), Variant(POSTGRESQL, 2))
 def pins(stage: Stage) -> list[Figure]:
-    """Pin requests accepted, of content that is not here; and pages of the list, last beside
-    first."""
+    """Measure pin requests accepted, for content that is not here; and pages of the list, the last
+    beside the first."""
     with stage.on_api(ON_API_WORKER__EMBEDDED="false") as on_api:
         job = replace(on_api.pin(UNKNOWN_CID), count=stage.sizes.uploads * 4, concurrency=16)
         accepted, cost = alone(request_rate(job, on_api.pids), stage.sizes.pairs)
@@ -52,7 +52,7 @@ def pins(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE), Variant(POSTGRESQL))
 def pinning(stage: Stage) -> list[Figure]:
-    """Pins carried out by the worker, of content that lies on the node unpinned."""
+    """Measure pins carried out by the worker, for content that is on the node unpinned."""
     many, spent = stage.sizes.uploads, list[float]()
     with stage.on_api(ON_API_WORKER__EMBEDDED="false") as on_api:
 
@@ -72,7 +72,7 @@ def pinning(stage: Stage) -> list[Figure]:
             return Reading(done.per_second, many)
 
         pairs = in_pairs(
-            # The worker ends with each measurement, and tells its own time.
+            # The worker ends with each measurement, and `_work` returns its processor time.
             Side(ours, dict),
             Side(theirs, dict),
             stage.sizes.pairs,
@@ -82,7 +82,7 @@ def pinning(stage: Stage) -> list[Figure]:
 
 
 def _lay_down(on_api: OnApi, many: int) -> Sequence[str]:
-    """Store fresh blocks on the node, without pins. Returns their CIDs."""
+    """Store fresh blocks on the node, without pins. Return their CIDs."""
     seed = new_seed()
     options = {**ADD_OPTIONS, "pin": "false", "progress": "false"}
     url = f"http://127.0.0.1:{on_api.home.rpc_port}/api/v0/add?{urlencode(options)}"
@@ -92,7 +92,7 @@ def _lay_down(on_api: OnApi, many: int) -> Sequence[str]:
 
 
 def _work(on_api: OnApi, many: int) -> tuple[float, float]:
-    """Start a worker, and wait until so many pins more are pinned. Returns seconds, and
+    """Start a worker, and wait until `many` more pins are pinned. Return the seconds, and the
     milliseconds of its processor time."""
     with on_api.home.client(on_api.key) as client:
 
@@ -134,7 +134,8 @@ def _worker(on_api: OnApi) -> Iterator[int]:
 
 
 def _time_of_the_oldest(client: httpx.Client) -> tuple[int, str]:
-    """How many there are, and the moment behind the last ten, as clients walk through the list."""
+    """Return how many pins there are, and the moment behind the last ten, by walking the list as
+    clients do."""
     page: dict[str, str | int] = {"status": "queued", "limit": 1000}
     count = None
     while True:

@@ -1,4 +1,4 @@
-"""What a scenario is, and what most of them do."""
+"""Registry of the scenarios, and the measurements that most of them share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Scenario = Callable[[Stage], list[Figure]]
 
 @dataclass(frozen=True)
 class Variant:
-    """On which database, and with how many processes that serve."""
+    """A database, and the number of serving processes."""
 
     database: str
     processes: int = 1
 
 
 SCENARIOS: dict[str, tuple[Scenario, tuple[Variant, ...]]] = {}
-"""Each with what it runs on when nothing is asked for."""
+"""Scenarios by name, each with the variants that it runs on by default."""
 
 
 def scenario(*variants: Variant) -> Callable[[Scenario], Scenario]:
@@ -35,7 +35,7 @@ def scenario(*variants: Variant) -> Callable[[Scenario], Scenario]:
 
 
 def upload_rate(job: Job, pids: Pids) -> Side:
-    """MiB/s of one upload after the other, each of fresh bytes."""
+    """Measure uploads one after the other, each of fresh bytes, in MiB/s."""
 
     def read() -> Reading:
         return Reading((job.body_bytes or 0) / measure(job.fresh()).seconds / MIB)
@@ -44,7 +44,7 @@ def upload_rate(job: Job, pids: Pids) -> Side:
 
 
 def download_rate(job: Job, pids: Pids) -> Side:
-    """MiB/s of a download."""
+    """Measure a download, in MiB/s."""
 
     def read() -> Reading:
         load = measure(job)
@@ -54,15 +54,15 @@ def download_rate(job: Job, pids: Pids) -> Side:
 
 
 def request_rate(job: Job, pids: Pids) -> Side:
-    """Requests per second, each body of fresh bytes."""
+    """Measure requests per second, each body of fresh bytes."""
     return Side(lambda: Reading(measure(job.fresh()).per_second, job.count), pids)
 
 
 def median_time(job: Job, pids: Pids) -> Side:
-    """Milliseconds of one request in the middle of many."""
+    """Measure the median duration of many requests, in milliseconds."""
     return Side(lambda: Reading(measure(job).median_ms, job.count), pids)
 
 
 def get_rate(stage: Stage, url: str, headers: dict[str, str], body: bytes, pids: Pids) -> Side:
-    """GETs per second, over 16 connections."""
+    """Measure GETs per second, over 16 connections."""
     return Side(lambda: Reading(*stage.gets(url, headers, body)), pids)

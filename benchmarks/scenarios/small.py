@@ -18,7 +18,7 @@ _SAMPLE = 5
 
 @scenario(Variant(SQLITE), Variant(POSTGRESQL), Variant(POSTGRESQL, 2))
 def put_small(stage: Stage) -> list[Figure]:
-    """Many small files at once: key and quota checked, row committed, pinned."""
+    """Measure many small files at once: key and quota checked, row committed, pinned."""
     many = stage.sizes.uploads
     with stage.on_api() as on_api:
         pairs = in_pairs(
@@ -35,8 +35,8 @@ def put_small(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE))
 def at_once(stage: Stage) -> list[Figure]:
-    """Very many uploads of 1 MiB at the same moment, of every kind: each is stored, or refused with
-    503."""
+    """Measure very many uploads of 1 MiB at the same moment, of every kind: each is stored, or
+    refused with 503."""
     many = stage.sizes.at_once
     figures = []
     for kind, make in (
@@ -61,13 +61,13 @@ def at_once(stage: Stage) -> list[Figure]:
 
 
 def _require_stored(on_api: OnApi) -> None:
-    """Look at some of the files, on the node: what it has is what was recorded."""
+    """Raise `WrongAnswerError` unless the node has pinned a sample of the recorded files."""
     with on_api.home.client(on_api.key) as client:
         files = client.get("/v1/files", params={"limit": _SAMPLE}).raise_for_status().json()
     for file in files["items"]:
         job = httpx.post(
             f"http://127.0.0.1:{on_api.home.rpc_port}/api/v0/pin/ls",
-            params={"type": "all", "arg": file["cid"]},  # by itself, or with its bundle
+            params={"type": "all", "arg": file["cid"]},  # by its own pin, or its bundle's
             headers=on_api.rpc_headers,
             trust_env=False,
         )

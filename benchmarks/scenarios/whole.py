@@ -1,4 +1,4 @@
-"""The process as a whole: its memory, its start, and what it takes while nobody asks anything."""
+"""The process as a whole: its memory, its start, and its idle load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from on_api.tests.testing.processes import peak_memory
 
 @scenario(Variant(SQLITE))
 def memory(stage: Stage) -> list[Figure]:
-    """The most that a serving process ever holds while a huge file goes up and comes down."""
+    """Measure the peak memory of a serving process while a huge file goes up and comes down."""
     with stage.on_api() as on_api:
         before = _peak(on_api)
         file = on_api.upload(stage.sizes.huge)
@@ -33,7 +33,7 @@ def memory(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE))
 def start(stage: Stage) -> list[Figure]:
-    """The second start, as `make run` does it once all is installed."""
+    """Measure the second start, as `make run` does it once all is installed."""
     with stage.home() as home:
         seconds = []
         for _ in range(stage.sizes.pairs + 1):
@@ -46,11 +46,11 @@ def start(stage: Stage) -> list[Figure]:
 
 @scenario(Variant(SQLITE), Variant(POSTGRESQL))
 def idle(stage: Stage) -> list[Figure]:
-    """Serving with its worker, while nobody asks for anything; what on-api's own questions add to
-    the node is told by the same node while on-api is stopped."""
+    """Measure on-api with its worker while no request comes. The load that its own requests add to
+    the node is the difference to the same node while on-api is stopped."""
     seconds = stage.sizes.idle
     with stage.on_api() as on_api:
-        time.sleep(seconds / 10)  # the start is over
+        time.sleep(seconds / 10)  # until the start is over
         pids = on_api.pids()
         ours, node = _shares([pids["on-api"], pids["node"]], seconds)
         memory = sum(map(_memory, pids["on-api"])) / MIB
@@ -65,7 +65,7 @@ def idle(stage: Stage) -> list[Figure]:
 
 
 def _shares(groups: Sequence[Sequence[int]], seconds: float) -> list[float]:
-    """The processor time of each group of processes for so long, in hundredths of a core."""
+    """Return the processor time of each group of processes over `seconds`, in % of a core."""
     before = list(map(processor_ms, groups))
     began = time.perf_counter()
     time.sleep(seconds)
@@ -76,7 +76,7 @@ def _shares(groups: Sequence[Sequence[int]], seconds: float) -> list[float]:
 
 @contextmanager
 def _stopped(pids: Sequence[int]) -> Iterator[None]:
-    """Processes that do nothing for as long as the block runs."""
+    """Stop processes for as long as the block runs."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -87,7 +87,7 @@ def _stopped(pids: Sequence[int]) -> Iterator[None]:
 
 
 def _memory(pid: int) -> int:
-    """Bytes that a process has in memory now."""
+    """Return the resident memory of a process now, in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
