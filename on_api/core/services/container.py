@@ -1,4 +1,4 @@
-"""The object graph: everything a process needs, built once from settings, for the web application
+"""The object graph: all services of a process, built once from settings, for the web application
 and the commands."""
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ HASHING_THREADS = 4
 
 @dataclass(frozen=True)
 class Services:
-    """One process's services. Thread-safe; `close` frees what they hold."""
+    """Services of one process. Thread-safe; `close` releases their resources."""
 
     settings: Settings
     keyring: Keyring
@@ -116,19 +116,19 @@ class Services:
     metrics: Metrics
     hashers: ThreadPoolExecutor
     room: Room
-    """Of uploads under way."""
+    """Memory that all uploads under way share."""
     pins_doubtful: threading.Event
-    """Set while the node's pins have to be looked through."""
+    """Set while the node's pins have to be checked."""
 
     @classmethod
     def build(
         cls, settings: Settings, node: IpfsNode | None = None, *, records_node: bool = True
     ) -> Services:
-        """Wire everything up. Opens no connection.
+        """Build all services. Opens no connection.
 
-        Without a `node` it is the Kubo that the settings name; see `RecordedNode` for
-        `records_node`.
-        Without a master secret everything goes on that needs none: `keyring.problem` says so.
+        Without a `node`, connects to the Kubo that the settings name; see `RecordedNode` for
+        `records_node`. Without a master secret everything that needs none still works;
+        `keyring.problem` gives the reason.
         """
         accounts = Accounts.build(settings)
         keyring, scrypt, hasher = accounts.keyring, accounts.scrypt, accounts.hasher
@@ -171,7 +171,7 @@ class Services:
         room = Room()
         limits = IntakeLimits(settings.files.max_size, room)
         doubtful = threading.Event()
-        doubtful.set()  # who knows how the node ended last time
+        doubtful.set()  # the node's last end is not known
         authenticator = Authenticator(database, keyring, invalidations)
         return cls(
             settings=settings,
@@ -255,13 +255,13 @@ class Services:
         )
 
     def distrust_pins(self) -> None:
-        """Have the worker look for pins that the node has lost: it may have died while it renewed
+        """Have the worker look for pins that the node has lost: it may have died while renewing
         some."""
         self.pins_doubtful.set()
         self.wakeup.wake()
 
     async def close(self) -> None:
-        """Free connections and threads."""
+        """Close connections and stop threads."""
         await self.uploads.close()
         await self.readiness.close()
         await self.node.close()
@@ -272,7 +272,7 @@ class Services:
 
 
 def _watched(database: Database, pool: ScryptPool) -> Metrics:
-    """Metrics that also show who waits for what."""
+    """Create metrics that also show what waits for the database and for scrypt."""
     metrics = Metrics()
     metrics.watch(
         "on_api_database_connections_in_use",

@@ -1,2 +1,2 @@
-"""Accounts of those who ask: users, API keys, log-ins, audit entries, idempotency keys, the master
+"""Accounts of callers: users, API keys, logins, audit entries, idempotency keys, the master
 secret."""

@@ -1,5 +1,5 @@
-"""Who asks and what they may do: scopes, the principal behind a request, and the one way to say
-"only mine"."""
+"""Callers and their permissions: scopes, the principal behind a request, and the filter that limits
+a query to one user's rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = TypeVarTuple("Row")
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """A permission that a key may have."""
 
     FILES_READ = "files:read"
     FILES_WRITE = "files:write"
@@ -64,11 +64,12 @@ class Principal:
 
     @property
     def metered_key(self) -> uuid.UUID | None:
-        """The key that traffic is counted for; a login's token is nobody's key for long."""
+        """Key that traffic is counted for; None for a login's token, which is short-lived."""
         return None if self.from_login else self.key_id
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key has the scope; `admin` only while its user is an administrator."""
+        """Return whether the key has the scope; `admin` counts only while its user is an
+        administrator."""
         if scope is Scope.ADMIN and not self.is_admin:
             return False
         return scope in self.scopes
@@ -83,6 +84,6 @@ class Principal:
 def owned(
     statement: Select[*Row], owner: InstrumentedAttribute[uuid.UUID], user_id: uuid.UUID
 ) -> Select[*Row]:
-    """Narrow a statement to one user's rows (`owner` is the table's column): every query for
-    somebody's things goes through here, so that someone else's are as if they weren't there."""
+    """Narrow a statement to one user's rows; `owner` is the table's column. Every query for a
+    user's own rows goes through here, so that rows of other users do not seem to exist."""
     return statement.where(owner == user_id)

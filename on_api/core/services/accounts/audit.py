@@ -15,8 +15,8 @@ from on_api.core.services.shared.paging import Listing
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts: a user through a key and from an address, or nobody (the command line, an
-    anonymous call)."""
+    """The acting party: a user through a key and from an address; all None for an anonymous call.
+    See `COMMAND_LINE` for the command line."""
 
     user_id: uuid.UUID | None = None
     key_id: uuid.UUID | None = None
@@ -35,7 +35,7 @@ def record(
     target_id: uuid.UUID | None = None,
     **details: Any,
 ) -> None:
-    """Write one line. `action` reads like `key.create`; `details` must hold no secret."""
+    """Add one entry to the log. `action` reads like `key.create`; `details` must hold no secret."""
     session.add(
         AuditEvent(
             actor_id=actor.user_id,
@@ -50,8 +50,9 @@ def record(
 
 
 def events(*, actor_id: uuid.UUID | None, action: str | None) -> Listing[AuditEvent]:
-    """The log, or the lines of one actor or action. Counted up to `MOST_COUNTED`: it is never cut,
-    and no counter could be kept of it that every login would not wait for."""
+    """Return the log, narrowed to one actor or action if given. Entries are counted up to
+    `MOST_COUNTED` only: the log is never cut, and an exact counter would make every login wait for
+    it."""
     statement = select(AuditEvent)
     if actor_id is not None:
         statement = statement.where(AuditEvent.actor_id == actor_id)

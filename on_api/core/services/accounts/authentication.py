@@ -1,5 +1,5 @@
-"""Keys, and who is behind them: checked in memory where possible, forgotten when anything
-changes."""
+"""Authentication by API key: principals are cached in memory and dropped at every cache
+invalidation."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from on_api.core.services.accounts.master_secret import version_in_use
 
 CACHED_KEYS = 10_000
 REMEMBERED_SECONDS = 60.0
-"""A key is looked at anew so often even if no news came."""
+"""Seconds after which a cached key is looked up again even without a cache invalidation."""
 LAST_USED_PRECISION = timedelta(seconds=60)
-"""`last_used_at` is written at most this often per key, so that reading costs no write."""
+"""Least time between two writes of a key's `last_used_at`, so that most reads cause no write."""
 
 
 class _UsesAreCounted(Exception):
-    """A valid key that only `authenticate` may use."""
+    """Signal that a key is valid but has counted uses, so only `authenticate` may use it."""
 
 
 class Authenticator:
-    """Turns the secret of a key into its principal. Thread-safe."""
+    """Authenticator that turns the secret of a key into its principal. Thread-safe."""
 
     def __init__(self, database: Database, keyring: Keyring, invalidations: Invalidations) -> None:
         self._database = database
@@ -46,28 +46,28 @@ class Authenticator:
         self._salt = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
         self._lately_valid: OrderedDict[bytes, None] = OrderedDict()
-        """Names of keys that were valid when they were last looked up."""
+        """In-memory names (`_name`) of keys that were valid at their last look-up."""
         self._used_at: dict[uuid.UUID, datetime] = {}
         self._generation = 0
         invalidations.subscribe(self._forget)
 
     @property
     def generation(self) -> int:
-        """Rises with all news, and while none can be heard: what was found out before it may be
-        wrong."""
+        """Number that rises with each cache invalidation, and at each read while invalidations
+        cannot be received. Results found under an earlier generation may be wrong."""
         if not self._invalidations.trusted:
             self._forget()
         return self._generation
 
     def was_valid(self, key: str) -> bool:
-        """Whether a key was valid when it was last looked up, as far as this process remembers."""
+        """Return whether a key was valid at its last look-up, as far as this process remembers."""
         return self._name(key) in self._lately_valid
 
     def authenticate(self, key: str) -> Principal:
-        """The principal of a valid key; counts the use of a limited one.
+        """Return the principal of a valid key and count the use of a limited one.
 
-        Raises `Unauthorized`, never saying why. A malformed or mistyped key costs no question to
-        the database.
+        Raises `Unauthorized` without giving a reason. A malformed or mistyped key causes no
+        database query.
         """
         if not tokens.is_well_formed(key):
             raise Unauthorized
@@ -81,9 +81,9 @@ class Authenticator:
         return principal
 
     def recall(self, key: str) -> Principal | None:
-        """The principal of a valid key where memory alone can tell, in microseconds; None where the
-        database must be asked, or written."""
-        # No look at its form: what is known was well-formed.
+        """Return the principal of a valid key from memory alone, in microseconds; None where the
+        database must be read or written."""
+        # The key's form is not checked: only well-formed keys are known.
         principal = self._recall(key)
         now = utc_now()
         if principal is None or (principal.expires_at is not None and principal.expires_at <= now):
@@ -93,7 +93,8 @@ class Authenticator:
         return principal if last is not None and now - last < LAST_USED_PRECISION else None
 
     def learn(self, key: str) -> Principal | None:
-        """As `authenticate`, but counts nothing: None for a key whose uses are counted."""
+        """Return the principal of a valid key like `authenticate`, but count no use: None for a key
+        whose uses are counted."""
         if not tokens.is_well_formed(key):
             raise Unauthorized
         now = utc_now()
@@ -114,16 +115,16 @@ class Authenticator:
         return principal if time.monotonic() < until else None
 
     def _name(self, key: str) -> bytes:
-        """What a key is called in this process's memory, which is to hold no key. Of another kind
-        than the database's digest, which takes ten times as long."""
+        """Return the name under which this process remembers a key without holding it in memory. A
+        faster hash than the database's digest, which takes ten times as long."""
         return hashlib.blake2b(key.encode(), key=self._salt, digest_size=32).digest()
 
     def _digest(self, key: str, version: int | None = None) -> bytes:
         return tokens.digest(key, self._keyring.subkey(Purpose.API_KEYS, version))
 
     def _find(self, key: str, now: datetime, *, may_count: bool = True) -> Principal:
-        """Look under every master secret that is here, at once: a key that is digested anew
-        meanwhile would be missed by two looks."""
+        """Look the key up under all master secrets that are here, in one query: two queries could
+        miss a key whose digest is renewed in between."""
         try:
             principal = self._look_up(key, now, may_count=may_count)
             if principal is None and self._keyring.refresh():  # rotated by another process
@@ -148,7 +149,7 @@ class Authenticator:
                 self._lately_valid.popitem(last=False)
 
     def _digest_anew(self, key_id: uuid.UUID, key: str) -> None:
-        """A key that was digested under an earlier master secret needs that one no more."""
+        """Digest a key under the secret in use, so that it no longer needs an earlier one."""
         with self._database.session_scope() as session:
             try:
                 version = version_in_use(session, self._keyring)
@@ -188,7 +189,7 @@ class Authenticator:
             self._count_use(principal.key_id)
             return principal
         with self._lock:
-            # What changed while we looked would otherwise be remembered as it was before.
+            # A change during the look-up would otherwise leave an outdated principal in the cache.
             if generation == self._generation:
                 self._known[self._name(key)] = principal, until
                 while len(self._known) > CACHED_KEYS:
@@ -234,7 +235,7 @@ class Authenticator:
 
 
 def may_act(user: User) -> bool:
-    """Whether an account is neither deactivated nor deleted."""
+    """Return whether an account is neither deactivated nor deleted."""
     return user.active and user.deleted_at is None
 
 

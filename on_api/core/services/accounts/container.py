@@ -1,5 +1,5 @@
-"""The part of the object graph that accounts and their keys need: commands about them build no
-more, which more than halves what they cost."""
+"""The part of the object graph that accounts and their keys need. Commands about accounts build
+only this part, at less than half the cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from on_api.core.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Services of users and keys, and what they stand on. Thread-safe."""
+    """Services of users and keys, and their dependencies. Thread-safe."""
 
     settings: Settings
     keyring: Keyring
@@ -31,9 +31,10 @@ class Accounts:
 
     @classmethod
     def build(cls, settings: Settings) -> Accounts:
-        """Wire them up. Opens no connection.
+        """Build the services. Opens no connection.
 
-        Without a master secret everything goes on that needs none: `keyring.problem` says so.
+        Without a master secret everything that needs none still works; `keyring.problem` gives the
+        reason.
         """
         try:
             keyring = Keyring.load(settings)

@@ -1,7 +1,8 @@
-"""`Idempotency-Key`: a request repeated with the same key is done once and answered alike.
+"""`Idempotency-Key`: a repeated request with the same key is executed once and gets the same
+answer.
 
-A key is claimed before the body is read, under a lease; the answer is recorded with its
-fingerprint. Failures are not recorded: they release the claim, so that the repeat may succeed.
+A key is claimed before the body is read, under a lease; the answer is recorded with the request's
+fingerprint. Failures are not recorded: they release the claim, so that a retry may succeed.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from on_api.core.services.accounts.master_secret import RowSealer
 from on_api.core.services.shared.renewal import renewed
 
 MEMORY = timedelta(hours=24)
-"""How long an answer is kept."""
+"""Time for which an answer is kept."""
 FINGERPRINT_BYTES = 32
 _HEADERS = b"\0"
-"""Begins the headers of an answer that has some; no body of JSON begins so."""
+"""First byte of sealed headers; no JSON body begins with it."""
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_LENGTH}}}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to do this request now."""
+    """The right to execute this request now."""
 
     id: uuid.UUID
     token: uuid.UUID
@@ -48,16 +49,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The request was done before: what was answered to which fingerprint."""
+    """The recorded answer to an earlier request, with that request's fingerprint."""
 
     fingerprint: bytes
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
-    """Those that belong to this answer, besides what the body's own would be."""
+    """Headers of this answer besides those that its body implies."""
 
     def as_bytes(self) -> bytes:
-        """Everything but the status, to be sealed."""
+        """Return everything but the status, to be sealed."""
         told = b""
         if self.headers:
             named = json.dumps(self.headers).encode()
@@ -66,7 +67,7 @@ class Answered:
 
     @classmethod
     def of(cls, status: int, opened: bytes) -> Self:
-        """What `as_bytes` wrote."""
+        """Restore an answer from its status and what `as_bytes` returned."""
         mark, rest = opened[:FINGERPRINT_BYTES], opened[FINGERPRINT_BYTES:]
         headers: tuple[tuple[str, str], ...] = ()
         if rest.startswith(_HEADERS):
@@ -76,8 +77,8 @@ class Answered:
         return cls(mark, status, rest, headers)
 
     def for_repeat(self, *fingerprints: bytes) -> Answered:
-        """This answer, if the repeat is the same request by one of its fingerprints. Raises
-        `Conflict` otherwise."""
+        """Return this answer if one of the repeat's fingerprints matches. Raises `Conflict`
+        otherwise."""
         if self.fingerprint not in fingerprints:
             raise Conflict("This Idempotency-Key was used for another request.")
         return self
@@ -92,8 +93,8 @@ class AlreadyAnswered(Exception):
 
 
 class IdempotencyService:
-    """Claims keys and records answers, over all processes. A claim of a crash is free after
-    `lease_seconds`."""
+    """Service that claims keys and records answers, for all processes. A claim left by a crash is
+    free after `lease_seconds`."""
 
     def __init__(self, database: Database, sealer: RowSealer, lease_seconds: int) -> None:
         self._database = database
@@ -101,8 +102,8 @@ class IdempotencyService:
         self._life = timedelta(seconds=lease_seconds)
 
     def claim(self, principal: Principal, route: str, key: str) -> Claim | Answered:
-        """Claim a key, or learn what was answered. Raises `InProgress` while somebody else does
-        the request."""
+        """Claim a key, or return the recorded answer. Raises `BadRequest` for a malformed key, and
+        `InProgress` while another request holds the claim."""
         if _KEY.fullmatch(key) is None:
             raise BadRequest(f"Idempotency-Key: 1 to {KEY_LENGTH} visible ASCII characters.")
         token = new_id()
@@ -132,13 +133,14 @@ class IdempotencyService:
             if record.answer is None and record.lease_until > now:
                 seconds = int((record.lease_until - now).total_seconds()) + 1
                 raise InProgress(retry_after=min(seconds, 5))
-            # A crash's claim, or an answer that is forgotten: begun anew.
+            # A claim left by a crash, or an outdated answer: claimed anew.
             record.token, record.lease_until, record.created_at = token, now + self._life, now
             record.answer = record.status = None
             return Claim(record.id, token)
 
     def lock(self, session: Session, claims: Sequence[Claim]) -> Collection[uuid.UUID]:
-        """Ids of those claims that are still theirs: so they stay to the end of the transaction."""
+        """Lock the claims that are still held and return their ids; they stay held until the end of
+        the transaction."""
         if not claims:
             return ()
         return session.scalars(
@@ -152,10 +154,10 @@ class IdempotencyService:
         ).all()
 
     def finish(self, session: Session, claim: Claim, answer: Answered) -> None:
-        """Record the answer in the transaction of what it tells.
+        """Record the answer in the same transaction as the result that it describes.
 
-        Raises `ServiceUnavailable` when the claim is not ours any more: then nothing may be done
-        under it.
+        Raises `ServiceUnavailable` when the claim is no longer held: then nothing may be done under
+        it.
         """
         sealed = self._sealer.seal(session, answer.as_bytes(), claim.id.bytes)
         record = session.scalar(
@@ -173,7 +175,7 @@ class IdempotencyService:
             raise ServiceUnavailable("This took too long and was given up; send it again.")
 
     def release(self, claim: Claim) -> None:
-        """Give a claim without an answer back: the request failed and may be tried again."""
+        """Give up a claim without an answer: the request failed and may be retried."""
         with self._database.session_scope() as session:
             session.execute(
                 delete(IdempotencyRecord).where(
@@ -207,7 +209,8 @@ class IdempotencyService:
 
 
 def fingerprint(*parts: str | bytes) -> bytes:
-    """SHA-256 over parts, each with its length before it, so that none runs into the next."""
+    """Return the SHA-256 over all parts, each preceded by its length so that parts cannot run
+    together."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
@@ -216,7 +219,7 @@ def fingerprint(*parts: str | bytes) -> bytes:
 
 
 def forget_old_answers(session: Session) -> None:
-    """Delete what is older than answers are kept, but no claim of a request that goes on."""
+    """Delete answers and expired claims older than `MEMORY`; claims of running requests stay."""
     session.execute(
         delete(IdempotencyRecord).where(
             IdempotencyRecord.created_at < database_now(-MEMORY),

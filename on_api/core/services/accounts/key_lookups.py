@@ -1,5 +1,5 @@
-"""Keys looked up for requests: in memory, or in the database once for all requests that come with a
-key while it is asked."""
+"""Look-ups of keys for requests: in memory, or in the database once for all requests that arrive
+with the same key meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class KeyLookups:
-    """On one event loop."""
+    """Shared look-ups of keys. All calls must come from one event loop."""
 
     def __init__(self, authenticator: Authenticator, strangers: Strangers) -> None:
         self._authenticator = authenticator
@@ -26,27 +26,28 @@ class KeyLookups:
         self._under_way: dict[tuple[int, str], asyncio.Task[Principal | None]] = {}
 
     async def principal_of(self, key: str) -> Principal:
-        """The principal of a valid key; counts the use of a limited one. Raises `Unauthorized`."""
+        """Return the principal of a valid key and count the use of a limited one. Raises
+        `Unauthorized`."""
         principal = self._authenticator.recall(key) or await self._learn(key)
         if principal is None:
             principal = await self._in_thread(self._authenticator.authenticate, key)
         return principal
 
     async def _learn(self, key: str) -> Principal | None:
-        # Not what was asked for before the last news.
+        # A look-up that began before the last cache invalidation is not shared.
         asked = self._authenticator.generation, key
         learning = self._under_way.get(asked)
         if learning is None:
             work = self._in_thread(self._authenticator.learn, key)
-            # No context of ours: the work is for several requests.
+            # Without this request's context: the task serves several requests.
             learning = asyncio.create_task(work, context=Context())
             self._under_way[asked] = learning
             learning.add_done_callback(lambda _: self._under_way.pop(asked))
-        # Shielded: whoever gives up waiting must not end it for the others.
+        # Shielded: a waiter that is cancelled must not end the task for the others.
         return await asyncio.shield(learning)
 
     async def _in_thread(self, look_up: Callable[[str], T], key: str) -> T:
-        """Look a key up. One that was valid before waits for no stranger."""
+        """Look a key up in a thread. A key that was valid before does not wait behind strangers."""
         if self._authenticator.was_valid(key):
             return await to_thread.run_sync(look_up, key)
         return await self._strangers.in_thread(look_up, key)

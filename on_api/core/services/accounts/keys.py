@@ -1,4 +1,4 @@
-"""API keys: made, listed, revoked. How a key is checked is in `authentication.py`."""
+"""API keys: creating, listing and revoking. Keys are checked in `authentication.py`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from on_api.core.services.shared.paging import Listing
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """What a new key shall be. Times are moments, `max_bytes` is bytes uploaded,
-    `egress_budget` bytes downloaded in a calendar month."""
+    """Properties of a new key. `max_bytes` limits the bytes uploaded in all, `egress_budget` the
+    bytes downloaded in a calendar month."""
 
     name: str
     scopes: frozenset[Scope]
@@ -39,13 +39,13 @@ class KeyRequest:
 
     @property
     def limited(self) -> bool:
-        """Whether the key ends by use, for good or until the month's turn."""
+        """True if use alone can exhaust the key, for good or until the next month."""
         limits = (self.max_uses, self.max_bytes, self.egress_budget)
         return any(limit is not None for limit in limits)
 
 
 class KeyService:
-    """Makes and revokes keys."""
+    """Service that creates and revokes keys."""
 
     def __init__(self, keyring: Keyring, invalidations: Invalidations) -> None:
         self._keyring = keyring
@@ -54,10 +54,12 @@ class KeyService:
     def create(
         self, session: Session, maker: Principal, request: KeyRequest, actor: Actor
     ) -> tuple[ApiKey, str]:
-        """Make a key for its maker. Returns the row and the secret, which can't be had again.
+        """Create a key for its maker. Returns the row and the secret, which cannot be retrieved
+        again.
 
-        Raises `Forbidden` when it would exceed its maker's scopes, limits or expiry,
-        `Unauthorized` when the key that makes it has ended.
+        Raises `Forbidden` when the key would exceed its maker's scopes, limits or expiry,
+        `BadRequest` for a limited key with `keys:write`, `Unauthorized` when the maker's key has
+        ended.
         """
         if request.limited and Scope.KEYS_WRITE in request.scopes:
             raise BadRequest(
@@ -66,15 +68,15 @@ class KeyService:
         if maker.limited:
             raise Forbidden("A key with max_uses, max_bytes or egress_budget can't make keys.")
         maker.require(*sorted(request.scopes))
-        # A login's token is short-lived so that a browser need not keep a password; what it makes
-        # may last.
+        # A login's token is short-lived so that a browser need not keep a password; keys that it
+        # makes may outlive it.
         if (
             not maker.from_login
             and maker.expires_at is not None
             and (request.expires_at is None or request.expires_at > maker.expires_at)
         ):
             raise Forbidden("A key can't outlive the key that makes it: set expires_at.")
-        # What lasts must not come from a key whose end has not been heard of here.
+        # The maker's key may have ended without this process knowing: asked of the database.
         _hold(session, maker)
         require_in_force(session, maker.key_id)
         return self.issue(session, maker.user_id, request, actor)
@@ -88,8 +90,8 @@ class KeyService:
         *,
         kind: str = KEY,
     ) -> tuple[ApiKey, str]:
-        """Make a key or token for a user, without asking who wants it. Returns the row and the
-        secret."""
+        """Create a key or token for a user, without checking permissions. Returns the row and the
+        secret. Raises `BadRequest` when `expires_at` lies in the past."""
         if request.expires_at is not None and request.expires_at <= utc_now():
             raise BadRequest("expires_at lies in the past.")
         secret, version = tokens.new_key(), version_in_use(session, self._keyring)
@@ -114,7 +116,7 @@ class KeyService:
         return key, secret
 
     def revoke(self, session: Session, user_id: uuid.UUID, key_id: uuid.UUID, actor: Actor) -> None:
-        """End a key at once, in every process. Raises `NotFound` for a key that isn't the
+        """Revoke a key at once, in every process. Raises `NotFound` unless the key is the
         user's."""
         key = session.scalar(_live_keys(user_id).where(ApiKey.id == key_id).with_for_update())
         if key is None:
@@ -124,13 +126,13 @@ class KeyService:
         self._invalidations.announce(session)
 
     def revoke_tokens(self, session: Session, user_id: uuid.UUID) -> None:
-        """End every password login of a user."""
+        """Delete all login tokens of a user."""
         session.query(ApiKey).filter(ApiKey.user_id == user_id, ApiKey.kind != KEY).delete()
         self._invalidations.announce(session)
 
 
 def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
-    """One key of a user. Raises `NotFound` otherwise."""
+    """Return one key of a user. Raises `NotFound` if the user has no such key."""
     key = session.scalar(_live_keys(user_id).where(ApiKey.id == key_id))
     if key is None:
         raise NotFound
@@ -138,17 +140,17 @@ def get_key(session: Session, user_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
 
 
 def keys_of(user_id: uuid.UUID) -> Listing[ApiKey]:
-    """A user's keys that are neither revoked nor expired; login tokens are not among them."""
+    """List a user's keys that are neither revoked nor expired, without login tokens."""
     return Listing(_live_keys(user_id).where(is_in_force()), ApiKey.created_at, ApiKey.id)
 
 
 def every_scope(user: User) -> frozenset[Scope]:
-    """All that a user may do themselves."""
+    """Return all scopes that a user may have."""
     return frozenset(Scope) if user.is_admin else frozenset(Scope) - {Scope.ADMIN}
 
 
 def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
-    """Scopes from their words. Raises `BadRequest` for an unknown one."""
+    """Parse scopes. Raises `BadRequest` for an unknown one."""
     try:
         return frozenset(Scope(word) for word in words)
     except ValueError:
@@ -156,7 +158,7 @@ def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
 
 
 def is_in_force(now: BindParameter[datetime] | None = None) -> ColumnElement[bool]:
-    """That a key is neither revoked nor expired, at this moment or at `now`."""
+    """Return the SQL condition that a key is neither revoked nor expired, now or at `now`."""
     moment = utc_now() if now is None else now
     return and_(
         ApiKey.revoked_at.is_(None),
@@ -165,15 +167,16 @@ def is_in_force(now: BindParameter[datetime] | None = None) -> ColumnElement[boo
 
 
 def keys_in_force(session: Session, key_ids: Collection[uuid.UUID]) -> Collection[uuid.UUID]:
-    """Those of these keys that may be used at this moment, as their users may: asked again before
-    anything is recorded that has taken its time."""
+    """Return those of the given keys that may be used now and whose users are active. Asked again
+    before the result of long work is recorded."""
     asked = {"keys": list(key_ids), "now": utc_now()}
     return set(session.connection().execute(_in_force(), asked).scalars())
 
 
 @cache
 def _in_force() -> Select[uuid.UUID]:
-    """Which of `keys` may be used at `now`. Made once: that takes as long as asking it."""
+    """Build the statement that selects those of `keys` that may be used at `now`. Built once: that
+    takes as long as running it."""
     return (
         select(ApiKey.id)
         .join(User, User.id == ApiKey.user_id)
@@ -187,22 +190,22 @@ def _in_force() -> Select[uuid.UUID]:
 
 
 def require_in_force(session: Session, key_id: uuid.UUID) -> None:
-    """Raise `Unauthorized` unless a key may be used at this moment."""
+    """Raise `Unauthorized` unless a key may be used now."""
     if key_id not in keys_in_force(session, [key_id]):
         raise Unauthorized
 
 
 def require_administrator(session: Session, principal: Principal) -> None:
-    """Raise `Unauthorized` unless a key may be used at this moment, or `Forbidden` when its user
-    administers no more."""
+    """Raise `Unauthorized` unless a key may be used now, or `Forbidden` when its user is no longer
+    an administrator."""
     require_in_force(session, principal.key_id)
     is_admin = session.scalar(select(User.is_admin).where(User.id == principal.user_id))
     replace(principal, is_admin=bool(is_admin)).require(Scope.ADMIN)
 
 
 def _hold(session: Session, principal: Principal) -> None:
-    """Let neither the key nor its user be ended before the transaction is. The user first, as
-    whoever ends an account has it."""
+    """Lock user and key against being ended before this transaction ends. The user comes first, in
+    the order in which accounts are ended."""
     user, key = select(User.id).where(User.id == principal.user_id), select(ApiKey.id)
     session.execute(user.with_for_update(read=True))
     session.execute(key.where(ApiKey.id == principal.key_id).with_for_update(read=True))

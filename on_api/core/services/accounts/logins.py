@@ -1,4 +1,4 @@
-"""Logins: a password is checked, a short-lived token is given."""
+"""Logins: a correct password yields a short-lived token."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from on_api.core.services.accounts.scrypt_pool import Asker, ScryptPool
 from on_api.core.services.accounts.throttling import Throttle, touch
 from on_api.core.setting_groups import AuthSettings
 
-# What can be a username at all: nothing else needs to reach the database.
+# Other names need not reach the database.
 _USERNAME = re.compile(USERNAME_PATTERN)
 
 
 class _PasswordReplaced(Exception):
-    """The hash that a password was checked against is no longer the user's."""
+    """Signal that the hash that a password was checked against is no longer the user's."""
 
 
 class LoginService:
     """Password logins: a short-lived token for the right password, a growing pause after wrong
-    ones. All scrypt waits and runs in `ScryptPool`."""
+    ones. All scrypt work queues and runs in `ScryptPool`."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class LoginService:
     async def log_in(
         self, username: str, password: str, scopes: frozenset[Scope], actor: Actor
     ) -> tuple[str, int]:
-        """A token and its life in seconds. `scopes` narrows it; empty means all that the user may
-        do.
+        """Check a password. Returns a token and its lifetime in seconds. `scopes` narrows the
+        token; empty means all that the user may have.
 
         Takes the same time whether the user exists or not. Raises `Unauthorized`, `BadRequest` for
         scopes that the user can't have, `TooManyRequests` after too many wrong passwords for this
@@ -71,16 +71,17 @@ class LoginService:
         )
 
     async def hash_password(self, password: str, asker: Asker) -> str:
-        """The hash of a new password, to be stored. Raises what `ScryptPool.run` raises."""
+        """Return the hash of a new password, to be stored. Raises what `ScryptPool.run` raises."""
         return await self._pool.run(
             asker, lambda: self._hasher.hash(password), memory=self._hasher.memory
         )
 
     async def check_password(self, asker: Asker, user_id: uuid.UUID, password: str) -> str:
-        """Raise `Unauthorized` unless it is the user's password; counted like a login.
+        """Raise `Unauthorized` unless it is the user's password; wrong ones count like failed
+        logins.
 
-        Returns the hash that it was checked against, by which whoever then acts makes sure that it
-        is the password still (`users.require_password`).
+        Returns the hash that it was checked against. Before acting on it, pass the hash to
+        `users.require_password`, which makes sure that the password is unchanged.
         """
         return await self._pool.run(
             asker,
@@ -104,13 +105,13 @@ class LoginService:
             try:
                 return self._issue(user_id, scopes, stored, renewed, actor)
             except _PasswordReplaced:
-                continue  # changed, or hashed anew by another login: only a new look can tell
+                continue  # changed, or hashed again by another login: check anew
 
     def _check_login(
         self, username: str, password: str, actor: Actor, network: str
     ) -> tuple[uuid.UUID, str, str | None]:
-        """The user of a right password, the hash that tells so, and one of today's cost where that
-        one is outdated."""
+        """Return the user's id, the hash that the password matches, and a new hash where that one
+        is outdated in cost. Raises `Unauthorized` for a wrong password."""
         with self._database.session_scope(write=False) as session:
             user = session.scalar(select(User).where(User.username == username))
             stored = user.password_hash if user is not None and may_act(user) else None
@@ -126,8 +127,8 @@ class LoginService:
         return user.id, stored, self._hasher.hash(password) if verdict.outdated else None
 
     def _note_failure(self, subject: str, network: str, user: User | None, actor: Actor) -> None:
-        """One line of the log if there is such a user: nobody shall fill it with names. Where there
-        is none, something of the same cost, or the time would tell."""
+        """Record a failed login in the log if the user exists, so that unknown names can't fill it.
+        For an unknown name do a write of equal cost, so that timing does not tell the two apart."""
         with self._database.session_scope() as session:
             if user is not None:
                 audit.record(session, actor, "login.failed", "user", user.id)
@@ -180,12 +181,13 @@ class LoginService:
 
 
 def _subject(user_id: uuid.UUID) -> str:
-    """By which tries of a user's password are counted, whatever name they have meanwhile."""
+    """Return the subject under which tries of a user's password are counted, even after a
+    rename."""
     return f"user:{user_id}"
 
 
 def _asked(username: str) -> str:
-    """Subject by which tries with a name that nobody has are counted. Who has logged in by a name
-    is known by it, since places in the queue are given before the database is asked whose it
-    is."""
+    """Return the subject under which tries with an unknown name are counted. Successful logins are
+    remembered under it too, since places in the queue are given before the database is asked for
+    the user."""
     return f"login:{username}"

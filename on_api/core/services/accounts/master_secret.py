@@ -1,8 +1,8 @@
-"""Which master secret seals: the database says so, for all processes at once.
+"""The master secret in use: the database names the one to seal with, for all processes at once.
 
-Each transaction that seals reads it under a lock that it shares until its end, and a rotation
-changes it under one that it doesn't: what is committed after that is sealed under the new secret,
-also by a process that has heard nothing yet.
+Each transaction that seals reads it under a shared lock held to its end, and a rotation changes it
+under an exclusive one: what is committed after the rotation is sealed under the new secret, even by
+a process that has not been told yet.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ _VERSION = "on_api_secret_in_use"
 
 
 class RowSealer:
-    """Seals for one purpose what goes into rows."""
+    """Sealer of row values for one purpose."""
 
     def __init__(self, keyring: Keyring, purpose: Purpose) -> None:
         self._keyring = keyring
         self._sealer = Sealer(keyring, purpose)
 
     def seal(self, session: Session, plain: bytes, context: bytes) -> Sealed:
-        """Opens only with the same `context`. To be committed by the session, which writes. Raises
-        `SecretUnavailable` where the secret in use is not here."""
+        """Seal a value; it opens only with the same `context`. The session must be one that writes.
+        Raises `SecretUnavailable` where the secret in use is not here."""
         return self._sealer.seal(plain, context, version_in_use(session, self._keyring))
 
     def open(self, sealed: Sealed, context: bytes) -> bytes:
-        """What was sealed. Raises as `Sealer.open` does."""
+        """Return the plain value. Raises what `Sealer.open` raises."""
         return self._sealer.open(sealed, context)
 
 
 def version_in_use(session: Session, keyring: Keyring) -> int:
-    """The version of the secret that this transaction, one that writes, has to seal with. The first
-    who asks in a new deployment puts the latest secret into use.
+    """Return the version of the secret to seal with in this transaction, which must be one that
+    writes. The first call in a new deployment puts the latest secret into use.
 
-    Raises `SecretUnavailable` where that secret is not here: what is sealed with another one could
-    not be opened by the others.
+    Raises `SecretUnavailable` where the secret in use is not here: other processes could not open
+    what another one had sealed.
     """
     known: int | None = session.info.get(_VERSION)
     if known is not None:
@@ -59,8 +59,8 @@ def version_in_use(session: Session, keyring: Keyring) -> int:
 
 
 def learn_version_in_use(session: Session, keyring: Keyring) -> bool:
-    """Tell the keyring which secret is in use, for what isn't sealed in a transaction: the keys
-    that are looked for, cursors. Returns whether it is here."""
+    """Tell the keyring which secret is in use, for work outside a sealing transaction: key
+    look-ups, cursors. Returns whether that secret is here."""
     version = session.scalar(_in_use())
     return version is None or keyring.use(version)
 

@@ -1,4 +1,4 @@
-"""Names that people give to files and pins, and how they are found again."""
+"""Look-up of the names that users give to files and pins."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from unicodedata import normalize
 
 
 def spellings(name: str) -> list[str]:
-    """The ways to write a name that look the same (Unicode's canonical equivalence): as it is
-    given, composed as keyboards type it (NFC), decomposed as a Mac writes it (NFD). Names are kept
-    as they were given, so that a look-up has to ask for all of these; most have one.
-    """
+    """Return the spellings of a name that look the same (Unicode's canonical equivalence): as
+    given, composed as keyboards type it (NFC), decomposed as a Mac writes it (NFD). Names are
+    stored as given, so a look-up has to ask for all spellings; most names have one."""
     return sorted({name, normalize("NFC", name), normalize("NFD", name)})

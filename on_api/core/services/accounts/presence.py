@@ -1,7 +1,7 @@
-"""That this process is up, and which master secrets it has: told to the database, so that a
-rotation of the secret knows whom it has to wait for.
+"""Presence of this process and the master secrets that it has, recorded in the database, so that a
+rotation of the secret knows which processes to wait for.
 
-It looks for other secrets whenever anything is announced as changed, and every few seconds.
+It looks for other secrets at each cache invalidation, and every few seconds.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 15.0
 DEAD_AFTER = timedelta(seconds=45)
-"""Of silence. By the database's clock, which all share."""
+"""Time without a sign of life after which a process counts as dead, by the database's clock."""
 FORGOTTEN_AFTER = timedelta(days=1)
 
 
 class Presence:
-    """Shows one process until it stops."""
+    """Thread that records this process in the database until it stops."""
 
     def __init__(self, database: Database, keyring: Keyring, invalidations: Invalidations) -> None:
         self._database = database
@@ -47,12 +47,12 @@ class Presence:
         invalidations.subscribe(self._due.set)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="on-api-presence", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Take the process from the list."""
+        """Stop the thread and delete the process's row."""
         if self._thread is None:
             return
         self._stopping.set()
@@ -79,7 +79,7 @@ class Presence:
             except Exception:
                 logger.exception("this process can't show itself")
             self._due.wait(max(0.0, told_at + BEAT_SECONDS - time.monotonic()) or BEAT_SECONDS)
-            # Before the look at what there is: news in between must not be slept through.
+            # Cleared before the next look: an invalidation in between must not be missed.
             self._due.clear()
 
     def _look(self) -> object:
@@ -106,7 +106,7 @@ class Presence:
 
 
 def live_processes(session: Session) -> Sequence[Process]:
-    """Those that are up."""
+    """Return the processes that are up."""
     return session.scalars(
         select(Process)
         .where(Process.seen_at > database_now(-DEAD_AFTER))

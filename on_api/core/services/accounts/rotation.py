@@ -1,9 +1,9 @@
-"""Rotating the master secret, beside processes that are up: they get the new one, then it is put
-into use for all of them in one commit, what was sealed before is sealed anew, row by row, and a
-secret that no row and no process needs any more is dropped.
+"""Rotation of the master secret while processes are up: all of them get the new secret, one commit
+puts it into use, rows are sealed again one by one, and secrets that no row and no process needs any
+more are dropped.
 
-Nothing is unreadable in between: the earlier secrets stay beside the new one, and each row names
-its own. Killed at any moment it goes on where it was at the next call.
+Everything stays readable meanwhile: earlier secrets are kept beside the new one, and each row names
+its own. A rotation killed at any moment is continued by the next call.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from on_api.core.settings import Settings
 
 BATCH = 200
 PATIENCE_SECONDS = 60.0
-"""How long processes are waited for that don't have the new secret: one that was killed is known to
-be dead by then."""
+"""Seconds to wait for processes that lack the new secret; a killed one counts as dead by then."""
 TOLD_SECONDS = 20.0
-"""How long for those that have it, and have not seen yet that it is in use."""
+"""Seconds to wait for processes that have the new secret but have not seen it in use yet."""
 SILENT_SECONDS = 2.0
-"""So long without saying for whom."""
+"""Seconds of waiting before the awaited processes are named."""
 LOOK_SECONDS = 0.1
 LOCK_TIMEOUT = "500ms"
 LOCK_ATTEMPTS = 20
@@ -56,35 +55,37 @@ _SEALED: tuple[tuple[_Row, _Column, Purpose], ...] = (
     (IdempotencyRecord, IdempotencyRecord.answer, Purpose.ANSWERS),
     (Import, Import.secrets, Purpose.IMPORTS),
 )
-"""Every column that is sealed, each bound to its row's id."""
+"""Sealed columns; each value is bound to its row's id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """How far it is. Keys can't be digested anew before they are used: only their HMAC is here."""
+    """State of a rotation. Keys are digested anew only when they are used: only their HMAC is
+    here."""
 
     sealed_anew: int
     keys_left: int
-    """Valid keys that were not used since, and still need an earlier secret."""
+    """Valid keys not used since, which still need an earlier secret."""
     lost: int
-    """Rows that belong to a secret which is not here."""
+    """Rows sealed with a secret that is not here."""
     secrets_left: int
-    """Secrets before the present one that are still needed."""
+    """Secrets other than the present one that are still needed."""
     waiting_for: Sequence[str]
-    """Processes that are up and have not seen the new secret in use: the old one is kept for
+    """Processes that are up and have not seen the new secret in use; the old one is kept for
     them."""
 
 
 def begin_rotation(session: Session, settings: Settings, *, lost: bool = False) -> Keyring:
-    """Have a secret to put into use: the one that stands first in the settings, or a new file's.
-    A rotation that was not finished is gone on with. Changes nothing else.
+    """Provide a secret to put into use: the first one in the settings, or one in a new file. An
+    unfinished rotation is continued. Changes nothing else.
 
     Raises `StartupError` where the secret in use is not here, unless it is `lost` for good.
     """
     present = Keyring.load(settings)
     insert_unless_there(session, SecretInUse, id=1, version=present.latest)
     in_use = _lock(session).version
-    # Behind the lock: of two that begin at once the second one finds what the first one has made.
+    # Loaded under the lock: of two rotations that begin at once the second finds the first one's
+    # file.
     keyring = Keyring.load(settings)
     if in_use not in keyring.versions:
         if not lost:
@@ -105,12 +106,12 @@ def rotate_rows(
     invalidations: Invalidations | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Rotation:
-    """Put the keyring's latest secret into use, seal everything under it, and drop the secrets that
-    nobody needs.
+    """Put the keyring's latest secret into use, seal everything under it, and drop secrets that are
+    no longer needed.
 
-    First every process that is up has to have it: one that is told by `invalidations` looks for it
-    at once. Raises `StartupError` naming those that don't get it; then nothing has changed.
-    Secrets from `ON_API_PREVIOUS_SECRET_KEYS` are the operator's to drop: `secrets_left` says when.
+    Every process that is up must have it first; `invalidations` makes them look for it at once.
+    Raises `StartupError` naming the processes that don't get it; then nothing has changed. Secrets
+    from `ON_API_PREVIOUS_SECRET_KEYS` are the operator's to drop: `secrets_left` says when.
     """
     version = keyring.latest
     lacking = _wait(database, lambda p: version in p.secret_versions, PATIENCE_SECONDS, say)
@@ -149,7 +150,7 @@ def rotate_rows(
 
 
 def _put_into_use(database: Database, version: int, invalidations: Invalidations | None) -> None:
-    """From this commit on nothing is sealed under another secret."""
+    """Commit the secret in use; nothing is sealed under another one from then on."""
     for attempt in itertools.count(1):
         try:
             with database.session_scope() as session:
@@ -157,7 +158,7 @@ def _put_into_use(database: Database, version: int, invalidations: Invalidations
                 if invalidations is not None:
                     invalidations.announce(session)
         except DatabaseUnavailable:
-            # Whoever seals holds it for a moment.
+            # Sealing transactions hold the lock for a moment.
             if attempt == LOCK_ATTEMPTS:
                 raise
         else:
@@ -165,11 +166,11 @@ def _put_into_use(database: Database, version: int, invalidations: Invalidations
 
 
 def _lock(session: Session) -> SecretInUse:
-    """The row, when nobody seals at this moment, and nobody can until the end of the
-    transaction."""
+    """Lock and return the row of the secret in use: waits for transactions that seal, and keeps
+    others from sealing until this one ends."""
     if dialect_of(session) == "postgresql":
-        # Given up before PostgreSQL looks for deadlocks: who seals and waits behind us for longer,
-        # with other locks in hand, would else be the one that it ends.
+        # Times out before PostgreSQL looks for deadlocks: it could end a sealing transaction that
+        # has waited behind this one for longer, with other locks in hand.
         session.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
     return session.scalars(select(SecretInUse).with_for_update()).one()
 
@@ -180,11 +181,11 @@ def _wait(
     seconds: float,
     say: Callable[[str], None],
 ) -> Sequence[str]:
-    """Wait until every process that is up is ready. Returns who is not: `process 17 on host`."""
+    """Wait until every process that is up is ready. Returns the others: `process 17 on host`."""
     began, told = time.monotonic(), False
     while True:
         with database.session_scope(write=False) as session:
-            # Those without any secret have nothing to do with it.
+            # Processes without any secret are not affected.
             up = [each for each in live_processes(session) if each.secret_versions]
             waited_for = [f"process {p.pid} on {p.host}" for p in up if not is_ready(p)]
         waited = time.monotonic() - began
@@ -197,7 +198,7 @@ def _wait(
 
 
 def needed_versions(session: Session) -> dict[int, int]:
-    """How many rows need each version of the master secret."""
+    """Return the number of rows that need each version of the master secret."""
     needed: dict[int, int] = {}
     counts = [
         select(ApiKey.secret_version, func.count())
@@ -218,7 +219,7 @@ def needed_versions(session: Session) -> dict[int, int]:
 
 
 def secret_problem(session: Session, keyring: Keyring) -> str | None:
-    """Why what the master secret protects can't be had; None when all is well."""
+    """Return why values sealed under the master secret are not available; None when all is well."""
     if keyring.problem is not None:
         return keyring.problem
     lost = sum(
@@ -270,7 +271,7 @@ def _due(
     table: _Row,
     column: _Column,
 ) -> Sequence[Any]:
-    """Rows of the table that another secret than the one in use has sealed."""
+    """Lock and return up to `BATCH` rows of the table that are sealed with a secret not in use."""
     others = [version for version in keyring.versions if version != keyring.version]
     return session.scalars(
         select(table)

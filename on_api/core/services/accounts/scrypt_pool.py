@@ -1,9 +1,8 @@
-"""The threads in which passwords and passphrases are hashed, and the queue before them.
+"""Threads in which passwords and passphrases are hashed, and the queue before them.
 
-scrypt takes a tenth of a second to a second of a processor and 32 to 256 MiB, and anybody may ask
-for it: a login, a link's password. So whoever needs it waits here, holding neither a thread of
-those that database work needs nor a connection. `Scrypt` bounds the memory; this decides whose turn
-it is.
+scrypt takes a tenth of a second to a second of a processor and 32 to 256 MiB, and any client can
+cause it: a login, a link's password. So callers wait here, holding neither a database connection
+nor one of the threads that database work needs. `Scrypt` bounds the memory; this decides the order.
 """
 
 from __future__ import annotations
@@ -29,19 +28,20 @@ T = TypeVar("T")
 STRANGERS_PATIENCE = 10.0
 """Seconds that a stranger waits for a turn before a 503."""
 KNOWN_PATIENCE = 60.0
-"""The same for those who are known: 20 passphrases of one user take 20 seconds."""
+"""Seconds that a known caller waits: 20 passphrases of one user take 20 seconds."""
 
 REFUSAL_SECONDS = 1.0
-"""A refusal is held back for so long: whoever asks again at once would else have the event loop
-answer refusals, and everybody else wait for it."""
+"""Seconds for which a refusal is held back: clients that retry at once would otherwise keep the
+event loop busy with refusals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """On whose behalf a password is hashed.
+    """The party on whose behalf a password is hashed.
 
-    `name` is who shares a place in the queue: a user, or all of a network. `network` is where the
-    request came from, for throttles. Those who are `known` never wait behind strangers.
+    `name` identifies the party that shares a place in the queue: a user, or a whole network.
+    `network` is the request's origin, for throttles. Askers that are `known` never wait behind
+    strangers.
     """
 
     name: str
@@ -50,31 +50,33 @@ class Asker:
 
     @classmethod
     def stranger(cls, address: str | None) -> Asker:
-        """Whoever asks from an address without a key."""
+        """Return the asker for an address without a key."""
         network = network_of(address or "-")
         return cls(network, network, known=False)
 
     @classmethod
     def user(cls, user_id: uuid.UUID, address: str | None) -> Asker:
-        """A user whose key is valid."""
+        """Return the asker for a user with a valid key."""
         return cls(f"user {user_id}", network_of(address or "-"), known=True)
 
     @classmethod
     def trusted(cls, subject: str, address: str | None) -> Asker:
-        """Whoever has given the right password for a subject from that network before."""
+        """Return the asker for a network that has sent the right password for this subject
+        before."""
         network = network_of(address or "-")
         return cls(f"{subject} from {network}", network, known=True)
 
 
 class ScryptPool:
-    """Runs work that calls scrypt, a few pieces at once: one processor is left for all else.
+    """Pool that runs scrypt work, a few pieces at once; one processor is left for everything else.
 
-    Strangers and those who are known take turns, and in each of the two lines everybody who asks:
-    an address that floods delays its own requests. Its coroutines belong to one event loop.
+    Strangers and known askers form two lines that take turns, and so do the askers within each
+    line: an address that floods delays its own requests only. Its coroutines belong to one event
+    loop.
     """
 
     def __init__(self, scrypt: Scrypt, settings: AuthSettings, most_held_back: int) -> None:
-        """`most_held_back`: refusals; further ones are told at once."""
+        """Limit held-back refusals to `most_held_back`; further ones are sent at once."""
         self._free_threads = max(1, (os.cpu_count() or 1) - 1)
         self._memory = self._free_memory = scrypt.memory
         self._threads = ThreadPoolExecutor(self._free_threads, thread_name_prefix="on-api-scrypt")
@@ -89,17 +91,17 @@ class ScryptPool:
 
     @property
     def waiting(self) -> int:
-        """How many wait or are being hashed."""
+        """Number of pieces of work that wait or run."""
         return self._strangers.held + self._known.held
 
     async def run(
         self, asker: Asker, work: Callable[[], T], *, memory: int, same: bytes | None = None
     ) -> T:
-        """Do `work` in a thread when it is the asker's turn and `memory` bytes are free.
+        """Run `work` in a thread when it is the asker's turn and `memory` bytes are free.
 
-        Those who ask for the `same` at the same time share one turn: a digest of all that the work
-        depends on. Raises `TooManyRequests` when too many of the asker's are waiting,
-        `ServiceUnavailable` when too many are waiting at all or the turn doesn't come in time; and
+        `same` is a digest of all that the work depends on: calls of one asker with the same digest
+        share one turn. Raises `TooManyRequests` when too many of the asker's calls are waiting,
+        `ServiceUnavailable` when too many are waiting in all or the turn doesn't come in time; and
         what `work` raises.
         """
         if same is None:
@@ -107,7 +109,7 @@ class ScryptPool:
         return await self._together((asker, same), self._run(asker, work, memory))
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._threads.shutdown()
 
     async def _together(self, key: tuple[Asker, bytes], running: Coroutine[Any, Any, T]) -> T:
@@ -118,7 +120,7 @@ class ScryptPool:
             def end(ended: asyncio.Task[T]) -> None:
                 del self._same[key]
                 if not ended.cancelled():
-                    ended.exception()  # everybody who waited may be gone
+                    ended.exception()  # all waiters may be gone
 
             task.add_done_callback(end)
         else:
@@ -139,8 +141,8 @@ class ScryptPool:
             try:
                 await turn.begins
             except BaseException:
-                # What has become of it by now is told by nothing else: it may have begun, or been
-                # given up, before the cancellation came here.
+                # Only the turn itself tells its state: it may have begun, or been given up, before
+                # the cancellation arrived here.
                 if turn.has_begun:
                     self._end_turn(turn)
                 else:
@@ -152,11 +154,11 @@ class ScryptPool:
             running = self._threads.submit(contextvars.copy_context().run, work)
 
             def ended(_: Future[T]) -> None:
-                with suppress(RuntimeError):  # the loop is over, and so are all turns
+                with suppress(RuntimeError):  # the loop has ended, and all turns with it
                     loop.call_soon_threadsafe(self._end_turn, turn)
 
-            # Not by whoever waits, who may be gone before; nor by the thread, which never comes to
-            # what is cancelled before it has begun.
+            # Not by the waiter, which may be gone before; nor by the thread, which never runs work
+            # that is cancelled before it has begun.
             running.add_done_callback(ended)
             return await asyncio.wrap_future(running)
 
@@ -172,7 +174,7 @@ class ScryptPool:
         while self._free_threads:
             line = self._next_line if self._next_line.first else self._other_line
             turn = line.first
-            # Who needs much memory is waited for: smaller ones would else go before it for ever.
+            # Large work is waited for: smaller work would otherwise overtake it for ever.
             if turn is None or turn.memory > self._free_memory:
                 return
             line.pop()
@@ -191,16 +193,16 @@ class ScryptPool:
 
 @dataclass(eq=False, slots=True)
 class _Turn:
-    """`memory` bytes for one piece of work."""
+    """Turn of one piece of work that needs `memory` bytes."""
 
     memory: int
     begins: asyncio.Future[None]
     has_begun: bool = False
-    """Thread and memory are taken."""
+    """True if its thread and memory are taken."""
 
 
 class _Line:
-    """Who waits, by asker; askers take turns."""
+    """Queue of turns by asker; askers take turns."""
 
     def __init__(self, most: int, most_of_one: int, patience: float) -> None:
         self._most = most
@@ -212,7 +214,7 @@ class _Line:
 
     @property
     def first(self) -> _Turn | None:
-        """The next turn, past those that were cancelled and haven't woken to leave."""
+        """The next turn, past turns that were cancelled but have not left yet; None if empty."""
         while self._waiting:
             turn = next(iter(self._waiting.values()))[0]
             if not turn.begins.done():
@@ -221,21 +223,22 @@ class _Line:
         return None
 
     def pop(self) -> None:
-        """Take the first one out; its asker's next one is the last."""
+        """Remove the first turn and move its asker to the end of the line."""
         name, turns = self._waiting.popitem(last=False)
         turns.popleft()
         if turns:
             self._waiting[name] = turns
 
     def refusal(self, name: str) -> OnApiError | None:
-        """Why there is no place for one more of an asker's; None where there is."""
+        """Return the error to raise when an asker can have no further place; None when there is
+        one."""
         if self._held[name] >= self._most_of_one:
             return TooManyRequests("Too many of your passwords are waiting already.", retry_after=1)
         return _too_many() if self.held >= self._most else None
 
     @contextmanager
     def place(self, name: str) -> Iterator[None]:
-        """Hold one of the line's places, while waiting and while being served."""
+        """Hold one of the line's places, while waiting and while running."""
         self.held += 1
         self._held[name] += 1
         try:
@@ -250,7 +253,7 @@ class _Line:
         self._waiting.setdefault(name, deque()).append(turn)
 
     def leave(self, name: str, turn: _Turn) -> None:
-        """Take one out, if it is there still."""
+        """Remove a turn if it is still in the line."""
         turns = self._waiting.get(name, deque())
         if turn in turns:
             turns.remove(turn)

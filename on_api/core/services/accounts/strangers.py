@@ -1,8 +1,7 @@
-"""Threads for the database work of those who aren't known yet: keys that must be looked up, links,
-what the gateway may serve.
+"""Threads for the database work of strangers: keys to look up, links, the gateway's checks.
 
-Anybody may ask for such work, as often as they like. In threads of its own it waits for itself, and
-those that requests with a valid key need stay free.
+Any client can cause such work, as often as it likes. In threads of its own it delays only itself;
+the threads for requests with a valid key stay free.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SHARE = 4
-"""One thread for so many of `ON_API_THREADS`."""
+"""Divisor: one of so many of `ON_API_THREADS` threads is for strangers."""
 
 
 class Strangers:
-    """Up to a `SHARE`th of `threads` at once; the others wait in turn."""
+    """Limiter for strangers' work: one `SHARE`th of `threads` at once; further work waits in
+    turn."""
 
     def __init__(self, threads: int) -> None:
         self._threads = CapacityLimiter(max(1, threads // SHARE))
@@ -31,5 +31,5 @@ class Strangers:
         return self._threads.statistics().tasks_waiting
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do this in one of the threads. Raises what it raises."""
+        """Run `work` in one of the threads. Raises what it raises."""
         return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._threads)

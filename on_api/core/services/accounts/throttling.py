@@ -1,12 +1,12 @@
-"""The growing pause after wrong passwords, over all processes, for whatever a password protects: an
-account, a link, a private file.
+"""The growing pause after wrong passwords, across all processes, for everything that a password
+protects: an account, a link, a private file.
 
 Tries are counted by subject *and* network (an address; of IPv6 its /64), so that a stranger who
-guesses makes a pause for themselves and for nobody else: the owner's right password works at once
-from another address. Who guesses from very many addresses is slowed down over all of them: after
-`GUESSES_PER_PAUSE` times the allowed failures within `MEMORY_OF_ALL` there is one try in
-`PAUSE_OF_ALL`, which is the longest that anybody else has to wait; networks from which the right
-password has come before don't wait for that either.
+guesses is paused alone: the owner's right password works at once from another address. Guessing
+from very many addresses is slowed down across all of them: after `GUESSES_PER_PAUSE` times the
+allowed failures within `MEMORY_OF_ALL` one try in `PAUSE_OF_ALL` is allowed, which is the longest
+that other clients have to wait; networks that have sent the right password before do not wait for
+that either.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.setting_groups import AuthSettings
 
 LONGEST_PAUSE_SECONDS = 3600.0
-"""For one network."""
+"""Seconds of the longest pause for one network."""
 GUESSES_PER_PAUSE = 20
 PAUSE_OF_ALL = timedelta(seconds=2)
 MEMORY_OF_ALL = timedelta(hours=1)
 MEMORY = timedelta(days=1)
-"""Wrong passwords are forgotten so long after the last one."""
+"""Time after the last wrong password until wrong ones are forgotten."""
 MEMORY_OF_RIGHT = timedelta(days=90)
-"""A network from which the right password came is known so long after that."""
+"""Time for which a network that has sent the right password stays known."""
 KNOWN_PAIRS = 10_000
-"""Of those who were right, in this process's memory."""
+"""Pairs of subject and network with a right password that this process remembers."""
 
 
 class Throttle:
-    """Counts tries. Thread-safe; each call is a transaction of its own."""
+    """Counter of tries. Thread-safe; each call is a transaction of its own."""
 
     def __init__(self, database: Database, settings: AuthSettings) -> None:
         self._database = database
@@ -51,8 +51,8 @@ class Throttle:
         self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def asker(self, subject: str, address: str | None) -> Asker:
-        """Who tries a password for a subject without a key: known if the right one has come from
-        that network to this process before."""
+        """Return the asker for a try without a key: known if the right password for this subject
+        has come from that network to this process before."""
         stranger = Asker.stranger(address)
         with self._lock:
             is_known = (subject, stranger.network) in self._right
@@ -67,12 +67,13 @@ class Throttle:
         wrong: type[OnApiError],
         known_as: str | None = None,
     ) -> Iterator[None]:
-        """Around one look at a password, and nothing else, which raises `wrong` for a wrong one. It
-        is counted before it is made, so many at once can't slip through together, and forgiven when
-        it was right; what fails in another way says nothing about the password, and doesn't count.
+        """Count one check of a password, which is all that the block does; it raises `wrong` for a
+        wrong one. The try is counted before the check, so that simultaneous tries can't slip
+        through, and forgiven when the password was right. Other failures say nothing about the
+        password and do not count.
 
-        `known_as`: the subject that `asker` is asked for, where it is another one. Raises
-        `TooManyRequests` during a pause.
+        `known_as`: the subject passed to `asker`, where it differs. Raises `TooManyRequests` during
+        a pause.
         """
         paused_until = self._count(subject, network)
         try:
@@ -86,10 +87,10 @@ class Throttle:
         self._forgive(subject, network, known_as or subject)
 
     def _count(self, subject: str, network: str) -> datetime | None:
-        """Returns the end of the pause that this try begins, if it does."""
+        """Count a try. Returns the end of the pause that it begins, or None."""
         with self._database.session_scope(write=False) as session:
             now = moment_of(session)
-            # Most of those who go on in spite of a pause need no writer's turn.
+            # Refused first by reading alone: most tries during a pause then need no writer's turn.
             rows = session.scalars(
                 select(PasswordThrottle).where(
                     PasswordThrottle.subject == subject,
@@ -125,7 +126,7 @@ class Throttle:
             )
             for row in (everywhere, here):
                 row.failures = max(0, row.failures - 1)
-            # A pause that others have begun stays, unless they had needed this try for it.
+            # A pause that other tries have begun stays, unless they needed this one for it.
             allowed = here.failures < self._settings.failures_allowed
             if allowed or here.blocked_until == paused_until:
                 here.blocked_until = None
@@ -137,7 +138,8 @@ class Throttle:
                 _lock(session, subject, place, now) for place in (EVERYWHERE, network)
             )
             here.failures, here.blocked_until, here.right_at = 0, None, now
-            # The others' tries stay: who guesses must not begin anew whenever the owner comes.
+            # Other networks' tries stay counted: a login of the owner must not give a guesser a new
+            # start.
             everywhere.failures = max(0, everywhere.failures - 1)
             here.updated_at = now
         with self._lock:
@@ -159,7 +161,7 @@ class Throttle:
 
 
 def forget_old_throttles(session: Session) -> None:
-    """Delete what nobody runs into any more."""
+    """Delete rows that no longer affect any try."""
     now, row = moment_of(session), PasswordThrottle
     session.execute(
         delete(row).where(
@@ -170,7 +172,7 @@ def forget_old_throttles(session: Session) -> None:
 
 
 def touch(session: Session, subject: str, network: str) -> None:
-    """Write what is there already."""
+    """Lock a row without changing it; inserted if missing."""
     _lock(session, subject, network, moment_of(session))
 
 

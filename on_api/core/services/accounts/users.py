@@ -1,4 +1,4 @@
-"""Accounts: made, listed, changed, deleted."""
+"""Accounts: creating, listing, changing and deleting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from on_api.core.services.shared.paging import Listing
 
 
 class UserService:
-    """Makes and changes accounts."""
+    """Service that creates and changes accounts."""
 
     def __init__(
         self, hasher: PasswordHasher, keys: KeyService, invalidations: Invalidations
@@ -32,8 +32,8 @@ class UserService:
         self._invalidations = invalidations
 
     def hash_password(self, password: str) -> str:
-        """The hash to store, for commands. Slow on purpose: call it before the transaction, not in
-        it; requests use `LoginService.hash_password`."""
+        """Return the hash to store, for commands. Slow on purpose: call it before the transaction;
+        requests use `LoginService.hash_password`."""
         return self._hasher.hash(password)
 
     def create(
@@ -46,8 +46,8 @@ class UserService:
         is_admin: bool = False,
         limits: Mapping[str, int | None] | None = None,
     ) -> User:
-        """Make an account. Without a password hash nobody can log in to it. Raises `Conflict` for
-        a taken name."""
+        """Create an account. Without a password hash it allows no login. Raises `Conflict` for a
+        taken name."""
         username = username.lower()
         _claim_name(session, username)
         user = User(
@@ -75,10 +75,10 @@ class UserService:
     ) -> User:
         """Set quota, budget, `active`, `is_admin` or `password_hash`.
 
-        A new password or deactivation ends every login; deactivation stops the keys too, while it
+        A new password or deactivation ends every login; deactivation also stops the keys while it
         lasts. `verified`: the hash that the user's own password was checked against before. Raises
-        `NotFound`, `Unauthorized` when the password is another one by now, or `Conflict` when
-        nobody would be left to administer.
+        `NotFound`, `Unauthorized` when the password has changed since, or `Conflict` when no
+        administrator would be left.
         """
         ends = changes.get("active") is False or changes.get("is_admin") is False
         user = _lock(session, user_id, administrators=ends)
@@ -96,7 +96,7 @@ class UserService:
         return user
 
     def rename(self, session: Session, user_id: uuid.UUID, username: str, actor: Actor) -> User:
-        """Give an account another name. Raises `NotFound`, or `Conflict` for a taken one."""
+        """Rename an account. Raises `NotFound`, or `Conflict` for a taken name."""
         user = get_user(session, user_id, lock=True)
         username = username.lower()
         if username != user.username:
@@ -108,15 +108,17 @@ class UserService:
         return user
 
     def delete(self, session: Session, user_id: uuid.UUID, actor: Actor) -> None:
-        """Begin an account's removal: from this commit on it can do nothing and is seen nowhere.
+        """Begin the removal of an account: from this commit on it can do nothing and is not
+        visible.
 
-        Keys go at once, and so do its identities: nobody can read its private files any more. Its
-        files and holdings follow by the worker (`worker/removal.py`).
+        Its keys are deleted at once, and so are its identities: its private files can no longer be
+        read. The worker removes files and holdings later (`worker/removal.py`). Raises `NotFound`,
+        or `Conflict` for the last active administrator.
         """
         user = _lock(session, user_id, administrators=True)
         user.deleted_at = utc_now()
         user.active = False
-        # The name is free again at once; this one nobody can have.
+        # Frees the name; no user can register this one.
         user.username = f"deleted/{user.id}"
         _keep_an_administrator(session)
         session.query(ApiKey).filter(ApiKey.user_id == user_id).delete()
@@ -128,9 +130,9 @@ class UserService:
 
 
 def get_user(session: Session, user_id: uuid.UUID, *, lock: bool = False) -> User:
-    """One account with its usage. Raises `NotFound`."""
+    """Return one account with its usage. Raises `NotFound`."""
     statement = select(User).where(User.id == user_id, User.deleted_at.is_(None))
-    # A row lock can't reach over the join: the usage is then read by itself.
+    # A row lock can't reach over the join: the usage is then read separately.
     user = session.scalar(
         statement.with_for_update().execution_options(populate_existing=True)
         if lock
@@ -142,14 +144,15 @@ def get_user(session: Session, user_id: uuid.UUID, *, lock: bool = False) -> Use
 
 
 def require_password(session: Session, user_id: uuid.UUID, verified: str) -> None:
-    """Raise `Unauthorized` unless a password that was checked against this hash, before the
-    transaction, is the user's still; it stays so until the end."""
+    """Raise `Unauthorized` unless the user's password hash is still `verified`, against which the
+    password was checked before the transaction. The account stays locked to the transaction's
+    end."""
     if get_user(session, user_id, lock=True).password_hash != verified:
         raise Unauthorized("The password was changed meanwhile.")
 
 
 def find_user(session: Session, username: str) -> User:
-    """One account by its name. Raises `NotFound`."""
+    """Return one account by its name. Raises `NotFound`."""
     user = session.scalar(
         select(User).where(User.username == username.lower(), User.deleted_at.is_(None))
     )
@@ -159,22 +162,22 @@ def find_user(session: Session, username: str) -> User:
 
 
 def all_users() -> Listing[User]:
-    """All accounts."""
+    """List all accounts."""
     statement = select(User).where(User.deleted_at.is_(None)).options(joinedload(User.usage))
     return Listing(statement, User.created_at, User.id)
 
 
 def _claim_name(session: Session, username: str) -> None:
-    """Refuse a taken name. Two who want it at the same moment: the unique index refuses the
+    """Raise `Conflict` for a taken name. Of two simultaneous claims the unique index refuses the
     second."""
     if session.scalar(select(User.id).where(User.username == username)) is not None:
         raise Conflict("This username is taken.")
 
 
 def _lock(session: Session, user_id: uuid.UUID, *, administrators: bool) -> User:
-    """An account, locked in the order that all keep: its counters first, since an upload that has
-    them locks its key and refers to its user next. `administrators`: with all of these, in one
-    order, so that two can't remove each other at the same moment. Raises `NotFound`."""
+    """Lock an account in the common order: its counters first, since an upload that has locked them
+    locks its key and refers to its user next. `administrators`: lock all of them too, in one order,
+    so that two can't remove each other at the same moment. Raises `NotFound`."""
     get_user(session, user_id)
     contents.lock_usage(session, user_id)
     if administrators:
