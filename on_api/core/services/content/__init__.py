@@ -1,2 +1,2 @@
-"""What lies on the node and who it is charged to: contents and references to them, bundles, leases,
+"""Content on the node and its charges: contents and references to them, bundles, leases,
 reservations, the reconciliation of pins, maintenance locks."""

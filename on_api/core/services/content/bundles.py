@@ -1,8 +1,7 @@
-"""Which contents a bundle covers: what lives in it, and what becomes of it when something dies.
+"""Bundles: the contents that one covers, and its end when they die.
 
-A bundle is a content like others, but nobody's: while anything lives in it, it is held. Its members
-never change but by leaving: a removal, or a pin of their own. Members and bundle are locked by the
-caller.
+A bundle is a content like others, but no user's: it is held while any of its members lives. Members
+only ever leave: by a removal, or for a pin of their own. The caller locks members and bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from on_api.core.models.content import PINNED
 from on_api.core.models.database import database_now
 
 LIVELY = 2
-"""A bundle is thin when what lives in it is less than one part in so many of its bytes."""
+"""A bundle is thin when its living members are less than one part in so many of its bytes."""
 
 _member = aliased(Content)
 
@@ -25,22 +24,23 @@ CidColumn = SQLColumnExpression[str] | str
 
 
 def is_held(cid: CidColumn) -> ColumnElement[bool]:
-    """Whether somebody holds a content, or something lives in it."""
+    """Return the SQL condition that a user holds the content, or that it is a bundle with living
+    members."""
     return or_(exists().where(Holding.cid == cid), covers_anything(cid))
 
 
 def covers_anything(cid: CidColumn) -> ColumnElement[bool]:
-    """Whether it is a bundle in which something lives."""
+    """Return the SQL condition that the content is a bundle with living members."""
     return exists().where(_member.pin_root_id == cid, _member.cid != cid, _member.state == PINNED)
 
 
 def is_member() -> ColumnElement[bool]:
-    """Whether a content is covered by a bundle and by no pin of its own."""
+    """Return the SQL condition that the content is covered by a bundle and by no pin of its own."""
     return (Content.pin_root_id != Content.cid) & Content.pinned_too.is_(False)
 
 
 def members(session: Session, bundle: str) -> dict[str, int]:
-    """What lives in a bundle: CID and generation."""
+    """Return the living members of a bundle: generation by CID."""
     found = session.execute(
         select(Content.cid, Content.generation)
         .where(Content.pin_root_id == bundle, Content.cid != bundle, Content.state == PINNED)
@@ -50,8 +50,7 @@ def members(session: Session, bundle: str) -> dict[str, int]:
 
 
 def leave(session: Session, content: Content, bundle: Content | None, since: datetime) -> None:
-    """The bundle covers a content no more. If it was the last one the bundle is nobody's `since`
-    then."""
+    """Take a content out of its bundle, and stamp the bundle as `look_through` does."""
     content.pin_root_id, content.pinned_too = content.cid, False
     session.flush()
     if bundle is not None and bundle.cid != content.cid:
@@ -59,7 +58,8 @@ def leave(session: Session, content: Content, bundle: Content | None, since: dat
 
 
 def look_through(session: Session, bundle: Content, since: datetime) -> None:
-    """Something has left a bundle: stamp it when nothing lives in it, or too little."""
+    """Stamp a bundle that members have left: as unreferenced from `since` on when none lives and no
+    user holds it, as thin when too few live."""
     alive, size = session.execute(
         select(func.count(), func.coalesce(func.sum(_member.dag_size), 0)).where(
             _member.pin_root_id == bundle.cid,
@@ -76,7 +76,8 @@ def look_through(session: Session, bundle: Content, since: datetime) -> None:
 
 
 def claim_thin(session: Session, pause: timedelta) -> str | None:
-    """The thin bundle that has been due for longest; it is due again after `pause`."""
+    """Return the thin bundle that has been due for longest, None if there is none; it is due again
+    after `pause`."""
     bundle = session.scalar(
         select(Content)
         .where(Content.thinned_at <= database_now(), Content.state == PINNED)
@@ -91,6 +92,7 @@ def claim_thin(session: Session, pause: timedelta) -> str | None:
 
 
 def any_thin(session: Session) -> bool:
-    """Asked by reading alone: on SQLite looking must not take the writer's place."""
+    """Return whether a thin bundle is due. Reads only: on SQLite looking must not take the writer's
+    place."""
     due = exists().where(Content.thinned_at <= database_now(), Content.state == PINNED)
     return bool(session.scalar(select(due)))

@@ -1,5 +1,5 @@
-"""Whether the node has room: its own limit and the disk below it, looked at every few seconds at
-most."""
+"""Free space for the node: its own limit and the disk below it, checked at most every few
+seconds."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from on_api.core.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
-"""A look is trusted so long: a store doesn't fill up in less by more than `min_free` should allow
-for."""
+"""Seconds for which a check is trusted; `min_free` should be more than a store can grow
+meanwhile."""
 
 
 class Capacity:
-    """Refuses uploads for which there is no room."""
+    """Guard that refuses uploads for which there is no space."""
 
     def __init__(self, node: IpfsNode, settings: Settings) -> None:
         self._node = node
         self._min_free = settings.node.min_free
-        # The disk of a node that somebody else runs can't be seen from here.
+        # The disk of a node that on-api does not run can't be checked.
         self._disk = settings.home if settings.manages_node else None
         self._free: int | None = None
-        """Bytes; None while nobody knows."""
+        """Free bytes; None while unknown."""
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
     async def require(self, size: int) -> None:
         """Raise `InsufficientStorage` unless `size` more bytes leave `min_free` over.
 
-        A node that can't be asked is not refused here: the upload itself will say why.
+        Does not raise when the node can't be asked: the upload itself will fail with the reason.
         """
         await self._look_again()
         if self._free is None:
             return
         if self._free - size < self._min_free:
             raise InsufficientStorage
-        # Until the next look: what was just allowed is on its way.
+        # Counts as used until the next check, since the upload is on its way.
         self._free -= size
 
     async def room(self) -> int | None:
-        """Bytes that may still be stored, none or fewer when uploads are refused; None while nobody
-        knows."""
+        """Return the bytes that may still be stored, 0 or less when uploads are refused; None while
+        unknown."""
         await self._look_again()
         return None if self._free is None else self._free - self._min_free
 
@@ -62,7 +62,7 @@ class Capacity:
         try:
             stat = await self._node.repo_stat()
         except NodeError:
-            # Those who wait for this look must not ask a node that hangs one after the other.
+            # Callers that wait for this check must not ask a hanging node one after the other.
             self._free, self._looked_at = None, time.monotonic()
             return
         self._free = stat.storage_max - stat.size

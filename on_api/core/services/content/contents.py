@@ -1,10 +1,10 @@
-"""The life of content: who refers to a DAG on the node, what each user is charged for it, and its
-removal when nobody does.
+"""The life of content: references to a DAG on the node, what each user is charged for it, and its
+removal when it has no references.
 
 A reference is added or dropped in one transaction with the row that refers (a file, a pin). The
 content's row is locked first, always in order of CID, so that no two transactions wait for each
-other. No lock can span a call to the node: a removal is a state with a lease, and whoever comes
-upon it (`NotSecuredError`) makes sure of the node's pin by `keeper.py` before trying again.
+other. No lock can span a call to the node: a removal is a state with a lease, and a transaction
+that meets one (`NotSecuredError`) is repeated after `keeper.py` has made sure of the node's pin.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from on_api.core.services.content import bundles
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 NEVER = timedelta(days=36_500)
-"""A grace that is over for nothing: only what isn't kept at all is claimed."""
+"""Grace that never ends: only content that on-api does not keep is claimed."""
 
 
 class NotSecuredError(Exception):
@@ -55,7 +55,8 @@ class Removal:
 
 
 def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
-    """A user's counters, locked: before any content, so that the order is the same everywhere.
+    """Lock a user's counters and return them. Comes before any lock of a content, so that the order
+    is the same everywhere.
 
     Raises `Unauthorized` for a user who is gone.
     """
@@ -66,15 +67,15 @@ def lock_usage(session: Session, user_id: uuid.UUID) -> UserUsage:
 
 
 def usages_of(session: Session, user_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, UserUsage]:
-    """Lock the counters of those users who are there and not deleted, in the order that everybody
-    keeps. Their users come with them, whose quotas count."""
+    """Lock the counters of those users who exist and are not deleted, in the common order. The
+    users are loaded too, for their quotas."""
     found = session.scalars(_usages(), {"users": list(user_ids)})
     return {usage.user_id: usage for usage in found}
 
 
 @cache
 def _usages() -> Select[UserUsage]:
-    """Made once: that takes as long as asking it."""
+    """Build the statement. Built once: that takes as long as running it."""
     return (
         select(UserUsage)
         .join(UserUsage.user)
@@ -86,13 +87,13 @@ def _usages() -> Select[UserUsage]:
 
 
 def usage_of(session: Session, user_id: uuid.UUID) -> UserUsage:
-    """A user's counters, to look at."""
+    """Return a user's counters without locking them."""
     return session.get_one(UserUsage, user_id)
 
 
 def next_moments(usage: UserUsage, count: int, *, step: timedelta) -> list[datetime]:
-    """The `created_at` of a user's next references, each strictly later than all before: `before`
-    and `after` then never skip one. Multiples of `step`; `usage` is locked."""
+    """Return the `created_at` of a user's next `count` references, each strictly later than all
+    before, so that `before` and `after` never skip one. Multiples of `step`; `usage` is locked."""
     tick = (utc_now() - _EPOCH) // step
     if usage.last_created_at is not None:
         tick = max(tick, (usage.last_created_at - _EPOCH) // step + 1)
@@ -103,26 +104,27 @@ def next_moments(usage: UserUsage, count: int, *, step: timedelta) -> list[datet
 
 
 def next_moment(usage: UserUsage, *, step: timedelta) -> datetime:
-    """The `created_at` of a user's next reference: see `next_moments`."""
+    """Return the `created_at` of a user's next reference: see `next_moments`."""
     return next_moments(usage, 1, step=step)[0]
 
 
 def root_of(session: Session, cid: str) -> str | None:
-    """What the node must have pinned for `cid`; None unless that is `pinned`."""
+    """Return the root that the node must have pinned for `cid`; None unless the content is
+    `pinned`."""
     return session.scalar(
         select(Content.pin_root_id).where(Content.cid == cid, Content.state == PINNED)
     )
 
 
 def kept_sizes(session: Session, cids: Collection[str]) -> dict[str, int]:
-    """Bytes of those contents that on-api keeps."""
+    """Return the bytes of those contents that on-api keeps, by CID."""
     statement = select(Content.cid, Content.dag_size)
     kept = session.execute(statement.where(Content.cid.in_(cids), Content.state == PINNED))
     return dict(kept.all())
 
 
 def lock(session: Session, cid: str) -> Content | None:
-    """A content's row, locked and read anew; None for one never seen."""
+    """Lock a content's row and read it again. Returns None for a CID never seen."""
     return session.scalar(
         select(Content)
         .where(Content.cid == cid)
@@ -132,8 +134,8 @@ def lock(session: Session, cid: str) -> Content | None:
 
 
 def lock_all(session: Session, cids: Iterable[str]) -> Mapping[str, Content]:
-    """Lock several contents at once, in order: before anything that locks one of them. Returns
-    those that there are."""
+    """Lock several contents at once, in order of CID, before anything that locks one of them.
+    Returns those that exist."""
     found = session.scalars(
         select(Content)
         .where(Content.cid.in_(set(cids)))
@@ -145,14 +147,14 @@ def lock_all(session: Session, cids: Iterable[str]) -> Mapping[str, Content]:
 
 
 def any_to_let_go(session: Session, grace: timedelta) -> bool:
-    """Whether `let_go` has anything to do: asked by reading alone, since on SQLite looking must not
-    take the writer's place."""
+    """Return whether `let_go` has anything to do. Reads only: on SQLite looking must not take the
+    writer's place."""
     return session.scalar(select(Content.cid).where(_is_let_go(grace)).limit(1)) is not None
 
 
 def let_go(session: Session, grace: timedelta, limit: int) -> int:
-    """End up to `limit` members of bundles that nobody has referred to for `grace`: the node has no
-    pin on them that would have to go. Returns how many."""
+    """Mark up to `limit` bundle members that have been unreferenced for `grace` as absent. They
+    have no pin of their own, so the node is not called. Returns how many."""
     found = session.execute(
         select(Content.cid, Content.pin_root_id)
         .where(_is_let_go(grace))
@@ -161,7 +163,7 @@ def let_go(session: Session, grace: timedelta, limit: int) -> int:
     ).all()
     bundle_of = dict(found)
     locked = lock_all(session, (*bundle_of, *bundle_of.values()))
-    # Again, now that nobody can change it.
+    # Checked again under the locks.
     still = select(Content.cid).where(Content.cid.in_(bundle_of), _is_let_go(grace))
     ending = [locked[cid] for cid in session.scalars(still)]
     gone = [content for content in ending if content.pin_root_id in locked]
@@ -179,9 +181,9 @@ def let_go(session: Session, grace: timedelta, limit: int) -> int:
 
 
 def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
-    """CIDs that nobody has referred to for `grace`, or whose removal somebody has left undone; but
-    for what `let_go` ends."""
-    # Two questions, each to an index of its own: one for both would go through all that is in its
+    """Return up to `limit` CIDs that have been unreferenced for `grace`, or whose removal was left
+    unfinished, without those that `let_go` ends."""
+    # Two queries, each on an index of its own: a single one would read everything that is in its
     # time of grace.
     unreferenced = (
         select(Content.cid)
@@ -202,11 +204,11 @@ def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
 def begin_removal(
     session: Session, cid: str, *, grace: timedelta, life: timedelta
 ) -> Removal | None:
-    """Claim the unpinning of a content for `life`, if nobody has referred to it for `grace` and
-    nobody is about to.
+    """Claim the unpinning of a content for `life`, if it has been unreferenced for `grace` and no
+    queued pin needs it.
 
-    A CID that on-api doesn't keep is claimed at once: a pin of ours that no row tells of. Returns
-    None otherwise.
+    A CID that on-api doesn't keep is claimed at once: the node has a pin of ours without a row.
+    Returns None if it can't be claimed.
     """
     insert_unless_there(
         session,
@@ -224,7 +226,7 @@ def begin_removal(
     now, ends_at = moment_of(session), time.monotonic() + life.total_seconds()
     if content.state == UNPINNING and content.lease_until and content.lease_until > now:
         return None
-    if content.pin_root_id not in locked:  # it has another one since we looked
+    if content.pin_root_id not in locked:  # its root has changed since it was read
         return None
     if content.state == PINNED and (
         content.unreferenced_at is None or content.unreferenced_at > now - grace
@@ -243,8 +245,8 @@ def begin_removal(
 
 
 def finish_removal(session: Session, removal: Removal) -> bool:
-    """Record that the node has unpinned it. False when the claim was lost meanwhile: then what was
-    unpinned may have been somebody's again."""
+    """Record that the node has unpinned a content. Returns False when the claim was lost: the
+    content may have been referenced again before it was unpinned."""
     content = lock(session, removal.cid)
     if content is None or content.lease_token != removal.token:
         return False
@@ -253,7 +255,7 @@ def finish_removal(session: Session, removal: Removal) -> bool:
 
 
 def make_absent(content: Content) -> None:
-    """The end of a removal; `content` is locked."""
+    """Set a content to absent, at the end of its removal; `content` is locked."""
     content.state = ABSENT
     content.lease_token = content.lease_until = content.unreferenced_at = None
 
@@ -269,7 +271,7 @@ def _is_let_go(grace: timedelta) -> ColumnElement[bool]:
 
 
 def _is_awaited(cid: bundles.CidColumn) -> ColumnElement[bool]:
-    """A pin that is under way will refer to it."""
+    """Return the SQL condition that an unfinished pin will refer to the content."""
     return exists().where(
         Pin.cid == cid, Pin.status.in_((QUEUED, PINNING)), Pin.removed_at.is_(None)
     )

@@ -1,8 +1,8 @@
-"""Keeps the node's pins and the content rows in agreement: the node is asked here, and never while
-a transaction is open.
+"""Agreement between the node's pins and the rows of contents. The node is called here, and never
+during a transaction.
 
-What can't be ordered by locks is mended: whoever finds that they acted too late looks whether the
-content is somebody's now, and pins it again.
+What locks can't order is repaired: work that finds that it came too late checks whether the content
+is referenced now, and pins it again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MARGIN_SECONDS = 5.0
 
 
 class Keeper:
-    """Pins and unpins on the node as the content rows say. `life` is that of a removal's claim."""
+    """Keeper that pins and unpins on the node as the rows of contents say. `life` is that of a
+    removal's claim, in seconds."""
 
     def __init__(self, database: Database, node: IpfsNode, names: PinNames, life: float) -> None:
         self._database = database
@@ -42,7 +43,7 @@ class Keeper:
         self._life = timedelta(seconds=life)
 
     async def secure(self, cid: str, job: uuid.UUID) -> int:
-        """Make sure, for a job, that the node has pinned `cid`, after its removal has ended.
+        """Make sure, for a job, that the node has pinned `cid`, waiting for a removal to end first.
 
         All its blocks must be there. Returns the generation under which this holds: a later removal
         has another one. Raises `ServiceUnavailable` when a removal does not end, or a `NodeError`.
@@ -59,14 +60,14 @@ class Keeper:
         return generation
 
     async def secure_under(self, lease: LeaseHandle, cid: str, size: int = 0) -> int:
-        """Like `secure`, for work under a lease: listed before, since it may be pinned though the
-        answer is lost."""
+        """Secure `cid` for work under a lease. It is listed first: the node may pin it though its
+        answer is lost. Returns and raises as `secure` does."""
         lease.pinned.setdefault(cid, size)
         return await self.secure(cid, lease.id)
 
     async def remove(self, removal: Removal) -> bool:
         """Unpin a content under a claim. Returns whether it is gone."""
-        if time.monotonic() >= removal.ends_at:  # held up since: it may be somebody's by now
+        if time.monotonic() >= removal.ends_at:  # the claim has expired: it may be in use
             return False
         await self._node.unpin(removal.cid)
         if await to_thread.run_sync(self._finish, removal):
@@ -76,10 +77,10 @@ class Keeper:
         return False
 
     async def heal(self, cid: str, job: uuid.UUID) -> bool:
-        """Pin `cid`, or the bundle that covers it, again, for a job, if it is somebody's and the
-        node has lost that pin. Returns whether it had.
+        """Pin `cid`, or the bundle that covers it, again for a job, if the content is kept and the
+        node has lost the pin. Returns whether it had.
 
-        A bundle that can't be pinned, since a block is missing, is dissolved. Raises a `NodeError`.
+        A bundle that can't be pinned because a block is missing is dissolved. Raises a `NodeError`.
         """
         root = await to_thread.run_sync(self._root, cid)
         if root is None:
@@ -89,15 +90,15 @@ class Keeper:
         except BlocksMissing:
             await self.dissolve(root, job, lost=True)
             root = await to_thread.run_sync(self._root, cid)
-            if root is not None:  # it was no bundle, or it lived in one
+            if root is not None:  # it was no bundle, or another one covers it
                 await self._pin_again(root, job)
             return True
 
     async def dissolve(self, bundle: str, job: uuid.UUID, *, lost: bool) -> None:
-        """Give all that lives in a bundle pins of its own, for a job, and let the bundle go.
+        """Give all living members of a bundle pins of their own, for a job, and remove the bundle.
 
-        What has no block for a pin stays in the bundle, and that stays with it, unless the node has
-        `lost` its pin. Raises a `NodeError`. Does nothing to what is no bundle.
+        Members whose blocks are missing stay in the bundle, which then stays too, unless the node
+        has `lost` its pin. Raises a `NodeError`. Does nothing to a content that is no bundle.
         """
         members = await to_thread.run_sync(self._begin_dissolving, bundle)
         for cid, generation in members.items():
@@ -123,7 +124,7 @@ class Keeper:
         return True
 
     def _look(self, cid: str) -> tuple[str, int]:
-        """State and generation. A removal whose owner is gone is ended here."""
+        """Return state and generation. Ends a removal whose claim has expired."""
         with self._database.session_scope(write=False) as session:
             content = session.get(Content, cid)
             if content is None:
@@ -141,7 +142,8 @@ class Keeper:
             return contents.root_of(session, cid)
 
     def _begin_dissolving(self, bundle: str) -> dict[str, int]:
-        """CIDs and generations of what lives in it; from now on each may have a pin as well."""
+        """Return the bundle's living members (generation by CID) and mark them: each may have a pin
+        of its own from now on."""
         with self._database.session_scope() as session:
             members = bundles.members(session, bundle)
             for content in contents.lock_all(session, members).values():
@@ -149,7 +151,8 @@ class Keeper:
             return members
 
     def _leave(self, cid: str, bundle: str, generation: int) -> Removal | None:
-        """Record that a member has its own pin. If it has died meanwhile, the right to unpin it."""
+        """Record that a member has its own pin. Returns the right to unpin it if it has died
+        meanwhile."""
         with self._database.session_scope() as session:
             locked = contents.lock_all(session, (cid, bundle))
             content = locked[cid]
@@ -160,8 +163,8 @@ class Keeper:
             return None
 
     def _begin_ending(self, bundle: str) -> Removal | None:
-        """The right to unpin a bundle if it is nobody's: it was held for its members only, so there
-        is no grace."""
+        """Claim the unpinning of a bundle that is no longer held. There is no grace: it was held
+        for its members only."""
         with self._database.session_scope() as session:
             return contents.begin_removal(session, bundle, grace=timedelta(0), life=self._life)
 

@@ -1,8 +1,8 @@
 """Leases on work that pins something: opened before its first byte, renewed while it runs, closed
-with its result. The database's clock tells when one is dead.
+with its result. The database's clock decides when one has expired.
 
-What work that fails has pinned is listed by its dead lease, and stays reserved; what a crash has
-pinned is found by the pin's name. `worker/leftovers.py` removes both.
+Pins of failed work are listed by its dead lease and stay reserved; pins left by a crash are found
+by their names. `worker/leftovers.py` removes both.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ T = TypeVar("T")
 
 
 class Holder(Protocol):
-    """Whose work it is, and by which key; a key's `max_bytes` is kept to."""
+    """User and key of the work; the key's `max_bytes` is enforced."""
 
     @property
     def user_id(self) -> uuid.UUID:
-        """Who is charged."""
+        """User who is charged."""
         ...
 
     @property
     def key_id(self) -> uuid.UUID | None:
-        """The key; None for a job's work."""
+        """Key in use; None for a job's work."""
         ...
 
     @property
     def max_bytes(self) -> int | None:
-        """What the key may upload in all; None: no limit."""
+        """Bytes that the key may upload in all; None: no limit."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class JobHolder:
-    """Work that a job does for a user, without a key."""
+    """Holder of work that a job does for a user, without a key."""
 
     user_id: uuid.UUID
     key_id: None = None
@@ -63,11 +63,11 @@ class JobHolder:
 
 @dataclass(slots=True)
 class LeaseHandle:
-    """A lease held by this process. `pin_name` is what every pin made under it is called.
+    """Lease held by this process. Every pin made under it is named `pin_name`.
 
-    `limited_key`: the key, if it has `max_bytes`. `covered`: how many bytes are reserved; None when
-    nothing limits the work. `pinned`: bytes by CID of what the node has pinned under it, or may
-    have. `unsure`: it may have pinned something whose CID is not known.
+    `limited_key`: the key, if it has `max_bytes`. `covered`: bytes reserved; None when nothing
+    limits the work. `pinned`: bytes by CID of what the node has pinned under it, or may have.
+    `unsure`: the node may have pinned something whose CID is not known.
     """
 
     id: uuid.UUID
@@ -81,22 +81,22 @@ class LeaseHandle:
     unsure: bool = False
 
     async def sent(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
-        """Pass on what the node is to store and pin under the lease. Once it has had all of it,
-        only its answer (`told`) says what it did: of a body that breaks off it stores nothing."""
+        """Pass on what the node is to store and pin under the lease. Once the node has had all of
+        it, only its answer (`told`) says what it did: a body that breaks off is not stored."""
         async for piece in source:
             yield piece
-            del piece  # who waits for the next one holds none
+            del piece  # not held while waiting for the next one
         self.unsure = True
 
     def told(self, cid: str, size: int) -> None:
-        """The node has answered what it has pinned."""
+        """Record the pin that the node has confirmed."""
         self.pinned[cid] = size
         self.unsure = False
 
 
 class LeaseService:
-    """Opens and renews leases of `seconds`; what is left of a crash is dead after that time. `ring`
-    is called after a commit that leaves work for the worker."""
+    """Service that opens and renews leases of `seconds`, after which a crashed one has expired.
+    `ring` is called after a commit that leaves work for the worker."""
 
     def __init__(
         self,
@@ -112,14 +112,16 @@ class LeaseService:
         self._opening = Together(self._open_all)
 
     def open(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
-        """Commit a lease, and what it reserves, for work that is about to begin.
+        """Commit a lease and its reservation for work that is about to begin.
 
-        Raises `QuotaExceeded` or `KeyLimitReached` when what is announced can't be had.
+        Raises `QuotaExceeded` or `KeyLimitReached` when the announced bytes are not available,
+        `ServiceUnavailable` while garbage is collected.
         """
         return self._open_all([(kind, holder, announced)])[0]
 
     async def open_together(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
-        """Like `open`, in one transaction with whoever comes at the same moment."""
+        """Open a lease in one transaction with the user's other calls of the same moment. Raises as
+        `open` does."""
         return await self._opening.do(holder.user_id, (kind, holder, announced))
 
     def _open_all(self, wanted: Sequence[tuple[str, Holder, Announced]]) -> list[LeaseHandle]:
@@ -187,7 +189,8 @@ class LeaseService:
         reservations.reserve(session, usage, lease, wanted=wanted, needed=least)
 
     def cover(self, handle: LeaseHandle, received: int) -> None:
-        """Reserve more, before `received` bytes in all are passed on. Raises as `open` does."""
+        """Reserve more, before `received` bytes in all are passed on. Raises `QuotaExceeded` or
+        `KeyLimitReached`, and `ServiceUnavailable` when the lease is no longer ours."""
         with self._database.session_scope() as session:
             usage = contents.lock_usage(session, handle.user_id)
             lease = _mine(session, handle)
@@ -200,10 +203,10 @@ class LeaseService:
         return renewed(lambda: self._renew(handle), self._life)
 
     def close(self, session: Session, handle: LeaseHandle, usage: UserUsage, uploaded: int) -> None:
-        """End the lease in the transaction that records its result, and settle what it reserved.
+        """End the lease in the transaction that records its result, and settle its reservation.
 
-        `uploaded` bytes are counted for the key. Raises `ServiceUnavailable` when the lease is not
-        ours any more: somebody has cleaned up after us, and what we pinned may be gone.
+        `uploaded` bytes are counted for the key. Raises `ServiceUnavailable` when the lease is no
+        longer ours: the worker has cleaned up, and our pins may be gone.
         """
         reserved = session.scalar(
             delete(Lease)
@@ -216,8 +219,8 @@ class LeaseService:
         reservations.settle(session, usage, handle.limited_key, reserved, uploaded)
 
     def abandon(self, handle: LeaseHandle) -> None:
-        """Give the work up. What it has pinned, or may have, leaves a dead lease that lists it and
-        reserves its bytes until the worker has removed it."""
+        """Give up the work. If it has pinned anything, or may have, a dead lease stays that lists
+        it and reserves its bytes until the worker has removed it."""
         with self._database.session_scope() as session:
             usage = leftovers.usage_if_there(session, handle.user_id)
             lease = session.get(Lease, handle.id, with_for_update=True)
@@ -249,12 +252,12 @@ class LeaseService:
 
 
 def release_dead_leases(database: Database, limit: int = 100) -> int:
-    """Take up to `limit` dead leases from their owners: should one only have been asleep, it can't
-    renew or close its lease any more. Returns how many there were.
+    """Take up to `limit` expired leases from their owners: one that was only asleep can't renew or
+    close its lease any more. Returns how many.
 
-    What they reserve stays so until what was pinned under them is removed. One whose death nobody
-    has noticed for `NOTICED` may have gone on after the backup that the database is restored from,
-    and may have named what users keep: what it does not list is left to `fsck` and its quarantine.
+    Their reservations stay until what was pinned under them is removed. A lease that has been
+    expired for more than `NOTICED` may come from a restored backup, and its work may have gone on
+    to name pins that users keep: pins that it does not list are left to `fsck` and its quarantine.
     """
     is_due = (
         Lease.lease_until <= database_now(),

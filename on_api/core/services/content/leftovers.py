@@ -1,8 +1,8 @@
-"""What work that failed has left on the node: listed by its dead lease until it is removed. The
+"""Leftovers of failed work on the node, listed by its dead lease until they are removed. The
 database half of `worker/leftovers.py`.
 
-A pin is removed as content always is (`contents.begin_removal`), so nobody who holds the same
-content, or stores it at this moment, is robbed.
+A pin is removed as content always is (`contents.begin_removal`), so content that a user holds, or
+stores at this moment, stays.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ DEAD = "dead"
 LEFT = "left"
 """Kind of a lease whose work has ended without a result: what may be pinned under it is listed."""
 LISTED_AT_ONCE = 500
-"""Pins in one statement."""
+"""Rows in one statement."""
 SETTLED = timedelta(seconds=5)
-"""After its end work is not believed to pin anything more: the node may still be at it."""
+"""Time after the end of work until the node is taken to pin nothing more for it."""
 NOTICED = timedelta(minutes=10)
-"""A lease that died so recently has died under a worker's eyes, or while one was started again. One
-that is found dead for longer proves nothing: in a restored database it died of the backup's age."""
+"""Time within which a worker that is up, or starts again, notices that a lease has expired. One
+that is found later proves nothing: in a restored database it expired through the backup's age."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A pin that may be nobody's. `settled`: where it isn't there, it will not come any more."""
+    """Pin that may be unreferenced. `settled`: if the node does not have it now, it will not appear
+    later."""
 
     lease_id: uuid.UUID
     cid: str
@@ -53,14 +54,14 @@ class Leftover:
 
 
 class Whose(Enum):
-    """Whose a listed pin is, by the job that it is named after."""
+    """Owner of a listed pin, by the job that it is named after."""
 
     LEFT = auto()
-    """Of work that has ended: nobody's, unless its content is kept."""
+    """The work has ended: unreferenced, unless its content is kept."""
     AWAITED = auto()
-    """Of a job that goes on."""
+    """The job is still running."""
     ANOTHERS = auto()
-    """Of work that we know nothing of: newer than this database, or there to list it itself."""
+    """Unknown work: newer than this database, or there to list the pin itself."""
 
 
 def leave(
@@ -72,7 +73,8 @@ def leave(
     due_in: timedelta = timedelta(0),
 ) -> None:
     """List what the node may have pinned for a job that ends without a result. `unsure`: there may
-    be more, by the job's name. `due_in`: it may still be at it, and ends in so long at most."""
+    be more, under the job's name. `due_in`: longest time for which the node may still be
+    pinning."""
     lease = insert_or_lock(
         session,
         Lease,
@@ -84,7 +86,7 @@ def leave(
         reserved_bytes=0,
     )
     lease.lease_until = database_now(due_in)  # there may be one already, of an earlier failure
-    if unsure:  # all that was looked at until now doesn't count
+    if unsure:  # earlier looks through the pins do not count
         lease.kind, lease.swept_at = DEAD, None
     session.flush()
     list_pins(session, job, cids)
@@ -96,7 +98,7 @@ def list_pins(session: Session, lease_id: uuid.UUID, cids: Iterable[str]) -> Non
 
 
 def _insert_listed(session: Session, leases: Mapping[str, uuid.UUID]) -> None:
-    """`leases`: by CID. In their order, which all keep who insert several."""
+    """Insert `leases`, lease by CID, in order of CID, as all writers of several do."""
     rows = [{"lease_id": leases[cid], "cid": cid} for cid in sorted(leases)]
     insert = insert_into(dialect_of(session), LeasedPin)
     for start in range(0, len(rows), LISTED_AT_ONCE):
@@ -105,8 +107,8 @@ def _insert_listed(session: Session, leases: Mapping[str, uuid.UUID]) -> None:
 
 
 def forget(session: Session, job: uuid.UUID, cids: Collection[str]) -> None:
-    """Unlist what is somebody's now, of a job without a reservation; with the last of it the lease
-    ends."""
+    """Unlist pins that are referenced now, of a job without a reservation. The lease ends with its
+    last one."""
     mine = LeasedPin.lease_id == job
     session.execute(
         delete(LeasedPin)
@@ -121,7 +123,8 @@ def forget(session: Session, job: uuid.UUID, cids: Collection[str]) -> None:
 
 
 def reserved(session: Session, user_id: uuid.UUID) -> int:
-    """Bytes that count for a user since failures have left them on the node."""
+    """Return the bytes that stay reserved for a user because failed work has left them on the
+    node."""
     total = select(func.coalesce(func.sum(Lease.reserved_bytes), 0)).where(
         Lease.user_id == user_id, Lease.kind.in_((DEAD, LEFT))
     )
@@ -129,16 +132,16 @@ def reserved(session: Session, user_id: uuid.UUID) -> int:
 
 
 def any_dead(session: Session) -> bool:
-    """Whether there is anything to do: asked by reading alone, since on SQLite looking must not
-    take the writer's place."""
+    """Return whether any lease has expired. Reads only: on SQLite looking must not take the
+    writer's place."""
     return bool(session.scalar(select(exists().where(Lease.lease_until <= database_now()))))
 
 
 def some_listed(
     session: Session, limit: int, lease_id: uuid.UUID | None = None
 ) -> Sequence[Leftover]:
-    """Up to `limit` pins that are listed, by one lease or any: one that has to wait is in nobody's
-    way."""
+    """Return up to `limit` listed pins, in random order, of one lease or all: pins that have to
+    wait do not block others."""
     listed = (
         select(LeasedPin.lease_id, LeasedPin.cid, Lease.lease_until < database_now(-SETTLED))
         .join(Lease, Lease.id == LeasedPin.lease_id)
@@ -150,12 +153,13 @@ def some_listed(
 
 
 def claim(session: Session, cid: str, life: timedelta) -> Removal | None:
-    """The right, for `life`, to unpin a content that on-api does not keep."""
+    """Claim, for `life`, the unpinning of a content that on-api does not keep. Returns None if it
+    can't be claimed."""
     return contents.begin_removal(session, cid, grace=NEVER, life=life)
 
 
 def whose(session: Session, leftover: Leftover, job: uuid.UUID) -> Whose:
-    """What is to become of a listed pin that is named after `job`."""
+    """Return whose a listed pin is that is named after `job`."""
     status = session.scalar(select(Pin.status).where(Pin.id == job))
     if status is None:
         return Whose.LEFT if job == leftover.lease_id else Whose.ANOTHERS
@@ -163,7 +167,8 @@ def whose(session: Session, leftover: Leftover, job: uuid.UUID) -> Whose:
 
 
 def is_kept(session: Session, cid: str) -> bool:
-    """Whether a content's row tells of its pin, which then goes with it."""
+    """Return whether a content's row accounts for its pin, which is then removed with the content.
+    Marks the pin as `pinned_too` where a bundle covers the content."""
     content = contents.lock(session, cid)
     if content is None or content.state != PINNED:
         return False
@@ -173,7 +178,7 @@ def is_kept(session: Session, cid: str) -> bool:
 
 
 def unlist(session: Session, leftover: Leftover) -> None:
-    """A pin is gone, or somebody's."""
+    """Unlist a pin that is gone or referenced."""
     session.execute(
         delete(LeasedPin).where(
             LeasedPin.lease_id == leftover.lease_id, LeasedPin.cid == leftover.cid
@@ -182,14 +187,14 @@ def unlist(session: Session, leftover: Leftover) -> None:
 
 
 def to_be_swept(session: Session, limit: int) -> Sequence[uuid.UUID]:
-    """Dead leases for whose name the node's pins are to be looked through."""
+    """Return up to `limit` dead leases whose names must be looked for among the node's pins."""
     dead = select(Lease.id).where(Lease.kind == DEAD, Lease.lease_until <= database_now())
     return session.scalars(dead.order_by(func.random()).limit(limit)).all()
 
 
 def list_unknown(session: Session, pins: Mapping[str, uuid.UUID]) -> None:
-    """List those pins (CID → dead lease of its name) that no content's row tells of."""
-    # One that a bundle covers may not be known to have a pin of its own as well.
+    """List those pins (CID → dead lease of its name) that no content's row accounts for."""
+    # A member may have a pin of its own that its row does not tell of.
     tells = or_(Content.pin_root_id == Content.cid, Content.pinned_too)
     known = select(Content.cid).where(
         Content.cid.in_(pins),
@@ -201,8 +206,8 @@ def list_unknown(session: Session, pins: Mapping[str, uuid.UUID]) -> None:
 
 
 def mark_swept(session: Session, lease_ids: Collection[uuid.UUID], began_at: datetime) -> None:
-    """Every pin of the node was looked at, from `began_at` on. Seen twice, `SETTLED` apart, all
-    that there is of a lease is listed."""
+    """Record a look through all of the node's pins that began at `began_at`. After two of them,
+    `SETTLED` apart, all pins of a lease are listed."""
     mine = (Lease.id.in_(lease_ids), Lease.kind == DEAD)
     session.execute(
         update(Lease)
@@ -219,13 +224,13 @@ def mark_swept(session: Session, lease_ids: Collection[uuid.UUID], began_at: dat
 
 
 def cleared(session: Session, limit: int) -> Sequence[uuid.UUID]:
-    """Leases under which nothing is pinned any more."""
+    """Return up to `limit` leases under which nothing is pinned any more."""
     listed = exists().where(LeasedPin.lease_id == Lease.id)
     return session.scalars(select(Lease.id).where(Lease.kind == LEFT, ~listed).limit(limit)).all()
 
 
 def end_cleared(session: Session, lease_id: uuid.UUID) -> None:
-    """Delete a lease and give back what it reserved, unless more was listed meanwhile."""
+    """Delete a lease and release its reservation, unless more was listed meanwhile."""
     user_id = session.scalar(select(Lease.user_id).where(Lease.id == lease_id))
     usage = None if user_id is None else usage_if_there(session, user_id)
     lease = session.get(Lease, lease_id, with_for_update=True, populate_existing=True)
@@ -236,7 +241,7 @@ def end_cleared(session: Session, lease_id: uuid.UUID) -> None:
 
 
 def end(session: Session, usage: UserUsage | None, lease: Lease) -> None:
-    """Delete a lease and give back what it reserved; both are locked."""
+    """Delete a lease and release its reservation; both are locked."""
     if usage is not None:
         reservations.release(session, usage, lease)
     session.delete(lease)
@@ -244,7 +249,7 @@ def end(session: Session, usage: UserUsage | None, lease: Lease) -> None:
 
 
 def usage_if_there(session: Session, user_id: uuid.UUID) -> UserUsage | None:
-    """A user's counters, locked; None for a user who is gone: there is nobody to give back to."""
+    """Lock a user's counters and return them; None for a user who is gone."""
     try:
         return contents.lock_usage(session, user_id)
     except Unauthorized:

@@ -1,5 +1,5 @@
-"""Work over the whole node, one of a kind at a time over all processes: who does it, until when,
-and how the last one ended."""
+"""Maintenance of the whole node, one run of a kind at a time over all processes: the turn, its
+lease, and the result of the last run."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from on_api.core.services.shared.renewal import renewed
 GARBAGE = "gc"
 FSCK = "fsck"
 SWEEP = "sweep"
-"""A look through the node's pins for those of dead leases."""
+"""Look through the node's pins for those of dead leases."""
 LIFE = timedelta(seconds=60)
 _BEGINNING = 0x6F6E2D617069
-"""The number of PostgreSQL's advisory lock that whoever begins shares, and a collection has
-alone."""
+"""Number of PostgreSQL's advisory lock: shared by work that begins, exclusive for a collection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the last one ended; None for what never happened."""
+    """Result of the last run; None in both fields if there was none."""
 
     finished_at: datetime | None
     result: dict[str, Any] | None
 
 
 class Turn:
-    """The turn of this process to do one kind of maintenance; lost after `LIFE` unless kept."""
+    """This process's turn at one kind of maintenance; expires after `LIFE` unless renewed."""
 
     def __init__(self, database: Database, kind: str) -> None:
-        """Take it. Raises `Conflict` while somebody else has it."""
+        """Take the turn. Raises `Conflict` while another process has it."""
         self._database = database
         self._kind = kind
         self._token = new_id()
         with database.session_scope() as session:
             if kind == GARBAGE and database.is_postgresql:
-                # After all who looked before, and have not committed yet what they begin.
+                # Waits for transactions that have seen no collection and have not committed their
+                # work yet.
                 session.execute(select(func.pg_advisory_xact_lock(_BEGINNING)))
             insert_unless_there(session, Maintenance, kind=kind)
             row = _lock(session, kind)
@@ -60,11 +60,11 @@ class Turn:
             row.token, row.lease_until, row.started_at = self._token, now + LIFE, now
 
     def kept(self) -> AbstractAsyncContextManager[None]:
-        """Keep it while the block runs."""
+        """Renew the turn while the block runs."""
         return renewed(self.renew, LIFE)
 
     def end(self, result: dict[str, Any]) -> None:
-        """Give it back with its result; nothing happens if it was lost."""
+        """End the turn and record its result; does nothing if the turn was lost."""
         with self._database.session_scope() as session:
             row = _lock(session, self._kind)
             if row.token == self._token:
@@ -72,8 +72,8 @@ class Turn:
                 row.finished_at, row.result = moment_of(session), result
 
     def renew(self) -> bool:
-        """Keep it for `LIFE` from now on. False when it was lost: once it is over others may have
-        begun what must not be under way, so it never comes back."""
+        """Renew the turn for `LIFE` from now on. Returns False when it was lost. A turn that has
+        expired never comes back: work may have begun that must not overlap with it."""
         with self._database.session_scope() as session:
             row, now = _lock(session, self._kind), moment_of(session)
             if row.token != self._token or row.lease_until is None or row.lease_until <= now:
@@ -83,38 +83,37 @@ class Turn:
 
 
 def is_under_way(session: Session, kind: str) -> bool:
-    """Whether somebody does it right now."""
+    """Return whether maintenance of this kind is under way."""
     live = exists().where(Maintenance.kind == kind, Maintenance.lease_until > database_now())
     return bool(session.scalar(select(live)))
 
 
 def may_begin(session: Session) -> bool:
-    """Whether work may begin that must not be under way while garbage is collected: then no
-    collection begins before this transaction's end, and sees what is written in it. Asked before
-    anything is locked.
-    """
+    """Return whether work may begin that must not overlap with a garbage collection. If so, no
+    collection begins before this transaction ends, and it then sees what was written. Call it
+    before anything is locked."""
     # On SQLite a transaction that writes is alone. On PostgreSQL neither would see the other's
-    # uncommitted row: a statement of its own, as the next one must see what was committed before.
+    # uncommitted row: a separate statement, as the next one must see what was committed before.
     if dialect_of(session) == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock_shared(_BEGINNING)))
     return not is_under_way(session, GARBAGE)
 
 
 def require_no_collection(session: Session) -> None:
-    """Raise `ServiceUnavailable` unless one `may_begin`: asked by whoever is about to store
-    something."""
+    """Raise `ServiceUnavailable` unless `may_begin`: for callers about to store something."""
     if not may_begin(session):
         raise ServiceUnavailable("The node is being tidied up; send it again soon.")
 
 
 def last_outcome(session: Session, kind: str) -> Outcome:
-    """How the last one ended. Without a result none has been: the date is when counting began."""
+    """Return the result of the last run. Without a `result` there was no run: `finished_at` is then
+    when the schedule began to count."""
     row = session.get(Maintenance, kind)
     return Outcome(None, None) if row is None else Outcome(row.finished_at, row.result)
 
 
 def start_counting(session: Session, kind: str) -> None:
-    """Count its schedule from now on, where it never ran."""
+    """Start the schedule now where this kind never ran."""
     insert_unless_there(session, Maintenance, kind=kind, finished_at=database_now())
 
 

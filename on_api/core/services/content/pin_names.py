@@ -1,6 +1,6 @@
-"""What the pins that on-api makes are called: after this deployment and the work that made them.
+"""Names of the pins that on-api makes: they tell this deployment and the job that made the pin.
 
-By its name a pin that a crash has left is told from other people's, and from work in flight.
+By its name a pin that a crash has left is told from pins of others, and from those of running work.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from on_api.core.models.database import insert_unless_there, new_id, utc_now
 
 
 class PinNames:
-    """Names pins, and reads the names of those found. Blocks on the database at its first call."""
+    """Source of pin names, which also parses names that are found. Its first call blocks on the
+    database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._deployment: str | None = None
 
     def of(self, job: uuid.UUID) -> str:
-        """The name of a pin made by an upload or job."""
+        """Return the name of a pin made by an upload or job."""
         return f"{self.prefix()}{job}"
 
     def job_of(self, pin_name: str) -> uuid.UUID | None:
-        """The upload or job that made a pin; None for a pin that isn't ours."""
+        """Return the upload or job that made a pin; None for a pin of another deployment or
+        program."""
         prefix = self.prefix()
         if not pin_name.startswith(prefix):
             return None
@@ -36,7 +38,7 @@ class PinNames:
             return None
 
     def prefix(self) -> str:
-        """What the names of all pins of this deployment begin with."""
+        """Return the prefix of the names of all pins of this deployment."""
         if self._deployment is None:
             with self._database.session_scope() as session:
                 self._deployment = deployment(session).name
@@ -44,7 +46,7 @@ class PinNames:
 
 
 def deployment(session: Session, *, lock: bool = False) -> Deployment:
-    """This deployment's row, made at the first call; with `lock` nobody else changes it."""
+    """Return this deployment's row, inserted at the first call; `lock` locks it."""
     insert_unless_there(session, Deployment, id=1, name=new_id().hex[:12], created_at=utc_now())
     statement = select(Deployment)
     return session.scalars(statement.with_for_update() if lock else statement).one()

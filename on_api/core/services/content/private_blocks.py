@@ -1,8 +1,8 @@
-"""Which blocks on the node belong to private files.
+"""Blocks on the node that belong to private files.
 
-Only the gateway's policy `local` asks, which serves whatever else the node holds. It looks for what
-is not known yet before each verdict: so nothing has to be written when a file is stored, and what
-was stored a moment ago, or by an earlier version, is found as well.
+Only the gateway's policy `local` needs them, which serves everything else that the node holds.
+Unknown blocks are looked up before each verdict: so nothing is written when a file is stored, and
+files stored a moment ago, or by an earlier version, are found as well.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from on_api.core.services.content.walking import DamagedError, read_block
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 100
-"""Files that are looked for in one go."""
+"""Files looked up in one round."""
 ROWS = 500
-"""In one statement."""
+"""Rows in one statement."""
 
 
 P = ParamSpec("P")
@@ -38,15 +38,15 @@ T = TypeVar("T")
 
 
 class Threads(Protocol):
-    """Threads for work that anybody may cause."""
+    """Threads for work that any client can cause."""
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do this in one of them. Raises what it raises."""
+        """Run `work` in one of the threads. Raises what it raises."""
         ...
 
 
 class PrivateBlocks:
-    """Finds them out. On one event loop."""
+    """Index of the blocks of private files. On one event loop."""
 
     def __init__(self, database: Database, node: IpfsNode, threads: Threads) -> None:
         self._database = database
@@ -55,10 +55,10 @@ class PrivateBlocks:
         self._looking = asyncio.Lock()
 
     async def find_all(self) -> None:
-        """Have the blocks of every private file in the database, when it returns. Reads the inner
-        blocks of those that are new, a thousandth of their bytes at most. Raises a `NodeError`."""
+        """Record the blocks of every private file in the database. Reads the inner blocks of new
+        files, a thousandth of their bytes at most. Raises a `NodeError`."""
         while await self._threads.in_thread(self._unknown):
-            async with self._looking:  # whoever waited for it finds nothing left
+            async with self._looking:  # after waiting there may be nothing left
                 for cid in await self._threads.in_thread(self._unknown):
                     digests = await self._digests_below(Cid.from_text(cid))
                     await self._threads.in_thread(self._remember, cid, digests)
@@ -70,7 +70,7 @@ class PrivateBlocks:
             ).all()
 
     async def _digests_below(self, root: Cid) -> Sequence[bytes]:
-        """Of the root and every block below it. Leaves are not read."""
+        """Return the digests of the root and of every block below it. Leaves are not read."""
         found = {root.digest: root}
         inner = [root]
         while inner:
@@ -96,16 +96,16 @@ class PrivateBlocks:
 
 
 async def _block(node: IpfsNode, cid: Cid) -> bytes:
-    """A block where it has links; empty for a leaf."""
+    """Read a block that may have links; empty for a leaf."""
     return b"" if cid.codec == RAW else await read_block(node, cid)
 
 
 def is_private(session: Session, root: Cid) -> bool:
-    """Whether a block is known to be a private file's, by whatever codec it is asked for; or a
+    """Return whether a block, under whatever codec, is known to belong to a private file, or is a
     bundle, which leads to many of them."""
     if root.hash_code != SHA2_256:
         return False
-    # Whoever has it may have published an age file as it is, with all of its blocks.
+    # A recipient may have published the age file as it is, with all of its blocks.
     published = or_(
         exists().where(File.cid == PrivateBlock.root_cid, File.visibility == PUBLIC),
         exists().where(Pin.cid == PrivateBlock.root_cid, Pin.status == PINNED_STATUS),
@@ -117,6 +117,6 @@ def is_private(session: Session, root: Cid) -> bool:
 
 
 def forget_collected(session: Session) -> None:
-    """Forget the blocks of what was unpinned before garbage was collected."""
+    """Forget the blocks of contents that were absent before garbage was collected."""
     absent = select(Content.cid).where(Content.state == ABSENT)
     session.execute(delete(PrivateBlock).where(PrivateBlock.root_cid.in_(absent)))

@@ -1,7 +1,7 @@
-"""Whether there is room in a user's quota: decided here, whatever it is asked for.
+"""Room in a user's quota. All checks of a quota are decided here.
 
-What counts is asked while the user's counters are locked. Before, it is a guess that spares work
-which could not end well.
+A result is binding while the user's counters are locked. Without the lock it is a guess that spares
+work which would fail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from on_api.core.models.database import table_of
 
 
 class _Counted(Protocol):
-    """What a user has of the quota."""
+    """Counters of a user that use up quota."""
 
     @property
     def storage_bytes(self) -> int: ...
@@ -39,24 +39,24 @@ class Room:
 
     @classmethod
     def under(cls, quota: int | None, usage: _Counted) -> Room:
-        """Room that a quota leaves beside what is stored and reserved."""
+        """Return the room that a quota leaves beside what is stored and reserved."""
         stored = usage.storage_bytes + usage.reserved_bytes
         return cls(None if quota is None else quota - stored)
 
     @classmethod
     def of(cls, usage: UserUsage) -> Room:
-        """Room that a user's quota leaves now. Exact while `usage` is locked."""
+        """Return the room in a user's quota. Exact while `usage` is locked."""
         # Through `usage`, which holds it: the session alone would forget it and read it each time.
         return cls.under(usage.user.storage_quota, usage)
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether more is stored and reserved than the quota allows."""
+        """True if more is stored and reserved than the quota allows."""
         return self.left is not None and self.left < 0
 
     def has(self, size: int) -> bool:
-        """Whether `size` bytes more are allowed. Nothing more always is, also over a quota that was
-        lowered."""
+        """Return whether `size` more bytes are allowed. 0 bytes always are, even over a lowered
+        quota."""
         return self.left is None or size <= max(self.left, 0)
 
     def take(self, size: int) -> bool:
@@ -68,12 +68,12 @@ class Room:
         return True
 
     def at_most(self, size: int) -> int:
-        """As much of `size` bytes as is allowed; below 0 once the quota is exceeded."""
+        """Return the part of `size` bytes that is allowed; below 0 once the quota is exceeded."""
         return size if self.left is None else min(size, self.left)
 
 
 def rooms_of(session: Session, user_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Room]:
-    """Room in the quotas of those users who are there and not deleted, as it looks by reading."""
+    """Return the room in the quotas of those users who exist and are not deleted, without locks."""
     found = session.connection().execute(_counters(), {"users": list(user_ids)})
     return {row.user_id: Room.under(row.storage_quota, row) for row in found}
 
@@ -96,12 +96,13 @@ def require_kept(usage: UserUsage, charged_before: int) -> None:
 
 
 def charge_of(session: Session, user_id: uuid.UUID, cid: str, dag_size: int) -> int:
-    """Bytes that one more reference to a content would be charged to a user."""
+    """Return the bytes that one more reference to a content would be charged to a user."""
     return 0 if session.get(Holding, (user_id, cid)) is not None else dag_size
 
 
 def freed_by(session: Session, user_id: uuid.UUID, cids: Iterable[str]) -> int:
-    """Bytes that a user would be charged less after dropping one reference to each of `cids`."""
+    """Return the bytes that a user would be charged less after dropping a reference to each of
+    `cids`."""
     freed = 0
     for cid, dropped in Counter(cids).items():
         holding = session.get(Holding, (user_id, cid), populate_existing=True)

@@ -1,11 +1,11 @@
 """The one writer of references: which files and pins refer to which contents, who holds these, and
 what each user is charged. One reference is a batch of one.
 
-A batch is written in two steps, so that what can't go with the others can be left out between them:
-`lock_contents` makes the rows of contents that are missing and locks all, `add_references` counts.
-Locks are taken in the order that everybody keeps: a user's counters first, then contents by CID.
-Rows come by the hundred, so these are plain statements; entities of contents and holdings that the
-session has are read anew by whoever needs them after.
+A batch is written in two steps, so that references that can't be recorded can be left out in
+between: `lock_contents` inserts missing contents and locks all of them, `add_references` counts.
+Locks are taken in the common order: a user's counters first, then contents by CID. Rows come by the
+hundred, so these are plain statements; contents and holdings that the session has loaded must be
+read again afterwards.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from on_api.core.services.content.statements import (
 )
 
 Usages = Mapping[uuid.UUID, UserUsage]
-"""Counters of users, locked."""
+"""Locked counters by user."""
 
 
 @dataclass(frozen=True, slots=True)
 class LockedContents:
     """Contents that are locked. `sizes`: bytes by CID of those that can be referred to;
-    `unsecured`: those whose pin can't be relied on; `stamped`: those that nobody held until now.
-    `members`: those that live in the `bundle` that was just stored."""
+    `unsecured`: those whose pin can't be relied on; `stamped`: those that were unreferenced until
+    now. `members`: those covered by the `bundle` that was just stored."""
 
     sizes: Mapping[str, int]
     unsecured: Collection[str]
@@ -68,12 +68,12 @@ def lock_contents(
     bundle: Bundle | None = None,
     covered: Collection[str] = (),
 ) -> LockedContents:
-    """Make the rows of contents that are missing, and lock all in order of CID.
+    """Insert the rows of contents that are missing, and lock all in order of CID.
 
-    `sizes`: bytes of each DAG. `secured` holds the generations under which `Keeper.secure` has made
-    sure of pins. `own_pins`: the node may have been made to pin these for it, each by itself.
-    `covered`: these are linked by a `bundle` that the node has pinned. Raises `ServiceUnavailable`
-    when the bundle was taken for what a crash had left.
+    `sizes`: bytes of each DAG. `secured`: generations under which `Keeper.secure` has made sure of
+    pins. `own_pins`: contents that the node may have pinned for this, each by itself. `covered`:
+    contents that a `bundle` links, which the node has pinned. Raises `ServiceUnavailable` when the
+    bundle was removed as a crash's leftover.
     """
     root = "" if bundle is None else str(bundle.cid)
     wanted = dict(sizes) if bundle is None else {**sizes, root: bundle.dag_size}
@@ -91,12 +91,12 @@ def lock_contents(
     back = {
         cid: root if cid in covered else cid
         for cid, row in found.items()
-        # What was removed before is in the bundle now, whatever became of its own pin.
+        # Removed before but in the bundle now, whatever became of its own pin.
         if row.state == ABSENT and (cid in covered or generations.get(cid) == row.generation)
     }
     _revive(session, back, sizes)
     there = {cid for cid, row in found.items() if row.state == PINNED or cid in back}
-    # Such a pin may be gone again by now, so the bundle goes on covering it.
+    # Such a pin may be gone by now, so the bundle still covers the content.
     in_bundles = {cid for cid in there - back.keys() if found[cid].pin_root_id != cid}
     _mark_pinned_too(session, in_bundles.intersection(own_pins))
     return LockedContents(
@@ -114,7 +114,7 @@ def add_references(
     references: Mapping[tuple[uuid.UUID, str], int],
     locked: LockedContents,
 ) -> None:
-    """Count references, so many by user and CID, and charge their users: each content once."""
+    """Count references, given by user and CID, and charge their users: each content once."""
     rows = [
         (user_id, cid, count, locked.sizes[cid]) for (user_id, cid), count in references.items()
     ]
@@ -131,7 +131,7 @@ def add_references(
     _set_stamp(session, held.intersection(locked.stamped), None)
     if locked.bundle is None:
         return
-    # What some of it was for could not go with the others.
+    # Members whose file or pin could not be recorded.
     _set_stamp(session, set(locked.members) - held, database_now())
     if len(locked.members) < len(locked.bundle.blocks):
         bundle = contents.lock(session, str(locked.bundle.cid))
@@ -149,8 +149,7 @@ def add_reference(
     pinned_anew: bool = True,
 ) -> int:
     """Count one reference of a user to content that was seen pinned on the node. Returns the bytes
-    of its DAG. `pinned_anew`: the node may have been made to pin it for this. Raises
-    `NotSecuredError`."""
+    of its DAG. `pinned_anew`: the node may have pinned it for this. Raises `NotSecuredError`."""
     own_pins = (cid,) if pinned_anew else ()
     locked = lock_contents(session, {cid: dag_size}, secured=secured, own_pins=own_pins)
     locked.require_secured()
@@ -159,8 +158,8 @@ def add_reference(
 
 
 def drop_references(session: Session, usage: UserUsage, cids: Iterable[str]) -> None:
-    """Count a user's references less, one for each CID; the last one of all to a content stamps
-    `unreferenced_at`. Nothing is unpinned here; who serves the content is told to look again."""
+    """Drop a user's references, one for each CID; the last of all references to a content stamps
+    its `unreferenced_at`. Nothing is unpinned here; caches of these contents are invalidated."""
     dropped = Counter(cids)
     if not dropped:
         return
@@ -181,8 +180,8 @@ def drop_references(session: Session, usage: UserUsage, cids: Iterable[str]) -> 
 
 
 def record_files(session: Session, usages: Usages, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert files, in the order of their `created_at`; a column that isn't given is null. Their
-    references are counted by `add_references`."""
+    """Insert files, in the order of their `created_at`; missing columns are null. Their references
+    are counted by `add_references`."""
     if not rows:
         return
     connection = session.connection()
@@ -199,7 +198,7 @@ def record_files(session: Session, usages: Usages, rows: Sequence[Mapping[str, A
 
 
 def _revive(session: Session, roots: Mapping[str, str], sizes: Mapping[str, int]) -> None:
-    """Contents that were removed are pinned again, by what covers them now."""
+    """Set removed contents to pinned again, under the root that covers them now."""
     if not roots:
         return
     table = table_of(Content)

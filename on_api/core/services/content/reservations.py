@@ -1,9 +1,8 @@
-"""What an upload may still take: quota of its user and limit of its key, reserved before the bytes
-are.
+"""Reservations: quota of a user and limit of a key, reserved before an upload's bytes arrive.
 
-A reservation belongs to a lease and is settled with it: what was really stored is charged, the rest
-given back. Unknown lengths are reserved in slices, so that a limit is never passed and a
-transaction is rare. All of this is in the database, so that it is exact over all processes.
+A reservation belongs to a lease and is settled with it: the bytes really stored are charged, the
+rest is released. Unknown lengths are reserved in slices, so that a limit is never exceeded and
+transactions are rare. All of this is in the database, so that it is exact over all processes.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ SLICE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What is known of an upload before its bytes: at most `most`, at least `least`; None: nothing
-    is known.
+    """Length of an upload as known before its bytes: at least `least`, at most `most`; None:
+    unknown.
 
     The two differ for multipart, whose length includes boundaries and headers.
     """
@@ -33,14 +32,15 @@ class Announced:
     most: int | None = None
 
     def next_slice(self, needed: int) -> int:
-        """How much to reserve when `needed` bytes in all are needed: a slice more, but no more
-        than can come."""
+        """Return how much to reserve when `needed` bytes in all are needed: a slice more, but no
+        more than can come."""
         generous = needed + SLICE_BYTES
         return max(needed, generous if self.most is None else min(generous, self.most))
 
 
 def reserve_at_once(session: Session, user_id: uuid.UUID, quota: int, wanted: int) -> bool:
-    """Reserve `wanted` bytes of a quota in one statement, where so much is left; else nothing.
+    """Reserve `wanted` bytes of a quota in one statement. Returns False, reserving nothing, if less
+    is left.
 
     For keys without a limit of their own: most uploads need no more than this.
     """
@@ -58,9 +58,10 @@ def reserve_at_once(session: Session, user_id: uuid.UUID, quota: int, wanted: in
 
 
 def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, needed: int) -> None:
-    """Raise the lease's reservation to `wanted` bytes, or, where that is too much, to `needed`.
+    """Raise the lease's reservation to `wanted` bytes, or to as many of them as are left, at least
+    `needed`.
 
-    `usage` is locked. Raises `QuotaExceeded` or `KeyLimitReached` when not even that is left.
+    `usage` is locked. Raises `QuotaExceeded` or `KeyLimitReached` when less than `needed` is left.
     """
     before = lease.reserved_bytes
     left = wanted - before
@@ -81,11 +82,10 @@ def reserve(session: Session, usage: UserUsage, lease: Lease, *, wanted: int, ne
 def settle(
     session: Session, usage: UserUsage, key_id: uuid.UUID | None, reserved: int, uploaded: int
 ) -> None:
-    """Give back what an ended lease had `reserved` and count what was `uploaded` with the key, if
-    it has a limit; `usage` is charged already.
+    """Release the `reserved` bytes of an ended lease and count `uploaded` bytes for the key, if it
+    has a limit; `usage` is charged already.
 
-    Raises `QuotaExceeded` when what was charged is more than the quota after all (the DAG's own
-    overhead).
+    Raises `QuotaExceeded` when the charge exceeds the quota after all (the DAG's own overhead).
     """
     usage.reserved_bytes -= reserved
     if key_id is not None:
@@ -99,13 +99,13 @@ def settle(
 
 
 def release(session: Session, usage: UserUsage, lease: Lease) -> None:
-    """Give everything back that a lease has reserved, as when its work is given up or dead."""
+    """Release all bytes that a lease has reserved, when its work is given up or dead."""
     change(session, usage, lease, -lease.reserved_bytes)
 
 
 def change(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
-    """Reserve `size` bytes more (negative: fewer) for a lease, without asking for room; `usage` is
-    locked."""
+    """Reserve `size` bytes more (negative: fewer) for a lease, without checking for room; `usage`
+    is locked."""
     lease.reserved_bytes += size
     usage.reserved_bytes += size
     if lease.key_id is not None:
@@ -118,7 +118,8 @@ def change(session: Session, usage: UserUsage, lease: Lease, size: int) -> None:
 
 
 def quota_of(session: Session, user_id: uuid.UUID) -> int | None:
-    """A user's quota in bytes; None: no limit. Raises `Unauthorized` when they are gone."""
+    """Return a user's quota in bytes; None: no limit. Raises `Unauthorized` when the user is
+    gone."""
     found = session.execute(select(User.storage_quota).where(User.id == user_id)).one_or_none()
     if found is None:
         raise Unauthorized

@@ -1,10 +1,9 @@
-"""One lease for all that this process does together: kept while there is work, so that a piece of
-it costs no transaction of its own before its first byte.
+"""A lease shared by all bundles of this process. It is kept while there is work, so that starting a
+piece of work needs no transaction.
 
-It is committed before the first piece begins and lives until the last one is recorded, so whoever
-asks whether anything is under way sees it. It ends soon after the last piece, at once when one has
-failed or garbage is about to be collected: then nobody begins under it any more. Knows nothing of
-what is done.
+It is committed before the first piece begins and lives until the last one is recorded, so that a
+check for running work sees it. It ends soon after the last piece, and takes no new work once a
+piece has failed or garbage is about to be collected. Knows nothing of the work itself.
 """
 
 from __future__ import annotations
@@ -28,13 +27,14 @@ from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.shared.renewal import renewed
 
 LINGER_SECONDS = 0.25
-"""It is kept so long for the next piece of work: whoever waits for it to end hardly notices."""
+"""Seconds for which it is kept for the next piece of work, short enough for those who wait for its
+end."""
 
 logger = logging.getLogger(__name__)
 
 
 class HeldLease:
-    """The lease as a piece of work has it. `pin_name` is what every pin made under it is called."""
+    """The lease as lent to a piece of work. Every pin made under it is named `pin_name`."""
 
     def __init__(self, lease_id: uuid.UUID, token: uuid.UUID, pin_name: str) -> None:
         self.id = lease_id
@@ -42,22 +42,22 @@ class HeldLease:
         self.pin_name = pin_name
         self.users = 0
         self.closing = False
-        """Nobody begins under it any more."""
+        """True if no more work may begin under it."""
         self.failed = False
-        """It stays when it is dead: what was pinned under it is found by it."""
+        """True if its row must stay when it ends: what was pinned under it is found by it."""
         self.over = asyncio.Event()
         self.lingering: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """It ends with the last of those who have it."""
+        """Let no more work begin; the lease ends with the last piece that uses it."""
         self.closing = True
         if not self.users:
             self.over.set()
 
 
 class StandingLease:
-    """Lends the one lease, which lives for `life` after each renewal. On one event loop. `ring` is
-    called after a commit that leaves work for the worker."""
+    """Lender of the shared lease, which lives for `life` after each renewal. On one event loop.
+    `ring` is called after a commit that leaves work for the worker."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class StandingLease:
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[HeldLease]:
-        """Have the lease while the block runs. When that fails, its dead row is left.
+        """Lend the lease while the block runs. If the block fails, the lease's dead row stays.
 
         Raises `ServiceUnavailable` while garbage is collected.
         """
@@ -99,7 +99,7 @@ class StandingLease:
                     lease.lingering = loop.call_later(LINGER_SECONDS, lease.close)
 
     async def close(self) -> None:
-        """End it, when nobody has it any more."""
+        """End the lease once no work uses it, and wait for that."""
         if self._held is not None:
             self._held.close()
         await asyncio.gather(*self._ending)
@@ -118,7 +118,7 @@ class StandingLease:
             return lease
 
     async def _keep(self, lease: HeldLease) -> None:
-        """Renew it until it is over, then end it."""
+        """Renew the lease until it is over, then end it."""
         async with renewed(lambda: self._renew(lease), self._life):
             await lease.over.wait()
         try:

@@ -1,5 +1,5 @@
-"""Statements of the recorder and of bundles, made once: putting them together takes as long as
-sending them. Each takes rows by the hundred."""
+"""Statements of the recorder and of bundles, built once: building takes as long as sending. Each
+takes rows by the hundred."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from on_api.core.services.content.maintenance import GARBAGE
 
 @cache
 def keeping() -> Any:
-    """Which of `cids` on-api keeps already."""
+    """Build the statement that selects those of `cids` that on-api keeps already."""
     table = table_of(Content)
     return select(table.c.cid).where(
         table.c.cid.in_(bindparam("cids", expanding=True)), table.c.state == PINNED
@@ -34,8 +34,8 @@ def keeping() -> Any:
 
 @cache
 def holding_on() -> Any:
-    """That a lease (`id`, `token`) is there, which it then is to the transaction's end, and whether
-    garbage is collected."""
+    """Build the statement that finds a lease (`id`, `token`), locks it against deletion to the
+    transaction's end, and tells whether garbage is collected."""
     lease, maintenance = table_of(Lease), table_of(Maintenance)
     live = (maintenance.c.kind == GARBAGE) & (maintenance.c.lease_until > database_now())
     return (
@@ -47,10 +47,11 @@ def holding_on() -> Any:
 
 
 class ManyRows:
-    """An `INSERT` of many rows in one statement, whose values go to the driver as it takes them.
+    """`INSERT` of many rows in one statement, whose values are passed to the driver as it takes
+    them.
 
-    SQLAlchemy's own looks at each value of each row anew, which takes four times as long as the
-    database does. `then` is what follows the rows, in words that both databases understand.
+    SQLAlchemy's own processes each value of each row separately, which takes four times as long as
+    the database does. `then` follows the rows, in SQL that both databases understand.
     """
 
     def __init__(self, model: type[Base], columns: Sequence[str], then: str = "") -> None:
@@ -64,8 +65,8 @@ class ManyRows:
         self._readers: dict[str, Sequence[Callable[[Any], Any] | None]] = {}
 
     def execute(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> CursorResult[Any]:
-        """Insert rows (at least one), values in the order of `columns`. What is returned is as the
-        driver gives it."""
+        """Insert rows (at least one), values in the order of `columns`. The result's values are as
+        the driver returns them."""
         dialect = connection.dialect
         processors = self._readers.get(dialect.name)
         if processors is None:
@@ -84,14 +85,14 @@ class ManyRows:
         return connection.exec_driver_sql(statement, values)
 
 
-# Changed to what it is: `DO NOTHING` would neither lock nor return the row.
+# An update that changes nothing: `DO NOTHING` would neither lock nor return the row.
 LOCKED_CONTENTS = ManyRows(
     Content,
     ("cid", "state", "generation", "pinned_too", "pin_root_id", "dag_size", "created_at"),
     "ON CONFLICT (cid) DO UPDATE SET dag_size = contents.dag_size"
     " RETURNING cid, state, generation, pin_root_id, dag_size, unreferenced_at",
 )
-"""Makes contents or finds them, in the order given, and locks each."""
+"""Inserts contents or finds them, in the order given, and locks each."""
 
 COUNTED_HOLDINGS = ManyRows(
     Holding,
@@ -100,7 +101,7 @@ COUNTED_HOLDINGS = ManyRows(
     " SET reference_count = holdings.reference_count + excluded.reference_count"
     " RETURNING user_id, cid, reference_count, charged_bytes",
 )
-"""Makes holdings or adds to them."""
+"""Inserts holdings or adds to their counts."""
 
 FILE_COLUMNS = tuple(column.key for column in table_of(File).columns)
 NEW_FILES = ManyRows(File, FILE_COLUMNS)

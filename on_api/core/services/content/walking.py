@@ -10,7 +10,7 @@ from on_api.core.ipfs.port import DagStat, IpfsNode
 
 
 class DamagedError(Exception):
-    """A DAG is not whole on the node; says what is wrong."""
+    """Error: a DAG is not whole on the node; the message says what is wrong."""
 
 
 async def read_dag(node: IpfsNode, cid: str) -> DagStat:
@@ -32,7 +32,7 @@ async def read_dag(node: IpfsNode, cid: str) -> DagStat:
     except DagError as error:
         raise DamagedError(str(error)) from error
     except CarError as error:
-        # At a hole the gateway writes words into the stream and ends it.
+        # At a missing block the gateway writes text into the stream and ends it.
         raise DamagedError(f"block {walk.wanted} can't be read ({error})") from error
     except BlocksMissing as error:
         raise DamagedError("its root block is missing") from error
@@ -40,8 +40,8 @@ async def read_dag(node: IpfsNode, cid: str) -> DagStat:
 
 
 async def read_block(node: IpfsNode, cid: Cid) -> bytes:
-    """One block, from what the node has itself. Raises `DamagedError` when it is missing or another
-    one, a `NodeError` when the node can't be asked."""
+    """Read one block from the node's own store. Raises `DamagedError` when it is missing or does
+    not match its CID, a `NodeError` when the node can't be asked."""
     block = await node.block(str(cid))
     if block is None:
         raise DamagedError(f"block {cid} is missing")
@@ -53,7 +53,7 @@ async def read_block(node: IpfsNode, cid: Cid) -> bytes:
 
 
 async def _ask(node: IpfsNode, cid: str) -> DagStat:
-    """For what only the node can follow: whether all blocks are there."""
+    """Ask the node whether all blocks are there, for DAGs that only the node can follow."""
     try:
         return await node.dag_stat(cid)
     except BlocksMissing as error:
