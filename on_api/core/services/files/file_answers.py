@@ -1,9 +1,9 @@
-"""What was answered about single files, kept in memory: who asks again is answered without the
-database.
+"""Cache of answers about single files: repeated requests need no database query.
 
-An answer is forgotten when its file's row changes or goes, here at commit and elsewhere by the news
-of it (`models/invalidation.py`); while that can't be heard, nothing kept is used. It is found by
-owner and file together, so that nobody is given another's. Knows nothing of how it is rendered.
+An answer is dropped when its file's row changes or is deleted, here at commit and in other
+processes by cache invalidation (`models/invalidation.py`); while invalidations can't be received,
+the cache is not used. Entries are found by owner and file together, so that no user gets another's.
+Knows nothing of how an answer is rendered.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from on_api.core.models.invalidation import Invalidations
 from on_api.core.services.files.files import FileFacts, facts_of
 
 REMEMBERED_SECONDS = 60.0
-"""An answer is made anew so often even if no news came: what changes the database from outside
-(a restored row, a person with SQL) announces nothing."""
+"""Seconds for which an answer is used even without an invalidation: changes to the database from
+outside (a restored row, a person with SQL) announce nothing."""
 ENTRY_BYTES = 500
-"""What an entry costs beside its bytes: keys, objects."""
+"""Bytes that an entry costs beside its answer: keys, objects."""
 
 
 class FileAnswers:
-    """The answers asked for most recently, up to a number of bytes. Thread-safe."""
+    """Cache of the answers used most recently, up to `capacity` bytes. Thread-safe."""
 
     def __init__(self, database: Database, invalidations: Invalidations, capacity: int) -> None:
         self._database = database
@@ -40,12 +40,11 @@ class FileAnswers:
 
     @property
     def size(self) -> int:
-        """Bytes taken."""
+        """Bytes in use."""
         return self._size
 
     def recall(self, user_id: uuid.UUID, file_id: str) -> bytes | None:
-        """The answer about a user's file where memory can tell. `file_id` as it is written, in
-        small letters."""
+        """Return the cached answer about a user's file, or None. `file_id` in lower case."""
         with self._lock:
             known = self._known.get(file_id)
             if known is None:
@@ -59,13 +58,13 @@ class FileAnswers:
     def look_up(
         self, user_id: uuid.UUID, file_id: uuid.UUID, render: Callable[[FileFacts], bytes]
     ) -> bytes:
-        """The answer about a user's file as the database has it. Raises `NotFound`."""
+        """Return the answer about a user's file from the database. Raises `NotFound`."""
         generation, until = self._generation, time.monotonic() + REMEMBERED_SECONDS
         with self._database.session_scope(write=False) as session:
             facts = facts_of(session, user_id, file_id)
         answer = render(facts)
         with self._lock:
-            # What changed while we looked would otherwise be remembered as it was before.
+            # A change during the look-up would otherwise leave an outdated answer in the cache.
             if generation == self._generation:
                 self._keep(str(file_id), user_id, answer, until)
         return answer

@@ -1,4 +1,4 @@
-"""Files as records: list, get, rename, delete. How their bytes come in is in `uploads.py`."""
+"""Files as records: list, get, rename, delete. Their bytes are received in `uploads.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from on_api.core.services.shared.paging import Listing
 
 @dataclass(frozen=True, slots=True)
 class FileFilter:
-    """Which files: all that is set must hold. `name_contains` ignores case."""
+    """Conditions on files; all that are set must hold. `name_contains` ignores case."""
 
     name: str | None = None
     name_contains: str | None = None
@@ -32,11 +32,11 @@ class FileFilter:
     media_type: str | None = None
     visibility: str | None = None
     meta: dict[str, Any] | None = None
-    """Contained in the file's own meta, as PostgreSQL's `@>` understands it."""
+    """Contained in the file's own meta, as PostgreSQL's `@>` defines it."""
 
 
 class FileFacts(NamedTuple):
-    """What a file's owner is shown of it: columns of its row, by their names."""
+    """Columns of a file's row that its owner is shown."""
 
     id: uuid.UUID
     cid: str
@@ -55,7 +55,8 @@ _FACTS = tuple(getattr(File, name) for name in FileFacts._fields)
 
 
 def facts_of(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> FileFacts:
-    """The same as `get_file` for who only looks: no entity is made of it. Raises `NotFound`."""
+    """Return a user's file like `get_file`, for reading only: no entity is built. Raises
+    `NotFound`."""
     statement = owned(select(*_FACTS), File.user_id, user_id).where(File.id == file_id)
     row = session.execute(statement).one_or_none()
     if row is None:
@@ -66,7 +67,7 @@ def facts_of(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> FileFa
 def get_file(
     session: Session, user_id: uuid.UUID, file_id: uuid.UUID, *, lock: bool = False
 ) -> File:
-    """One file of a user. Raises `NotFound` for any other."""
+    """Return one file of a user. Raises `NotFound` for any other."""
     statement = _mine(user_id).where(File.id == file_id)
     file = session.scalar(statement.with_for_update() if lock else statement)
     if file is None:
@@ -75,8 +76,8 @@ def get_file(
 
 
 def files_of(session: Session, user_id: uuid.UUID, wanted: FileFilter) -> Listing[File]:
-    """A user's files that match. All of them are counted by the user's counter, not by reading
-    them."""
+    """List a user's files that match. Without conditions their number is read from the user's
+    counter."""
     statement = _matching(_mine(user_id), wanted)
     known = None
     if wanted == FileFilter():
@@ -97,7 +98,7 @@ def change_file(
 
 
 def delete_file(session: Session, user_id: uuid.UUID, file_id: uuid.UUID) -> None:
-    """Remove a file; its content stays for whoever else holds it. Raises `NotFound`."""
+    """Delete a file; its content stays for other holders. Raises `NotFound`."""
     usage = contents.lock_usage(session, user_id)
     file = get_file(session, user_id, file_id, lock=True)
     session.delete(file)

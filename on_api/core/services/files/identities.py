@@ -1,8 +1,8 @@
 """Users' X25519 identities, to which their private files are encrypted: made, imported, rotated,
 opened. At rest their secrets are sealed under the master secret, each bound to its row.
 
-A user has several; one is active, and new files are encrypted to it. Files name the one they were
-encrypted to, so that none is ever deleted but with its account.
+A user may have several; one is active, and new files are encrypted to it. Files name the identity
+that they were encrypted to, so identities are deleted only with their account.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from on_api.core.services.accounts.master_secret import RowSealer
 from on_api.core.services.accounts.users import get_user
 
 MOST_IDENTITIES = 1000
-"""Of one user."""
+"""Most identities of one user."""
 
 
 class IdentityService:
-    """Keeps identities. `SecretUnavailable` is raised wherever the master secret that is needed is
-    not here."""
+    """Service for identities. `SecretUnavailable` is raised wherever the master secret that is
+    needed is not here."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._sealer = RowSealer(keyring, Purpose.IDENTITIES)
 
     def active(self, session: Session, user_id: uuid.UUID) -> Identity:
-        """The identity that new files are encrypted to; made where there is none yet.
+        """Return the identity that new files are encrypted to; made if there is none yet.
 
         Raises `NotFound` for a user who is gone.
         """
         found = find_active(session, user_id)
         if found is None:
-            # Locked, so that two first uploads don't make two, and that none is left behind by
-            # the account's end.
+            # Locked, so that two first uploads don't make two, and that none outlives its account.
             get_user(session, user_id, lock=True)
             found = find_active(session, user_id) or self._make(session, user_id)
         return found
@@ -62,10 +61,10 @@ class IdentityService:
     def add(
         self, session: Session, user_id: uuid.UUID, text: str, actor: Actor, *, active: bool
     ) -> Identity:
-        """Take an identity from elsewhere (`AGE-SECRET-KEY-1…`), as the active one if wanted, or
-        if there is none. One that the user has already is not taken twice.
+        """Import an identity (`AGE-SECRET-KEY-1…`), as the active one if wanted, or if there is
+        none. One that the user has already is not stored twice.
 
-        Raises `BadRequest` for what is no identity, `Conflict` for too many.
+        Raises `BadRequest` for a text that is no identity, `Conflict` for too many.
         """
         try:
             secret = X25519Identity.parse(text)
@@ -90,14 +89,15 @@ class IdentityService:
     def export(
         self, session: Session, user_id: uuid.UUID, actor: Actor
     ) -> Sequence[tuple[Identity, X25519Identity]]:
-        """All of a user's identities with their secrets, the active one first."""
+        """Return all of a user's identities with their secrets, the active one first. One is made
+        if there is none yet."""
         self.active(session, user_id)
         found = [(row, self.open(row)) for row in identities_of(session, user_id)]
         audit.record(session, actor, "identity.export", "user", user_id, count=len(found))
         return sorted(found, key=lambda pair: not pair[0].active)
 
     def open(self, row: Identity) -> X25519Identity:
-        """The identity itself."""
+        """Unseal an identity. Raises `SecretUnavailable`."""
         if self._keyring.problem is not None:
             raise SecretUnavailable
         try:
@@ -128,17 +128,17 @@ class IdentityService:
 
 
 def find_active(session: Session, user_id: uuid.UUID) -> Identity | None:
-    """The active identity; None while the user has needed none."""
+    """Return the active identity; None while the user has needed none."""
     return session.scalar(_mine(user_id).where(Identity.active))
 
 
 def find_identity(session: Session, user_id: uuid.UUID, identity_id: uuid.UUID) -> Identity | None:
-    """One of a user's identities."""
+    """Return one of a user's identities, or None."""
     return session.scalar(_mine(user_id).where(Identity.id == identity_id))
 
 
 def identities_of(session: Session, user_id: uuid.UUID) -> Sequence[Identity]:
-    """All of a user's identities, newest first."""
+    """Return all of a user's identities, newest first."""
     newest_first = (Identity.created_at.desc(), Identity.id.desc())
     return session.scalars(_mine(user_id).order_by(*newest_first)).all()
 

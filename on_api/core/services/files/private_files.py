@@ -1,7 +1,7 @@
-"""Private files: for whom one is encrypted, and the keys to write and to open it. Everything slow
-is done in threads, what takes scrypt by `ScryptPool`.
+"""Private files: the audience of one, and the keys to write and to open it. Slow work runs in
+threads, scrypt in `ScryptPool`.
 
-Bytes are none of its business: see `intake.py` and `reading.py`.
+Bytes are handled in `intake.py` and `reading.py`.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ from on_api.core.services.files.identities import IdentityService, find_active, 
 from on_api.core.setting_groups import MIB
 
 CHEAPEST_LOG_N = 10
-"""The least cost that the settings allow: written with as many digits as the most."""
+"""Lowest cost that the settings allow, written with as many digits as the highest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """Who can open a private file: its owner (with `owner_access`) and `recipients`, or whoever
-    knows the `passphrase`."""
+    """Parties who can open a private file: its owner (with `owner_access`) and `recipients`, or
+    those who know the `passphrase`."""
 
     recipients: tuple[str, ...] = ()
     owner_access: bool = True
     passphrase: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises `BadRequest` for what excludes each other."""
+        """Raise `BadRequest` for settings that exclude each other."""
         if self.passphrase is not None and (self.recipients or not self.owner_access):
             raise BadRequest("A passphrase can't be used together with recipients or owner_access.")
         if not self.owner_access and not self.recipients:
@@ -77,13 +77,13 @@ class Audience:
 
     @property
     def sealed_for(self) -> str:
-        """As `File.sealed_for` says."""
+        """Value for `File.sealed_for`."""
         if self.passphrase is not None:
             return FOR_PASSPHRASE
         return FOR_OWNER if self.owner_access else FOR_RECIPIENTS
 
     def announce(self, plain: Announced) -> Announced:
-        """How much the encrypted file has, where the plaintext's length is known."""
+        """Return the length of the encrypted file, where the plaintext's length is known."""
         if plain.most is None:
             return plain
         overhead = _start_size(len(self.recipients) + self.owner_access, self.passphrase is None)
@@ -92,7 +92,8 @@ class Audience:
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """A private file about to be written. `identity_id`: the owner's, if it is one of the keys."""
+    """Encryption of a private file about to be written. `identity_id`: the owner's, if it is one of
+    the keys."""
 
     encryptor: Encryptor
     sealed_for: str
@@ -100,7 +101,7 @@ class Sealing:
 
 
 class PrivateFiles:
-    """Hands out the means to write and to open private files."""
+    """Provider of the means to write and to open private files."""
 
     def __init__(
         self,
@@ -122,10 +123,10 @@ class PrivateFiles:
         self._throttle = throttle
         self._strangers = strangers
         self._fleeting = secrets.token_bytes(32)
-        """Key of digests by which equal passphrases that come at once are known."""
+        """Key of the digests that recognise equal passphrases sent at once."""
 
     async def seal(self, user_id: uuid.UUID, audience: Audience) -> Sealing:
-        """Begin a file of a user.
+        """Begin to encrypt a user's file.
 
         Raises `SecretUnavailable` where its owner could not open it, and with a passphrase what
         `ScryptPool.run` raises.
@@ -144,12 +145,12 @@ class PrivateFiles:
         return await to_thread.run_sync(self._seal, user_id, audience)
 
     async def unlock(self, file: File, passphrase: str | None, asker: Asker | None) -> Unlocked:
-        """Open a file that is encrypted to its owner or with a passphrase, which `asker` has sent;
-        None: on-api itself.
+        """Open a file that is encrypted to its owner or with a passphrase. `asker` has sent the
+        passphrase; None: on-api itself opens the file.
 
         Raises `PassphraseNeeded`, `WrongPassphrase`, `TooManyRequests` after too many wrong ones
-        from the asker's network (see `Throttle`), `SecretUnavailable`, `ContentDamaged`, and what
-        `ScryptPool.run` raises.
+        from the asker's network (see `Throttle`), `SecretUnavailable`, `ContentDamaged`, `NotFound`
+        when the owner's identity is gone, and what `ScryptPool.run` raises.
         """
         if file.sealed_for != FOR_PASSPHRASE:
             if asker is None or asker.known:
@@ -157,7 +158,7 @@ class PrivateFiles:
             return await self._strangers.in_thread(self._unlock_own, file)
         if passphrase is None or asker is None:
             raise PassphraseNeeded
-        # Whatever cost was set when it was written: `Scrypt` knows what there is memory for.
+        # The cost was set when the file was written: `Scrypt` knows whether there is memory for it.
         given = Passphrase(passphrase, self._scrypt)
         same = hmac.digest(self._fleeting, f"{file.id} {file.cid} {passphrase}".encode(), "sha256")
         try:
@@ -171,12 +172,12 @@ class PrivateFiles:
             raise _needs_more_memory() from None
 
     def stranger(self, file: File, address: str | None) -> Asker:
-        """Who opens a file by a link, from an address."""
+        """Return the asker for opening a file by a link, from an address."""
         return self._throttle.asker(_subject(file), address)
 
     def passphrase_digests(self, audience: Audience | None) -> Sequence[bytes]:
-        """By which a repeated passphrase is known again: HMACs, under the present master secret
-        and those before it; empty without one."""
+        """Return HMACs by which a repeated passphrase is recognised, under each master secret here,
+        the present one first; empty ones without a passphrase."""
         if audience is None or audience.passphrase is None:
             return [b""] * len(self._keyring.versions)
         passphrase = audience.passphrase.encode()
@@ -188,7 +189,7 @@ class PrivateFiles:
         identity_id = None
         if audience.owner_access:
             identity_id, own = self._active(user_id)
-            # Not the recipient that stands beside it: what can't be opened must not be written.
+            # Not the recipient stored beside it: a file that can't be opened must not be written.
             recipients.insert(0, own.recipient)
         return Sealing(Encryptor(recipients), audience.sealed_for, identity_id)
 
@@ -217,7 +218,7 @@ class PrivateFiles:
 
 
 def _subject(file: File) -> str:
-    """By which tries of a file's passphrase are counted."""
+    """Return the subject under which tries of a file's passphrase are counted."""
     return f"file:{file.id}"
 
 
@@ -226,8 +227,8 @@ def _needs_more_memory() -> ServiceUnavailable:
 
 
 def columns_of(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:
-    """What the row of a file, of which `stored_size` bytes lie on the node, says of its being
-    public (None) or private."""
+    """Return the columns of a file's row that say whether it is public (`sealing` None) or private.
+    `stored_size`: its bytes on the node."""
     return {
         "visibility": PUBLIC if sealing is None else PRIVATE,
         "sealed_for": sealing and sealing.sealed_for,
@@ -251,8 +252,8 @@ def _unlock(file: File, identities: Sequence[Identity]) -> Unlocked:
 
 @cache
 def _start_size(recipients: int, by_key: bool) -> Callable[[int], int]:
-    """The size of a file, by its plaintext's: found out by beginning one, since all of a kind
-    begin alike."""
+    """Return a function from a plaintext's size to the file's, in bytes. Found by beginning such a
+    file, since all of a kind have beginnings of equal length."""
     keys: list[Recipient] = [X25519Identity.generate().recipient for _ in range(recipients)]
     if not by_key:
         keys = [Passphrase("x", Scrypt(memory=MIB), log_n=CHEAPEST_LOG_N)]

@@ -1,7 +1,7 @@
-"""A file's bytes, as whoever may have them sees them: plain, decrypted on the way, or the age file
-itself. Endpoints, shares and jobs all read here.
+"""Reading of a file's bytes in the form that a reader may have: plain, decrypted on the way, or the
+age file itself. Endpoints, shares and jobs all read here.
 
-Who may read, and what is counted, is decided by those who call.
+Permissions and counting are up to the caller.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ AGE_MEDIA_TYPE = "application/octet-stream"
 AGE_SUFFIX = ".age"
 
 Opener = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
-"""Opens `length` bytes at `offset`. Entering raises what can be known before the first byte; the
-iterator raises rather than end too soon, or give out a byte that isn't authentic."""
+"""Opens `length` bytes at `offset`. Entering raises errors that can be known before the first byte;
+the iterator raises rather than end too soon, or return a byte that isn't authentic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,18 @@ class Reading:
     """One representation of a file, ready to be read."""
 
     size: int
-    """Bytes of the whole."""
+    """Bytes of the whole representation."""
     etag: str
-    """Strong, with its quotes: other bytes, or another representation, have another one."""
+    """Strong ETag, with its quotes: differs for other bytes and for another representation."""
     name: str
     media_type: str
     private: bool
-    """Nobody may keep a copy on the way (`no-store`)."""
+    """True if no copy may be kept on the way (`no-store`)."""
     open: Opener
 
 
 class FileReader:
-    """Finds out how a file is to be read. `threads` decrypt."""
+    """Reader of files in the right representation. `threads` decrypt."""
 
     def __init__(self, node: IpfsNode, private_files: PrivateFiles, threads: Executor) -> None:
         self._node = node
@@ -61,10 +61,10 @@ class FileReader:
         passphrase: str | None = None,
         asker: Asker | None = None,
     ) -> Reading:
-        """The file as its owner sees it; with `raw` a private file's age file, as it lies on the
-        node. Files that the server can't open are always raw. A passphrase is an `asker`'s.
+        """Return the file as its owner sees it; with `raw` a private file's age file, as stored on
+        the node. Files that the server can't open are always raw. A passphrase needs an `asker`.
 
-        No session may be open. Raises what `PrivateFiles.unlock` raises.
+        No session may be open. Raises `ContentDamaged` and what `PrivateFiles.unlock` raises.
         """
         if file.visibility != PRIVATE:
             return self._as_it_lies(file, file.size, file.name, file.media_type)
@@ -105,8 +105,8 @@ class FileReader:
     async def _decrypted(
         self, cid: str, unlocked: Unlocked, layout: Layout, offset: int, length: int
     ) -> AsyncIterator[AsyncIterator[Bytes]]:
-        # Where the plaintext ends was recorded when it was encrypted: the node's word isn't taken
-        # for it, so that the last chunk proves nothing for a range that doesn't reach it.
+        # The plaintext's end was recorded when it was encrypted, and the node is not trusted for
+        # it: so the last chunk proves nothing for a range that doesn't reach it.
         span = layout.span(offset, length, from_end=False)
         decryptor = RangeDecryptor(unlocked, span)
         async with self._node.read(
@@ -120,7 +120,8 @@ class FileReader:
                     self._threads,
                 )
             )
-            # The first piece before the answer begins: damage there is still told as an error.
+            # The first piece is read before the answer begins: damage there is still reported as an
+            # error.
             yield _behind(await anext(plain, b""), plain)
 
     async def _checked(self, plain: AsyncIterator[Bytes]) -> AsyncIterator[Bytes]:

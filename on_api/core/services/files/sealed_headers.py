@@ -1,6 +1,5 @@
-"""What the age file of a private file says of itself, read from the node, and which of a user's
-identities opens it.
-"""
+"""Headers of private files' age files, read from the node, and the user's identity that opens
+them."""
 
 from __future__ import annotations
 
@@ -29,11 +28,11 @@ _BY_PASSPHRASE = b"age-encryption.org/v1\n-> scrypt "
 
 
 class NotSealedError(Exception):
-    """What lies on the node is no age file of the size that was said."""
+    """Error: the content on the node is no age file of the expected size."""
 
 
 class SealedHeaders:
-    """Reads the beginnings of age files, and finds out who opens them."""
+    """Reader of the beginnings of age files, which finds the identity that opens them."""
 
     def __init__(self, database: Database, node: IpfsNode, identities: IdentityService) -> None:
         self._database = database
@@ -43,7 +42,8 @@ class SealedHeaders:
     async def columns_of(
         self, user_id: uuid.UUID, cid: str, dag_size: int, plain_size: int
     ) -> Mapping[str, Any]:
-        """What the row of a user's private file of `plain_size` bytes is to say of its encryption.
+        """Return the columns on encryption for the row of a user's private file of `plain_size`
+        bytes.
 
         `dag_size` in bytes. Raises `NotSealedError`, `SecretUnavailable`, or a `NodeError`.
         """
@@ -72,8 +72,8 @@ class SealedHeaders:
         }
 
     def _opener_of(self, user_id: uuid.UUID, start: bytes) -> uuid.UUID | None:
-        """The user's identity that opens a file; None: none of them does. Raises
-        `SecretUnavailable` when one that may do can't be used."""
+        """Return the user's identity that opens a file; None if none does. Raises
+        `SecretUnavailable` when none does but one could not be unsealed."""
         with self._database.session_scope(write=False) as session:
             known = identities_of(session, user_id)
         sealed: SecretUnavailable | None = None

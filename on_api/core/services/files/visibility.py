@@ -1,7 +1,7 @@
-"""Changes of files' visibility: asked for by their owners, kept as jobs, given an end. Here is the
-database's half; the bytes are stored anew by `worker/visibility.py`.
+"""Changes of files' visibility: requested by owners, kept as jobs, finished or given up. This is
+the database half; `worker/visibility.py` stores the bytes again.
 
-Every change of a job asks for the lease's token: who lost it changes nothing any more.
+Every change of a job asks for the lease's token: a worker that has lost it changes nothing more.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ NOTICES = {
     PUBLIC: "From then on everyone who knows the new CID can have the bytes, and copies of them "
     "can't be called back.",
 }
-"""What a change to a visibility means, for a person."""
+"""Consequences of a change to each visibility, in words for the user."""
 
 DETAILS_LENGTH = 500
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
-"""`due_at` of a job that was given up: it stays, to say why, until it is asked for again."""
+"""`due_at` of a job that was given up: it stays, with its reason, until it is requested again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A change to be carried out by whoever holds the token. `attempts` counts this one;
-    `age` is the time since it was asked for."""
+    """Change to be carried out by the holder of the token. `attempts` counts this one; `age` is the
+    time since the request."""
 
     id: uuid.UUID
     token: uuid.UUID
@@ -53,7 +53,8 @@ class Job:
 
 
 class VisibilityService:
-    """Takes and ends jobs. `ring` is called after a commit that leaves one for the worker."""
+    """Service that takes and ends jobs. `ring` is called after a commit that leaves one for the
+    worker."""
 
     def __init__(self, leases: LeaseService, ring: Callable[[Session], None]) -> None:
         self._leases = leases
@@ -62,9 +63,10 @@ class VisibilityService:
     def ask(
         self, session: Session, user_id: uuid.UUID, file_id: uuid.UUID, visibility: str
     ) -> VisibilityChange | None:
-        """Have a file changed. None when it is so already; a change that was under way ends then.
+        """Request a change. Returns None when the file has that visibility already; a change under
+        way then ends.
 
-        Raises `NotFound`, or `Conflict` for a private file that only others can open.
+        Raises `NotFound`, or `Conflict` for a private file that the server can't open.
         """
         file = get_file(session, user_id, file_id, lock=True)
         change = find_change(session, file_id, lock=True)
@@ -98,8 +100,8 @@ class VisibilityService:
         sealing: Sealing | None,
         secured: Mapping[str, int],
     ) -> bool:
-        """What was stored anew takes the old one's place, and the lease ends. False when nobody
-        wants it any more: the file or the job is gone, or somebody else was faster.
+        """Put the newly stored content in the old one's place, and end the lease. Returns False
+        when the change is obsolete: the file or the job is gone, or another worker was faster.
 
         Raises `contents.NotSecuredError`, and what closing the lease raises.
         """
@@ -135,28 +137,28 @@ class VisibilityService:
 def find_change(
     session: Session, file_id: uuid.UUID, *, lock: bool = False
 ) -> VisibilityChange | None:
-    """The change of a file that is under way or has failed."""
+    """Return the change of a file that is under way or has failed."""
     statement = select(VisibilityChange).where(VisibilityChange.file_id == file_id)
     return session.scalar(statement.with_for_update() if lock else statement)
 
 
 def has_failed(change: VisibilityChange) -> bool:
-    """Whether it was given up."""
+    """Return whether a change was given up."""
     return change.due_at >= NEVER
 
 
 def any_due(session: Session) -> bool:
-    """Tell whether `claim` would find one, by reading alone."""
+    """Return whether `claim` would find a job. Reads only."""
     return leased_jobs.any_due(session, VisibilityChange)
 
 
 def next_due(session: Session) -> float | None:
-    """Seconds until the next change's time comes; None while none waits."""
+    """Return the seconds until the next change is due; None while none waits."""
     return leased_jobs.next_due(session, VisibilityChange)
 
 
 def claim(session: Session, life: timedelta) -> Job | None:
-    """Take the job that has been due for longest, for `life`."""
+    """Claim the job that has been due for longest, for `life`."""
     claimed = leased_jobs.claim(session, VisibilityChange, life)
     if claimed is None:
         return None
@@ -173,15 +175,15 @@ def claim(session: Session, life: timedelta) -> Job | None:
 
 
 def renew(session: Session, job: Job, life: timedelta) -> bool:
-    """Keep a job. False when it was lost, or is not wanted any more."""
+    """Renew a job's lease. Returns False when it was lost, or the job is no longer wanted."""
     return leased_jobs.renew(session, VisibilityChange, job.id, job.token, life)
 
 
 def put_back(
     session: Session, job: Job, details: str | None, *, due_in: timedelta, counted: bool = True
 ) -> None:
-    """Give a job back to the queue; nothing if it was lost. `counted=False`: as if it had not been
-    tried."""
+    """Return a job to the queue; does nothing if it was lost. `counted=False`: without counting the
+    attempt."""
     change = leased_jobs.lock_claimed(session, VisibilityChange, job.id, job.token)
     if change is not None:
         leased_jobs.put_back(change, due_in=due_in, counted=counted)
@@ -189,7 +191,7 @@ def put_back(
 
 
 def give_up(session: Session, job: Job, details: str) -> None:
-    """End a job as failed, saying why; nothing if it was lost."""
+    """End a job as failed, with the reason; does nothing if it was lost."""
     change = leased_jobs.lock_claimed(session, VisibilityChange, job.id, job.token)
     if change is not None:
         change.release()

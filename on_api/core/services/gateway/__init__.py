@@ -1,1 +1,1 @@
-"""What the public gateway may serve, and answers that it keeps in memory."""
+"""The public gateway: what it may serve, and the answers that it caches."""

@@ -1,6 +1,7 @@
-"""The gateway's deny list: what it must not serve, whoever keeps it and wherever it is listed.
+"""The gateway's deny list: CIDs that it must not serve, whoever holds them and wherever they are
+listed.
 
-For `/ipfs` alone: file content and shares are their owners' business.
+It applies to `/ipfs` alone: file content and shares are up to their owners.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ STATUSES = (410, 451)
 
 
 def deny(session: Session, cid: str, *, status: int, reason: str | None, actor: Actor) -> DeniedCid:
-    """Put a CID on the list, or change its entry. At once in this process, within a second in
-    others. Raises `BadRequest` for what is no CID, or another status."""
+    """Put a CID on the list, or change its entry. Effective at once in this process, within a
+    second in others. Raises `BadRequest` for a malformed CID, or another status than `STATUSES`."""
     if status not in STATUSES:
         raise BadRequest("status: 410 or 451.")
     if reason is not None and len(reason) > REASON_LENGTH:
@@ -42,7 +43,7 @@ def deny(session: Session, cid: str, *, status: int, reason: str | None, actor: 
 
 
 def undeny(session: Session, cid: str, actor: Actor) -> None:
-    """Take a CID off the list. Raises `NotFound` for one that isn't on it."""
+    """Take a CID off the list. Raises `NotFound` if it isn't on it."""
     parsed = Cid.from_text(cid)
     entry = session.get(DeniedCid, hash_cid(parsed), with_for_update=True)
     if entry is None:
@@ -54,12 +55,12 @@ def undeny(session: Session, cid: str, actor: Actor) -> None:
 
 
 def denied(session: Session) -> Sequence[DeniedCid]:
-    """The whole list, newest first."""
+    """Return the whole list, newest first."""
     return session.scalars(
         select(DeniedCid).order_by(DeniedCid.created_at.desc(), DeniedCid.hash_cid)
     ).all()
 
 
 def hash_cid(cid: Cid) -> str:
-    """What is common to all CIDs of one hash: the one that says that it is but bytes."""
+    """Return the common form of all CIDs of one hash: the CID with codec `raw`."""
     return str(Cid(RAW, cid.hash_code, cid.digest))

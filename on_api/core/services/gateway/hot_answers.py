@@ -1,8 +1,6 @@
-"""Whole answers of the node's gateway kept in memory: what is addressed by its content never
-changes.
+"""Cache of whole answers of the node's gateway: content-addressed answers never change.
 
-Holds bytes, not rights: whether an answer may be given is decided anew each time. On the event
-loop only.
+Holds bytes, not rights: permission is decided for each request. On the event loop only.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from on_api.core.ipfs.gateway_client.heads import Headers
 
 MAX_ANSWER_BYTES = 1024 * 1024
 FILLING_SHARE = 4
-"""A quarter of the memory may be taken by answers that are still on their way."""
+"""Divisor: a quarter of the memory may be taken by answers that are still arriving."""
 ENTRY_BYTES = 4096
-"""What an entry costs beside the bytes that it is made of: objects."""
+"""Bytes that an entry costs beside its data: objects."""
 
 _SIMPLE_RANGE = re.compile(rb"bytes=([0-9]{1,15})?-([0-9]{1,15})?")
 _UNTOUCHED = {b"range", b"if-none-match", b"accept"}
@@ -30,7 +28,7 @@ _IN_304 = {
 }  # fmt: skip
 
 Key = tuple[bytes, bytes, bytes]
-"""Path and query as they came, and Accept: all that selects a representation."""
+"""Path and query as received, and Accept: all that selects a representation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +36,13 @@ class HotAnswer:
     """A 200 to a plain GET."""
 
     root: str
-    """Normalised."""
+    """Normalised CID of the root."""
     headers: Headers
     body: bytes
     etag: bytes
     head: bytes = field(init=False)
-    """Status line and headers as they go over the wire, but for those of one answer alone."""
+    """Status line and headers as sent over the wire, without those that belong to a single
+    answer."""
 
     def __post_init__(self) -> None:
         lines = [b"HTTP/1.1 200 OK", *(name + b": " + value for name, value in self.headers), b""]
@@ -52,7 +51,8 @@ class HotAnswer:
     def to(
         self, method: str, headers: Mapping[bytes, bytes]
     ) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes] | None:
-        """Status, headers and body as the node would answer; None where it had better be asked."""
+        """Return status, headers and body as the node would answer; None where the node must be
+        asked."""
         if headers.keys() - _UNTOUCHED:
             return None
         known = headers.get(b"if-none-match")
@@ -73,7 +73,7 @@ class HotAnswer:
 
 
 class HotAnswers:
-    """The answers asked for most recently, up to a number of bytes."""
+    """Cache of the answers used most recently, up to `capacity` bytes."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -83,18 +83,19 @@ class HotAnswers:
 
     @property
     def size(self) -> int:
-        """Bytes taken."""
+        """Bytes in use."""
         return self._size
 
     def get(self, key: Key) -> HotAnswer | None:
-        """What is known under a key; it will be forgotten last."""
+        """Return the cached answer, or None; it becomes the last to be dropped."""
         answer = self._known.get(key)
         if answer is not None:
             self._known.move_to_end(key)
         return answer
 
     def reserve(self, key: Key, headers: Headers, length: int) -> bool:
-        """Whether an answer of `length` bytes may be gathered; `settle` has to follow."""
+        """Reserve memory for gathering an answer of `length` bytes. Returns whether there is
+        enough; if so, `settle` has to follow."""
         cost = _cost(key, headers, length)
         if cost > min(MAX_ANSWER_BYTES, self._capacity // FILLING_SHARE - self._filling):
             return False
@@ -102,11 +103,11 @@ class HotAnswers:
         return True
 
     def settle(self, key: Key, headers: Headers, length: int) -> None:
-        """The gathering of an answer has ended, well or not; told as in `reserve`."""
+        """End the gathering of an answer, complete or not; arguments as in `reserve`."""
         self._filling -= _cost(key, headers, length)
 
     def keep(self, key: Key, answer: HotAnswer) -> None:
-        """Remember an answer, and forget others for it."""
+        """Cache an answer, dropping others for it."""
         before = self._known.pop(key, None)
         if before is not None:
             self._size -= _cost_of(key, before)
@@ -117,7 +118,7 @@ class HotAnswers:
 
 
 def is_constant(method: str, status: int, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether an answer to a request without conditions will be the same for ever."""
+    """Return whether an answer to a request without conditions will never change."""
     return (
         method == "GET"
         and status == 200
@@ -128,7 +129,8 @@ def is_constant(method: str, status: int, headers: Mapping[bytes, bytes]) -> boo
 
 
 def is_authentic(root: Cid, etag: bytes, body: bytes) -> bool:
-    """Whether `body` is what its CID says, as far as one hash can tell: that of a single block."""
+    """Return whether `body` matches its CID, as far as a single hash can tell: only a single
+    block's can be checked."""
     if root.codec != RAW or root.hash_code != SHA2_256:
         return True
     if etag.strip(b'"').removesuffix(b".raw") != str(root).encode():
@@ -137,13 +139,13 @@ def is_authentic(root: Cid, etag: bytes, body: bytes) -> bool:
 
 
 def _span(wanted: bytes, size: int) -> tuple[int, int] | None:
-    """The half-open range of a plain `Range`; None for every other."""
+    """Return the half-open range of a simple `Range` header; None for any other."""
     match = _SIMPLE_RANGE.fullmatch(wanted)
     if match is None:
         return None
     first, last = match.groups()
     if first is None:
-        if last is None or not 0 < int(last) <= size:  # of a longer one the node makes an error
+        if last is None or not 0 < int(last) <= size:  # the node answers a longer one with an error
             return None
         span = size - int(last), size
     else:
@@ -152,7 +154,7 @@ def _span(wanted: bytes, size: int) -> tuple[int, int] | None:
 
 
 def _is_among(etag: bytes, known: bytes) -> bool:
-    """Whether If-None-Match names the tag, compared weakly (RFC 9110, 13.1.2)."""
+    """Return whether If-None-Match names the tag, compared weakly (RFC 9110, 13.1.2)."""
     listed = [tag.strip().removeprefix(b"W/") for tag in known.split(b",")]
     return known.strip() == b"*" or etag in listed
 
@@ -166,6 +168,6 @@ def _cost_of(key: Key, answer: HotAnswer) -> int:
 
 
 def _cost(key: Key, headers: Headers, length: int) -> int:
-    # Path and query are the client's, who may make them long, and the node says them again.
+    # The client chooses path and query, which may be long, and the node repeats them.
     told = sum(len(name) + len(value) for name, value in headers)
     return length + sum(map(len, key)) + 2 * told + ENTRY_BYTES  # twice: `HotAnswer.head`

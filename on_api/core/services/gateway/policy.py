@@ -1,8 +1,8 @@
-"""What the gateway may serve, and who is charged for it. How it is answered is in
+"""Policy of the gateway: what it may serve, and who is charged. Answers are made in
 `public/gateway/app.py`.
 
-Verdicts are remembered in memory for as long as nothing changes that they rest on. A refusal is
-not: what was uploaded a moment ago must be there.
+Verdicts are cached until something changes that they depend on. Refusals are not cached: new
+uploads must be served at once.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ from on_api.core.setting_groups import GatewaySettings
 
 REMEMBERED = 100_000
 REMEMBERED_SECONDS = 60.0
-"""A verdict is looked at anew so often even if no news came: new holders announce nothing."""
+"""Seconds for which a verdict is used even without an invalidation: new holders announce
+nothing."""
 OLDEST_REFERENCES = 1000
-"""So many references of a kind are looked at, and not more: one content may have any number."""
+"""Most references of a kind that are read: one content may have any number."""
 MOST_HOLDERS = 16
-"""So many are tried whose budget may be used up."""
+"""Most holders whose budgets are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one root, with every path below it."""
+    """Verdict on one root, with every path below it."""
 
     denied: int | None
-    """The status to answer; None: it isn't on the deny list."""
+    """Status to answer; None: not on the deny list."""
     served: bool
     is_listed: bool
-    """Whether anybody refers to it in public."""
+    """True if a public file or a pin refers to the root."""
     charges: Sequence[Charge]
-    """Who may be charged, in this order: the first whose budget is not used up."""
+    """Charges in the order in which they are tried: the first one within its budget is used."""
     until: float
-    """On the clock of `time.monotonic`."""
+    """End of validity on the clock of `time.monotonic`."""
 
 
 class GatewayPolicy:
-    """Decides by root. Thread-safe; `recall` costs no more than a look into memory."""
+    """Policy by root. Thread-safe; `recall` only reads memory."""
 
     def __init__(
         self, database: Database, invalidations: Invalidations, settings: GatewaySettings
@@ -66,20 +67,21 @@ class GatewayPolicy:
         invalidations.subscribe_to_contents(self._forget)
 
     def recall(self, root: str) -> Verdict | None:
-        """The verdict on a root (normalised) where memory can tell."""
+        """Return the cached verdict on a root (normalised), or None."""
         verdict = self._known.get(root)
         if verdict is None or verdict.until < time.monotonic() or not self._invalidations.trusted:
             return None
         return verdict
 
     def decide(self, root: Cid) -> Verdict:
-        """The verdict on a root, from the database. Raises `DatabaseUnavailable`."""
+        """Return the verdict on a root, from the database. Raises `DatabaseUnavailable`."""
         generation = self._generation
         with self._database.session_scope(write=False) as session:
             verdict = self._look(session, root)
         if verdict.served:
             with self._lock:
-                # What changed while we looked would otherwise be remembered as it was before.
+                # A change during the look-up would otherwise leave an outdated verdict in the
+                # cache.
                 if generation == self._generation:
                     if len(self._known) >= REMEMBERED:
                         self._known.clear()
@@ -121,7 +123,7 @@ class GatewayPolicy:
 def _oldest_first(
     owner: InstrumentedAttribute[uuid.UUID], made: InstrumentedAttribute[object], wanted: object
 ) -> Select[uuid.UUID]:
-    """The users of the oldest references that are wanted, each once."""
+    """Select the users of the oldest matching references, each once."""
     oldest = (
         select(owner.label("user_id"), made.label("made"))
         .where(wanted)  # type: ignore[arg-type]
@@ -140,8 +142,8 @@ def _oldest_first(
 
 
 def _is_in_itself(root: Cid) -> bool:
-    """Whether a CID holds all of its content: it tells nobody anything. One with links leads to
-    what may not be served."""
+    """Return whether a CID contains its whole content, so that serving it reveals nothing. An
+    inline CID with links does not count: the links lead to content that may not be served."""
     if root.inline is None:
         return False
     try:
@@ -151,8 +153,8 @@ def _is_in_itself(root: Cid) -> bool:
 
 
 def _is_ciphertext(session: Session, root: Cid) -> bool:
-    """Whether all that on-api knows of it is that it is a private file's. Its root block is the
-    same by whatever codec it is asked for."""
+    """Return whether a private file has this root. Its root block is the same under whatever codec
+    it is asked for."""
     spellings = [str(Cid(codec, root.hash_code, root.digest)) for codec in (RAW, DAG_PB)]
     is_private = exists().where(File.cid.in_(spellings), File.visibility == PRIVATE)
     return bool(session.scalar(select(is_private)))
