@@ -1,7 +1,8 @@
-"""Pins as jobs: claimed under a lease, renewed, and given an end. The database half of the worker.
+"""Pins as jobs: claimed under a lease, renewed, finished or failed. The database half of the
+worker.
 
-Every change asks for the lease's token: who lost it changes nothing any more. A pinned pin is never
-claimed, so it never turns back.
+Every change asks for the lease's token: a worker that has lost it changes nothing more. A pinned
+pin is never claimed, so it stays pinned.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from on_api.core.services.shared import events, leased_jobs
 
 UNDER_WAY = (QUEUED, PINNING)
 MOST_COUNTED = 10_000
-# Written out: only so SQLite sees that the queue's index is about them.
+# Written out as literals: only then does SQLite use the queue's index.
 _IS_UNDER_WAY = Pin.status.in_([literal_column(f"'{status}'") for status in UNDER_WAY])
-# Made once: an alias is as dear as the rest of the statement.
+# Built once: an alias costs as much as the rest of the statement.
 _other = aliased(Pin)
 _IS_ANOTHER = and_(_other.cid == Pin.cid, _other.id != Pin.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A pin to be worked on by whoever holds the token, and what the work needs to know of it.
+    """Pin to be worked on by the holder of the token, with what the work needs to know.
 
     `attempts` counts this one; `details` are the last one's. `room`: bytes that the user's quota
     leaves; None: no limit. `ends_at`: when it is given up, by `time.monotonic()`. `known`: bytes of
-    the DAG if on-api keeps it already, and no removal begins while this pin waits.
+    the DAG if on-api keeps it already; no removal begins while this pin waits.
     """
 
     id: uuid.UUID
@@ -60,16 +61,16 @@ class Claim:
 
     @property
     def is_first(self) -> bool:
-        """Whether no earlier attempt can have touched the node's pin: one that was interrupted
-        doesn't count, but has left its details."""
+        """True if no earlier attempt can have touched the node's pin. An interrupted attempt is not
+        counted, but has left its details."""
         return self.attempts == 1 and self.details is None
 
 
 def next_user(
     session: Session, behind: uuid.UUID | None, served: Collection[uuid.UUID], *, fetch: bool
 ) -> uuid.UUID | None:
-    """The next user with a pin that is due, in a fixed order: each in turn gets a share; the
-    `served` have theirs."""
+    """Return the next user with a pin that is due, in a fixed order, so that users take turns;
+    users in `served` are skipped."""
     statement = select(Pin.user_id).where(_is_due(fetch=fetch)).order_by(Pin.user_id).limit(1)
     if behind is not None:
         statement = statement.where(Pin.user_id > behind)
@@ -79,17 +80,17 @@ def next_user(
 
 
 def next_due(session: Session, *, fetch: bool) -> float | None:
-    """Seconds until the next pin's time comes; None while none waits."""
+    """Return the seconds until the next pin is due; None while none waits."""
     return leased_jobs.next_due(session, Pin, _IS_UNDER_WAY, Pin.needs_fetch.is_(fetch))
 
 
 def claim(
     session: Session, user_id: uuid.UUID, limit: int, life: timedelta, *, fetch: bool
 ) -> Sequence[Claim]:
-    """Take up to `limit` of a user's pins that are due, for `life`.
+    """Claim up to `limit` of a user's due pins, for `life`.
 
-    `fetch`: those whose blocks are known not to be all here, else the others. No two claims are
-    on one CID at the same time.
+    `fetch`: claim pins whose blocks are known not to be all here, else the others. No two claims
+    are on one CID at the same time.
     """
     found = session.execute(
         select(
@@ -120,7 +121,7 @@ def claim(
         .values(**changes, attempts=Pin.attempts + 1, **({"status": PINNING} if fetch else {}))
         .execution_options(synchronize_session=False)
     )
-    # Not locked: how much room there really is shows at the end.
+    # Not locked: the exact room is checked at the end.
     usage = session.get(UserUsage, user_id)
     room = None if usage is None else quota.Room.of(usage).left
     known = contents.kept_sizes(session, rows)
@@ -146,9 +147,9 @@ def claim(
 def renew(
     session: Session, work: Mapping[uuid.UUID, tuple[uuid.UUID, DagStat | None]], life: timedelta
 ) -> set[uuid.UUID]:
-    """Renew leases (pin → token) and show how much is there. Returns the pins that are not to be
-    worked on any more: removed, or claimed by somebody else."""
-    # In the order that all keep who lock several.
+    """Renew leases (pin → token) and record progress. Returns the pins whose work has to stop:
+    removed, or claimed by another worker."""
+    # In the common order of locking several.
     found = session.execute(
         select(Pin.id, Pin.lease_token, Pin.removed_at)
         .where(Pin.id.in_(work))
@@ -174,10 +175,10 @@ def renew(
 
 
 def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, int]) -> bool:
-    """The node has pinned it: make it a reference. False when the claim was lost or the pin was
-    removed: then the node has pinned it for nobody.
+    """Record a reference for a pin that the node has pinned. Returns False when the claim was lost
+    or the pin was removed: the node's pin is then a leftover.
 
-    Raises `contents.NotSecuredError`, or `InsufficientFunds` when it is more than the quota allows.
+    Raises `contents.NotSecuredError`, or `InsufficientFunds` over the quota.
     """
     usage = _lock_usage(session, claim)
     pin = leased_jobs.lock_claimed(session, Pin, claim.id, claim.token)
@@ -192,7 +193,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
     recorder.add_reference(session, usage, pin.cid, stat.size, secured)
     mark_pinned(session, usage, [Fulfilled(pin.id, pin.cid, stat.blocks or None)])
     pins.release_kept(session, usage, pin.id)
-    # Asked when what it replaces is let go.
+    # Checked after the content that it replaces is released.
     quota.require_kept(usage, charged)
     return True
 
@@ -200,11 +201,11 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
 def finish_all(
     session: Session, claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
 ) -> set[uuid.UUID]:
-    """Make pins references as `finish` does, in one go. Returns those that are.
+    """Record references for several pins, as `finish` does. Returns the ids of those recorded.
 
-    `claims` are one user's, each of another CID; `stats` by pin. Left out, for `finish` to say what
-    becomes of them, are those that were lost or removed, replace others, or whose content can't be
-    relied on. Raises `InsufficientFunds` when all of them together are more than the quota allows.
+    `claims` are one user's, each of another CID; `stats` by pin. Pins that were lost or removed,
+    that replace others, or whose content can't be relied on are left out: `finish` decides on them.
+    Raises `InsufficientFunds` when all together exceed the quota.
     """
     usage = _lock_usage(session, claims[0])
     if usage is None:
@@ -228,8 +229,8 @@ def finish_all(
 
 
 def _lock_usual(session: Session, claims: Sequence[Claim]) -> list[Claim]:
-    """Lock all that are still ours, in the order that all keep who lock several; those that end
-    like most pins do."""
+    """Lock those claims that are still ours, in the common order. Returns those that neither were
+    removed nor replace another pin."""
     ids = [claim.id for claim in claims]
     found = session.execute(
         select(Pin.id, Pin.lease_token)
@@ -247,7 +248,8 @@ def _lock_usual(session: Session, claims: Sequence[Claim]) -> list[Claim]:
 
 
 def fail(session: Session, claim: Claim, details: str) -> bool:
-    """Give a pin up for good, saying why. False when the claim was lost or the pin was removed."""
+    """Fail a pin for good, with the reason. Returns False when the claim was lost or the pin was
+    removed."""
     usage = _lock_usage(session, claim)
     pin = leased_jobs.lock_claimed(session, Pin, claim.id, claim.token)
     if usage is None or pin is None:
@@ -273,8 +275,8 @@ def put_back(
     needs_fetch: bool = False,
     counted: bool = True,
 ) -> None:
-    """Give a pin back to the queue; nothing if the claim was lost. `counted=False`: as if it had
-    not been tried."""
+    """Return a pin to the queue; a lost claim changes nothing. `counted=False`: without counting
+    the attempt."""
     usage = _lock_usage(session, claim)
     pin = leased_jobs.lock_claimed(session, Pin, claim.id, claim.token)
     if usage is None or pin is None:
@@ -290,13 +292,14 @@ def put_back(
 
 
 def queue_length(session: Session) -> int:
-    """How many pins wait or are worked on; counted up to `MOST_COUNTED`."""
+    """Return the number of pins that wait or are worked on, counted up to `MOST_COUNTED`."""
     some = select(Pin.id).where(_IS_UNDER_WAY).limit(MOST_COUNTED)
     return session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
 
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:
-    """Waiting, its time has come, and nobody works on it or on another pin of the same CID."""
+    """Return the SQL condition that a pin is due and that no worker has claimed it or another pin
+    of the same CID."""
     return and_(
         _IS_UNDER_WAY,
         Pin.needs_fetch.is_(fetch),
@@ -306,9 +309,10 @@ def _is_due(*, fetch: bool) -> ColumnElement[bool]:
 
 
 def _worked_on(session: Session, cids: Collection[str]) -> Sequence[str]:
-    """Those of which somebody has claimed another pin since theirs were found to be due.
+    """Return those of `cids` of which another pin has been claimed since theirs were found to be
+    due.
 
-    On PostgreSQL two claims at the same moment don't see each other: the second finds the lock
+    On PostgreSQL two simultaneous claims don't see each other: the second finds the advisory lock
     that the first holds until it has committed. On SQLite there is one writer.
     """
     if dialect_of(session) != "postgresql" or not cids:
@@ -325,11 +329,12 @@ def _worked_on(session: Session, cids: Collection[str]) -> Sequence[str]:
 def _freed_by(
     session: Session, user_id: uuid.UUID, pin_ids: Collection[uuid.UUID]
 ) -> Mapping[uuid.UUID, int]:
-    """By pin: what its user would be charged less once it replaces what is kept for it."""
+    """Return, by pin, the bytes that its user would be charged less once it replaces the content
+    kept for it."""
     kept: defaultdict[uuid.UUID, list[str]] = defaultdict(list)
     waiting = select(Pin.kept_for, Pin.cid).where(Pin.kept_for.in_(pin_ids))
     for pin_id, cid in session.execute(waiting):
-        if pin_id is not None:  # never, but by the column's type
+        if pin_id is not None:  # never, except by the column's type
             kept[pin_id].append(cid)
     return {pin_id: quota.freed_by(session, user_id, cids) for pin_id, cids in kept.items()}
 

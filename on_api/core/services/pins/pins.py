@@ -1,7 +1,7 @@
-"""Pins as their users see them: asked for, listed, replaced, removed. How they are carried out is
-in `jobs.py` and the worker.
+"""Pins as their users see them: requested, listed, replaced, removed. They are carried out in
+`jobs.py` and the worker.
 
-Rules beyond the specification's words are those that its clients need: see `PinFilter`.
+Rules beyond the specification's text are those that its clients need: see `PinFilter`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from on_api.core.services.shared.paging import Listing
 from on_api.core.services.shared.together import Together
 
 MILLISECOND = timedelta(milliseconds=1)
-"""In which a pin's `created_at` is counted: what clients send back as `before` must be exact."""
+"""Resolution of a pin's `created_at`: clients send it back as `before`, so it must be exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """What is to be pinned. `origins`: multiaddrs where it can be had, as the client knows.
-    `source_created_at`: when it was pinned where it is imported from."""
+    """Request for a pin. `origins`: multiaddrs of providers known to the client.
+    `source_created_at`: when it was pinned at the service that it is imported from."""
 
     cid: str
     name: str | None = None
@@ -50,10 +50,10 @@ class PinRequest:
 
 @dataclass(frozen=True, slots=True)
 class PinFilter:
-    """Which pins: all that is set must hold.
+    """Conditions on pins; all that are set must hold.
 
-    Without `statuses` only those that are pinned, unless cids, name or meta narrow the list: a
-    client that asks for its pin by what it is wants to hear of it in every state.
+    Without `statuses` only pinned ones match, unless cids, name or meta narrow the list: a client
+    that looks for a certain pin wants it in every state.
     """
 
     cids: Sequence[str] = ()
@@ -64,21 +64,22 @@ class PinFilter:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether more than a status is asked for. Meta without a pair asks for nothing."""
+        """True if more than a status is asked for. An empty meta does not narrow."""
         return bool(self.cids or self.meta) or self.name is not None
 
     @property
     def effective_statuses(self) -> Sequence[str]:
-        """The statuses to show; empty: every one."""
+        """Statuses to show; empty: all."""
         return self.statuses if self.statuses or self.is_narrowed else (PINNED_STATUS,)
 
 
 Record = Callable[[Session, Pin], None]
-"""Adds to the transaction that makes a pin."""
+"""Callback that adds to the transaction which makes a pin."""
 
 
 class PinService:
-    """Takes pin requests. `ring` is called after a commit that leaves work for the worker."""
+    """Service that takes pin requests. `ring` is called after a commit that leaves work for the
+    worker."""
 
     def __init__(
         self, database: Database, deadline: timedelta, ring: Callable[[Session], None]
@@ -91,18 +92,18 @@ class PinService:
     async def add(
         self, user_id: uuid.UUID, request: PinRequest, record: Record | None = None
     ) -> Pin:
-        """Pin something: at once if on-api keeps it already, else as a job. Committed, with what
+        """Pin a CID: at once if on-api keeps it already, else as a job. Committed, with what
         `record` adds to the transaction.
 
-        Raises `BadRequest` for a CID that is none, `InsufficientFunds` over the quota.
+        Raises `BadRequest` for a malformed CID, `InsufficientFunds` over the quota.
         """
-        normalise(request.cid)  # a bad one is not gathered with others' good ones
+        normalise(request.cid)  # a malformed one must not fail others' transaction
         return await self._additions.do(user_id, (user_id, request, record))
 
     def add_many(
         self, session: Session, user_id: uuid.UUID, requests: Sequence[PinRequest]
     ) -> Sequence[Pin]:
-        """Pin several things of one user, all or none. Raises as `add` does."""
+        """Pin several CIDs of one user, all or none. Raises as `add` does."""
         usage = contents.lock_usage(session, user_id)
         known = contents.lock_all(session, (normalise(request.cid) for request in requests))
         now = moment_of(session)
@@ -118,8 +119,8 @@ class PinService:
     ) -> Pin:
         """Record what the node has pinned already; `usage` is locked.
 
-        Raises `contents.NotSecuredError`. Whether the quota allows it is for whoever has reserved
-        it to say.
+        Raises `contents.NotSecuredError`. The quota is not checked: the caller has reserved the
+        bytes.
         """
         cid = normalise(request.cid)
         pin = self._new(usage, request, cid, moment_of(session))
@@ -131,10 +132,10 @@ class PinService:
     def replace(
         self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID, request: PinRequest
     ) -> Pin:
-        """Pin something instead of what another pin keeps, which is seen no more from now on.
+        """Pin a CID in place of another pin, which is hidden from now on.
 
-        Its content is held until the new pin has an end, so that blocks of both stay. Raises
-        `NotFound`, and what `add` raises.
+        The old content is held until the new pin has succeeded or failed, so that shared blocks
+        stay. Raises `NotFound`, and what `add` raises.
         """
         usage = contents.lock_usage(session, user_id)
         old = _find(session, user_id, pin_id)
@@ -146,7 +147,7 @@ class PinService:
             release_kept(session, usage, old.id)
             _remove(session, usage, old)
             return new
-        # What the old one was itself kept for waits for the new one as well.
+        # Content that the old pin was to replace now waits for the new one too.
         session.execute(update(Pin).where(Pin.kept_for == old.id).values(kept_for=new.id))
         if old.status == PINNED_STATUS:
             old.removed_at, old.kept_for = moment_of(session), new.id
@@ -159,7 +160,7 @@ class PinService:
         return new
 
     def remove(self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> None:
-        """Remove a pin; its content stays for whoever else holds it. Raises `NotFound`."""
+        """Remove a pin; its content stays for other holders. Raises `NotFound`."""
         usage = contents.lock_usage(session, user_id)
         pin = _find(session, user_id, pin_id)
         release_kept(session, usage, pin.id)
@@ -170,7 +171,7 @@ class PinService:
     def _add_all(
         self, pieces: Sequence[tuple[uuid.UUID, PinRequest, Record | None]]
     ) -> Sequence[Pin]:
-        """Requests of one user that came at the same moment."""
+        """Add the requests of one user that came at the same moment, in one transaction."""
         with self._database.session_scope() as session:
             pins = self.add_many(session, pieces[0][0], [request for _, request, _ in pieces])
             for (_, _, record), pin in zip(pieces, pins, strict=True):
@@ -188,7 +189,7 @@ class PinService:
         *,
         freed: int,
     ) -> Pin:
-        """`known`: the contents that there are, locked, among those that are asked for."""
+        """Add one pin. `known`: the locked contents, by CID, among those requested."""
         cid = normalise(request.cid)
         pin = self._new(usage, request, cid, now)
         content = known.get(cid)
@@ -199,7 +200,7 @@ class PinService:
             )
             self._record_pinned(session, usage, pin)
         else:
-            # How much will come is not known yet: the worker looks again when it is.
+            # The size is not known yet: the worker checks the quota again when it is.
             _require_room(session, usage, cid, 1, freed)
             session.add(pin)
             events.record(session, usage.user_id, "pin.created", pin.id, cid=cid)
@@ -234,23 +235,23 @@ class PinService:
 
 
 def was_touched(pin: Pin) -> bool:
-    """Whether the node may have pinned something for it. An attempt that was interrupted doesn't
-    count, but has left its details."""
+    """Return whether the node may have pinned something for it. An interrupted attempt is not
+    counted, but has left its details."""
     return pin.attempts > 0 or pin.details is not None
 
 
 def lock_contents(session: Session, pin: Pin) -> None:
-    """Lock every content that the end of a pin touches, in the order that all keep."""
+    """Lock every content that finishing a pin touches, in the common order."""
     contents.lock_all(session, [pin.cid, *kept_cids(session, pin.id)])
 
 
 def kept_cids(session: Session, pin_id: uuid.UUID) -> Sequence[str]:
-    """What is held until this pin has an end: of pins that it replaces."""
+    """Return the CIDs that are held until this pin has ended: of pins that it replaces."""
     return session.scalars(select(Pin.cid).where(Pin.kept_for == pin_id)).all()
 
 
 def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
-    """Let go of what was held until this pin has an end."""
+    """Release the contents that were held until this pin has ended."""
     kept = session.scalars(select(Pin).where(Pin.kept_for == pin_id).order_by(Pin.cid)).all()
     for pin in kept:
         session.delete(pin)
@@ -258,8 +259,8 @@ def release_kept(session: Session, usage: UserUsage, pin_id: uuid.UUID) -> None:
 
 
 def end_pin(session: Session, usage: UserUsage, pin: Pin) -> None:
-    """Take away a pin that is pinned, whether its owner sees it or it is kept for one that is to
-    replace it. `usage` is locked."""
+    """Delete a pinned pin, whether it is visible or kept for one that is to replace it. `usage` is
+    locked."""
     release_kept(session, usage, pin.id)
     if pin.removed_at is None:
         _remove(session, usage, pin)
@@ -269,7 +270,7 @@ def end_pin(session: Session, usage: UserUsage, pin: Pin) -> None:
 
 
 def get_pin(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
-    """One pin of a user. Raises `NotFound` for any other."""
+    """Return one pin of a user. Raises `NotFound` for any other."""
     pin = session.scalar(_mine(user_id).where(Pin.id == pin_id))
     if pin is None:
         raise NotFound
@@ -279,7 +280,8 @@ def get_pin(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
 def pins_of(
     session: Session, user_id: uuid.UUID, wanted: PinFilter, page: TimePage
 ) -> tuple[int, Sequence[Pin]]:
-    """How many pins match (`before` and `after` included), and the newest `limit` of them."""
+    """Return the number of matching pins (`before` and `after` included), and the newest `limit` of
+    them."""
     known = None
     if not wanted.is_narrowed and set(wanted.effective_statuses) == {PINNED_STATUS}:
         known = session.scalar(select(UserUsage.pinned_count).where(UserUsage.user_id == user_id))
@@ -288,7 +290,8 @@ def pins_of(
 
 
 def _remove(session: Session, usage: UserUsage, pin: Pin) -> None:
-    """Take a pin away; one that is being worked on is only marked, for the worker to end."""
+    """Remove a pin. An unfinished one that the node may have pinned is only marked, for the worker
+    to end."""
     events.record(session, pin.user_id, "pin.removed", pin.id, cid=pin.cid)
     if pin.status == PINNED_STATUS:
         usage.pinned_count -= 1
@@ -310,11 +313,11 @@ def _find(session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> Pin:
 
 
 def _require_room(session: Session, usage: UserUsage, cid: str, dag_size: int, freed: int) -> None:
-    with session.no_autoflush:  # what was added before goes to the database in one piece
+    with session.no_autoflush:  # earlier additions are written together
         room = quota.Room.of(usage)
         if room.has(dag_size - freed):
             return
-        # Whoever is over a quota that was lowered may still do what costs nothing more.
+        # A user over a lowered quota may still do what costs nothing more.
         if not room.has(quota.charge_of(session, usage.user_id, cid, dag_size) - freed):
             raise InsufficientFunds
 
@@ -337,8 +340,8 @@ def _matching(statement: Select[Pin], wanted: PinFilter) -> Select[Pin]:
 
 
 def _named(name: str, match: str) -> ColumnElement[bool]:
-    """The four ways of the specification. Positions, not LIKE: `%` and `_` are letters here, and
-    SQLite's LIKE knows no case."""
+    """Return the SQL condition for one of the specification's four ways to match. Positions, not
+    LIKE: `%` and `_` are plain characters here, and SQLite's LIKE ignores case."""
     if match == "iexact":
         return func.lower(Pin.name) == func.lower(name)
     if match == "partial":

@@ -1,5 +1,5 @@
-"""Pins that become pinned, one or hundreds of one user's at once: their rows, the counter, the
-events. Their references are counted by `content/recorder.py`."""
+"""Pins that become pinned, one or hundreds of one user's at once: rows, counter, events. Their
+references are counted by `content/recorder.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from on_api.core.services.content.statements import NEW_EVENTS
 
 @dataclass(frozen=True, slots=True)
 class Fulfilled:
-    """A pin whose content the node has pinned; `blocks` of its DAG, where that is known."""
+    """Pin whose content the node has pinned; `blocks` of its DAG, if known."""
 
     pin_id: uuid.UUID
     cid: str
@@ -27,8 +27,8 @@ class Fulfilled:
 
 
 def mark_pinned(session: Session, usage: UserUsage, fulfilled: Sequence[Fulfilled]) -> None:
-    """Show pins as pinned, and end their leases. References were added; `usage` is locked."""
-    # Most have one block, so one statement does for nearly all.
+    """Mark pins as pinned, and end their leases. References were added; `usage` is locked."""
+    # Most have one block, so one statement covers nearly all.
     by_blocks: defaultdict[int | None, list[uuid.UUID]] = defaultdict(list)
     for each in fulfilled:
         by_blocks[each.blocks].append(each.pin_id)
@@ -53,7 +53,7 @@ def mark_pinned(session: Session, usage: UserUsage, fulfilled: Sequence[Fulfille
 def tell_pinned(
     session: Session, usage: UserUsage, pinned: Iterable[tuple[uuid.UUID, str]]
 ) -> None:
-    """Count pins of a user, each by its id and CID, and record that they are pinned."""
+    """Count pins of a user, given by id and CID, and record their events."""
     now = utc_now()
     rows = [(usage.user_id, "pin.pinned", pin_id, {"cid": cid}, now) for pin_id, cid in pinned]
     usage.pinned_count += len(rows)
