@@ -1,2 +1,2 @@
-"""What several domains use: events, wake-ups of the worker, pages of lists, requests gathered into
-one transaction, renewal of leases, rate limits."""
+"""Helpers for several domains: events, wake-ups of the worker, pages of lists, requests gathered
+into one transaction, renewal of leases, rate limits."""

@@ -1,4 +1,5 @@
-"""The outbox: what happened is written with the state that it tells, and put in order later."""
+"""The outbox: events are written in the transaction of the change that they report, and numbered
+later."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from on_api.core.models import Database, Event
 from on_api.core.models.database import database_now, moment_of
 
 MEMORY = timedelta(days=30)
-"""How long an event is kept."""
+"""Time for which an event is kept."""
 BATCH = 1000
 
 # One relay at a time on PostgreSQL; on SQLite the writer's turn does it.
@@ -23,15 +24,15 @@ _ADVISORY_LOCK = 0x6F6E6571
 def record(
     session: Session, user_id: uuid.UUID, kind: str, subject_id: uuid.UUID, **data: Any
 ) -> None:
-    """Write one event. `kind` reads like `pin.failed`; `data` must hold no secret."""
+    """Record one event. `kind` reads like `pin.failed`; `data` must hold no secret."""
     session.add(Event(user_id=user_id, kind=kind, subject_id=subject_id, data=data))
 
 
 def number_events(database: Database) -> int:
-    """Give `seq` to up to `BATCH` committed events, in the order in which they were written.
+    """Number up to `BATCH` committed events by `seq`, in the order in which they were written.
 
-    Returns how many. Who reads by `seq` never meets one later that belongs before: an event that
-    becomes visible late gets a later number. Numbers rise, with gaps.
+    Returns how many. A reader by `seq` never finds a later event with an earlier number: an event
+    that becomes visible late gets a later number. Numbers rise, with gaps.
     """
     with database.session_scope(write=False) as session:
         if session.scalar(select(Event.id).where(Event.seq.is_(None)).limit(1)) is None:
@@ -40,8 +41,8 @@ def number_events(database: Database) -> int:
         if database.is_postgresql:
             session.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
         last = session.scalar(select(func.max(Event.seq))) or 0
-        # The newest may have gone with its user's account; its number must not come again. What
-        # was numbered before was so at most at this microsecond.
+        # The newest event may have gone with its user's account; its number must not be reused. No
+        # earlier number is higher than this microsecond.
         last = max(last, int(moment_of(session).timestamp() * 1_000_000))
         waiting = session.scalars(
             select(Event.id).where(Event.seq.is_(None)).order_by(Event.id).limit(BATCH)
@@ -56,8 +57,8 @@ def number_events(database: Database) -> int:
 
 
 def forget_old_events(session: Session) -> None:
-    """Delete what is older than events are kept; the newest number stays, as the next one's
-    ground."""
+    """Delete events older than `MEMORY`, except the one with the highest number, from which the
+    next one is derived."""
     newest = select(func.max(Event.seq)).scalar_subquery()
     session.execute(
         delete(Event).where(Event.created_at < database_now(-MEMORY), Event.seq < newest)

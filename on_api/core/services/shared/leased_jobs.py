@@ -1,7 +1,7 @@
-"""How a job is claimed under a lease, renewed and given back, whatever it is about.
+"""Jobs of any kind: claiming under a lease, renewing, returning to the queue.
 
-Every change asks for the lease's token: who lost it changes nothing any more. Leases are written
-and compared by the database's clock.
+Every change asks for the lease's token: a worker that has lost it changes nothing more. Leases are
+written and compared by the database's clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ J = TypeVar("J", bound=LeasedJob)
 
 
 def is_due(model: type[LeasedJob]) -> ColumnElement[bool]:
-    """Match jobs whose time has come and that nobody works on."""
+    """Return the SQL condition that a job is due and not leased."""
     return and_(model.due_at <= database_now(), _is_free(model))
 
 
@@ -29,7 +29,7 @@ def _is_free(model: type[LeasedJob]) -> ColumnElement[bool]:
 
 
 def any_due(session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]) -> bool:
-    """Tell whether a claim would find one. By reading alone: on SQLite looking must not take the
+    """Return whether a claim would find a job. Reads only: on SQLite looking must not take the
     writer's place."""
     return bool(session.scalar(select(exists().where(is_due(model), *conditions))))
 
@@ -37,10 +37,11 @@ def any_due(session: Session, model: type[LeasedJob], *conditions: ColumnElement
 def next_due(
     session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]
 ) -> float | None:
-    """Seconds until the next job's time comes, below 0 where it has come; None while none waits.
+    """Return the seconds until the next job is due, below 0 if it is overdue; None while none
+    waits.
 
-    Jobs that somebody works on are left out: their end wakes the worker, and the end of a lease
-    whose owner has died is found by looking now and then.
+    Leased jobs are left out: their end wakes the worker, and leases that expire are found by
+    looking now and then.
     """
     due_at = session.scalar(select(func.min(model.due_at)).where(_is_free(model), *conditions))
     return None if due_at is None else (due_at - moment_of(session)).total_seconds()
@@ -49,7 +50,7 @@ def next_due(
 def claim(
     session: Session, model: type[J], life: timedelta, *conditions: ColumnElement[bool]
 ) -> tuple[J, uuid.UUID] | None:
-    """Take the job that has been due for longest, for `life`. Returns it with its token."""
+    """Claim the job that has been due for longest, for `life`. Returns it with its token."""
     row = session.scalar(
         select(model)
         .where(is_due(model), *conditions)
@@ -66,7 +67,7 @@ def claim(
 
 
 def lease(row: LeasedJob, life: timedelta) -> uuid.UUID:
-    """Begin a lease of a row that is locked. Returns its token."""
+    """Lease a row that is locked. Returns the token."""
     row.lease_token, row.lease_until = new_id(), database_now(life)
     return row.lease_token
 
@@ -78,7 +79,8 @@ def renew(
     token: uuid.UUID,
     life: timedelta,
 ) -> bool:
-    """Keep a job for `life` from now on. False when it was lost, or is not wanted any more."""
+    """Renew a job's lease for `life` from now on. Returns False when it was lost, or the job is no
+    longer wanted."""
     kept = session.scalar(
         update(model)
         .where(model.id == job_id, model.lease_token == token)
@@ -89,8 +91,8 @@ def renew(
 
 
 def lock_claimed(session: Session, model: type[J], job_id: uuid.UUID, token: uuid.UUID) -> J | None:
-    """Find and lock the job that was claimed with `token`. None when it was lost, or is not wanted
-    any more."""
+    """Lock and return the job that was claimed with `token`. None when the lease was lost, or the
+    job is no longer wanted."""
     return session.scalar(
         select(model)
         .where(model.id == job_id, model.lease_token == token)
@@ -100,7 +102,7 @@ def lock_claimed(session: Session, model: type[J], job_id: uuid.UUID, token: uui
 
 
 def put_back(row: LeasedJob, *, due_in: timedelta, counted: bool = True) -> None:
-    """Give a job back to the queue. `counted=False`: as if it had not been tried."""
+    """Return a job to the queue. `counted=False`: without counting the attempt."""
     row.release()
     row.due_at = database_now(due_in)
     row.attempts -= not counted

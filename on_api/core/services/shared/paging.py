@@ -1,4 +1,4 @@
-"""How a statement becomes one page of a list."""
+"""Pages of lists, made from statements."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ Entity = TypeVar("Entity", bound=Base)
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[Entity]):
-    """A list that can be shown in pages: its rows, and the columns that order them, newest
+    """List that can be shown in pages: its statement, and the columns that order it, newest
     first."""
 
     statement: Select[Entity]
     created_at: InstrumentedAttribute[datetime]
     id: InstrumentedAttribute[uuid.UUID]
     known_count: int | None = None
-    """How many rows there are, where a counter knows."""
+    """Number of rows, where a counter knows it."""
     most_counted: int | None = None
-    """Where there may be any number: count so many and no more."""
+    """Limit for counting, where there may be any number of rows."""
 
     def by_time(self, session: Session, page: TimePage) -> tuple[int, Sequence[Entity]]:
-        """How many rows match (`before` and `after` included), and the newest `limit` of them.
+        """Return the number of matching rows (`before` and `after` included), and the newest
+        `limit` of them.
 
         A client that repeats with `before` = the last item's time until `count == len(items)` has
         seen every row.
@@ -50,7 +51,7 @@ class Listing(Generic[Entity]):
     def by_cursor(
         self, session: Session, page: CursorPage
     ) -> tuple[Sequence[Entity], Position | None]:
-        """The next `limit` rows, and the position behind which there are more, if there are."""
+        """Return the next `limit` rows, and the position after which there are more, or None."""
         statement = self.statement
         if page.behind is not None:
             place = (page.behind.created_at, page.behind.id)

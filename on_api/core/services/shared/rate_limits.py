@@ -1,6 +1,7 @@
-"""How often, and how many at once: limits for each address and key, in this process's memory.
+"""Limits on the rate and number of simultaneous requests, for each address and key, in this
+process's memory.
 
-For what is asked so often that no database could count it. Several processes each allow as much.
+They are for requests too frequent to be counted in a database. Each process has limits of its own.
 Knows nothing of how answers are made.
 """
 
@@ -19,18 +20,18 @@ from on_api.core.metrics import Metrics
 from on_api.core.setting_groups import GatewaySettings
 
 BURST_SECONDS = 5
-"""What was not used is saved up for so long."""
+"""Seconds for which an unused rate is saved up."""
 SUBJECTS = 100_000
-"""Remembered at most; who was not seen for longest is forgotten first."""
+"""Most subjects remembered; the one not seen for longest is dropped first."""
 NETWORK_BITS = 64
-"""Of an IPv6 address: whoever has one has all of its network."""
+"""Bits of an IPv6 address that count: its owner has the whole network."""
 
 Headers = dict[str, str]
 
 
 class TokenBuckets:
-    """A rate for each of many subjects: `rate` a second on average, `BURST_SECONDS` of it at once.
-    Not thread-safe."""
+    """Rate limit for each of many subjects: `rate` requests a second on average, `BURST_SECONDS` of
+    it at once. Not thread-safe."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -39,11 +40,12 @@ class TokenBuckets:
         self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many subjects are remembered."""
+        """Return the number of subjects remembered."""
         return len(self._buckets)
 
     def take(self, subject: object) -> tuple[int, float]:
-        """Take one. Returns how many are left and 0, or -1 and the seconds until there is one."""
+        """Take one token. Returns the tokens left and 0, or -1 and the seconds until there is
+        one."""
         now = self._clock()
         tokens, seen = self._buckets.pop(subject, (float(self.burst), now))
         tokens = min(float(self.burst), tokens + (now - seen) * self._rate)
@@ -54,7 +56,7 @@ class TokenBuckets:
         return left, wait
 
     def describe(self, left: int, wait: float) -> Headers:
-        """The headers of draft-ietf-httpapi-ratelimit-headers-06."""
+        """Return the headers of draft-ietf-httpapi-ratelimit-headers-06."""
         seconds = math.ceil(wait) if left < 0 else math.ceil((self.burst - left) / self._rate)
         return {
             "RateLimit-Limit": str(self.burst),
@@ -65,7 +67,7 @@ class TokenBuckets:
 
 
 class RateLimits:
-    """The limits of the settings. On the event loop only: nothing here waits."""
+    """Limits from the settings. On the event loop only: nothing here waits."""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class RateLimits:
 
     @property
     def under_way(self) -> int:
-        """How many connections are counted now."""
+        """Number of connections counted now."""
         return self._under_way.total()
 
     def check(self, address: str | None, key_id: uuid.UUID | None = None) -> Headers:
@@ -111,7 +113,7 @@ class RateLimits:
 
     @contextmanager
     def connection(self, address: str | None) -> Iterator[None]:
-        """Count one answer under way to an address. Raises `TooManyRequests` when there are too
+        """Count one running answer to an address. Raises `TooManyRequests` when there are too
         many."""
         most = self._settings.connections_per_ip
         if not most or address is None:
@@ -131,7 +133,8 @@ class RateLimits:
 
 
 def network_of(address: str) -> str:
-    """Whom an address belongs to: itself, or an IPv6 network. What is no address is itself."""
+    """Return the unit that is limited: an IPv4 address itself, an IPv6 address's network. Any other
+    text is returned unchanged."""
     if ":" not in address:
         return address
     try:

@@ -1,4 +1,4 @@
-"""Keeping a lease alive while its work runs."""
+"""Renewal of a lease while its work runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Alike pieces of one user's database work that come at the same moment, done in one transaction.
+"""Similar pieces of one user's database work that arrive at the same moment, done in one
+transaction.
 
-All of them lock the user's row, so one after the other would each wait for the disk of all before.
-Knows nothing of what the work is.
+All of them lock the user's row, so done singly each would wait for the commits of all before. Knows
+nothing of what the work is.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from anyio import to_thread
 from on_api.core.errors import DatabaseUnavailable
 
 MOST = 64
-"""Pieces in one transaction."""
+"""Most pieces in one transaction."""
 
 Piece = TypeVar("Piece")
 Outcome = TypeVar("Outcome")
 
 
 class Together(Generic[Piece, Outcome]):
-    """Gathers what comes while the transaction before is under way; nothing ever waits for company.
+    """Queue that gathers pieces while the previous transaction runs; a piece never waits for others
+    to come.
 
     `do` does pieces of one user in one transaction, in a thread, and returns the outcome of each.
     When it raises anything but `DatabaseUnavailable`, each piece is done again by itself, so that
-    nobody gets another's error.
+    no caller gets another's error.
     """
 
     def __init__(self, do: Callable[[Sequence[Piece]], Sequence[Outcome]]) -> None:
@@ -37,14 +39,14 @@ class Together(Generic[Piece, Outcome]):
         self._running: set[asyncio.Task[None]] = set()
 
     async def do(self, user_id: uuid.UUID, piece: Piece) -> Outcome:
-        """The outcome of one piece, or the error that it raised by itself."""
+        """Return the outcome of one piece, or raise the error that it caused by itself."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         if (waiting := self._waiting.get(user_id)) is not None:
             waiting.append((piece, future))
         else:
             self._waiting[user_id] = [(piece, future)]
-            # No context of ours: the work is for several requests, and no line of it is this one's.
+            # Without this request's context: the work is for several requests.
             running = loop.create_task(self._run(user_id), context=Context())
             self._running.add(running)
             running.add_done_callback(self._running.discard)
@@ -62,15 +64,15 @@ class Together(Generic[Piece, Outcome]):
                 future.cancel()  # the process ends
 
     async def _try(self, batch: Sequence[tuple[Piece, asyncio.Future[Outcome]]]) -> bool:
-        """Whether everyone in the batch has an outcome, or an error that is theirs."""
+        """Run a batch. Returns False if it failed and its pieces must be run singly."""
         try:
             outcomes = await to_thread.run_sync(self._do, [piece for piece, _ in batch])
         except Exception as error:
-            # A database that doesn't answer would only be waited for once more by each.
+            # An unreachable database would only be waited for once more by each piece.
             if len(batch) > 1 and not isinstance(error, DatabaseUnavailable):
                 return False
             for _, future in batch:
-                if not future.done():  # whoever asked may be gone
+                if not future.done():  # the caller may be gone
                     future.set_exception(error)
             return True
         for (_, future), outcome in zip(batch, outcomes, strict=True):

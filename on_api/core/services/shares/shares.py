@@ -1,8 +1,7 @@
-"""Shares: links by which one file can be had without an account. How they are answered is in
-`public/shares.py`.
+"""Shares: links to one file that work without an account. They are answered in `public/shares.py`.
 
-What a share still allows is asked of the database by every request, and counted there before a
-byte is sent: all processes together never grant more.
+Each request asks the database what a share still allows, and counts there before a byte is sent:
+all processes together never grant more.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from on_api.core.services.shared import events
 from on_api.core.services.shared.paging import Listing
 
 SHOWN_LENGTH = 6
-"""How much of a token may be shown, so that its owner recognises it."""
+"""Characters of a token that may be shown, so that its owner recognises it."""
 PASSWORD_LENGTH = 256
 KNOWN_PASSWORDS = 10_000
 
@@ -56,7 +55,7 @@ _NOT_VALID = "This link is not valid, or not any more. Ask whoever sent it to yo
 
 @dataclass(frozen=True, slots=True)
 class ShareRequest:
-    """What a new share shall be."""
+    """Properties of a new share."""
 
     file_id: uuid.UUID
     expires_at: datetime | None
@@ -66,7 +65,7 @@ class ShareRequest:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A share that is valid, and its file, as they were a moment ago; detached."""
+    """Valid share and its file, as they were a moment ago; detached from the session."""
 
     share: Share
     file: File
@@ -80,12 +79,12 @@ class Shared:
 
     @property
     def spare(self) -> int:
-        """Bytes that one download may have beyond the file's size, for what is sent twice: a
-        quarter of it."""
+        """Bytes that one download may have beyond the file's size, for parts sent twice: a quarter
+        of it."""
         return max(min(self.size // 4 + 16, self.size - 1), 0)
 
     def leaves(self, length: int) -> bool:
-        """Whether `length` bytes may still be had."""
+        """Return whether `length` bytes may still be sent."""
         share, left = self.share, self.share.left_bytes or 0
         if share.max_downloads is None or share.downloads < share.max_downloads:
             return True
@@ -94,13 +93,13 @@ class Shared:
 
     @property
     def used_up(self) -> bool:
-        """Whether nothing of it can be had any more: neither a download nor the rest of one."""
+        """True if neither a download nor the rest of one is left."""
         limit, left = self.share.max_downloads, self.share.left_bytes or 0
         return limit is not None and self.share.downloads >= limit and left <= 0
 
 
 class ShareService:
-    """Makes, revokes and serves shares. Thread-safe."""
+    """Service that makes, revokes and serves shares. Thread-safe."""
 
     def __init__(
         self, database: Database, hasher: PasswordHasher, pool: ScryptPool, throttle: Throttle
@@ -114,7 +113,8 @@ class ShareService:
     def create(
         self, session: Session, user_id: uuid.UUID, request: ShareRequest, actor: Actor
     ) -> tuple[Share, str]:
-        """Make a share of a user's file. Returns the row and the token, which can't be had again.
+        """Make a share of a user's file. Returns the row and the token, which cannot be retrieved
+        again.
 
         Raises `NotFound` for a file that isn't the user's, `BadRequest` for an expiry in the past.
         """
@@ -143,7 +143,7 @@ class ShareService:
     def revoke(
         self, session: Session, user_id: uuid.UUID, share_id: uuid.UUID, actor: Actor
     ) -> None:
-        """End a share at once, in every process. Raises `NotFound`."""
+        """Revoke a share at once, in every process. Raises `NotFound`."""
         share = session.scalar(_mine(user_id).where(Share.id == share_id).with_for_update())
         if share is None:
             raise NotFound
@@ -153,8 +153,8 @@ class ShareService:
         events.record(session, user_id, "share.revoked", share.id, **named)
 
     def find(self, token: str) -> Shared:
-        """The share of a token. Raises `NotFound`, in the same words for a token that never was,
-        and for one that is revoked, expired or used up."""
+        """Return the share of a token. Raises `NotFound`, with the same message for an unknown
+        token and for one that is revoked, expired or used up."""
         digest = tokens.share_digest(token)
         if digest is None:
             raise NotFound(_NOT_VALID)
@@ -175,8 +175,8 @@ class ShareService:
         `TooManyRequests` after too many wrong ones from the network of `address` (see `Throttle`),
         and what `ScryptPool.run` raises.
 
-        Who was right once needs no second look: a program that asks for many parts of a file sends
-        its password with each of them. Parts that are asked for at once share one look.
+        A right password is remembered: a program that requests many parts of a file sends its
+        password with each of them. Parts requested at once share one check.
         """
         if share.password_hash is None:
             return
@@ -203,17 +203,17 @@ class ShareService:
             self._right.remember(share, password)
 
     def require(self, shared: Shared, length: int) -> None:
-        """Raise `NotFound` where `take` would, as far as can be seen without it."""
+        """Raise `NotFound` where `take` would, as far as memory can tell."""
         if not shared.leaves(length):
             raise NotFound(_NOT_VALID)
 
     def take(self, shared: Shared, length: int) -> None:
-        """Count `length` bytes, before the first of them is sent. Raises `NotFound` when they may
-        not be had any more.
+        """Count `length` bytes, before the first of them is sent. Raises `NotFound` when the share
+        does not allow them any more.
 
-        They belong to the download that is under way, unless that has nothing left, or all of the
-        file is asked for again: then the next one begins. The limit, over all processes:
-        `max_downloads` downloads, each of the file's size and `Shared.spare`.
+        They belong to the download under way, unless that has nothing left, or the whole file is
+        requested again: then the next one begins. The limit, over all processes: `max_downloads`
+        downloads, each of the file's size and `Shared.spare`.
         """
         limit, size, spare = shared.share.max_downloads, shared.size, shared.spare
         is_whole = length == size
@@ -221,7 +221,7 @@ class ShareService:
         begins = or_(left <= 0, left - length < -spare)
         if is_whole:
             begins = or_(begins, func.coalesce(Share.whole_begun, true()))
-        # Of a link without a limit nothing is refused, and no sum may grow for ever.
+        # A link without a limit refuses nothing, but no sum may grow without bound.
         most = size if limit is None else _MOST_LEFT
         kept = case((left <= 0, 0), (left > most, most), else_=left)
         statement = (
@@ -246,7 +246,7 @@ class ShareService:
                 raise NotFound(_NOT_VALID)
 
     def give_back(self, shared: Shared, unsent: int) -> None:
-        """Return bytes that were taken but not sent. A download is never given back."""
+        """Return bytes that were taken but not sent. A download is never returned."""
         with self._database.session_scope() as session:
             session.execute(
                 update(Share)
@@ -256,8 +256,8 @@ class ShareService:
 
 
 class _RightPasswords:
-    """The latest passwords that were right, as HMACs under a key that no other process has.
-    Bound to the stored hash: with another one nothing is remembered. Thread-safe."""
+    """Cache of the latest right passwords, as HMACs under a key of this process. Bound to the
+    stored hash: a new password is not remembered as right. Thread-safe."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -280,7 +280,7 @@ class _RightPasswords:
 
 
 def get_share(session: Session, user_id: uuid.UUID, share_id: uuid.UUID) -> Share:
-    """One share of a user. Raises `NotFound` for any other, and for a revoked one."""
+    """Return one share of a user. Raises `NotFound` for any other, and for a revoked one."""
     share = session.scalar(_mine(user_id).where(Share.id == share_id))
     if share is None:
         raise NotFound
@@ -288,8 +288,8 @@ def get_share(session: Session, user_id: uuid.UUID, share_id: uuid.UUID) -> Shar
 
 
 def shares_of(user_id: uuid.UUID, file_id: uuid.UUID | None) -> Listing[Share]:
-    """A user's shares that are not revoked, those that are over by themselves among them; all, or
-    those of one file."""
+    """List a user's shares that are not revoked, including expired and used-up ones; all, or those
+    of one file."""
     statement = _mine(user_id)
     if file_id is not None:
         statement = statement.where(Share.file_id == file_id)
@@ -297,7 +297,7 @@ def shares_of(user_id: uuid.UUID, file_id: uuid.UUID | None) -> Listing[Share]:
 
 
 def _subject(share: Share) -> str:
-    """By which tries of a link's password are counted."""
+    """Return the subject under which tries of a link's password are counted."""
     return f"share:{share.id}"
 
 
