@@ -1,1 +1,1 @@
-"""What goes out: counted before it is sent, limited by budgets, summed and reported."""
+"""Traffic: counted before it is sent, limited by budgets, summed and reported."""

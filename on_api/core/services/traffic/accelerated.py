@@ -1,7 +1,7 @@
-"""Answers whose bytes nginx takes from the node by itself: charged in full before it may, refunded
-by what its log says was sent.
+"""Answers whose bytes nginx takes from the node directly: charged in full before, refunded by what
+nginx's log says was sent.
 
-Whatever goes wrong in between leaves an answer charged in full: counted is never less than sent.
+Any failure in between leaves an answer charged in full: never less is counted than was sent.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _LINE = re.compile(r"\S+ ([0-9a-f]{32}) [0-9]{3} ([0-9]{1,18})\s*")
 
 @dataclass(frozen=True, slots=True)
 class Refunded:
-    """What a piece of nginx's log has changed."""
+    """Result of reading a piece of nginx's log: answers refunded, and bytes taken off."""
 
     answers: int = 0
     bytes: int = 0
 
 
 def read_line(line: str) -> tuple[str, int] | None:
-    """The request's name and the bytes that were sent, of a line in the log format `on_api_accel`
-    (`deploy/nginx.conf`: time, name, status, bytes); None for any other line."""
+    """Parse a line of the log format `on_api_accel` (`deploy/nginx.conf`: time, name, status,
+    bytes). Returns the request's name and the bytes sent; None for any other line."""
     found = _LINE.fullmatch(line)
     return (found[1], int(found[2])) if found else None
 
 
 class AcceleratedAnswers:
-    """The charges that are open. Thread-safe."""
+    """Service for open charges of accelerated answers. Thread-safe."""
 
     def __init__(self, database: Database, ledger: EgressLedger, metrics: Metrics) -> None:
         self._database = database
@@ -48,10 +48,10 @@ class AcceleratedAnswers:
         self._metrics = metrics
 
     def charge(self, identity: str, charge: Charge, length: int) -> bool:
-        """Count an answer of `length` bytes under nginx's name for the request, once for all.
+        """Count an answer of `length` bytes under nginx's name for the request, once only.
 
-        False, and nothing is counted: a budget may leave less (what processes hold as credit is
-        taken for spent here), or the name was used before. Raises `DatabaseUnavailable`.
+        Returns False, counting nothing, when a budget may leave less (credit held by processes
+        counts as spent here), or the name was used before. Raises `DatabaseUnavailable`.
         """
         period = utc_now().replace(minute=0, second=0, microsecond=0)
         subjects = _subjects(period.strftime("%Y-%m"), charge)
@@ -80,9 +80,9 @@ class AcceleratedAnswers:
         return True
 
     def refund(self, sent: Mapping[str, int]) -> Refunded:
-        """Bring what was charged down to what was sent, by nginx's names for the requests, in one
-        transaction. Each answer is refunded once: a name that is seen again, or is unknown, changes
-        nothing. Raises `DatabaseUnavailable`."""
+        """Lower charges to what was sent, by nginx's names for the requests, in one transaction.
+        Each answer is refunded once: a repeated or unknown name changes nothing. Raises
+        `DatabaseUnavailable`."""
         with self._database.session_scope() as session:
             rows = session.scalars(
                 select(AccelCharge)

@@ -1,8 +1,8 @@
-"""The credit of one process: what it has taken from accounts in the database and not yet told what
-for.
+"""Credit of one process: bytes that it has taken from accounts in the database and not yet reported
+as used.
 
-All of it happens on one event loop; only `EgressLedger`'s transactions run in threads, one after
-the other: who comes meanwhile shares the next one. Knows nothing of answers and of what they are
+All of it runs on one event loop; only `EgressLedger`'s transactions run in threads, one after the
+other: calls that come meanwhile share the next one. Knows nothing of answers and of what they are
 counted for.
 """
 
@@ -31,17 +31,18 @@ logger = logging.getLogger(__name__)
 FIRST_SLICE = 1 * MIB
 LARGEST_SLICE = 64 * MIB
 QUICK_SECONDS = 1.0
-"""A slice used up in less doubles the next one."""
+"""A slice used up in fewer seconds doubles the next one."""
 SLOW_SECONDS = 8.0
-"""One that lasts longer halves it."""
+"""A slice that lasts more seconds halves the next one."""
 REMEMBERED_SECONDS = 60.0
-"""A budget is looked at anew so often even if no news came."""
+"""Seconds after which a budget is read again even without a cache invalidation."""
 
 _UNLIMITED = 2**62
 
 
 class Account:
-    """Credit of one subject in memory. `room`: what the budget left beyond it when last seen."""
+    """Credit of one subject in memory. `room`: bytes that the budget left beyond it when last
+    read."""
 
     __slots__ = (
         "asked",
@@ -69,21 +70,22 @@ class Account:
         self.budget: int | None = None
         self.room = 0
         self.exempt = False
-        """A key without a budget of its own: nothing is counted."""
+        """True for a key without a budget of its own: nothing is counted."""
         self.generation = -1
-        """The state of news when it was last compared with the database; -1: never."""
+        """`Credit._generation` when it was last compared with the database; -1: never."""
         self.checked_at = float("-inf")
         self.low = 0
-        """With less credit the next slice is fetched."""
+        """The next slice is fetched once credit is below this number of bytes."""
         self.slice = FIRST_SLICE
         self.taken_at = float("-inf")
         self.idle = False
         self.doubtful = False
-        """A transaction went unanswered: the database may have more open for it than we know."""
+        """True while a transaction is unconfirmed: the database may have more credit open than we
+        know."""
         self.tickets = 0
 
     def next_slice(self, now: float) -> int:
-        """How much to take at this moment (monotonic), by how long the slice before has lasted."""
+        """Return the bytes to take now (monotonic time), by how long the last slice has lasted."""
         if now - self.taken_at < QUICK_SECONDS:
             return min(2 * self.slice, LARGEST_SLICE)
         if now - self.taken_at > SLOW_SECONDS:
@@ -92,18 +94,18 @@ class Account:
 
     @property
     def holds(self) -> bool:
-        """Whether it has something open in the database."""
+        """True if it has credit open in the database."""
         return not self.exempt and bool(self.credit or self.used or self.doubtful)
 
     @property
     def unused(self) -> bool:
-        """Whether nobody would miss it."""
+        """True if it holds no credit and has no open ticket."""
         return not (self.holds or self.tickets)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A flush that may have been written, and whose accounts it settles."""
+    """Flush that may have been written, and the accounts that it settles."""
 
     flush: Flush
     accounts: frozenset[Account]
@@ -112,8 +114,8 @@ class _Pending:
 class Credit:
     """Accounts of the present month, and of past ones until they are settled.
 
-    `take_counted` hands over all that was counted since it was last asked. With `bounded` budgets
-    are kept; else they only tell.
+    `take_counted` returns all that was counted since its last call. `bounded`: budgets are
+    enforced; else they are only reported.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class Credit:
         self._month = ""
         self._accounts: dict[tuple[str, uuid.UUID], Account] = {}
         self._past: list[Account] = []
-        """Of months that are over, with credit to give back or use to settle."""
+        """Accounts of past months, with credit to give back or use to settle."""
         self._asked: set[Account] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._pending: _Pending | None = None
@@ -146,12 +148,12 @@ class Credit:
 
     @property
     def unsettled(self) -> bool:
-        """Whether the database is still to be told something."""
+        """True if the database has not been told everything yet."""
         return self._pending is not None or any(a.holds for a in self._all_accounts())
 
     @property
     def open_bytes(self) -> int:
-        """What the process has open of everybody's account. From any thread."""
+        """Open bytes of this process in the instance's account. May be read from any thread."""
         accounts = list(self._accounts.values())
         return sum(a.credit + a.used for a in accounts if a.subject.kind == INSTANCE)
 
@@ -162,7 +164,7 @@ class Credit:
         self._accounts = {}
 
     def account(self, kind: str, subject_id: uuid.UUID) -> Account:
-        """An account of the present month."""
+        """Return an account of the present month; made if missing."""
         account = self._accounts.get((kind, subject_id))
         if account is None:
             account = Account(Subject(kind, subject_id, self._month))
@@ -170,15 +172,15 @@ class Credit:
         return account
 
     def limits(self, account: Account) -> bool:
-        """Whether its budget ends answers."""
+        """Return whether the account's budget can end answers."""
         return self._bounded and account.budget is not None and not account.exempt
 
     def is_fresh(self, account: Account) -> bool:
-        """Whether its budget is known as it is now."""
+        """Return whether the account's budget is known and up to date."""
         return self.are_fresh((account,))
 
     def are_fresh(self, accounts: Iterable[Account]) -> bool:
-        """Whether the budgets of all that have one are known as they are now."""
+        """Return whether the budgets of all accounts that have one are known and up to date."""
         if not self._invalidations.trusted:
             return False
         generation, oldest = self._generation, time.monotonic() - REMEMBERED_SECONDS
@@ -189,8 +191,8 @@ class Credit:
         return True
 
     def spend(self, accounts: Sequence[Account], n: int) -> bool:
-        """Count `n` bytes on each account. False: on one of them credit is short, and nothing was
-        counted."""
+        """Count `n` bytes on each account. Returns False, counting nothing, if one is short of
+        credit."""
         for account in accounts:
             if account.credit < n:
                 return False
@@ -203,7 +205,7 @@ class Credit:
         return True
 
     def _fetch_ahead(self, account: Account) -> None:
-        """Have the next slice before the present one is used up."""
+        """Fetch the next slice before the present one is used up."""
         if account.exempt or account in self._asked:
             return
         if self.limits(account) and account.room <= 0:
@@ -212,21 +214,22 @@ class Credit:
         self._start_work()
 
     async def take(self, short: Mapping[Account, int]) -> None:
-        """Ask for so many bytes of credit on each account. Raises `DatabaseUnavailable`."""
+        """Take credit, `short` bytes by account, in the next transaction. Raises
+        `DatabaseUnavailable`."""
         for account, needed in short.items():
             account.asked += needed
             self._asked.add(account)
         await self._turn()
 
     def lacks(self, account: Account, needed: int) -> bool:
-        """Whether the budget leaves less than that, open credit included."""
+        """Return whether the budget leaves less than `needed` bytes, open credit included."""
         return self.limits(account) and account.credit + account.room < needed
 
     async def compare(self, accounts: Collection[Account]) -> None:
-        """Learn what their budgets are by now.
+        """Read the budgets of accounts again.
 
-        Never while a transaction is under way: credit that it is giving back is neither here nor,
-        for whoever asks the database, there, and a budget would seem to have ended.
+        Never while a transaction runs: credit that it is returning would be missing both here and
+        in the database as read, and a budget would seem to be used up.
         """
         async with self._one_at_a_time:
             generation = self._generation
@@ -242,14 +245,14 @@ class Credit:
             self._start_work()
 
     async def flush(self, *, closing: bool = False) -> None:
-        """Write what was counted, and give back what was idle since the flush before; all, when
-        the process is `closing`. Raises `DatabaseUnavailable`."""
+        """Write what was counted, and return credit that was idle since the last flush; all of it
+        when the process is `closing`. Raises `DatabaseUnavailable`."""
         self._closing = self._closing or closing
         self._flush_due = True
         await self._turn()
 
     async def _turn(self) -> None:
-        """Wait for a transaction that begins after this."""
+        """Wait for a transaction that begins after this call."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._start_work()
@@ -257,12 +260,12 @@ class Credit:
 
     def _start_work(self) -> None:
         if self._working is None:
-            # No context of ours: the work is for several requests, and no line of it is this one's.
+            # Without this request's context: the work is for several requests.
             loop = asyncio.get_running_loop()
             self._working = loop.create_task(self._work(), context=Context())
 
     async def _work(self) -> None:
-        """One transaction after the other, as long as there is something to do."""
+        """Run transactions one after the other while there is work."""
         try:
             while self._waiting or self._asked or self._flush_due:
                 waiting, self._waiting = self._waiting, []
@@ -273,7 +276,7 @@ class Credit:
                     if not isinstance(error, OnApiError):
                         logger.exception("a transaction of the meter failed")
                     for future in waiting:
-                        if not future.done():  # whoever waits may be gone
+                        if not future.done():  # the waiter may be gone
                             future.set_exception(DatabaseUnavailable())
                 else:
                     for future in waiting:
@@ -300,7 +303,7 @@ class Credit:
         except OnApiError:
             raise
         except Exception:
-            # Counting must go on: what can't be written as it is, is written without its detail.
+            # Counting must go on: a flush that can't be written is written without its detail.
             if self._pending is None:
                 raise
             logger.exception("what went out can't be written in detail")
@@ -343,7 +346,7 @@ class Credit:
             account.budget, account.room = standing.budget, standing.room
 
     def _gather(self, asked: Collection[Account]) -> _Pending:
-        """All that was counted since the last time, as a flush; idle credit is given back."""
+        """Gather all that was counted since the last time as a flush, and return idle credit."""
         counted = self._take_counted()
         settled: dict[Subject, int] = {}
         changed: set[Account] = set()
@@ -366,7 +369,7 @@ class Credit:
         return _Pending(Flush(self._flushes, counted, settled), frozenset(changed))
 
     def _forget_unused(self, in_work: Collection[Account]) -> None:
-        # One object for each account at any time: two would each write what it alone holds.
+        # Only one object may exist for each account: two would each write only their own credit.
         busy = {*in_work, *self._asked}
         self._accounts = {
             key: account

@@ -1,12 +1,12 @@
-"""What each account has spent of its egress budget: slices of credit, taken from the database
+"""Egress budgets: what each account has spent, in slices of credit that are taken from the database
 before they are used.
 
 An account's counter is raised by a slice in the transaction that takes it, and lowered when the
-rest comes back, so at every moment it is at least what was delivered; a process that is killed
-leaves what it had open counted. Who uses the credit, and for what, is in `metering.py`.
+rest is returned, so at every moment it is at least what was delivered; the open credit of a killed
+process stays counted. Credit is used in `metering.py`.
 
-Each transaction writes what the process holds as a whole, not a difference: one whose commit went
-unanswered is made good by the next one, whether it happened or not.
+Each transaction writes all that the process holds, not a difference: if a commit is not confirmed,
+the next one corrects the state whether it happened or not.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from on_api.core.setting_groups import TrafficSettings
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = (100, 80)
-"""Percent of a budget that are told of, the highest first."""
+"""Percentages of a budget that are reported, the highest first."""
 SMALLEST_SLICE = 64 * 1024
 SHARE_OF_THE_REST = 8
-"""A slice takes at most this part of what a budget leaves: else the first one would be all of a
-small budget, and the others could have nothing."""
+"""Divisor: a slice takes at most this part of what a budget leaves. Otherwise the first slice could
+take all of a small budget and leave nothing for other processes."""
 
 _AT_ONCE = 1000
 _RANKS = {OWNER: 0, KEY: 1, INSTANCE: 2}
-"""The order in which counters are locked: the one that everybody needs last, so that it is held for
-the shortest time."""
+"""Order in which counters are locked: the instance's comes last, as every process needs it, so that
+it is locked for the shortest time."""
 
 
 class Subject(NamedTuple):
-    """An account in one month (`2026-11`)."""
+    """Account in one month (`2026-11`)."""
 
     kind: str
     id: uuid.UUID
@@ -60,10 +60,10 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What a process holds of an account, and what it asks for; bytes.
+    """Bytes that a process holds of an account, and bytes that it asks for.
 
-    `held`: open credit, what is used but not part of a flush included. `needed` is granted as far
-    as the budget leaves it, `wanted` where it leaves much more.
+    `held`: open credit, including what is used but not part of a flush. `needed` is granted as far
+    as the budget allows, `wanted` where it leaves much more.
     """
 
     subject: Subject
@@ -74,8 +74,8 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """What was counted since the flush before. `settled`: which part of each account's open credit
-    that was."""
+    """Counts since the last flush. `settled`: the part of each account's open credit that was
+    used."""
 
     number: int
     counted: Sequence[Sums]
@@ -84,8 +84,8 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An account after a transaction: bytes granted by it, and what the budget leaves beyond all
-    open credit (below 0: it was passed). `budget` None: no limit, so `room` means nothing."""
+    """State of an account after a transaction: bytes granted by it, and what the budget leaves
+    beyond all open credit (below 0: exceeded). `budget` None: no limit, so `room` means nothing."""
 
     granted: int
     budget: int | None
@@ -94,7 +94,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """An account has come to a threshold of its budget."""
+    """Notice that an account has reached a threshold of its budget."""
 
     subject: Subject
     percent: int
@@ -104,14 +104,14 @@ class Notice:
 
 @dataclass(slots=True)
 class Synced:
-    """What a transaction has done."""
+    """Result of a transaction."""
 
     standings: dict[Subject, Standing] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
 
 
 def instance(month: str) -> Subject:
-    """The account of everybody together."""
+    """Return the account of the whole instance in a month."""
     return Subject(INSTANCE, EVERYBODY, month)
 
 
@@ -128,11 +128,11 @@ class EgressLedger:
         positions: Collection[Position],
         flush: Flush | None,
     ) -> Synced:
-        """Bring what a process holds, has counted and asks for into the database, in one
+        """Write what a process holds and has counted, and grant what it asks for, in one
         transaction.
 
-        A flush is written once, however often it is sent. Raises `DatabaseUnavailable` when it may
-        or may not have happened.
+        A flush is written once, however often it is sent. Raises `DatabaseUnavailable`, after which
+        the transaction may or may not have been committed.
         """
         synced = Synced()
         with self._database.session_scope() as session:
@@ -148,7 +148,7 @@ class EgressLedger:
         return synced
 
     def look_up(self, subjects: Collection[Subject]) -> dict[Subject, Standing]:
-        """Budgets as they are now, without taking anything."""
+        """Return the present state of budgets, without taking anything."""
         with self._database.session_scope(write=False) as session:
             budgets = self._budgets(session, subjects)
             spent = {
@@ -166,10 +166,10 @@ class EgressLedger:
         self, session: Session, subjects: Collection[Subject], size: int
     ) -> tuple[Collection[Subject], list[Notice]]:
         """Count bytes at once, without credit. Returns the accounts that were charged (keys without
-        a budget are none), and what is to be logged after the commit.
+        a budget are left out), and the notices to log after the commit.
 
-        Raises `EgressBudgetExceeded` where a budget leaves less, open credit of others deducted:
-        the caller's transaction has to end with it.
+        Raises `EgressBudgetExceeded` where a budget leaves less, with open credit of processes
+        counted as spent: the caller must then roll the transaction back.
         """
         budgets = self._budgets(session, subjects)
         counters = _lock_counters(session, sorted(budgets, key=_lock_order))
@@ -187,7 +187,7 @@ class EgressLedger:
         return list(budgets), notices
 
     def give_back(self, session: Session, sizes: Mapping[Subject, int]) -> None:
-        """Lower counters by bytes that were spent and not sent (raise them, for sizes below 0)."""
+        """Lower counters by bytes that were spent but not sent (raise them for negative sizes)."""
         for subject, counter in _lock_counters(session, sorted(sizes, key=_lock_order)).items():
             counter.bytes = max(0, counter.bytes - sizes[subject])
 
@@ -209,7 +209,8 @@ class EgressLedger:
         for position in positions:
             subject, counter = position.subject, counters[position.subject]
             credit = credits_open.get(subject)
-            # All that isn't held: what others have open, and what was delivered for good.
+            # All that this process doesn't hold: credit open in others, and bytes delivered for
+            # good.
             spent = counter.bytes - (credit.bytes if credit is not None else 0)
             spent += settled.get(subject, 0)
             budget = budgets[subject]
@@ -237,8 +238,8 @@ class EgressLedger:
     def _budgets(
         self, session: Session, subjects: Collection[Subject]
     ) -> dict[Subject, int | None]:
-        """The budget of each account. Keys without one of their own are left out: nothing is
-        counted for them."""
+        """Return the budget of each account. Keys without one are left out: nothing is counted for
+        them."""
         owners = {subject.id for subject in subjects if subject.kind == OWNER}
         keys = {subject.id for subject in subjects if subject.kind == KEY}
         of_owners = _numbers(session, User.id, User.egress_budget, owners)
@@ -255,7 +256,7 @@ class EgressLedger:
 
 
 def log_notices(notices: Sequence[Notice]) -> None:
-    """Say which thresholds were reached, once that is committed."""
+    """Log the thresholds that were reached, after their commit."""
     for notice in notices:
         logger.warning(
             "egress budget: %s %s has come to %d %% of %d bytes in %s",
@@ -268,9 +269,10 @@ def log_notices(notices: Sequence[Notice]) -> None:
 
 
 def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> bool:
-    """Show that the process lives. Returns whether the flush is still to be written.
+    """Record that the process lives. Returns whether the flush is still to be written.
 
-    One that was taken for dead is there anew: what it had open is counted once more, as lost.
+    A process that was taken for dead is inserted again: its open credit is then counted twice, once
+    as lost.
     """
     row = insert_or_lock(
         session, MeteringProcess, ["id"], id=process_id, seen_at=database_now(), flushed=0
@@ -288,7 +290,8 @@ def _grant(position: Position, room: int) -> int:
 
 
 def _notice(counter: EgressCounter, subject: Subject, budget: int | None) -> Notice | None:
-    """The threshold that was reached and not told of yet. Another budget has its own."""
+    """Return the threshold that was reached and not reported yet, or None. A changed budget starts
+    anew."""
     if budget is None or not counter.bytes:
         return None
     percents = (percent for percent in THRESHOLDS if counter.bytes * 100 >= budget * percent)
@@ -298,7 +301,7 @@ def _notice(counter: EgressCounter, subject: Subject, budget: int | None) -> Not
 
 
 def _tell(session: Session, notice: Notice) -> None:
-    """Write the event for whom it concerns: the account's user, or every administrator."""
+    """Record the event for those concerned: the account's user, or every administrator."""
     kind, subject_id, month = notice.subject
     if kind == OWNER:
         whose = select(User.id).where(User.id == subject_id)
@@ -321,12 +324,12 @@ def _tell(session: Session, notice: Notice) -> None:
 
 
 def _lock_counters(session: Session, subjects: Sequence[Subject]) -> dict[Subject, EgressCounter]:
-    """The counters of accounts, made where they weren't, locked in the order given."""
+    """Lock the counters of accounts in the order given, inserting missing ones, and return them."""
     new = insert_into(dialect_of(session), EgressCounter).values(
         [{**_key_of(subject), "bytes": 0, "warned_percent": 0} for subject in subjects]
     )
     rows = session.scalars(
-        # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
+        # An update that changes nothing: `DO NOTHING` would neither lock nor return the row.
         new.on_conflict_do_update(
             index_elements=["subject_kind", "subject_id", "month"],
             set_={"month": new.excluded.month},
@@ -358,7 +361,7 @@ def _numbers(
 def _is_one_of(
     table: type[EgressCounter | EgressCredit], subjects: Collection[Subject]
 ) -> ColumnElement[bool]:
-    # The first two say the same again: SQLite finds nothing by an index for a tuple alone.
+    # The first two conditions are redundant, but SQLite uses no index for a tuple alone.
     return and_(
         table.subject_kind.in_({subject.kind for subject in subjects}),
         table.subject_id.in_({subject.id for subject in subjects}),

@@ -1,8 +1,7 @@
-"""The meter: counts every byte that goes out before it is sent, in memory, against credit that was
-taken from the database (`credit.py`).
+"""The meter: counts every outgoing byte before it is sent, in memory, against credit taken from the
+database (`credit.py`).
 
-On one event loop. What was counted is written every few seconds. Knows nothing of how answers are
-made.
+On one event loop. Counts are written every few seconds. Knows nothing of how answers are made.
 """
 
 from __future__ import annotations
@@ -30,32 +29,32 @@ __all__ = ["Charge", "Kind", "Meter", "Ticket"]
 logger = logging.getLogger(__name__)
 
 START_BYTES = 64 * 1024
-"""Credit with which an answer of unknown length may begin."""
+"""Credit in bytes with which an answer of unknown length may begin."""
 ASKED_AGAIN_SECONDS = 1.0
-"""How long "the budget is used up" is believed."""
+"""Seconds for which a used-up budget is not read again."""
 PATIENCE_SECONDS = 10.0
-"""How long an answer that has begun waits for a database that can't be reached."""
+"""Seconds that an answer which has begun waits for an unreachable database."""
 RETRY_SECONDS = 0.2
 MOST_SUMS = 10_000
-"""Sums in memory; with more they are written at once."""
+"""Most sums in memory; beyond it they are written at once."""
 LAST_SECONDS = 10.0
-"""How long the end of a process waits for its last flush."""
+"""Seconds that the end of a process waits for its last flush."""
 
 
 @dataclass(slots=True)
 class _Row(Sums):
-    """Sums that are still being added to by so many tickets."""
+    """Sums that are still being counted, with the number of open tickets."""
 
     tickets: int = 0
 
     @property
     def is_counted(self) -> bool:
-        """Whether there is anything in it."""
+        """True if anything was counted."""
         return bool(self.requests or self.bytes_out or self.bytes_in)
 
 
 class Ticket:
-    """One answer being counted. On the event loop only."""
+    """Count of one answer while it is sent. On the event loop only."""
 
     __slots__ = ("_accounts", "_charge", "_cut", "_meter", "_row", "_until")
 
@@ -71,8 +70,8 @@ class Ticket:
         self._until = meter.hour_ends
 
     def take(self, n: int) -> bool:
-        """Count `n` bytes that are about to be sent. False: credit is short, nothing was counted;
-        await `more`."""
+        """Count `n` bytes that are about to be sent. Returns False, counting nothing, if credit is
+        short; then await `more`."""
         if self._meter.now() >= self._until:
             self._bind_anew()
         if not self._meter.credit.spend(self._accounts, n):
@@ -82,8 +81,9 @@ class Ticket:
         return True
 
     async def more(self, n: int) -> None:
-        """Take credit, then count `n` bytes. Raises `EgressBudgetExceeded` when a budget has ended,
-        `DatabaseUnavailable` when nobody can say: the answer has to be cut."""
+        """Take credit, then count `n` bytes. Raises `EgressBudgetExceeded` when a budget is used
+        up, `DatabaseUnavailable` when the database is unreachable for too long: the answer has to
+        be cut."""
         meter, deadline = self._meter, time.monotonic() + PATIENCE_SECONDS
         while not self.take(n):
             short = {account: n for account in self._accounts if account.credit < n}
@@ -101,8 +101,8 @@ class Ticket:
                     raise meter.exceeded(account)
 
     def close(self, status: int) -> None:
-        """The answer is over: whole, aborted or failed (`status` 0: it never began). Counts one
-        request; a second call does nothing."""
+        """End the count of an answer: whole, aborted or failed (`status` 0: it never began). Counts
+        one request; a second call does nothing."""
         row, self._row = self._row, None
         if row is None:
             return
@@ -117,7 +117,7 @@ class Ticket:
         self._accounts = []
 
     def _bind_anew(self) -> None:
-        """Count in the present hour, and on the accounts of its month."""
+        """Move to the sums of the present hour, and to the accounts of its month."""
         if self._row is None:
             return  # closed
         before = self._accounts
@@ -133,7 +133,7 @@ class Ticket:
 
 
 class Meter:
-    """Counts for one process. `clock` gives seconds since 1970."""
+    """Meter of one process. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -164,8 +164,8 @@ class Meter:
         self._hour = datetime.fromtimestamp(0, UTC)
         self.hour_ends = 0.0
         self.binding = 0
-        """Another one whenever rows and accounts that were found before may not be those to count
-        on any more."""
+        """Version of the row and account objects; callers that cached them must look them up again
+        when it changes."""
         metrics.watch(
             "on_api_egress_open_credit_bytes",
             "Bytes taken from budgets and not yet written as sent.",
@@ -173,7 +173,7 @@ class Meter:
         )
 
     def now(self) -> float:
-        """Seconds since 1970; turns the page when an hour or a month is over."""
+        """Return the seconds since 1970; begins a new hour or month when one is over."""
         now = self._clock()
         if now >= self.hour_ends:
             self._turn_page(now)
@@ -181,7 +181,7 @@ class Meter:
 
     def try_open(self, charge: Charge, length: int | None) -> Ticket | None:
         """Begin to count an answer of `length` bytes (None: not known; 0: only its request), if
-        memory alone can say that it may go out. Else None: `await open()`."""
+        memory alone can admit it. Otherwise returns None: await `open`."""
         self.now()
         accounts = self.accounts_of(charge)
         if length != 0:
@@ -200,10 +200,10 @@ class Meter:
 
     async def open(self, charge: Charge, length: int | None) -> Ticket:
         """Begin to count an answer of `length` bytes (None: not known; 0: only its request, which
-        is always free). Where memory alone can say so, nothing is awaited.
+        is always free). Awaits nothing where memory alone can admit it.
 
-        Raises `EgressBudgetExceeded` when a budget leaves less, `DatabaseUnavailable` when nobody
-        can say.
+        Raises `EgressBudgetExceeded` when a budget leaves less, `DatabaseUnavailable` when it can't
+        be read.
         """
         if (ticket := self.try_open(charge, length)) is not None:
             return ticket
@@ -212,7 +212,7 @@ class Meter:
         return Ticket(self, charge, self.accounts_of(charge))
 
     def received(self, charge: Charge, size: int) -> None:
-        """Count `size` bytes that came in as one request."""
+        """Count one request with `size` bytes received."""
         self.now()
         row = self.row_of(charge)
         row.requests += 1
@@ -230,13 +230,13 @@ class Meter:
                 logger.exception("what went out could not be written")
 
     async def flush(self) -> None:
-        """Write what was counted, and give back credit that nobody uses."""
+        """Write what was counted, and return unused credit."""
         self.now()
         if self._has_news():
             await self.credit.flush()
 
     async def close(self) -> None:
-        """Write the rest and give everything back. What can't be written stays counted, without
+        """Write the rest and return all credit. What can't be written stays counted, without
         detail."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS):
@@ -248,10 +248,10 @@ class Meter:
                 return
         logger.warning("what went out in the last seconds could not be written")
 
-    # For tickets.
+    # Used by tickets.
 
     def accounts_of(self, charge: Charge) -> list[Account]:
-        """On which accounts a charge is counted this month."""
+        """Return the accounts that a charge counts on this month."""
         found = [self.credit.account(INSTANCE, EVERYBODY)]
         if charge.owner_id is not None:
             found.append(self.credit.account(OWNER, charge.owner_id))
@@ -260,7 +260,7 @@ class Meter:
         return found
 
     def row_of(self, charge: Charge) -> _Row:
-        """The sums of a charge in this hour."""
+        """Return the sums of a charge in this hour."""
         key = (self.hour_ends, charge)
         row = self._rows.get(key)
         if row is None:
@@ -270,7 +270,8 @@ class Meter:
         return row
 
     def exceeded(self, account: Account) -> EgressBudgetExceeded:
-        """The refusal for an account whose budget has ended."""
+        """Return the refusal for an account whose budget is used up, and count it in the
+        metrics."""
         self._metrics.egress_refused.labels(account.subject.kind).inc()
         now = self.now()
         ends = month_end(datetime.fromtimestamp(now, UTC)).timestamp()
@@ -304,7 +305,7 @@ class Meter:
                 raise self.exceeded(account)
 
     def _take_counted(self) -> list[Sums]:
-        self.binding += 1  # accounts are forgotten right after it
+        self.binding += 1  # accounts are dropped right after it
         counted = []
         for key, row in list(self._rows.items()):
             if row.is_counted:
@@ -345,6 +346,6 @@ class Meter:
 
 
 def month_end(moment: datetime) -> datetime:
-    """The first moment of the next calendar month in UTC."""
+    """Return the first moment of the next calendar month in UTC."""
     year, month = (moment.year + 1, 1) if moment.month == 12 else (moment.year, moment.month + 1)
     return datetime(year, month, 1, tzinfo=UTC)

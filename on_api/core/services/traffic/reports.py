@@ -1,10 +1,9 @@
-"""Reports of what went out and came in: sums by period, and by who and what.
+"""Reports of traffic: sums by period, and by party and content.
 
-A process that was killed can't say any more for what it had credit open: until that is buried
-(`upkeep.py`) it is read from the credits themselves, as kind `unattributed`.
+A killed process can't report how its open credit was used: until `upkeep.py` records it, reports
+read it from the credits themselves, as kind `unattributed`.
 
-What is asked of everybody together is read from everybody's totals, unless it tells apart whom or
-what it was for.
+Reports on the whole instance are read from the totals, unless they are grouped by party or content.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from on_api.core.services.traffic.sums import COUNTS, Kind
 from on_api.core.setting_groups import TrafficSettings
 
 LEAST_SILENCE = timedelta(seconds=10)
-"""A process that has said nothing for so long, and for three flushes, is taken for dead."""
+"""Least silence, and at least three flushes, after which a process counts as dead."""
 
 _COLUMNS = ("period", "kind", "owner_id", "key_id", "share_id", "file_id", "cid", *COUNTS)
 _TOTAL_COLUMNS = ("period", "kind", *COUNTS)
@@ -53,7 +52,7 @@ _SQLITE_FORMATS = {
 
 
 class Interval(StrEnum):
-    """The length of a report's periods."""
+    """Length of a report's periods."""
 
     HOUR = "hour"
     DAY = "day"
@@ -61,7 +60,7 @@ class Interval(StrEnum):
 
 
 class GroupBy(StrEnum):
-    """What a report tells apart."""
+    """Property by which a report is grouped."""
 
     FILE = "file"
     CID = "cid"
@@ -72,7 +71,7 @@ class GroupBy(StrEnum):
 
 
 class SortBy(StrEnum):
-    """What comes first: the earliest period, or the most bytes out."""
+    """Order of a report: by period, earliest first, or by bytes out, most first."""
 
     PERIOD = "period"
     BYTES_OUT = "bytes_out"
@@ -92,15 +91,15 @@ _REACH = {
     Interval.DAY: timedelta(days=31),
     Interval.MONTH: timedelta(days=366),
 }
-"""How far back a report goes when it isn't said."""
+"""Time that a report goes back when `begin` isn't given."""
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
-    """Which sums are wanted. `owner_id` None: everybody's. Periods that begin within
-    [`begin`, `end`) are counted; None: as far back as makes sense, until now."""
+    """Selection of sums. `owner_id` None: all users'. Periods that begin within [`begin`, `end`)
+    are counted; None: the interval's usual reach, until now."""
 
     owner_id: uuid.UUID | None
     interval: Interval
@@ -122,7 +121,7 @@ class ReportLine:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The lines asked for, and the sums of all, those that were cut off included."""
+    """Requested lines, and the sums of all, including those cut off by the limit."""
 
     lines: Sequence[ReportLine]
     total: dict[str, int]
@@ -130,8 +129,7 @@ class Report:
 
 
 def make_report(session: Session, request: ReportRequest, settings: TrafficSettings) -> Report:
-    """The report. What processes have counted in the last seconds and not yet written is not in
-    it."""
+    """Make a report. Counts of the last seconds that processes have not written yet are missing."""
     end = max(request.end or utc_now(), _EARLIEST + _REACH[request.interval])
     begin = _floor(
         max(request.begin or end - _REACH[request.interval], _EARLIEST), request.interval
@@ -162,13 +160,13 @@ def make_report(session: Session, request: ReportRequest, settings: TrafficSetti
 
 
 def silence(settings: TrafficSettings) -> timedelta:
-    """After how long without a word a process's open credit is shown as `unattributed`."""
+    """Return the time without a sign of life after which a process's open credit is shown as
+    `unattributed`."""
     return max(LEAST_SILENCE, 3 * timedelta(seconds=settings.flush_interval))
 
 
 def last_moment(seen_at: datetime, month: str) -> datetime:
-    """The hour in which a process was last seen, or the last one of the month that its credit is
-    of."""
+    """Return the hour in which a process was last seen, within the month of its credit."""
     begin = datetime.fromisoformat(f"{month}-01").replace(tzinfo=UTC)
     latest = max(begin, min(seen_at, month_end(begin) - timedelta(hours=1)))
     return _floor(latest, Interval.HOUR)
@@ -176,7 +174,8 @@ def last_moment(seen_at: datetime, month: str) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Dead:
-    """Credit that a dead process has left open in a month; `beyond` what is its owners'."""
+    """Credit that a dead process has left open in a month; `beyond`: bytes that no owner accounts
+    for."""
 
     process_id: uuid.UUID
     period: datetime
@@ -208,8 +207,8 @@ def _seen(
     end: datetime,
     group_by: GroupBy | None,
 ) -> tuple[Subquery, ColumnElement[datetime]]:
-    """The rows that are wanted, in a query of its own; and its column of truncated periods:
-    databases don't all see that two truncations are the same."""
+    """Build the subquery of the selected rows, and return it with its column of truncated periods:
+    not all databases recognise two truncations as equal."""
     is_total = request.owner_id is None and group_by in {None, GroupBy.KIND}
     source = _source(dead, request.owner_id, is_total=is_total)
     wanted = [source.c.period >= begin, source.c.period < end]
@@ -227,7 +226,7 @@ def _sums(seen: Subquery) -> list[ColumnElement[int]]:
 def _source(
     dead: Sequence[_Dead], owner_id: uuid.UUID | None, *, is_total: bool
 ) -> Subquery | FromClause:
-    """What was written, and what the dead have left open."""
+    """Return the recorded rows together with the open credit of dead processes."""
     table = TrafficTotal.__table__ if is_total else Traffic.__table__
     names = _TOTAL_COLUMNS if is_total else _COLUMNS
     parts: list[Select[Any]] = [select(*[table.c[name] for name in names])]

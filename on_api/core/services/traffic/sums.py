@@ -1,5 +1,5 @@
-"""What a byte is counted for, and the rows that keep the sums. Who may send how much is in
-`egress.py`; nothing here looks at budgets."""
+"""Charges that bytes are counted for, and the rows with the sums. Budgets are enforced in
+`egress.py`; nothing here looks at them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from on_api.core.models.traffic import HOUR
 from on_api.core.services.content.statements import ManyRows
 
 COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
-"""The columns that are summed."""
+"""Columns that are summed."""
 
 
 class Kind(StrEnum):
-    """By which way bytes went out, or came in."""
+    """Way by which bytes went out, or came in."""
 
     GATEWAY = "gateway"
     CONTENT = "content"
@@ -32,16 +32,16 @@ class Kind(StrEnum):
     EXPORT = "export"
     UPLOAD = "upload"
     UNATTRIBUTED = "unattributed"
-    """What a process that was killed had open: perhaps sent, nobody knows for what."""
+    """Open credit of a killed process: perhaps sent, purpose unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """Whom and what an answer's bytes are counted for. `cid` is the root."""
+    """Party and content that an answer's bytes are counted for. `cid` is the root."""
 
     kind: Kind
     owner_id: uuid.UUID | None
-    """None: the instance alone."""
+    """Owner; None: the instance alone."""
     key_id: uuid.UUID | None = None
     share_id: uuid.UUID | None = None
     file_id: uuid.UUID | None = None
@@ -50,7 +50,7 @@ class Charge:
 
 @dataclass(slots=True)
 class Sums:
-    """What was counted for one charge in one period that has begun at `period`."""
+    """Counts of one charge in the period that begins at `period`."""
 
     period: datetime
     charge: Charge
@@ -62,9 +62,9 @@ class Sums:
 
 
 def add_traffic(session: Session, counted: Iterable[Sums], granularity: str = HOUR) -> None:
-    """Add to the sums of periods; of hours, to everybody's totals as well. Rows are locked in the
-    order of their ids, then totals in theirs: two who write at once never wait for each other in a
-    circle."""
+    """Add to the sums of periods; those of hours are added to the totals of the instance as well.
+    Rows are locked in the order of their ids, then totals in theirs, so that two writers can't
+    deadlock."""
     rows: dict[bytes, dict[str, Any]] = {}
     totals: dict[tuple[datetime, str], dict[str, Any]] = {}
     for one in counted:
@@ -81,8 +81,8 @@ def add_traffic(session: Session, counted: Iterable[Sums], granularity: str = HO
 def take_back(
     session: Session, sizes: Mapping[tuple[datetime, Charge], int]
 ) -> list[tuple[datetime, Charge]]:
-    """Lower what went out in hours by so many bytes (raise it, for sizes below 0). Returns for
-    which that was done: where less was counted nothing is."""
+    """Lower the bytes sent in hours by `sizes` (raise them for negative ones). Returns the hours
+    and charges where that was done: a row that has counted less is left alone."""
     done = []
     totals: dict[tuple[datetime, str], int] = {}
     by_id = {_row(Sums(*place), HOUR)["id"]: place for place in sizes}
@@ -113,7 +113,7 @@ def _add_total(totals: dict[tuple[datetime, str], dict[str, Any]], one: Sums) ->
 
 
 def _adding(table: type[Traffic] | type[TrafficTotal], unique: str) -> ManyRows:
-    """Makes rows, or adds to the counts of those that are there."""
+    """Build the statement that inserts rows, or adds to the counts of existing ones."""
     name = table.__tablename__
     sums = ", ".join(f"{count} = {name}.{count} + excluded.{count}" for count in COUNTS)
     columns = [column.key for column in table_of(table).columns]
@@ -123,7 +123,7 @@ def _adding(table: type[Traffic] | type[TrafficTotal], unique: str) -> ManyRows:
 _TRAFFIC = _adding(Traffic, "id")
 _TOTALS = _adding(TrafficTotal, "period, kind")
 _ROWS_AT_ONCE = 500
-"""In one statement: SQLite allows 32,766 parameters."""
+"""Rows in one statement: SQLite allows 32,766 parameters."""
 
 
 def _write(session: Session, statement: ManyRows, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
-"""What becomes of traffic with time: hours are merged into days, days into months, and what dead
-processes had open is written down.
+"""Upkeep of traffic: hours are merged into days, days into months, and the open credit of dead
+processes is recorded.
 
-Each step moves rows within one transaction: done again, or by two at once, it changes nothing more.
+Each step moves rows within one transaction, so repeating it, or running two at once, does no harm.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from on_api.core.services.traffic.sums import COUNTS, Charge, Kind, Sums, add_tr
 from on_api.core.setting_groups import TrafficSettings
 
 BURIED_AFTER = timedelta(hours=1)
-"""Of silence. A process that comes back later counts what it holds once more."""
+"""Silence after which a process counts as dead. If it comes back later, its credit is counted
+twice."""
 ACCEL_KEPT = timedelta(days=1)
-"""How long nginx's log is waited for; an answer of which nothing is heard stays charged in full.
-The hours that it is counted in aren't merged yet by then."""
+"""Time to wait for nginx's log; an answer that is not logged by then stays charged in full. The
+hours of its charge are not merged before."""
 BATCH = 2000
 """Rows moved in one transaction."""
 
@@ -31,7 +32,7 @@ BATCH = 2000
 def keep_traffic(
     database: Database, settings: TrafficSettings, now: datetime | None = None
 ) -> None:
-    """Do all of it, as far as it is due."""
+    """Run all steps that are due."""
     if now is None:
         with database.session_scope(write=False) as session:
             now = moment_of(session)
@@ -57,7 +58,7 @@ def merge_some(database: Database, fine: str, coarse: str, until: datetime) -> b
             .where(Traffic.granularity == fine, Traffic.period < until)
             .order_by(Traffic.period)
             .limit(BATCH)
-            # What another one moves right now is not there.
+            # Rows that another process is moving are skipped.
             .with_for_update(skip_locked=True)
         ).all()
         add_traffic(session, [_coarser(row, coarse) for row in rows], coarse)
@@ -75,7 +76,7 @@ def _coarser(row: Traffic, granularity: str) -> Sums:
 
 
 def _bury_one(database: Database, silent_since: datetime) -> bool:
-    """Write down what one dead process had open, and forget it. Returns whether there was one."""
+    """Record what one dead process had open, and delete it. Returns whether there was one."""
     with database.session_scope() as session:
         process = session.scalar(
             select(MeteringProcess)
@@ -95,7 +96,7 @@ def _bury_one(database: Database, silent_since: datetime) -> bool:
 
 
 def _unattributed(left: Sequence[EgressCredit], seen_at: datetime) -> list[Sums]:
-    """Owners' open bytes, and what the whole instance had open beyond them."""
+    """Return sums of the owners' open bytes, and of what the instance had open beyond them."""
     sums: list[Sums] = []
     for month in sorted({credit.month for credit in left}):
         of_month = [credit for credit in left if credit.month == month]

@@ -1,4 +1,4 @@
-"""What a user has used: storage now, egress this month."""
+"""A user's usage: storage now, egress this month."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from on_api.core.services.content import leftovers
 from on_api.core.services.traffic.metering import month_end
 
 LEAST_ELAPSED = 3600.0
-"""Seconds of a month below which its rate would say nothing."""
+"""Seconds of a month that must have passed for its rate to be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageUsage:
-    """Bytes charged, with what failures have left on the node, and allowed."""
+    """Bytes charged, including those that failed work has left on the node, and bytes allowed."""
 
     bytes: int
     quota: int | None
@@ -28,8 +28,8 @@ class StorageUsage:
 
 @dataclass(frozen=True, slots=True)
 class EgressUsage:
-    """Bytes spent this month, and how many of them processes hold as credit for what they are
-    sending; allowed; and spent by the month's end at the rate of this month so far."""
+    """Egress of this month in bytes: spent; of these, held by processes as credit; allowed; and
+    spent by the month's end at the rate so far."""
 
     bytes: int
     reserved: int
@@ -40,14 +40,14 @@ class EgressUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Both."""
+    """Storage and egress of a user."""
 
     storage: StorageUsage
     egress: EgressUsage
 
 
 def usage_of(session: Session, user: User) -> Usage:
-    """A user's usage at this moment."""
+    """Return a user's usage now."""
     now = utc_now()
     month = now.strftime("%Y-%m")
     counter = session.get(EgressCounter, (OWNER, user.id, month))
@@ -70,8 +70,8 @@ def usage_of(session: Session, user: User) -> Usage:
 
 
 def forecast(spent: int, now: datetime) -> int:
-    """Bytes by the month's end, at the present rate: spent · length of the month / time of it that
-    has passed (at least an hour)."""
+    """Return the bytes spent by the month's end at the present rate: spent · length of the month /
+    time of it that has passed (at least an hour)."""
     begin = datetime(now.year, now.month, 1, tzinfo=UTC)
     length = (month_end(now) - begin).total_seconds()
     return round(spent * length / max((now - begin).total_seconds(), LEAST_ELAPSED))
