@@ -1,1 +1,1 @@
-"""Moving in and out: imports from other providers, exports, CAR files."""
+"""Transfer: imports from other providers, exports, CAR files."""

@@ -1,6 +1,5 @@
-"""Imports of a CAR: its blocks stream to the node as they come, each one verified, and its roots
-become pins when all of them are there. Nothing is kept in between.
-"""
+"""Imports of a CAR: its blocks stream to the node as they arrive, each one verified, and its roots
+become pins when all of them are there. Nothing is stored in between."""
 
 from __future__ import annotations
 
@@ -57,13 +56,14 @@ class _Root:
 
 MakeIntake = Callable[[LeaseHandle], Intake]
 Render = Callable[[Session, Import], bytes]
-"""Makes the answer's body, in the transaction that ends the import."""
+"""Renders the answer's body, in the transaction that ends the import."""
 _Record = Callable[[Session, Import, bytes], None]
-"""Adds to that transaction; knows the CAR's SHA-256."""
+"""Adds to that transaction; the last argument is the CAR's SHA-256."""
 
 
 class CarImports:
-    """Takes CARs in. A crash leaves a dead lease, and the import as it was: send it again."""
+    """Service that receives CARs. A crash leaves an expired lease, and the import as it was: the
+    CAR has to be sent again."""
 
     def __init__(
         self,
@@ -100,10 +100,11 @@ class CarImports:
         *,
         name: str | None = None,
     ) -> None:
-        """Like `take`, under an Idempotency-Key: what is taken and its answer are one transaction.
+        """Receive a CAR like `take`, under an Idempotency-Key: import and answer are recorded in
+        one transaction.
 
-        Raises `AlreadyAnswered` for a repeat, `Conflict` when it isn't one, both after its whole
-        body was read.
+        Raises `AlreadyAnswered` for a repeat, `Conflict` for another request with the same key,
+        both after its whole body was read.
         """
         if isinstance(attempt, Answered):
             sent = await HashedBody(chunks, self._limits).to_its_end()
@@ -127,9 +128,9 @@ class CarImports:
         name: str | None = None,
         record: _Record | None = None,
     ) -> None:
-        """Take the CAR of an import, whose roots become its items and are moved with it.
+        """Receive the CAR of an import; its roots become the import's items and are pinned.
 
-        `name` is that of the pin, where there is one root. Raises `NotFound`; `Conflict` unless it
+        `name` is the pin's, if there is one root. Raises `NotFound`; `Conflict` unless the import
         waits for a CAR; `BadCar`; `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
         `InsufficientStorage` for too much; `RequestTimeout`; `Unauthorized` when the key has ended
         meanwhile; a `NodeError`.
@@ -176,10 +177,11 @@ class CarImports:
             raise
 
     async def _secure(self, cid: str, lease: LeaseHandle, size: int) -> DagStat:
-        """Pin a root under the lease, and read all of it."""
+        """Pin a root under the lease, and read its whole DAG. Raises `BadCar` if it is not
+        whole."""
         if await self._node.pin_status(cid) is None:
-            # Before: it may be pinned though the answer is lost. What came counts once, for all
-            # roots.
+            # Listed first: it may be pinned though the answer is lost. The bytes received count
+            # once, for all roots.
             lease.pinned[cid] = 0 if lease.pinned else size
             await self._node.pin(cid, name=lease.pin_name, fetch=False)
         try:
@@ -255,7 +257,7 @@ class CarImports:
         lease: LeaseHandle | None,
         error: BaseException,
     ) -> None:
-        """Free the import for another attempt; what was pinned goes by its dead lease."""
+        """Free the import for another attempt; its pins are removed through the dead lease."""
 
         def free(session: Session) -> None:
             row = _mine(session, import_id, token)

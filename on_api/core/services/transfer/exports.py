@@ -1,8 +1,8 @@
-"""The way out: all of a user's content as one CAR, a list of it, and everything that is known of it
-as JSON. Read and written page by page; no session is open while bytes flow.
+"""Exports: all of a user's content as one CAR, a list of it, and all metadata as JSON. Read and
+written page by page; no session is open while bytes flow.
 
-The CAR has one root, a directory that links to every content under its CID: any IPFS tool takes it,
-whatever the number. The list is one that an import of kind `cids` reads.
+The CAR has one root, a directory that links to every content under its CID: any IPFS tool can read
+it, whatever the number of contents. The list can be read by an import of kind `cids`.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from on_api.core.streams.pipeline import gathered
 
 PAGE = 500
 FAN_OUT = 1000
-"""Links of one directory: about 100 kB."""
+"""Most links of one directory: about 100 kB."""
 CAR_TYPE = "application/vnd.ipld.car; version=1"
 
 Entity = TypeVar("Entity", File, Pin, Share)
 
 
 class CarExport:
-    """All that a user holds, as a CAR. Its directories are made before the first byte, in memory:
-    about 300 bytes for each content."""
+    """CAR of all content that a user holds. Its directories are made in memory before the first
+    byte: about 300 bytes for each content."""
 
     def __init__(self, database: Database, node: IpfsNode, user_id: uuid.UUID) -> None:
-        """Reads what the user holds now."""
+        """Read what the user holds now, and build the directories."""
         self._node = node
         entries = list(_contents(database, user_id))
         self._levels: list[list[list[Entry]]] = []
-        """From the top: directories, each with its entries."""
+        """Levels of directories, the top first, each directory with its entries."""
         while True:
             groups = [
                 entries[start : start + FAN_OUT] for start in range(0, len(entries), FAN_OUT)
@@ -57,15 +57,15 @@ class CarExport:
             if len(made) == 1:
                 self.root = made[0].cid
                 self.size = made[0].dag_size
-                """Of its blocks in bytes, about: equal ones may be counted twice."""
+                """Approximate bytes of its blocks: equal ones may be counted twice."""
                 return
             entries = [
                 Entry(f"{number:06}", each.cid, each.dag_size) for number, each in enumerate(made)
             ]
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The CAR, every block verified on its way. Raises `NodeTruncated` for a block that is not
-        there: what was written until then is no whole CAR."""
+        """Yield the CAR, verifying every block. Raises `NodeTruncated` for a missing block: what
+        was written until then is not a whole CAR."""
         async for piece in gathered(self._sections()):
             yield piece
 
@@ -99,7 +99,7 @@ class CarExport:
 
 
 def pins_list(database: Database, user_id: uuid.UUID) -> Iterator[str]:
-    """CSV, in pieces: CID and name of every pin and file."""
+    """Yield CSV in pieces: CID and name of every pin and file."""
     yield _csv_line("cid", "name")
     for pin in _rows(database, user_id, Pin, Pin.created_at, Pin.id):
         if pin.status == PINNED_STATUS and pin.removed_at is None:
@@ -109,7 +109,7 @@ def pins_list(database: Database, user_id: uuid.UUID) -> Iterator[str]:
 
 
 def metadata(database: Database, user_id: uuid.UUID) -> Iterator[str]:
-    """JSON, in pieces: `files`, `pins` and `shares`, without any secret."""
+    """Yield JSON in pieces: `files`, `pins` and `shares`, without any secret."""
     head = {"format": "on-api export", "version": 1, "exported_at": _moment(utc_now())}
     yield json.dumps(head)[:-1]
     files = _rows(database, user_id, File, File.created_at, File.id)
@@ -144,7 +144,7 @@ def _rows(
     created_at: InstrumentedAttribute[datetime],
     row_id: InstrumentedAttribute[uuid.UUID],
 ) -> Iterator[Entity]:
-    """A user's rows, oldest first."""
+    """Yield a user's rows, oldest first."""
     behind: tuple[datetime, uuid.UUID] | None = None
     while True:
         statement = select(table).where(table.user_id == user_id)
@@ -161,7 +161,7 @@ def _rows(
 
 
 def _follow(walk: Walk | None, cid: Cid, block: bytes) -> Walk | None:
-    """Check that this is the next block; None once only the node can follow."""
+    """Check that this is the next block. Returns None once only the node can follow the DAG."""
     try:
         if walk is not None:
             walk.take(cid, block)
@@ -233,5 +233,5 @@ def _moment(value: datetime | None) -> str | None:
 
 
 async def open_car(database: Database, node: IpfsNode, user_id: uuid.UUID) -> CarExport:
-    """Begin a CAR of all that a user holds."""
+    """Build the export of all content that a user holds, in a thread."""
     return await to_thread.run_sync(CarExport, database, node, user_id)

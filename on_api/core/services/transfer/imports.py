@@ -1,6 +1,5 @@
-"""Imports as their users see them: asked for, started, paused, cancelled, looked at. How they are
-carried out is in `jobs.py` and the worker.
-"""
+"""Imports as their users see them: requested, started, paused, cancelled, listed. They are carried
+out in `jobs.py` and the worker."""
 
 from __future__ import annotations
 
@@ -43,9 +42,9 @@ from on_api.core.services.transfer.jobs import let_go
 
 MICROSECOND = timedelta(microseconds=1)
 MOST_IMPORTS = 1000
-"""Of one user; those that have ended stay, for their reports, until they are deleted."""
+"""Most imports of one user; ended ones stay, for their reports, until they are deleted."""
 MOST_UNENDED = 100
-"""Imports of one user that have not ended."""
+"""Most imports of one user that have not ended."""
 UNENDED = (DRAFT, RUNNING, PAUSED)
 ENDED = (DONE, FAILED, CANCELLED)
 AUTO, IPFS, GATEWAY = "auto", "ipfs", "gateway"
@@ -54,7 +53,7 @@ PINATA_GATEWAY = "https://gateway.pinata.cloud"
 
 @dataclass(frozen=True, slots=True)
 class ImportRequest:
-    """What is to be imported, and by which way its bytes are to come."""
+    """Source of a new import, and the way by which its bytes are to come."""
 
     source: SourceSpec
     route: str = AUTO
@@ -64,10 +63,10 @@ class ImportRequest:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What an import's row does not tell by itself.
+    """State of an import that is not in its row.
 
-    `moving_bytes`: of items under way, so far. `room`: what the user's quota leaves; None: no
-    limit.
+    `moving_bytes`: bytes so far of items under way. `room`: bytes that the user's quota leaves;
+    None: no limit.
     """
 
     moving_bytes: int
@@ -75,8 +74,8 @@ class Standing:
 
 
 class ImportService:
-    """Takes imports and changes their state. `ring` is called after a commit that leaves work for
-    the worker."""
+    """Service that takes imports and changes their state. `ring` is called after a commit that
+    leaves work for the worker."""
 
     def __init__(
         self,
@@ -100,12 +99,12 @@ class ImportService:
         key_id: uuid.UUID | None = None,
         is_admin: bool = False,
     ) -> Import:
-        """Take an import: its source's list is read as a job, and its items are moved once it is
+        """Create an import: its source's list is read as a job, and its items are moved once it is
         started.
 
         Raises `Forbidden` for a source that only administrators may name, `AddressRefused` for a
-        URL that isn't called, `BadRequest` for a route without its gateway, `Conflict` for too
-        many, `SecretUnavailable` without a master secret.
+        URL that must not be called, `BadRequest` for a route without its gateway, `Conflict` for
+        too many, `SecretUnavailable` without a master secret.
         """
         spec = request.source
         if spec.kind == KUBO and not is_admin:
@@ -123,7 +122,7 @@ class ImportService:
         unended = select(func.count()).where(Import.user_id == user_id, Import.status.in_(UNENDED))
         if (session.scalar(unended) or 0) >= MOST_UNENDED:
             raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
-        # A CAR begins by being sent.
+        # A CAR import starts when the CAR is sent.
         starts = request.start and not _waits_for_car(spec)
         row = Import(
             id=new_id(),
@@ -147,7 +146,7 @@ class ImportService:
         return row
 
     def open_spec(self, import_id: uuid.UUID, version: int, sealed: bytes) -> SourceSpec:
-        """The source of an import, with its credentials. Raises `SecretUnavailable`."""
+        """Unseal the source of an import, with its credentials. Raises `SecretUnavailable`."""
         try:
             text = self._sealer.open(Sealed(version, sealed), import_id.bytes).decode()
         except (UnknownSecretError, ValueError):
@@ -155,10 +154,10 @@ class ImportService:
         return SourceSpec.from_json(text)
 
     def start(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
-        """Begin, go on after a pause, or try again what an ended import left.
+        """Start an import, resume it after a pause, or retry the failed items of an ended one.
 
-        Raises `NotFound`, or `Conflict` when the source's list was never read to its end: its
-        credentials are forgotten.
+        Raises `NotFound`, or `Conflict` when the CAR is still to be sent, or an ended import's list
+        was not read to its end: its credentials are forgotten.
         """
         row = find_import(session, user_id, import_id, lock=True)
         if row.status == RUNNING:
@@ -179,8 +178,8 @@ class ImportService:
         return row
 
     def pause(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
-        """Stop for now; what is under way begins anew later. Raises `NotFound`, or `Conflict`
-        unless it runs."""
+        """Pause an import; items under way start anew later. Raises `NotFound`, or `Conflict`
+        unless it is running."""
         contents.lock_usage(session, user_id)
         row = find_import(session, user_id, import_id, lock=True)
         if row.status == PAUSED:
@@ -192,7 +191,7 @@ class ImportService:
         return row
 
     def cancel(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> Import:
-        """End it; what was moved stays. Nothing happens to one that has ended. Raises
+        """Cancel an import; what was moved stays. Does nothing to one that has ended. Raises
         `NotFound`."""
         contents.lock_usage(session, user_id)
         row = find_import(session, user_id, import_id, lock=True)
@@ -203,7 +202,7 @@ class ImportService:
         return row
 
     def delete(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> None:
-        """Forget an import that has ended, or was not started; what it moved stays.
+        """Delete an import that has ended, or was not started; what it moved stays.
 
         Raises `NotFound`, or `Conflict` while it is running or paused.
         """
@@ -215,8 +214,8 @@ class ImportService:
         session.flush()
 
     def _begin_anew(self, session: Session, row: Import) -> None:
-        """Have everything tried again that is not here, or that nobody can open here, whatever was
-        said of it; and count the rest."""
+        """Reset failed items, and private files that can't be opened here, to be tried again; count
+        the rest."""
         closed = (
             select(File.id)
             .where(
@@ -259,7 +258,7 @@ class ImportService:
         row.moved_bytes = int(counts.get(DONE, (0, 0))[1] or 0)
 
     def _stop(self, session: Session, row: Import) -> None:
-        """Take it from its worker, with what was under way: a few items at most."""
+        """Release the import from its worker, and reset the items under way: a few at most."""
         let_go(row)
         moving = session.scalars(
             select(ImportItem).where(ImportItem.import_id == row.id, ImportItem.status == MOVING)
@@ -271,8 +270,8 @@ class ImportService:
         session.flush()
 
     def drop_pin(self, session: Session, user_id: uuid.UUID, pin_id: uuid.UUID) -> bool:
-        """Take back a pin that is still under way, or failed. Returns whether it is gone: one that
-        is pinned stays. The user's usage is locked."""
+        """Remove a pin that is unfinished or failed. Returns whether it is gone: a pinned one
+        stays. The user's usage is locked."""
         status = session.scalar(select(Pin.status).where(Pin.id == pin_id))
         if status == PINNED_STATUS:
             return False
@@ -284,7 +283,7 @@ class ImportService:
 def find_import(
     session: Session, user_id: uuid.UUID, import_id: uuid.UUID, *, lock: bool = False
 ) -> Import:
-    """One import of a user. Raises `NotFound` for any other."""
+    """Return one import of a user. Raises `NotFound` for any other."""
     statement = _mine(user_id).where(Import.id == import_id)
     row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
@@ -293,7 +292,7 @@ def find_import(
 
 
 def find_any_import(session: Session, import_id: uuid.UUID) -> Import:
-    """Any user's import, for the operator. Raises `NotFound`."""
+    """Return any user's import, for the operator. Raises `NotFound`."""
     row = session.get(Import, import_id)
     if row is None:
         raise NotFound(f"There is no import {import_id}.")
@@ -301,14 +300,14 @@ def find_any_import(session: Session, import_id: uuid.UUID) -> Import:
 
 
 def imports_of(user_id: uuid.UUID) -> Listing[Import]:
-    """A user's imports."""
+    """List a user's imports."""
     return Listing(_mine(user_id), Import.created_at, Import.id)
 
 
 def items_of(
     session: Session, user_id: uuid.UUID, import_id: uuid.UUID, status: str | None
 ) -> Listing[ImportItem]:
-    """The items of a user's import, or those of one status. Raises `NotFound`."""
+    """List the items of a user's import, all or those of one status. Raises `NotFound`."""
     row = find_import(session, user_id, import_id)
     statement = select(ImportItem).where(ImportItem.import_id == row.id)
     if status is not None:
@@ -320,9 +319,9 @@ def items_of(
 def standings_of(
     session: Session, user_id: uuid.UUID, rows: Sequence[Import]
 ) -> Mapping[uuid.UUID, Standing]:
-    """What else is to be said now of some imports of one user."""
+    """Return the present state of imports of one user, by id."""
     running = [row.id for row in rows if row.status == RUNNING]
-    # A few items at most. While a pin is under way it tells itself how much has come.
+    # A few items at most. While a pin is unfinished its row says how many bytes have come.
     so_far = func.coalesce(ImportItem.dag_size, Pin.dag_size, 0)
     sums = (
         select(ImportItem.import_id, func.sum(so_far))
@@ -340,12 +339,12 @@ def standings_of(
 
 
 def standing_of(session: Session, row: Import) -> Standing:
-    """What else is to be said now of one import."""
+    """Return the present state of one import."""
     return standings_of(session, row.user_id, [row])[row.id]
 
 
 def shown_source(spec: SourceSpec) -> dict[str, str]:
-    """What may be kept and shown of a source: no credentials."""
+    """Return the properties of a source that may be stored and shown: no credentials."""
     shown = {"kind": spec.kind, "endpoint": spec.endpoint, "username": spec.username}
     return {name: value for name, value in shown.items() if value}
 
@@ -355,7 +354,8 @@ def _waits_for_car(spec: SourceSpec) -> bool:
 
 
 def _known_gateway(spec: SourceSpec) -> str | None:
-    """Where the source's content can be had, if it says nothing else: an on-api is a gateway."""
+    """Return the gateway that serves the source's content unless told otherwise: an on-api is
+    one."""
     return {PINATA: PINATA_GATEWAY, ON_API: spec.endpoint}.get(spec.kind)
 
 

@@ -1,8 +1,8 @@
-"""Imports as jobs: claimed under a lease, their items listed, begun, recorded, and given an end.
-The database half of the worker.
+"""Imports as jobs: claimed under a lease, their items listed, moved, recorded, and ended. The
+database half of the worker.
 
-Every change asks for the lease's token: who lost it changes nothing any more. A user's usage is
-locked before the import, as before everything else.
+Every change asks for the lease's token: a worker that has lost it changes nothing more. A user's
+usage is locked before the import, as before everything else.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from on_api.core.services.shared import events, leased_jobs
 
 _IS_UNDER_WAY = Import.status.in_((DRAFT, RUNNING))
 ALIKE = 100
-"""Pins or files of one content and name that are looked through for one that is the same."""
+"""Most pins or files of one content and name that are compared with an item."""
 
 
 class LostError(Exception):
-    """The import is somebody else's now, or nobody wants it any more."""
+    """Error: the claim on the import is lost, or the import is no longer wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An import to be carried out by whoever holds the token. `attempts` counts this one."""
+    """Import to be carried out by the holder of the token. `attempts` counts this one."""
 
     id: uuid.UUID
     token: uuid.UUID
@@ -64,7 +64,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item to be moved, taken at `began` by `time.monotonic()`."""
+    """Item to be moved, taken at `began` by `time.monotonic()`."""
 
     id: uuid.UUID
     cid: str
@@ -84,7 +84,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class PinState:
-    """How far the pin of an item is."""
+    """Progress of an item's pin."""
 
     status: str
     stat: DagStat
@@ -93,17 +93,17 @@ class PinState:
 
 
 def any_due(session: Session) -> bool:
-    """Tell whether `claim` would find one, by reading alone."""
+    """Return whether `claim` would find an import. Reads only."""
     return leased_jobs.any_due(session, Import, _IS_UNDER_WAY)
 
 
 def next_due(session: Session) -> float | None:
-    """Seconds until the next import's time comes; None while none waits."""
+    """Return the seconds until the next import is due; None while none waits."""
     return leased_jobs.next_due(session, Import, _IS_UNDER_WAY)
 
 
 def claim(session: Session, life: timedelta) -> Claim | None:
-    """Take the import that has been due for longest, for `life`."""
+    """Claim the import that has been due for longest, for `life`."""
     claimed = leased_jobs.claim(session, Import, life, _IS_UNDER_WAY)
     if claimed is None:
         return None
@@ -127,8 +127,8 @@ def claim(session: Session, life: timedelta) -> Claim | None:
 def renew(
     session: Session, claim: Claim, life: timedelta, seen: Mapping[uuid.UUID, DagStat]
 ) -> bool:
-    """Keep an import, and show what has come of items from a gateway. False when it was lost, or
-    is not wanted any more."""
+    """Renew an import's lease, and record the progress of items from a gateway. Returns False when
+    the lease was lost, or the import is no longer wanted."""
     if not leased_jobs.renew(session, Import, claim.id, claim.token, life):
         return False
     for item_id, stat in seen.items():
@@ -143,10 +143,10 @@ def renew(
 def take(
     session: Session, claim: Claim, limit: int, under_way: Mapping[uuid.UUID, str]
 ) -> Sequence[Item]:
-    """Take up to `limit` items to be moved: first those that a crash has left under way.
+    """Take up to `limit` items to be moved, those left under way by a crash first.
 
-    No two of one CID at the same time (`under_way`: item → CID), so that the second finds what the
-    first has brought.
+    No two items of one CID are moved at the same time (`under_way`: item → CID), so that the second
+    finds what the first has moved.
     """
     lock(session, claim)
     cids = set(under_way.values())
@@ -167,7 +167,7 @@ def take(
             if item.cid in cids:
                 continue
             cids.add(item.cid or "")
-            # Also of one that was under way: it gets a whole attempt, however long ago that was.
+            # An item that was under way gets a whole attempt too, however long ago it began.
             item.status, item.started_at = MOVING, utc_now()
             taken.append(_as_item(item))
     session.flush()
@@ -175,7 +175,8 @@ def take(
 
 
 def usage_for(session: Session, claim: Claim) -> tuple[UserUsage, Import]:
-    """The user's usage and the import, locked, for what changes both. Raises `LostError`."""
+    """Lock the user's usage and the import, for changes to both, and return them. Raises
+    `LostError`."""
     try:
         usage = contents.lock_usage(session, claim.user_id)
     except Unauthorized:
@@ -186,7 +187,7 @@ def usage_for(session: Session, claim: Claim) -> tuple[UserUsage, Import]:
 
 
 def get_item(session: Session, item_id: uuid.UUID) -> ImportItem:
-    """An item of an import that is locked. Raises `LostError` when it isn't moving any more."""
+    """Return an item of a locked import. Raises `LostError` when it is no longer moving."""
     row = session.get(ImportItem, item_id, populate_existing=True)
     if row is None or row.status != MOVING:
         raise LostError
@@ -196,7 +197,7 @@ def get_item(session: Session, item_id: uuid.UUID) -> ImportItem:
 def same_pin(
     session: Session, user_id: uuid.UUID, cid: str, name: str | None, meta: dict[str, Any] | None
 ) -> Pin | None:
-    """A pin of the user's that is what an item would become."""
+    """Return a pin of the user's that is equal to what an item would become, or None."""
     alike = session.scalars(
         select(Pin)
         .where(
@@ -212,8 +213,8 @@ def same_pin(
 
 
 def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:
-    """A file of the user's that is what the item would become, with all that its source says of
-    it; whether it can be opened here is another question."""
+    """Return a file of the user's that is equal to what the item would become, with all metadata of
+    its source, or None. It need not be one that can be opened here."""
     said = item.file or {}
     alike = session.scalars(
         select(File)
@@ -232,7 +233,7 @@ def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:
 
 
 def pin_states(session: Session, pin_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, PinState]:
-    """How far pins are; those that are gone are missing."""
+    """Return the progress of pins by id; removed ones are missing."""
     statement = select(Pin.id, Pin.status, Pin.dag_size, Pin.blocks, Pin.attempts, Pin.details)
     found = session.execute(statement.where(Pin.id.in_(pin_ids), Pin.removed_at.is_(None)))
     return {
@@ -244,7 +245,7 @@ def pin_states(session: Session, pin_ids: Collection[uuid.UUID]) -> Mapping[uuid
 
 
 def is_still_here(session: Session, user_id: uuid.UUID, item: ImportItem) -> bool:
-    """Whether what an item was found to be already has not been removed since."""
+    """Return whether the pin or file that an item was found as is still there."""
     if item.file_id is not None:
         file = session.get(File, item.file_id, populate_existing=True)
         return file is not None and file.user_id == user_id
@@ -255,8 +256,8 @@ def is_still_here(session: Session, user_id: uuid.UUID, item: ImportItem) -> boo
 def end_item(
     session: Session, claim: Claim, item: ImportItem, stat: DagStat, note: str | None = None
 ) -> None:
-    """An item is here, every block of it verified; `note` says what could not be. The import is
-    locked."""
+    """Record that an item is here, every block of it verified; `note` says what could not be. The
+    import is locked."""
     row = lock(session, claim)
     item.status = SKIPPED if item.was_here else DONE
     item.blocks, item.dag_size, item.verified = stat.blocks, stat.size, True
@@ -270,7 +271,8 @@ def end_item(
 
 
 def fail_item(session: Session, claim: Claim, item: ImportItem, reason: str) -> None:
-    """An item can't be moved, or what is here of it can't be used. The import is locked."""
+    """Record that an item can't be moved, or that what is here of it can't be used. The import is
+    locked."""
     row = lock(session, claim)
     item.status, item.reason = FAILED, reason[:REASON_LENGTH]
     item.seconds = _seconds_since(item.started_at)
@@ -280,7 +282,7 @@ def fail_item(session: Session, claim: Claim, item: ImportItem, reason: str) -> 
 
 
 def finish(session: Session, claim: Claim) -> str | None:
-    """End an import of which nothing is left to do. Returns its status, None when something is."""
+    """End an import that has no work left. Returns its status, None if there is work left."""
     row = lock(session, claim)
     left = exists().where(ImportItem.import_id == row.id, ImportItem.status.in_((WAITING, MOVING)))
     if session.scalar(select(left)):
@@ -292,15 +294,15 @@ def finish(session: Session, claim: Claim) -> str | None:
 
 
 def give_up(session: Session, claim: Claim, error: str) -> None:
-    """End an import that can't be gone on with, saying why."""
+    """End an import as failed, with the reason."""
     _end(session, lock(session, claim), FAILED, error[:REASON_LENGTH])
 
 
 def put_back(
     session: Session, claim: Claim, error: str | None, *, due_in: timedelta, counted: bool = True
 ) -> None:
-    """Give an import back to the queue; nothing if it was lost. `counted=False`: as if it had not
-    been tried."""
+    """Return an import to the queue; does nothing if it was lost. `counted=False`: without counting
+    the attempt."""
     try:
         row = lock(session, claim)
     except LostError:
@@ -310,7 +312,7 @@ def put_back(
 
 
 def lock(session: Session, claim: Claim) -> Import:
-    """The import, locked. Raises `LostError` when the claim is over."""
+    """Lock and return the import. Raises `LostError` when the claim is over."""
     row = leased_jobs.lock_claimed(session, Import, claim.id, claim.token)
     if row is None:
         raise LostError
@@ -318,7 +320,7 @@ def lock(session: Session, claim: Claim) -> Import:
 
 
 def let_go(row: Import) -> None:
-    """There is no work for a worker any more."""
+    """Release an import that has no more work for a worker."""
     row.release()
     row.due_at = None
 

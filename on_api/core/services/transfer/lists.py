@@ -1,4 +1,5 @@
-"""The list of an import: what its source has, made items page by page, under the import's lease."""
+"""List of an import: its source's contents, stored as items page by page, under the import's
+lease."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ ITEM_STEP = timedelta(microseconds=1)
 
 
 def secrets_of(session: Session, claim: Claim) -> tuple[int, bytes] | None:
-    """The sealed source of an import: which master secret opens it, and what it opens."""
+    """Return the sealed source of an import, and first the version of the master secret that opens
+    it; None if the source is forgotten."""
     row = lock(session, claim)
     if row.secrets is None or row.secret_version is None:
         return None
@@ -37,14 +39,14 @@ def secrets_of(session: Session, claim: Claim) -> tuple[int, bytes] | None:
 
 
 def begin_listing(session: Session, claim: Claim, delegates: Sequence[str]) -> None:
-    """The source has told where its content can be had."""
+    """Record where the source's content can be fetched, as the source says."""
     lock(session, claim).delegates = list(delegates)
 
 
 def add_page(
     session: Session, claim: Claim, items: Sequence[SourceItem], resume: str, most: int
 ) -> None:
-    """Add a page of the source's list, and remember where it goes on. Raises `BadRequest` for more
+    """Add a page of the source's list, and record where to resume. Raises `BadRequest` for more
     than `most` items in all."""
     row = lock(session, claim)
     if row.total + len(items) > most:
@@ -70,8 +72,8 @@ def add_page(
 
 
 def end_listing(session: Session, claim: Claim) -> bool:
-    """The whole list was read, and its source's credentials are needed no more. Returns whether its
-    items are to be moved at once."""
+    """End the listing, and forget the source's credentials. Returns whether the items are to be
+    moved at once."""
     row = lock(session, claim)
     row.listed_at, row.secrets, row.secret_version = utc_now(), None, None
     row.attempts, row.error = 0, None
@@ -84,7 +86,7 @@ def end_listing(session: Session, claim: Claim) -> bool:
 def _listed(row: Import, item: SourceItem, position: int, *, has_keys: bool) -> ImportItem:
     cid, problem = None, item.problem
     if has_keys and item.file is not None and item.file.visibility == PRIVATE:
-        problem = None  # whether one of them opens it is seen by its header
+        problem = None  # its header shows whether one of them opens it
     try:
         cid = normalise(item.cid)
     except BadRequest:

@@ -1,6 +1,5 @@
-"""What an import has moved, item by item, and in one sentence whether that is everything. Written
-as it is read: memory is that of one page, whatever there is.
-"""
+"""Report on an import: what was moved, item by item, and in one sentence whether that is
+everything. Streamed: memory is that of one page, whatever the size."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from on_api.core.services.transfer.imports import find_import
 
 PAGE = 500
 NAMED = 20
-"""Items that the last line names at most."""
+"""Most items that the last line names."""
 COLUMNS = (
     "position", "status", "cid", "source_cid", "name", "size", "bytes", "blocks", "verified",
     "route", "seconds", "reason", "source_created_at", "pin_id", "file_id", "note",
@@ -43,15 +42,15 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The last line of a report. `complete`: every item is here, and nothing is closed that its
-    owner should be able to read."""
+    """Last line of a report. `complete`: every item is here, and no file is closed that its owner
+    should be able to read."""
 
     complete: bool
     words: str
 
 
 class Totals:
-    """Sums over the items of an import that have been seen."""
+    """Sums over the items of an import that have been read."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -64,7 +63,7 @@ class Totals:
         self.notes: list[str] = []
 
     def add(self, item: dict[str, Any]) -> None:
-        """Count one more, as it is shown."""
+        """Count one more item, given as it is shown."""
         self.counts[item["status"]] += 1
         if item["verified"]:
             self.verified += 1
@@ -78,7 +77,8 @@ class Totals:
                 self.notes.append(f"{item['source_cid']} ({item['note']})")
 
     def as_document(self) -> dict[str, int]:
-        """For people and programs. Bytes and blocks are of verified items, each counted whole."""
+        """Return the sums as shown. Bytes and blocks are of verified items, each counted in
+        full."""
         return {
             "items": sum(self.counts.values()),
             "moved": self.counts["done"],
@@ -92,7 +92,7 @@ class Totals:
         }
 
     def verdict(self, status: str, error: str | None) -> Verdict:
-        """The last line: everything is here and verified, or exactly what isn't."""
+        """Return the last line: everything is here and verified, or exactly what is not."""
         here = self.counts["done"] + self.counts["skipped"]
         items = sum(self.counts.values())
         if status == DONE and here == items == self.verified:
@@ -127,7 +127,7 @@ class Totals:
 
 
 def json_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Iterator[str]:
-    """The report as one JSON object, in pieces: the import, `items`, `totals`, `complete`,
+    """Yield the report as one JSON object, in pieces: the import, `items`, `totals`, `complete`,
     `verdict`.
 
     Raises `NotFound` before the first piece.
@@ -154,7 +154,7 @@ def json_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) ->
 
 
 def csv_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Iterator[str]:
-    """The report as CSV, in pieces; the last line is `verdict` and its words.
+    """Yield the report as CSV, in pieces; the last line is `verdict` and its words.
 
     No cell can be taken for a formula. Raises `NotFound` before the first piece.
     """
@@ -170,7 +170,7 @@ def csv_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
 
 
 def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Verdict:
-    """The last line alone. Raises `NotFound`."""
+    """Return the last line alone. Raises `NotFound`."""
     row = _read(database, user_id, import_id)
     totals = Totals(row.kind)
     for page in _pages(database, import_id):
@@ -181,8 +181,8 @@ def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
 
 
 def as_document(item: ImportItem, *, is_closed: bool) -> dict[str, Any]:
-    """One item, for a report. `is_closed`: it is a private file that nobody here can open, though
-    it may have been called done."""
+    """Return one item as shown in a report. `is_closed`: it is a private file that can't be opened
+    here, and is shown as failed even if it counts as done."""
     shown = {
         "position": item.position,
         "status": item.status,
@@ -241,7 +241,7 @@ def _csv_line(cells: Sequence[object]) -> str:
 
 
 def _cell(value: object) -> object:
-    """A spreadsheet must not compute what a stranger wrote into a name."""
+    """Return a cell that a spreadsheet does not compute, whatever a stranger wrote into a name."""
     if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
         return f"'{value}"
     return "" if value is None else value
@@ -256,4 +256,4 @@ REPORTS: dict[str, tuple[str, Report]] = {
     "json": ("application/json", json_report),
     "csv": ("text/csv; charset=utf-8", csv_report),
 }
-"""By format: its media type, and how it is written."""
+"""Media type and generator of the report, by format."""
