@@ -1,2 +1,2 @@
-"""Uploads: bytes from the client to the node, small ones together, recorded when all of them lie
-there."""
+"""Uploads: bytes go from the client to the node, small uploads in bundles, and are recorded when
+all of them are stored."""

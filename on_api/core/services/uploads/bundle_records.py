@@ -1,8 +1,9 @@
-"""The database's side of a bundle: who may go with it, before its files are stored, and their
-records after, in one transaction. Many users' uploads in one; rows by the hundred, so plain
-statements.
+"""The database's side of a bundle: admission of its uploads before their files are stored, and
+their records after, in one transaction. A bundle has uploads of many users, and rows come by the
+hundred, so these are plain statements.
 
-Who can't go with the others is left out, and told so: their own errors are found out alone.
+An upload that can't be recorded with the others is left out, and then stored alone, where its own
+error shows.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from on_api.core.services.files.files import FileFacts
 from on_api.core.services.uploads.stored_files import MICROSECOND, StoredFile, facts_in
 
 Files = Sequence[FileFacts]
-"""Of one upload, as they were recorded."""
+"""Files of one upload, as they were recorded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SmallUpload:
-    """One request's files, whole in memory: the block of each is what the node is to have.
+    """Files of one request, whole in memory, with the block of each that the node is to store.
 
-    `claim` and `answer` where the answer is to be recorded with them.
+    `claim` and `answer` are set if the answer is to be recorded with them.
     """
 
     user_id: uuid.UUID
@@ -58,8 +59,8 @@ class SmallUpload:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Uploads that may go together. `fresh`: what the node has to be given, each block once, by its
-    CID; whatever else they are on-api keeps already."""
+    """Uploads that may go together. `fresh`: the blocks that the node must be given, each once, by
+    CID; the others are kept by on-api already."""
 
     uploads: Sequence[SmallUpload]
     fresh: Mapping[str, Block]
@@ -67,9 +68,9 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The files of each upload that was admitted; None for one that could not go with the others,
-    an error for one that may not be stored at all. `collecting`: garbage is about to be collected,
-    and waits for the lease to end."""
+    """Files of each admitted upload; None for an upload that could not be recorded with the others,
+    an error for one that may not be stored at all. `collecting`: a garbage collection is about to
+    begin, and waits for the lease to end."""
 
     files: Sequence[Files | Unauthorized | None]
     collecting: bool
@@ -83,8 +84,8 @@ class BundleRecords:
         self._idempotency = idempotency
 
     def admit(self, uploads: Sequence[SmallUpload]) -> Admitted:
-        """Who may store what they send, as it looks by reading; the others are left out. What
-        counts is that it is looked at again when it is recorded."""
+        """Return the uploads that may be stored, by reading alone; the others are left out. The
+        binding check is made again when they are recorded."""
         with self._database.session_scope(write=False) as session:
             users = {upload.user_id for upload in uploads}
             admitted = _that_fit(rooms_of(session, users), uploads)
@@ -98,15 +99,15 @@ class BundleRecords:
             return Admitted(admitted, fresh)
 
     def record(self, lease: HeldLease, admitted: Admitted, bundle: Bundle | None) -> Recorded:
-        """Record uploads whose blocks the node has, in a bundle that is pinned, or has had.
+        """Record uploads whose blocks the node has, in the pinned `bundle`, or from before.
 
-        Raises `ServiceUnavailable` when the lease is not ours any more, `Conflict` for a lost race.
+        Raises `ServiceUnavailable` when the lease is no longer ours, `Conflict` for a lost race.
         """
         uploads = admitted.uploads
         with self._database.session_scope() as session:
             users = {upload.user_id for upload in uploads}
             usages = contents.usages_of(session, users)
-            # Revoked while the bytes came, or with their users.
+            # Keys may have been revoked while the bytes came, or with their users.
             keys = keys_in_force(session, {upload.key_id for upload in uploads})
             allowed = [upload for upload in uploads if upload.key_id in keys]
             claims = [upload.claim for upload in allowed if upload.claim is not None]
@@ -130,7 +131,7 @@ class BundleRecords:
     def _record_files(
         self, session: Session, usages: Usages, uploads: Sequence[SmallUpload]
     ) -> dict[SmallUpload, Files]:
-        """Files and answers."""
+        """Record the files of uploads, and their answers."""
         files = Counter[uuid.UUID]()
         for upload in uploads:
             files[upload.user_id] += len(upload.files)
@@ -153,12 +154,13 @@ class BundleRecords:
 
 
 def _that_fit(rooms: Mapping[uuid.UUID, Room], uploads: Iterable[SmallUpload]) -> list[SmallUpload]:
-    """Those, in their order, for which there is room in their users' quotas, which they take."""
+    """Return the uploads, in their order, that fit into their users' quotas, and take that room."""
     return [u for u in uploads if u.user_id in rooms and rooms[u.user_id].take(u.size)]
 
 
 def _is_collecting(session: Session, lease: HeldLease) -> bool:
-    """Whether garbage is to be collected. The lease stays until this transaction's end."""
+    """Return whether garbage is to be collected. Locks the lease to the transaction's end. Raises
+    `ServiceUnavailable` when it is gone."""
     mine = {"id": lease.id, "token": lease.token}
     row = session.connection().execute(holding_on(), mine).one_or_none()
     if row is None:

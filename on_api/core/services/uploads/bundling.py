@@ -1,9 +1,9 @@
-"""Small uploads that come at the same moment, stored together: their blocks in one trip to the
-node, under one pin, their records in one transaction.
+"""Bundling of small uploads that arrive at the same moment: their blocks go to the node in one
+request, under one pin, their records into one transaction.
 
-Nobody waits for company. An upload that comes alone is stored alone, with a pin of its own; what
-comes while others are under way is gathered and goes next. Nobody is told of success before their
-own record is committed.
+No upload waits for others to come. One that arrives alone is stored alone, with a pin of its own;
+uploads that arrive while others are under way are gathered and go next. No client is told of
+success before its own record is committed.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from on_api.core.services.files.files import FileFacts
 from on_api.core.services.uploads.bundle_records import Admitted, BundleRecords, SmallUpload
 
 MOST_HELD = 32 * 1024 * 1024
-"""Bytes of small uploads in memory; with more the next ones stream."""
+"""Most bytes of small uploads in memory; beyond it further ones are streamed."""
 MOST_BYTES = 8 * 1024 * 1024
-"""Of the blocks in one bundle."""
+"""Most bytes of the blocks in one bundle."""
 AT_ONCE = 2
-"""Trips to the node at the same time."""
+"""Most simultaneous requests to the node."""
 SOME, ENOUGH = 12, 16
-"""Uploads for which a trip to the node is begun while a bundle is recorded, and beside one."""
+"""Waiting uploads that start a bundle: while another one is recorded, and while the node is busy
+with a request."""
 MOST_AT_ONCE = 3
-"""Bundles under way, those that are recorded included."""
+"""Most bundles under way, including those that are being recorded."""
 
 Alone = Callable[[], Awaitable[Sequence[FileFacts]]]
 
 
 class _Waiting:
-    """An upload and what becomes of it: its files, or None when it is to go alone."""
+    """An upload with its outcome: its files, or None if it is to go alone."""
 
     __slots__ = ("future", "upload")
 
@@ -52,7 +53,7 @@ class _Waiting:
 
 
 class Bundler:
-    """Gathers one process's small uploads. `largest`: bytes of one; 0: none is gathered."""
+    """Bundler of one process's small uploads. `largest`: most bytes of one; 0: none is bundled."""
 
     def __init__(
         self,
@@ -74,12 +75,12 @@ class Bundler:
         self._together: set[asyncio.Task[None]] = set()
 
     def takes(self, most: int | None) -> bool:
-        """Whether an upload of at most so many bytes may be held in memory now."""
+        """Return whether an upload of at most `most` bytes may be held in memory now."""
         return most is not None and most <= self._largest and self._held + most <= MOST_HELD
 
     @contextmanager
     def room(self, most: int) -> Iterator[None]:
-        """So many bytes are in memory while the block runs."""
+        """Count `most` bytes as held in memory while the block runs."""
         self._held += most
         try:
             yield
@@ -87,9 +88,9 @@ class Bundler:
             self._held -= most
 
     async def store(self, upload: SmallUpload, alone: Alone) -> Sequence[FileFacts]:
-        """Store an upload with whatever else there is, or by `alone`. Raises what that raises, or
-        what became of all that were together: a `NodeError`, `DatabaseUnavailable`,
-        `ServiceUnavailable`; or `Unauthorized` when its key has ended meanwhile."""
+        """Store an upload in a bundle with others, or by `alone`. Raises what that raises, or the
+        error of the whole bundle: a `NodeError`, `DatabaseUnavailable`, `ServiceUnavailable`; or
+        `Unauthorized` when its key has ended meanwhile."""
         if not self._waiting and self._may_begin():
             return await self.by_itself(alone)
         waiting = _Waiting(upload)
@@ -99,7 +100,7 @@ class Bundler:
         return await self.by_itself(alone) if files is None else files
 
     async def close(self) -> None:
-        """Give up what waits and what is under way, and the lease."""
+        """Cancel all waiting and running uploads, and end the lease."""
         while self._waiting:
             self._waiting.popleft().future.cancel()
         for task in self._together:
@@ -129,9 +130,9 @@ class Bundler:
             batch = self._next()
             if len(batch) == 1:
                 batch[0].future.set_result(None)
-                return  # it begins by itself in a moment, and then counts
+                return  # it begins in a moment, and then counts
             if batch:
-                # No context of ours: the work is for several requests.
+                # Without this request's context: the work is for several requests.
                 task = asyncio.create_task(self._store_together(batch), context=Context())
                 self._together.add(task)
                 task.add_done_callback(self._end)
@@ -141,12 +142,12 @@ class Bundler:
         self._begin()
 
     def _next(self) -> list[_Waiting]:
-        """The next that go together."""
+        """Return the next uploads that go together."""
         batch: list[_Waiting] = []
         files = size = 0
         while self._waiting:
             first = self._waiting[0]
-            if first.future.done():  # whoever asked is gone
+            if first.future.done():  # its request is gone
                 self._waiting.popleft()
                 continue
             files += len(first.upload.files)
@@ -202,7 +203,7 @@ class Bundler:
     async def _stored(
         self, lease: HeldLease, uploads: Sequence[SmallUpload]
     ) -> tuple[Admitted, Bundle | None]:
-        """Have the node store what it doesn't have."""
+        """Have the node store the blocks that it doesn't have."""
         self._storing += 1
         try:
             admitted = await to_thread.run_sync(self._records.admit, uploads)

@@ -1,5 +1,5 @@
-"""The bytes of an upload on their way from the client to the node: gathered, limited, hashed,
-encrypted where they are private, never kept.
+"""Intake: the bytes of an upload on their way from the client to the node: gathered, limited,
+hashed, encrypted if private, never stored.
 
 Memory stays at a few blocks per upload whatever its size.
 """
@@ -23,21 +23,21 @@ from on_api.core.streams.blocks import WHOLE_BYTES, Bytes, Room
 from on_api.core.streams.pipeline import DONE_HERE, transformed
 
 LOOK_EVERY = 64 * 1024 * 1024
-"""Bytes between two looks at the node's room."""
+"""Bytes between two checks of the node's free space."""
 SNIFFED_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """What one upload must keep to, bytes of one file; and the memory that all share."""
+    """Limit in bytes for one file; and the memory that all uploads share."""
 
     max_file_size: int
     room: Room = field(default_factory=Room)
 
 
 class FilePassage:
-    """One file passing through. After its last byte `digest` and `head` (its first bytes) are
-    known, both of the plaintext. With an `encryptor` the node gets what that makes of it."""
+    """State of one file passing through. After its last byte `digest` and `head` (its first bytes)
+    are known, both of the plaintext. With an `encryptor` the node gets the encrypted bytes."""
 
     def __init__(self, encryptor: Encryptor | None = None) -> None:
         self.encryptor = encryptor
@@ -54,7 +54,7 @@ class FilePassage:
 
 
 class Intake:
-    """Everything that passes under one lease."""
+    """Intake of all files under one lease."""
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class Intake:
     def passing(
         self, body: AsyncIterator[Bytes], passage: FilePassage
     ) -> Iterator[AsyncIterator[Bytes]]:
-        """A file's body in blocks, as the node is to have it; each is hashed and encrypted in
-        threads while the next one is being received, and may be read until the next one is asked
+        """Provide a file's body in blocks, as the node is to store it. Each is hashed and encrypted
+        in threads while the next one is received, and is valid only until the next one is asked
         for.
 
-        Reading raises `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`,
-        `InsufficientStorage`: each before the block that would be too much is passed on.
+        Reading raises `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage`,
+        each before the excess block is passed on.
         """
         room, encryptor = self._limits.room, passage.encryptor
         with room.streaming():
@@ -115,12 +115,12 @@ class Intake:
             else:
                 hashing = loop.run_in_executor(self._threads, passage.digest.update, block)
                 yield block
-                await hashing  # the block is given back by asking for the next one
+                await hashing  # asking for the next block releases this one
                 del hashing
-            del block  # who waits for the next one holds none
+            del block  # not held while waiting for the next one
 
     async def _allow(self, passage: FilePassage) -> None:
-        """Reserve what the file has come to."""
+        """Reserve the bytes that the file has reached."""
         more, passage.allowed = passage.stored_size - passage.allowed, passage.stored_size
         before, self.received = self.received, self.received + more
         covered = self._lease.covered
@@ -131,8 +131,7 @@ class Intake:
 
 
 class HashedBody:
-    """A body whose bytes are hashed as they are read, at its end too where whoever reads it stops
-    before."""
+    """Body that is hashed as it is read, to its end even if its reader stops before."""
 
     def __init__(self, body: AsyncIterator[Bytes], limits: IntakeLimits) -> None:
         self._body = aiter(body)
@@ -148,7 +147,7 @@ class HashedBody:
         return chunk
 
     async def to_its_end(self) -> bytes:
-        """Read what is left. Returns the SHA-256 of all of it; raises `PayloadTooLarge` for more
+        """Read the rest. Returns the SHA-256 of the whole body; raises `PayloadTooLarge` for more
         than a file may have."""
         size = 0
         async for block in blocks(self, self._limits):
@@ -159,8 +158,9 @@ class HashedBody:
 
 
 async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncIterator[Bytes]:
-    """The body in larger pieces: not much smaller than a block should be, and those that aren't as
-    they are. Small ones are copied, as each may be read until the next one is asked for only."""
+    """Yield the body in larger pieces. Pieces that are nearly as large as a block should be are
+    passed on as they are. Small ones are copied, as each is valid only until the next one is asked
+    for."""
     gathered = bytearray()
     chunks = aiter(body)
     while True:
@@ -169,7 +169,7 @@ async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncItera
         whole = chunk if chunk is not None and len(chunk) >= min(enough, WHOLE_BYTES) else None
         if chunk is not None and whole is None:
             gathered += chunk
-        # What came before a whole block is not joined to it, which would copy that.
+        # Earlier bytes are not joined to a whole block, which would copy it.
         if gathered and (len(gathered) >= enough or whole is not None or chunk is None):
             yield gathered
             gathered = bytearray()
@@ -177,4 +177,4 @@ async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncItera
             return
         if whole is not None:
             yield whole
-        del chunk, whole  # who waits for the next one holds none
+        del chunk, whole  # not held while waiting for the next one

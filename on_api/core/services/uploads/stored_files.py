@@ -1,4 +1,4 @@
-"""A file on its way to a row: as it comes in, and as it lies on the node."""
+"""A file before it has a row: as received, and as stored on the node."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from on_api.core.services.files.private_files import Audience, Sealing, columns_
 from on_api.core.streams.blocks import Bytes
 
 MICROSECOND = timedelta(microseconds=1)
-"""In which a file's `created_at` is counted."""
+"""Resolution of a file's `created_at`."""
 
 
 @dataclass
 class IncomingFile:
-    """One file as it comes in. `media_type=None`: find out. A private one has an `audience`.
+    """One file as received. `media_type=None`: to be detected. A private one has an `audience`.
 
     `name` and `meta` may still change until the last byte of the whole upload is read.
     """
@@ -33,8 +33,8 @@ class IncomingFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file whose bytes lie on the node, or are about to. `size` and `sha256` are of the bytes
-    that came, `stored_size` and `dag_size` of those on the node."""
+    """File whose bytes are on the node, or about to be. `size` and `sha256` are of the bytes
+    received, `stored_size` and `dag_size` of those on the node."""
 
     incoming: IncomingFile
     cid: str
@@ -46,7 +46,7 @@ class StoredFile:
     sealing: Sealing | None
 
     def columns(self, user_id: uuid.UUID, created_at: datetime) -> dict[str, Any]:
-        """Its new row, all columns that have no default."""
+        """Return its new row: all columns that have no default."""
         return {
             "id": new_id(),
             "user_id": user_id,
@@ -62,5 +62,5 @@ class StoredFile:
 
 
 def facts_in(columns: dict[str, Any]) -> FileFacts:
-    """Read what is shown of a new file from its row's columns; one that isn't given is null."""
+    """Return the properties shown of a new file from its row's columns; missing ones are null."""
     return FileFacts._make(map(columns.get, FileFacts._fields))

@@ -1,5 +1,5 @@
-"""Uploads: bytes stream from the client to the node, and become files when all of them lie there,
-pinned.
+"""Uploads: bytes stream from the client to the node, and become files when all of them are stored
+and pinned.
 
 No database connection is held while bytes flow: one short transaction before (the lease), one after
 (the record).
@@ -77,7 +77,7 @@ NO_FILE = "No file was sent: name the part `file`."
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Under which claim to record which answer."""
+    """Claim on an Idempotency-Key, and the renderer of the answer to record."""
 
     claim: Claim
     render: Callable[[Sequence[FileFacts]], bytes]
@@ -88,9 +88,9 @@ _Send = Callable[[LeaseHandle, Intake], AsyncIterator[StoredFile]]
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """An upload whose bytes lie on the node, to be recorded.
+    """Upload whose bytes are on the node, to be recorded.
 
-    `secured`: as `recorder.lock_contents` wants it.
+    `secured`: as for `recorder.lock_contents`.
     """
 
     user_id: uuid.UUID
@@ -102,7 +102,7 @@ class _Ended:
 
 
 class UploadService:
-    """Streams uploads to the node and records them."""
+    """Service that streams uploads to the node and records them."""
 
     def __init__(
         self,
@@ -142,11 +142,11 @@ class UploadService:
         attempt: Claim | Answered,
         render: Callable[[Sequence[FileFacts]], bytes],
     ) -> Sequence[FileFacts]:
-        """Like `store`, under an Idempotency-Key: what is stored and its answer are one
-        transaction.
+        """Store files like `store`, under an Idempotency-Key: recorded together with the answer.
 
-        `render` makes the answer's body. Raises `AlreadyAnswered` for a repeat, `Conflict` when it
-        isn't one: both only after its whole body was read, since that is what tells.
+        `render` makes the answer's body. Raises `AlreadyAnswered` for a repeat, `Conflict` for
+        another request with the same key: both only after its whole body was read, which decides
+        it.
         """
         if isinstance(attempt, Answered):
             repeated = [
@@ -171,12 +171,12 @@ class UploadService:
     ) -> Sequence[FileFacts]:
         """Store every incoming file, or none: they are recorded in one transaction at the end.
 
-        What is announced is refused before a byte is read where it can't be had. Raises
-        `BadRequest` when nothing comes, `RequestTimeout` when the client stops sending,
-        `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a
-        `NodeError` when the node fails, `Unauthorized` when the key has ended meanwhile, what
-        `PrivateFiles.seal` raises. What the node has pinned by then is listed by a dead lease, and
-        removed by the worker.
+        An announced length that is too much is refused before a byte is read. Raises `BadRequest`
+        when no file comes, `RequestTimeout` when the client stops sending, `PayloadTooLarge`,
+        `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage` for too much, a `NodeError` when
+        the node fails, `Unauthorized` when the key has ended meanwhile, what `PrivateFiles.seal`
+        raises. What the node has pinned by then is listed by a dead lease, and removed by the
+        worker.
         """
         await self._capacity.require(announced.least)
         try:
@@ -196,7 +196,7 @@ class UploadService:
     ) -> Sequence[FileFacts]:
         most = announced.most
         try:
-            # A key's own limit is settled one by one.
+            # A key's own limit can't be settled in a bundle.
             if most is not None and principal.max_bytes is None and self._bundler.takes(most):
                 with self._bundler.room(most):
                     return await self._store_small(principal, incoming, most, recording)
@@ -207,7 +207,7 @@ class UploadService:
 
             return await self._store_by_itself(principal, announced, send, recording)
         except (Conflict, NotFound):
-            # Of an account that is being removed something is missing already.
+            # Rows of an account that is being removed may be missing already.
             await to_thread.run_sync(self._require_in_force, principal)
             raise
 
@@ -223,13 +223,13 @@ class UploadService:
             self._meter.received(charge, file.size)
 
     async def close(self) -> None:
-        """Give up what is under way here."""
+        """Cancel the bundles under way."""
         await self._bundler.close()
 
     async def _store_by_itself(
         self, principal: Principal, announced: Announced, send: _Send, recording: Recording | None
     ) -> Sequence[FileFacts]:
-        """Store what `send` sends, under a lease of its own."""
+        """Store the files that `send` yields, under a lease of their own."""
         lease = await self._leases.open_together(UPLOAD, principal, announced)
         intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
         stored: list[StoredFile] = []
@@ -255,11 +255,11 @@ class UploadService:
         most: int,
         recording: Recording | None,
     ) -> Sequence[FileFacts]:
-        """Take up to `most` bytes into memory, and store them with whatever else there is."""
+        """Read up to `most` bytes into memory, and store them with other small uploads."""
         taken = [await self._take(principal, file, most) async for file in incoming]
         if not taken:
             raise BadRequest(NO_FILE)
-        # By now no name changes any more.
+        # Names can't change from here on.
         files = [whole.as_stored() for whole in taken]
         sent = [(whole.cid, whole.block) for whole in taken]
 
@@ -281,7 +281,7 @@ class UploadService:
         sent: Sequence[Block],
         recording: Recording | None,
     ) -> Sequence[FileFacts]:
-        """Store what is in memory by itself."""
+        """Store files that are in memory, not in a bundle."""
 
         async def send(lease: LeaseHandle, _intake: Intake) -> AsyncIterator[StoredFile]:
             for file, (_, block) in zip(files, sent, strict=True):
@@ -327,14 +327,14 @@ class UploadService:
         try:
             added = await self._node.add(lease.sent(source), pin_name=lease.pin_name)
         except StoredUnpinned as error:
-            # The removal of the same content has come between the node's pin and our look at it.
+            # The same content was removed between the node's pin and our check of it.
             added = error.added
             await self._keeper.secure_under(lease, added.cid, added.dag_size)
         lease.told(added.cid, added.dag_size)
         return added
 
     async def _record_secured(self, upload: _Ended) -> Sequence[FileFacts]:
-        """Record it, after making sure of whatever was being unpinned while it was sent."""
+        """Record an upload, after pinning again what was being unpinned while it was sent."""
         while True:
             try:
                 return await self._recording.do(upload.user_id, upload)
@@ -351,7 +351,7 @@ class UploadService:
             if len(keys_in_force(session, keys)) < len(keys):
                 raise Unauthorized  # revoked while the bytes came, or with its user
             sizes = {file.cid: file.dag_size for upload in uploads for file in upload.stored}
-            # The latest look at a content tells the most.
+            # The latest check of a content counts.
             secured = dict(sorted(look for each in uploads for look in each.secured.items()))
             locked = recorder.lock_contents(session, sizes, secured=secured, own_pins=sizes)
             locked.require_secured()
@@ -368,7 +368,7 @@ class UploadService:
         recorder.record_files(session, {usage.user_id: usage}, rows)
         files = [facts_in(row) for row in rows]
         stored_size = sum(file.stored_size for file in upload.stored)
-        with session.no_autoflush:  # what changes in `usage` is one statement, at the end
+        with session.no_autoflush:  # changes to `usage` are one statement, at the end
             self._leases.close(session, upload.lease, usage, stored_size)
         if upload.recording is not None:
             session.flush()
@@ -383,8 +383,8 @@ class UploadService:
         return Answered(self._fingerprints(sent)[0], 201, recording.render(files))
 
     def _fingerprints(self, files: Sequence[tuple[IncomingFile, bytes]]) -> Sequence[bytes]:
-        """Of an upload of files, each with its SHA-256: one for each master secret that is here,
-        the present one's first. Without a passphrase all are the same."""
+        """Return an upload's fingerprints from its files, each with its SHA-256: one for each
+        master secret here, the present one's first. Without a passphrase all are the same."""
         digests = [self._private_files.passphrase_digests(file.audience) for file, _ in files]
         return [
             fingerprint(
@@ -400,7 +400,7 @@ class UploadService:
         try:
             await to_thread.run_sync(self._leases.abandon, lease)
         except OnApiError:
-            # It dies by itself; the reason of the failure is on its way to the client.
+            # It expires by itself; the error is on its way to the client.
             logger.warning("could not give back lease %s", lease.id)
 
 
@@ -409,7 +409,7 @@ async def _once(block: bytes) -> AsyncIterator[bytes]:
 
 
 def _describe(file: IncomingFile, sha256: bytes, passphrase: bytes) -> bytes:
-    """What makes two uploads of a file the same request, whatever their boundaries or chunks
+    """Return what identifies an uploaded file in a repeated request, whatever boundaries or chunks
     were."""
     meta = json.dumps(file.meta, sort_keys=True)
     audience = file.audience

@@ -1,4 +1,4 @@
-"""A small file that is whole in memory before the node is given any of it."""
+"""Small files that are whole in memory before the node is given any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from on_api.core.services.uploads.stored_files import IncomingFile, StoredFile
 
 @dataclass(frozen=True, slots=True)
 class WholeFile:
-    """A small file in memory, and the `block` that the node is to have of it."""
+    """Small file in memory, and the `block` that the node is to store of it."""
 
     incoming: IncomingFile
     plain: bytes
@@ -28,13 +28,13 @@ class WholeFile:
     def of(
         cls, incoming: IncomingFile, plain: bytes, block: bytes, sealing: Sealing | None
     ) -> Self:
-        """With its hashes."""
+        """Build a file with its hashes."""
         sha256 = hashlib.sha256(plain).digest()
         digest = sha256 if sealing is None else hashlib.sha256(block).digest()
         return cls(incoming, plain, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
 
     def as_stored(self) -> StoredFile:
-        """As it will lie on the node: one raw block."""
+        """Return the file as the node will store it: one raw block."""
         file = self.incoming
         return StoredFile(
             incoming=file,
