@@ -1,2 +1,2 @@
-"""Keeping the installation well: garbage collection, fsck, the node, readiness, diagnosis, and the
+"""Upkeep of the installation: garbage collection, fsck, the node, readiness, diagnosis, and the
 processes beside this one."""

@@ -1,4 +1,4 @@
-"""The known troubles, each with its cure: what `on-api doctor` prints."""
+"""Diagnosis: the known problems, each with its cure, as `on-api doctor` prints them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
 SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 _START_IT = "start it: `on-api serve` or `on-api node run`"
 CLOCKS_DIFFER = 5.0
-"""Seconds between this machine's clock and the database's that are worth a warning."""
+"""Seconds between this machine's clock and the database's that cause a warning."""
 WEAK_BELOW = 10
-"""Different characters in a master secret given by hand."""
+"""Fewest different characters of a master secret given by hand that cause no warning."""
 
 
 class Verdict(StrEnum):
-    """How bad a finding is."""
+    """Severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -41,7 +41,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at, and what to do about it."""
+    """Result of one check, with its cure."""
 
     name: str
     verdict: Verdict
@@ -50,7 +50,7 @@ class Finding:
 
 
 def diagnose(settings: Settings) -> Sequence[Finding]:
-    """Look at everything. What can't be looked at is a finding too."""
+    """Run all checks. A check that can't be made is a finding too."""
     looks: dict[str, Callable[[Settings], Iterator[Finding]]] = {
         "pycryptodome": _crypto,
         "encryption": _encryption,
@@ -159,7 +159,7 @@ def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
     try:
         keyring = Keyring.load(settings)
     except StartupError:
-        return  # told already
+        return  # reported already
     problem = secret_problem(session, keyring)
     if problem is None:
         yield Finding(name, Verdict.OK, "belongs to the secret that is here")
@@ -239,7 +239,7 @@ def _gateway(settings: Settings) -> Iterator[Finding]:
 
 
 def _some_content(settings: Settings) -> Cid | None:
-    """A content that the node must have, if there is any."""
+    """Return a content that the node must have, None if there is none."""
     from on_api.core.models import Content, Database
     from on_api.core.models.content import PINNED
 
@@ -249,7 +249,7 @@ def _some_content(settings: Settings) -> Cid | None:
             found = session.scalar(select(Content.cid).where(Content.state == PINNED).limit(1))
             return None if found is None else Cid.from_text(found)
     except (OnApiError, SQLAlchemyError):
-        return None  # told already
+        return None  # reported already
     finally:
         database.dispose()
 
@@ -283,7 +283,7 @@ async def _ask_for_config(settings: Settings) -> dict[str, object]:
 
 
 def _pool(settings: Settings, allowed: int) -> Finding:
-    # Two more in each process: one hears the news of the others, one proves that it does.
+    # Two more in each process: one receives cache invalidations, one proves that they arrive.
     of_one = settings.database.pool_size + settings.database.max_overflow + 2
     wanted = of_one * settings.processes
     details = (
@@ -300,7 +300,7 @@ def _pool(settings: Settings, allowed: int) -> Finding:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    """Whether ours can be taken; one that the on-api of this home holds is fine."""
+    """Check whether our ports are free; one held by the on-api of this home is fine."""
     from on_api.core.services.upkeep.instance import running_instance
 
     instance = running_instance(settings.home)
@@ -328,7 +328,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def _node_ports(settings: Settings) -> Iterator[Finding]:
-    """Those that the node of this home will want, while it may run without us or not at all."""
+    """Check the ports that the node of this home will need, unless it is running already."""
     from on_api.core.ipfs.daemon.whose import rpc_port_of
 
     if rpc_port_of(settings.home / "ipfs") is not None:
@@ -361,7 +361,7 @@ def _is_on_api(settings: Settings) -> bool:
 
 
 def swagger(_settings: Settings) -> Iterator[Finding]:
-    """Look for the files of Swagger UI."""
+    """Check for the files of Swagger UI."""
     missing = [name for name in SWAGGER_FILES if not (SWAGGER_FOLDER / name).is_file()]
     if missing:
         cure = "restore on_api/public/static from the release"

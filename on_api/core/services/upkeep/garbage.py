@@ -1,8 +1,8 @@
-"""Garbage collection: when it may run, and what it did.
+"""Garbage collection: its preconditions and its result.
 
 Kubo's collection waits for every upload and fetch under way, and everything new waits behind it; so
-these are ended or held back first. Blocks of an upload that the node has stored but on-api not yet
-recorded must not go: it starts only when no upload is left, else it is put off.
+these are ended or held back first. Blocks of an upload that are stored on the node but not recorded
+yet must not be collected: it starts only when no upload is left, else it is postponed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
 RETRY = timedelta(minutes=10)
-"""Until the next try after one that was put off or failed."""
+"""Time until the next try after a collection that was postponed or failed."""
 COLLECTED = "collected"
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a collection did. `outcome`: `collected`, `postponed` (uploads did not end,
-    or it lost its turn), `unsafe` (content that somebody holds has no pin, and none can be made) or
-    `failed`."""
+    """Result of a collection. `outcome`: `collected`, `postponed` (uploads did not end, or the turn
+    was lost), `unsafe` (content with holdings has no pin, and none can be made) or `failed`."""
 
     outcome: str
     removed_blocks: int = 0
@@ -49,7 +48,7 @@ class Collection:
 
 
 class GarbageCollector:
-    """Runs collections, one at a time over all processes."""
+    """Collector that runs collections, one at a time over all processes."""
 
     def __init__(self, database: Database, node: IpfsNode, fsck: Fsck, metrics: Metrics) -> None:
         self._database = database
@@ -57,13 +56,14 @@ class GarbageCollector:
         self._fsck = fsck
         self._metrics = metrics
         self._not_before = float("-inf")
-        """When the next one may be tried, after one that could not begin: nobody records that."""
+        """Earliest time of the next try after a collection that could not begin, which is not
+        recorded."""
 
     async def collect(self, patience: float) -> Collection:
-        """Free what no pin covers. Waits up to `patience` seconds for uploads to end.
+        """Free the blocks that no pin covers. Waits up to `patience` seconds for uploads to end.
 
-        Raises `Conflict` while another one runs, a `NodeError` when the node can't be asked: then
-        none has begun.
+        Raises `Conflict` while another collection runs, a `NodeError` when the node can't be asked:
+        then none has begun.
         """
         await self._node.peer_id()
         turn = await to_thread.run_sync(Turn, self._database, GARBAGE)
@@ -78,7 +78,7 @@ class GarbageCollector:
                 else:
                     before = await self._node.repo_stat()
                     if not await to_thread.run_sync(turn.renew):
-                        # Asleep for so long that something may have begun.
+                        # Suspended for so long that other work may have begun.
                         done = Collection("postponed")
                     else:
                         removed = await self._node.collect_garbage()
@@ -101,7 +101,8 @@ class GarbageCollector:
         return done
 
     async def collect_when_due(self, interval: timedelta, patience: float) -> bool:
-        """Collect if the last one ended `interval` ago or more. Returns whether it did."""
+        """Collect if the last collection ended `interval` ago or more. Returns whether one was
+        tried."""
         if time.monotonic() < self._not_before:
             return False
         if not await to_thread.run_sync(self.is_due, interval):
@@ -114,7 +115,8 @@ class GarbageCollector:
         return True
 
     async def _is_all_pinned(self) -> bool:
-        """Whether nothing that somebody holds would go: pins that the node has lost are renewed."""
+        """Return whether no kept content would be collected: pins that the node has lost are made
+        again."""
         report = await self._fsck.restore_pins()
         for finding in report.findings:
             level = logging.ERROR if finding.is_trouble else logging.WARNING
@@ -139,7 +141,7 @@ class GarbageCollector:
             forget_collected(session)
 
     def is_busy(self) -> bool:
-        """Whether an upload, a fetch or a removal is under way anywhere."""
+        """Return whether an upload, a fetch or a removal is under way in any process."""
         now = database_now()
         with self._database.session_scope(write=False) as session:
             uploads = exists().where(Lease.lease_until > now)
@@ -151,7 +153,8 @@ class GarbageCollector:
             return bool(session.scalar(select(uploads | fetches | removals)))
 
     def is_due(self, interval: timedelta) -> bool:
-        """Whether the last collection began longer than `interval` ago."""
+        """Return whether the last collection ended `interval` ago or more, or `RETRY` ago if it did
+        not succeed. Starts the schedule where none has run."""
         with self._database.session_scope(write=False) as session:
             last, now = maintenance.last_outcome(session, GARBAGE), moment_of(session)
         if last.finished_at is None:

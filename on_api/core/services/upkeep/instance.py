@@ -1,8 +1,8 @@
-"""The on-api that runs in a home, as it tells other commands: its addresses, node and database, in
+"""The on-api that runs in a home, as other commands find it: its addresses, node and database, in
 one file of the home (ADR 0024).
 
-The file is locked by the process that it tells of, for as long as that lives: one that a killed
-process has left is known by its lock, which is gone. Holds no secret.
+The process locks the file as long as it lives: a file left by a killed process is recognised by the
+missing lock. Holds no secret.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ logger = logging.getLogger(__name__)
 FILE = "instance.json"
 MAX_BYTES = 64 * 1024
 _NAMING = {"dbname", "host", "hostaddr", "options", "port", "service", "user"}
-"""Parameters of a URL that say which database it is. Others may be secrets (`password`)."""
+"""Parameters of a URL that identify the database. Others may be secrets (`password`)."""
 
 
 class Instance(BaseModel):
-    """A running `on-api serve` or `on-api node run`."""
+    """Running `on-api serve` or `on-api node run`."""
 
     model_config = ConfigDict(frozen=True)
 
     pid: int
     host: str | None
     port: Port | None
-    """Where it serves; None where it only runs the node."""
+    """Port of the API; None where it only runs the node."""
     manages_node: bool
     rpc_url: str
     gateway_url: str
     rpc_port: Port
     gateway_port: Port
     database: str | None
-    """Its URL without its secrets; None where it uses none."""
+    """URL of its database without secrets; None where it uses none."""
 
     @classmethod
     def of(cls, settings: Settings, *, serves: bool) -> Instance:
-        """This process with its settings; `serves`: the API, from the database."""
+        """Describe this process by its settings; `serves`: it serves the API, from the database."""
         return cls(
             pid=os.getpid(),
             host=settings.host if serves else None,
@@ -63,9 +63,9 @@ class Instance(BaseModel):
         )
 
     def applied_to(self, settings: Settings) -> Settings:
-        """The settings of a command in the same home, with the addresses of this instance.
+        """Return the settings of a command in the same home, with the addresses of this instance.
 
-        A node that the command's own settings name by URL stays.
+        A node that the command's own settings name by URL is kept.
         """
         changes: dict[str, object] = {}
         if self.port is not None:
@@ -79,11 +79,11 @@ class Instance(BaseModel):
         return settings.model_copy(update=changes)
 
     def uses_database_of(self, settings: Settings) -> bool:
-        """Whether a command with these settings would use the same database."""
+        """Return whether a command with these settings would use the same database."""
         return self.database is None or self.database == database_of(settings)
 
     def told_database(self) -> str:
-        """How the trouble with another database is said."""
+        """Return the error message for a command with another database."""
         return (
             f"The on-api that runs in this home (process {self.pid}) uses another database,"
             f" {self.database}: set ON_API_DATABASE_URL as it has it, or ON_API_HOME to the home"
@@ -92,7 +92,7 @@ class Instance(BaseModel):
 
 
 def database_of(settings: Settings) -> str:
-    """The database of some settings, for comparing and showing: without its secrets."""
+    """Return the URL of the settings' database, to compare and show: without secrets."""
     url = make_url(settings.sqlalchemy_url)
     if settings.uses_sqlite and url.database:
         return f"sqlite:///{Path(url.database).resolve()}"
@@ -102,10 +102,11 @@ def database_of(settings: Settings) -> str:
 
 @contextmanager
 def published(settings: Settings, *, serves: bool) -> Iterator[None]:
-    """Have others find this process while the block runs.
+    """Publish this process to other commands while the block runs.
 
-    Where another one is told of already (two servers in one home, with a node of somebody else's)
-    that one stays. A home that can't be written to is no reason not to serve.
+    If another process is published already (two servers in one home, with a node that on-api does
+    not run), that one stays. A home that can't be written to does not keep the process from
+    serving.
     """
     path = settings.home / FILE
     descriptor = None
@@ -125,14 +126,14 @@ def published(settings: Settings, *, serves: bool) -> Iterator[None]:
 
 
 def running_instance(home: Path) -> Instance | None:
-    """The on-api that runs in a home; None: none that tells of itself."""
+    """Return the on-api that runs in a home; None if none is published."""
     try:
         with (home / FILE).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return Instance.model_validate_json(file.read(MAX_BYTES))
-            return None  # nobody has it any more
+            return None  # its process is gone
     except (OSError, ValidationError):
         return None
 
@@ -141,7 +142,7 @@ def _publish(path: Path, instance: Instance) -> int:
     """Write the file. Returns the descriptor that holds its lock until it is closed."""
     descriptor, draft = tempfile.mkstemp(prefix=f".{FILE}-", dir=path.parent)  # made with 0600
     try:
-        # Locked before it has its name: nobody ever finds it without.
+        # Locked before it gets its name, so that it is never found unlocked.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, json.dumps(instance.model_dump(), indent=2).encode() + b"\n")
         Path(draft).replace(path)

@@ -1,4 +1,4 @@
-"""What on-api knows of its node."""
+"""Description of the node, and connecting to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from on_api.core.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class NodeDescription:
-    """The node as it is now; sizes in bytes."""
+    """The node at present; sizes in bytes."""
 
     id: str
     agent: str
@@ -31,19 +31,20 @@ class NodeDescription:
     repo_size: int
     repo_limit: int
     exchanged: Exchanged | None
-    """None: the node doesn't say (its RPC secret may not ask, or it is offline)."""
+    """Bytes exchanged; None: the node doesn't say (its RPC secret may not ask, or it is
+    offline)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
-    """How the last garbage collection and the last check ended."""
+    """Results of the last garbage collection and the last check."""
 
     gc: Outcome
     fsck: Outcome
 
 
 def maintenance_report(session: Session) -> MaintenanceReport:
-    """What the database remembers of maintenance."""
+    """Return the recorded results of maintenance."""
 
     def ended(kind: str) -> Outcome:
         outcome = maintenance.last_outcome(session, kind)
@@ -53,7 +54,7 @@ def maintenance_report(session: Session) -> MaintenanceReport:
 
 
 async def describe_node(node: IpfsNode) -> NodeDescription:
-    """Ask the node about itself. Raises a `NodeError` when it can't be had."""
+    """Ask the node about itself. Raises a `NodeError` when it can't be reached."""
     version, peer_id, peers, repo, exchanged = await asyncio.gather(
         node.version(), node.peer_id(), node.peer_count(), node.repo_stat(), _exchanged(node)
     )
@@ -78,23 +79,23 @@ async def _exchanged(node: IpfsNode) -> Exchanged | None:
 
 
 def connect_node(settings: Settings, recorded: ExpectedNode | None = None) -> KuboNode:
-    """The Kubo that the settings name; nothing is sent to it yet.
+    """Create a client of the Kubo that the settings name; nothing is sent to it yet.
 
-    One that on-api runs itself must be that of the home; of others `recorded` says which it must
-    be, and None takes whichever is at the address.
+    A node that on-api runs must be that of the home; for others `recorded` says which it must be,
+    and None accepts any node at the address.
     """
     return KuboNode(settings, node_auth(settings), expected_node(settings, recorded))
 
 
 def expected_node(settings: Settings, recorded: ExpectedNode | None) -> ExpectedNode:
-    """The node that RPC calls are for."""
+    """Return the node that RPC calls are meant for."""
     if not settings.manages_node:
         return AnyNode() if recorded is None else recorded
     return ManagedNodeExpected(settings.home / "ipfs", settings.node.rpc_port)
 
 
 def node_auth(settings: Settings) -> str | None:
-    """What the node's RPC asks for: as configured, or as it stands in the config of our own
+    """Return the secret of the node's RPC: from the settings, or from the config of our own
     node."""
     if settings.ipfs.rpc_auth is not None:
         return settings.ipfs.rpc_auth.get_secret_value()

@@ -1,8 +1,7 @@
-"""The identity of a node that somebody else runs: recorded when on-api first uses it, compared from
-then on (ADR 0024).
+"""Identity of a node that on-api does not run: recorded when it is first used, compared from then
+on (ADR 0024).
 
-Another one at the same address is refused until an operator says that it is meant: `on-api node
-adopt`.
+Another node at the same address is refused until an operator accepts it: `on-api node adopt`.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from on_api.core.services.upkeep.node import connect_node
 from on_api.core.settings import Settings
 
 BELIEVED_SECONDS = 5.0
-"""So long the database's word is taken: another process may adopt another node."""
+"""Seconds for which the database's answer is trusted: another process may adopt another node."""
 
 
 class RecordedNode:
     """The node that the database names, as an `ExpectedNode`.
 
-    While it names none, one that `records` (a server, a worker) has it name the node that answers;
+    If it names none, an instance that `records` (a server, a worker) records the node that answers;
     others (a command: with the wrong home or address) refuse it.
     """
 
@@ -48,14 +47,15 @@ class RecordedNode:
         self._records = records
         self._expected: str | None = None
         self._told_at = float("-inf")
-        """On the clock of `time.monotonic`, by the database."""
+        """Time of the database's last answer, by `time.monotonic`."""
 
     async def may_be_told(self) -> bool:
-        """Not before it has answered: anybody may listen at the address."""
+        """Return False: secrets are sent only after the node's answer, as any program may listen at
+        the address."""
         return False
 
     async def check(self, peer_id: str) -> None:
-        """See `ExpectedNode.check`. Asks the database unless it has named this one just now."""
+        """See `ExpectedNode.check`. Asks the database unless it has named this node just now."""
         began = time.monotonic()
         if peer_id == self._expected and began - self._told_at < BELIEVED_SECONDS:
             return
@@ -93,7 +93,7 @@ class RecordedNode:
 
 
 def adopt(session: Session, peer_id: str, actor: Actor) -> str | None:
-    """Make this node the deployment's. Returns the one that it was before."""
+    """Make this node the deployment's. Returns the previous one's id, or None."""
     row = deployment(session, lock=True)
     before, row.node_id = row.node_id, checked_id(peer_id)
     audit.record(session, actor, "node.adopt", "node", node_id=peer_id, before=before)
@@ -103,8 +103,8 @@ def adopt(session: Session, peer_id: str, actor: Actor) -> str | None:
 
 @asynccontextmanager
 async def asking(settings: Settings) -> AsyncIterator[KuboNode]:
-    """The node of the settings, for questions about itself: where the database can't be asked, or
-    names none, whichever is at the address."""
+    """Provide the node of the settings, for questions about itself: any node at the address where
+    the database can't be read, or names none."""
     database = Database(settings)
     try:
         known = await to_thread.run_sync(_known, database)
@@ -120,11 +120,11 @@ def _known(database: Database) -> str | None:
         with database.session_scope(write=False) as session:
             return session.scalar(select(Deployment.node_id))
     except (OnApiError, SQLAlchemyError):
-        return None  # `doctor` says what is wrong with it
+        return None  # `doctor` reports what is wrong with it
 
 
 def checked_id(peer_id: str) -> str:
-    """An identity as the node says it. Raises `BadRequest` for one that is none."""
+    """Return a node's identity as it was given. Raises `BadRequest` for a malformed one."""
     if not peer_id.isalnum() or len(peer_id) > NODE_ID_LENGTH:
         raise BadRequest("What the node says of itself is no libp2p identity.")
     return peer_id

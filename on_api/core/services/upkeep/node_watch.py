@@ -1,7 +1,7 @@
-"""What is asked of the node now and then rather than in each request: where it listens, how much is
-pinned.
+"""Facts about the node that are asked now and then rather than in each request: its addresses, the
+number of pins.
 
-The addresses are kept in the database too: pins can be listed while the node is down.
+The addresses are kept in the database too, so that pins can be listed while the node is down.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 60.0
 COUNT_WAIT_SECONDS = 0.5
-"""How long a request waits for a count of all contents, which reads every one."""
+"""Seconds that a request waits for a count of all contents, which reads every one."""
 COUNT_PAUSE = 100
 """A count is repeated no sooner than after so many times the time that it took."""
 FIRST_LOOK_SECONDS = 1.0
-"""While the addresses were never known."""
+"""Seconds between looks while the addresses have never been known."""
 FIRST_LOOK_TIMEOUT = 10.0
 """Seconds that a request waits for the first look to end."""
 MAX_DELEGATES = 20
 
 
 class NodeWatch:
-    """Knows the last answers. `run` asks anew until it is cancelled."""
+    """Cache of the last answers. `run` refreshes them until it is cancelled."""
 
     def __init__(self, settings: Settings, database: Database, node: IpfsNode) -> None:
         self._database = database
@@ -53,10 +53,10 @@ class NodeWatch:
         self._count_due = float("-inf")
 
     async def delegates(self) -> Sequence[str]:
-        """1 to 20 addresses at which clients find the node, each ending in its identity.
+        """Return 1 to 20 addresses at which clients find the node, each ending in its identity.
 
-        Right after the start it waits for the first look. Raises `NodeUnavailable` while they were
-        never known.
+        Right after the start it waits for the first look. Raises `NodeUnavailable` while they have
+        never been known.
         """
         if not self._delegates:
             with suppress(TimeoutError):
@@ -66,8 +66,8 @@ class NodeWatch:
         return self._delegates
 
     async def pinned(self) -> int | None:
-        """How many pins the node keeps for us, counted when it is asked for. Where counting takes
-        long, or fails, what was counted last; None before that."""
+        """Return the number of pins that the node keeps for us, counted on demand. If counting is
+        slow, or fails, returns the last count; None before the first."""
         if self._counting is None and time.monotonic() >= self._count_due:
             self._counting = asyncio.create_task(self._count_anew())
         if self._counting is not None:
@@ -86,7 +86,7 @@ class NodeWatch:
             self._counting = None
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Look at the node repeatedly, until cancelled."""
         while True:
             try:
                 await self.look()
@@ -96,7 +96,7 @@ class NodeWatch:
             await asyncio.sleep(LOOK_SECONDS if self._delegates else FIRST_LOOK_SECONDS)
 
     async def look(self) -> None:
-        """Look once. Raises a `NodeError` or `DatabaseUnavailable`."""
+        """Look at the node once. Raises a `NodeError` or `DatabaseUnavailable`."""
         if not self._delegates:
             self._delegates = await to_thread.run_sync(self._recall)
         if not self._fixed:
@@ -120,7 +120,8 @@ class NodeWatch:
 
 
 def best_addresses(addresses: Sequence[str]) -> list[str]:
-    """Those of the public internet if there are any, else all; at most `MAX_DELEGATES`."""
+    """Return the addresses of the public internet if there are any, else all; at most
+    `MAX_DELEGATES`."""
     public = [text for text in addresses if _is_public(text)]
     return list(dict.fromkeys(public or addresses))[:MAX_DELEGATES]
 

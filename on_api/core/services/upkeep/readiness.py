@@ -1,9 +1,10 @@
-"""Whether what on-api needs is there, and what is wrong, within two seconds whatever hangs.
+"""Readiness: whether all that on-api needs is available, and what is wrong, within two seconds even
+if something hangs.
 
-Each thing is looked at in a task of its own, those that ask the database in threads of their own.
-A look is never cut off, since what hangs would go on in its thread: who comes later waits for the
-same one, and after `DEADLINE` since it began hears that there is no answer. So a thing that hangs
-costs one task and one thread, however often it is asked for.
+Each part is checked in a task of its own, those that ask the database in threads of their own. A
+check is never cut off, since it would go on hanging in its thread: later callers wait for the same
+one, and `DEADLINE` after its begin are told that there is no answer. So a part that hangs costs one
+task and one thread, however often it is asked for.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from on_api.core.services.content.capacity import Capacity
 logger = logging.getLogger(__name__)
 
 DEADLINE = 1.5
-"""Seconds after which a look that goes on is told as a failure."""
+"""Seconds after which a running check is reported as a failure."""
 FRESH_SECONDS = 1.0
-"""What was seen is told again for so long."""
+"""Seconds for which a result is reported again."""
 LEAST_FREE = 8 * 1024 * 1024
 """Bytes that SQLite's disk must have left: its log alone grows to 4 MiB before it is reused."""
 
@@ -47,12 +48,12 @@ _TAKE_ROOM = text(
 """Has PostgreSQL write a megabyte to a file of its own, without its log."""
 
 EMPTY_FILE = "bafkqaaa"
-"""An identity CID, which is its own content: every gateway has it."""
+"""Identity CID, which contains its own content: every gateway has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at. `needed`: without it the service is not ready."""
+    """Result of one check. `needed`: without it the service is not ready."""
 
     name: str
     ok: bool
@@ -61,7 +62,7 @@ class Check:
 
 
 class Readiness:
-    """Looks at everything at once. On one event loop."""
+    """Checks of all parts, made at once. On one event loop."""
 
     def __init__(
         self,
@@ -87,12 +88,12 @@ class Readiness:
         ]
 
     async def checks(self) -> Sequence[Check]:
-        """What was seen not longer than `FRESH_SECONDS` ago, or is seen now, within `DEADLINE`."""
+        """Return results not older than `FRESH_SECONDS`, or new ones, within `DEADLINE`."""
         seen = await asyncio.gather(*(look.result() for look in self._looks))
         return [*(check for checks in seen for check in checks), self._news(), self._secret()]
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel running checks."""
         for look in self._looks:
             await look.close()
 
@@ -115,7 +116,7 @@ class Readiness:
         return [Check("gateway", ok=problem is None, details=problem or "serves")]
 
     async def _look_for_room(self) -> Sequence[Check]:
-        # Not needed: what is stored can be read, listed and deleted, and other instances at the
+        # Not needed: stored content can be read, listed and deleted, and other instances at the
         # same node would have no more room.
         room = await self._capacity.room()
         if room is None:
@@ -133,14 +134,14 @@ class Readiness:
         return _silent(seconds)
 
     def _news(self) -> Check:
-        # Not needed: without it nothing is taken from memory, which is slower and as right.
+        # Not needed: without invalidations the caches are not used, which is slower but correct.
         if self._invalidations.trusted:
             return Check("news", ok=True, details="heard", needed=False)
         words = "changes of other processes are not heard: nothing is taken from memory meanwhile"
         return Check("news", ok=False, details=words, needed=False)
 
     def _secret(self) -> Check:
-        # Looked at when the process started: it takes a look at every row.
+        # Checked when the process started: it reads every row.
         warning = self._keyring.warning
         if warning is None and self._keyring.lacks_the_one_in_use:
             warning = "the master secret that is in use now is not here"
@@ -148,7 +149,7 @@ class Readiness:
 
 
 class _Look:
-    """One thing that is looked at, by one task at a time."""
+    """Check of one part, by one task at a time."""
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ class _Look:
             return await self._look()
         except OnApiError as error:
             return self._all_failed(error.details)
-        except Exception as error:  # a table that is gone, say: told, and no 500
+        except Exception as error:  # a missing table, say: reported, and no 500
             log_failure(logger, f"a look at the {self._names[0]} failed", error)
             return self._all_failed(f"the look failed: {type(error).__name__}")
         finally:
@@ -209,7 +210,7 @@ def _silent(seconds: float) -> str:
 
 
 class _TakenBackError(Exception):
-    """Ends a transaction that was only to be tried."""
+    """Signal that ends a transaction which was only a trial."""
 
 
 def _check_database(database: Database) -> Sequence[Check]:
@@ -223,8 +224,8 @@ def _check_database(database: Database) -> Sequence[Check]:
 
 
 async def gateway_problem(node: IpfsNode) -> str | None:
-    """What keeps the node's gateway, by which every download comes, from giving out what it is
-    asked for; None when it does."""
+    """Return why the node's gateway, which serves every download, does not return what it is asked
+    for; None when it does."""
     try:
         found = await node.block(EMPTY_FILE)
     except NodeError as error:
@@ -233,8 +234,8 @@ async def gateway_problem(node: IpfsNode) -> str | None:
 
 
 def _check_writes(database: Database) -> Sequence[Check]:
-    """Write a row to what it is, and take it back: nothing goes to the disk, and nobody hears of
-    it. PostgreSQL has to take room besides, once its disk was full, and until it can again."""
+    """Write a row unchanged, and roll back: nothing goes to the disk, and no other process is told.
+    PostgreSQL also has to take disk space, after its disk was full and until it can again."""
     with suppress(_TakenBackError), database.session_scope() as session:
         session.execute(update(Deployment).values(id=Deployment.id))
         if database.is_postgresql and database.disk_was_full:
@@ -250,7 +251,7 @@ def _take_room(session: Session) -> None:
     try:
         session.execute(_TAKE_ROOM)
     except ProgrammingError:
-        # This role may make no temporary tables: the next write that fails tells again.
+        # This role may not create temporary tables: the next write that fails reports it again.
         logger.info("can't see whether the database's disk is full without the TEMPORARY privilege")
 
 

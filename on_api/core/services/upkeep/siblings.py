@@ -1,8 +1,8 @@
-"""One of several serving processes that share an address: which one it is, and what all of them
-have measured.
+"""Serving processes that share an address: the number of this one, and the metrics of all.
 
-Whoever of them Prometheus happens to reach answers for all: each leaves its metrics in a file every
-few seconds, and the one asked joins them, told apart by a label. Knows no process but by its file.
+Prometheus reaches any one of them, which answers for all: each writes its metrics to a file every
+few seconds, and the one asked joins them, with the process as a label. Processes know each other by
+these files only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 WRITE_SECONDS = 2.0
 FOLDER = "processes"
-"""In the home."""
+"""Folder in the home."""
 
 
 class Sibling:
-    """The process `number`, counted from 0."""
+    """Serving process with its `number`, counted from 0."""
 
     def __init__(self, number: int, home: Path) -> None:
         self.number = number
@@ -31,11 +31,11 @@ class Sibling:
 
     @property
     def is_first(self) -> bool:
-        """Whether it does what one of them has to do for all: the worker's and the house's work."""
+        """True if it runs what one process has to run for all: worker and housekeeper."""
         return self.number == 0
 
     async def run(self, exposition: Callable[[], bytes]) -> None:
-        """Leave the metrics for the others every few seconds, until cancelled."""
+        """Write the metrics for the other processes every few seconds, until cancelled."""
         while True:
             try:
                 await to_thread.run_sync(self._leave, exposition())
@@ -44,7 +44,7 @@ class Sibling:
             await asyncio.sleep(WRITE_SECONDS)
 
     def joined(self, own: bytes) -> bytes:
-        """What all processes have measured; of the others, as it was some seconds ago at most."""
+        """Return the metrics of all processes; those of the others are some seconds old at most."""
         found = {str(self.number): own.decode()}
         for path in self._folder.glob("*.prom"):
             with suppress(OSError):
@@ -58,7 +58,7 @@ class Sibling:
 
 
 def prepare_folder(home: Path) -> None:
-    """Make the folder for the processes' files, and remove those of processes that were."""
+    """Make the folder for the processes' files, and remove those of earlier processes."""
     folder = home / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     for path in folder.glob("*.p*"):
@@ -66,7 +66,7 @@ def prepare_folder(home: Path) -> None:
 
 
 def joined(expositions: Mapping[str, str]) -> bytes:
-    """Several processes' metrics as one text: each sample gets its process as a label."""
+    """Join several processes' metrics into one text: each sample gets its process as a label."""
     families: dict[str, list[str]] = {}
     for process, text in expositions.items():
         samples: list[str] = []

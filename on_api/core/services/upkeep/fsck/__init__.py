@@ -1,5 +1,5 @@
-"""`fsck`: whether database and node agree, both ways, and mending what doesn't.
+"""`fsck`: checks that database and node agree, both ways, and repairs differences.
 
 `ledger.py` checks the database against itself, `node_pins.py` lists what the node has pinned,
-`checks.py` holds the one against the other and walks the DAGs, `runner.py` puts them in order.
+`checks.py` compares the two and walks the DAGs, `runner.py` runs them in order.
 """

@@ -1,8 +1,8 @@
-"""Database and node against each other: every content has its pin, every pin of ours its reason,
-and every DAG is whole.
+"""Database and node compared: every content has its pin, every pin of ours its reason, and every
+DAG is whole.
 
-What differs is asked for once more, one by one, before it is called a finding: both go on changing
-meanwhile, and the node's list may be cut.
+A difference is checked again on its own before it becomes a finding: both sides change meanwhile,
+and the node's list may be incomplete.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ EMPTY_FOLDERS = {
     "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354",
     "QmUNLLsPACCz1vLxQVkXqX5L1X345qqfHbsf67hvA3Nn",
 }
-"""What `ipfs init` pins in each new repo, without a name; pins of ours have one."""
+"""CIDs that `ipfs init` pins in each new repo, without a name; pins of ours have one."""
 PAGE = 500
 WALKS_AT_ONCE = 4
 FETCH_SECONDS = 60.0
-"""How long missing blocks are asked of the network in a repair."""
+"""Seconds for which a repair asks the network for missing blocks."""
 REMOVAL_LIFE = timedelta(minutes=1)
 
 
 class NodeChecks:
-    """The checks of one run."""
+    """Checks of one run."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class NodeChecks:
         self._fetches = fetch
         self._mending = asyncio.Lock()
         self._seen_bundles: set[str] = set()
-        """Those without a pin."""
+        """Bundles without a pin."""
         self._run = new_id()
-        """The job after which pins made in a repair are named."""
+        """Id of the job after which pins made in a repair are named."""
 
     async def check_states(self) -> None:
-        """What somebody holds is pinned, and no removal was left undone."""
+        """Check that contents with holdings are pinned, and that no removal was left unfinished."""
         for cid in await to_thread.run_sync(self._held_but_not_pinned):
             details = "somebody holds it, its row says that it is not pinned"
             mended = self._repair and await self._restore(cid)
@@ -86,7 +86,8 @@ class NodeChecks:
             self._report.add(Finding(Kind.DEAD_LEASE, cid, "its removal was left undone", mended))
 
     async def check_contents(self, pins: NodePins, *, walk: bool) -> None:
-        """Every content that the database says is pinned is; with `walk` its DAG is whole."""
+        """Check that every content that the database says is pinned is; with `walk` also that its
+        DAG is whole."""
         places = asyncio.Semaphore(WALKS_AT_ONCE)
 
         async def check(cid: str, root: str, *, listed: bool) -> None:
@@ -102,8 +103,8 @@ class NodeChecks:
             )
 
     async def check_pins(self, pins: NodePins, quarantine: Quarantine, *, now: bool) -> None:
-        """Every pin on the node is a content's, work's in flight, or somebody else's. With `now` a
-        repair ends pins that are in quarantine."""
+        """Check that every pin on the node belongs to a content, to running work, or not to on-api.
+        With `now` a repair ends pins that are in quarantine."""
         self._report.pins = pins.count
         for page in pins.pages():
             for pin in await to_thread.run_sync(self._unknown, page):
@@ -111,19 +112,22 @@ class NodeChecks:
         await to_thread.run_sync(quarantine.forget_unseen)
 
     async def _is_covered(self, cid: str, root: str) -> bool:
-        """Look after a content whose pin, or whose bundle's, the list did not show."""
+        """Return whether a content is covered whose pin, or whose bundle's, is missing from the
+        list."""
         if root == cid:
             return await self._is_pinned(cid)
-        async with self._mending:  # one finding for all that live in it
+        async with self._mending:  # one finding for all of its members
             if root not in self._seen_bundles:
                 self._seen_bundles.add(root)
                 await self._is_pinned(root)
-        # The bundle may have been dissolved for want of a block: then it is for each to say.
+        # The bundle may have been dissolved because of a missing block: each member then has its
+        # own pin.
         now = await to_thread.run_sync(self._root, cid)
         return await self._is_pinned(cid) if now == cid else now is not None
 
     async def _is_pinned(self, cid: str) -> bool:
-        """Ask for one pin that the list did not show."""
+        """Return whether a content has a pin that is missing from the list; if not, report it and
+        try to repair it."""
         if await self._node.pin_status(cid) is not None:
             return True
         if await to_thread.run_sync(self._state, cid) != PINNED:
@@ -154,8 +158,8 @@ class NodeChecks:
         self._report.add(Finding(Kind.DAMAGED_DAG, cid, damage, mended))
 
     async def _walk_bundle(self, cid: str, members: Collection[str]) -> None:
-        """What lives in it is walked by itself; here is the rest, without which it could not be
-        pinned again."""
+        """Walk a bundle's own block and its dead members, without which it could not be pinned
+        again. Its living members are walked separately."""
         try:
             node = await read_block(self._node, Cid.from_text(cid))
             dead = [link for link in links_of(DAG_CBOR, node) if str(link) not in members]
@@ -171,7 +175,7 @@ class NodeChecks:
         self._report.bytes += len(node) + sum(sizes)
 
     async def _damage(self, cid: str) -> str | None:
-        """Read the whole DAG. None when all is well."""
+        """Read the whole DAG. Returns what is wrong with it, None when all is well."""
         try:
             stat = await read_dag(self._node, cid)
         except DamagedError as error:
@@ -181,7 +185,7 @@ class NodeChecks:
         return None
 
     async def _fetch(self, cid: str) -> None:
-        """Ask the network, if that is wanted, for what is missing, without touching the pin."""
+        """Fetch missing blocks from the network, if allowed, without touching the pin."""
         if not self._fetches:
             return
         try:
@@ -199,7 +203,8 @@ class NodeChecks:
             return False
 
     async def _restore(self, cid: str) -> bool:
-        """Pin again what somebody holds though its row says otherwise."""
+        """Pin again a content that has holdings though its row says that it is not pinned. Returns
+        whether that succeeded."""
         try:
             generation = await self._keeper.secure(cid, self._run)
         except (NodeError, ServiceUnavailable):
@@ -251,8 +256,8 @@ class NodeChecks:
         )
 
     async def is_lost(self, cid: str) -> bool:
-        """Whether a content is not whole, or not pinned and can't be. Raises a `NodeError`: who
-        doesn't answer has lost nothing."""
+        """Return whether a content is not whole, or not pinned and can't be. Raises a `NodeError`:
+        a node that doesn't answer has lost nothing."""
         try:
             await self._keeper.heal(cid, self._run)
         except BlocksMissing:
@@ -260,12 +265,13 @@ class NodeChecks:
         return await self._damage(cid) is not None
 
     async def forget(self, cid: str) -> bool:
-        """End a content that nobody refers to any more, without its time of grace. Returns whether
+        """End a content that is no longer referenced, without its time of grace. Returns whether
         that is done."""
         return await self._remove(cid)
 
     async def _remove(self, cid: str) -> bool:
-        """Unpin through the content's own states, so that whoever wants it now is not robbed."""
+        """Unpin through the content's own states, so that a user who stores it now does not lose
+        it."""
 
         def begin() -> contents.Removal | None:
             with self._database.session_scope() as session:
@@ -280,7 +286,7 @@ class NodeChecks:
             return False
 
     async def pinned_contents(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
-        """Pages of CIDs, each with that of the pin that covers it."""
+        """Yield pages of CIDs, each with the root whose pin covers it."""
         last = ""
 
         def page() -> Sequence[tuple[str, str]]:
@@ -308,7 +314,7 @@ class NodeChecks:
             return session.scalars(select(Content.cid).where(left)).all()
 
     def _unknown(self, pins: Sequence[PinStatus]) -> list[PinStatus]:
-        """Those that are no content's."""
+        """Return those pins that belong to no content."""
         cids = [pin.cid for pin in pins]
         with self._database.session_scope(write=False) as session:
             known = set(
@@ -321,15 +327,15 @@ class NodeChecks:
         return [pin for pin in pins if pin.cid not in known]
 
     def _is_in_flight(self, job: uuid.UUID, cid: str) -> bool:
-        """Whether the work goes on that made a pin on `cid`, or such work as may take it over:
-        pins that go together are all named after the first."""
+        """Return whether the work that made a pin on `cid` is still running, or other work that may
+        take the pin over: pins that are made together are all named after the first."""
         listed = exists().where(
             LeasedPin.cid == cid,
             LeasedPin.lease_id == Lease.id,
             Lease.lease_until > database_now(-SLACK),
         )
         with self._database.session_scope(write=False) as session:
-            # What has just failed is the worker's to remove; a repair does it at once.
+            # Recent failures are the worker's to remove; a repair removes them at once.
             if not self._repair and session.scalar(select(listed)):
                 return True
             upload = exists().where(Lease.id == job, Lease.lease_until > database_now())

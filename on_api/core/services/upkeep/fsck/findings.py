@@ -1,4 +1,4 @@
-"""What `fsck` finds."""
+"""Findings of `fsck`, and its report."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 
 MOST_KEPT = 10_000
-"""Findings told one by one; all are counted."""
+"""Findings that are listed; all are counted."""
 
 
 class Kind(StrEnum):
-    """What can be wrong between database and node."""
+    """Kind of difference between database and node."""
 
     MISSING_PIN = "missing_pin"
     DAMAGED_DAG = "damaged_dag"
@@ -37,26 +37,26 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found. `subject` is a CID or a row's id."""
+    """One difference found. `subject` is a CID or a row's id."""
 
     kind: Kind
     subject: str
     details: str
     mended: bool = False
     due_at: datetime | None = None
-    """When a pin in quarantine may be ended."""
+    """Earliest time at which a pin in quarantine may be ended."""
     deferred: bool = False
-    """It was to be mended, and waits for its time."""
+    """True if its repair has to wait for `due_at`."""
 
     @property
     def is_trouble(self) -> bool:
-        """Whether it breaks a promise as it stands."""
+        """True if it breaks a promise as it stands."""
         return self.kind is not Kind.FOREIGN_PIN and not self.mended and not self.deferred
 
 
 @dataclass
 class Report:
-    """All findings of a run, and how much was looked at."""
+    """All findings of a run, and the amounts checked."""
 
     contents: int = 0
     pins: int = 0
@@ -64,13 +64,13 @@ class Report:
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
     counts: dict[Kind, int] = field(default_factory=dict)
-    """By kind."""
+    """Number of findings by kind."""
     troubles: int = 0
-    """Those that are left."""
+    """Number of troubles that are left."""
     deferred: int = 0
-    """Pins that are left in quarantine."""
+    """Pins left in quarantine."""
     lost: dict[str, str] = field(default_factory=dict)
-    """By CID, what is missing of contents that could not be mended."""
+    """Contents that could not be repaired: what is missing, by CID."""
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it unless there are too many."""
@@ -85,5 +85,5 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether every promise holds now."""
+        """True if no trouble is left."""
         return self.troubles == 0

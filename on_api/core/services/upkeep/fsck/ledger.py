@@ -1,7 +1,7 @@
-"""The database against itself: references, holdings, counters, states, leases.
+"""The database checked against itself: references, holdings, counters, states, leases.
 
-Each check is one statement over the whole table that answers only what is wrong; each finding is
-looked at again, locked, before it is mended.
+Each check is one statement over the whole table that returns only what is wrong; each finding is
+checked again, under lock, before it is repaired.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from on_api.core.services.pins.jobs import UNDER_WAY
 from on_api.core.services.upkeep.fsck.findings import Finding, Kind
 
 SLACK = timedelta(minutes=5)
-"""Beyond its end a lease is taken for dead."""
+"""Time after its end until a lease counts as dead."""
 
 
 def check_ledger(database: Database, *, repair: bool) -> Iterator[Finding]:
-    """Every finding. References first: what is counted later depends on them."""
+    """Yield all findings. References come first: later counts depend on them."""
     yield from _check_holdings(database, repair=repair)
     yield from _check_counters(database, repair=repair)
     yield from _check_stamps(database, repair=repair)
@@ -46,7 +46,7 @@ def check_ledger(database: Database, *, repair: bool) -> Iterator[Finding]:
 
 
 def _check_holdings(database: Database, *, repair: bool) -> Iterator[Finding]:
-    """A holding counts just the files and pins that refer to its content."""
+    """Check that a holding counts exactly the files and pins that refer to its content."""
     references = _references()
     counted = func.coalesce(references.c.count, 0)
     too_many = (
@@ -97,7 +97,7 @@ def _look_at_holding(
 
 
 def _check_counters(database: Database, *, repair: bool) -> Iterator[Finding]:
-    """A user's counters are the sums of what they count."""
+    """Check that a user's counters equal the sums of what they count."""
     sums = {
         UserUsage.storage_bytes: _sum(func.sum(Holding.bytes), Holding.user_id),
         UserUsage.reserved_bytes: _sum(func.sum(Lease.reserved_bytes), Lease.user_id),
@@ -130,7 +130,8 @@ def _check_counters(database: Database, *, repair: bool) -> Iterator[Finding]:
 
 
 def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
-    """`unreferenced_at` stands just where nobody holds it: else it is never freed, or too soon."""
+    """Check that `unreferenced_at` is set exactly on contents that are not held: else they are
+    never freed, or too soon."""
     held = bundles.is_held(Content.cid)
     wrong = select(Content.cid).where(
         Content.state == PINNED,
@@ -154,7 +155,8 @@ def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
 
 
 def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
-    """A crash leaves leases behind; their pins are found by `checks.py`, before they go."""
+    """Check for leases left by crashes; their pins are found by `checks.py`, before the leases
+    go."""
     ended = database_now(-SLACK)
     with database.session_scope(write=False) as session:
         uploads = session.execute(
@@ -169,7 +171,7 @@ def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
         if finding is not None:
             yield finding
     for pin_id in jobs:
-        # The next worker takes it up: there is nothing to mend, only to know.
+        # The next worker continues it: nothing to repair, only to report.
         yield Finding(Kind.DEAD_LEASE, str(pin_id), "a pin whose worker ended; is one running?")
 
 
@@ -183,7 +185,7 @@ def _look_at_lease(
     if lease is None or lease.lease_until >= moment_of(session) - SLACK:  # it lives again
         return None
     if session.scalar(select(exists().where(LeasedPin.lease_id == lease_id))):
-        # It alone tells of them.
+        # Only the lease lists these pins.
         details = "the worker has not removed yet what it has left; is one running?"
         return Finding(Kind.DEAD_LEASE, str(lease_id), details)
     if repair:
@@ -192,7 +194,7 @@ def _look_at_lease(
 
 
 def _references() -> Subquery:
-    """How often each user refers to each content."""
+    """Count the references of each user to each content."""
     everything = union_all(
         select(File.user_id, File.cid),
         select(Pin.user_id, Pin.cid).where(Pin.status == PINNED_STATUS),

@@ -1,7 +1,8 @@
-"""Rows whose content the node has lost: who loses what by it, and dropping them.
+"""Losses: rows whose content the node has lost, and dropping them.
 
-Kept, they would be promises that can't be held, and garbage collection would be unsafe for good.
-Dropped is only what was listed: who has sent the same bytes again meanwhile keeps them.
+If they stayed, they would be promises that can't be kept, and garbage collection would be unsafe
+for ever. Only listed rows are dropped: a user who has sent the same bytes again meanwhile keeps
+them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from on_api.core.services.shared import events
 
 @dataclass(frozen=True, slots=True)
 class LostReference:
-    """What one user has of a lost content: a `file` or a `pin`. `shares` are links to the file."""
+    """One user's reference to a lost content: a `file` or a `pin`. `shares`: number of links to the
+    file."""
 
     kind: str
     id: uuid.UUID
@@ -40,19 +42,19 @@ class LostReference:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A content that is gone. `details` says what is missing of it."""
+    """A lost content. `details` says what is missing."""
 
     cid: str
     details: str
     references: Sequence[LostReference]
 
     def as_document(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the loss as a document for scripts."""
         return asdict(self)
 
 
 def loss_of(database: Database, cid: str, details: str) -> Loss:
-    """Who loses what if a content is gone."""
+    """Return the references of all users to a lost content."""
     with database.session_scope(write=False) as session:
         links = (
             select(func.count())
@@ -79,10 +81,10 @@ def loss_of(database: Database, cid: str, details: str) -> Loss:
 
 
 def drop(session: Session, loss: Loss, user_id: uuid.UUID, actor: Actor) -> None:
-    """Drop the rows of one user that refer to a lost content, as far as they are still there, and
-    tell them.
+    """Drop the rows of one user that refer to a lost content, if they are still there, and record
+    events for the user.
 
-    Storage that was charged for it is given back with the last of them.
+    The storage charged for it is released with the last of them.
     """
     usage = contents.lock_usage(session, user_id)
     named: dict[str, list[str]] = {"files": [], "pins": []}

@@ -1,4 +1,4 @@
-"""The node's list of pins, kept aside on disk: it may be longer than memory should hold."""
+"""The node's list of pins, stored on disk: it may be longer than memory should hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ PAGE = 500
 
 
 class NodePins:
-    """The recursive pins of a node as they were listed. A context: its file goes with it."""
+    """List of a node's recursive pins at one time. A context manager: its file is deleted at the
+    end."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="on-api-fsck-")
@@ -52,14 +53,14 @@ class NodePins:
         self._keep(batch)
 
     def missing(self, cids: Sequence[str]) -> list[str]:
-        """Those that are not in the list."""
+        """Return those of `cids` that are not in the list."""
         marks = ", ".join("?" * len(cids))
         query = f"SELECT cid FROM pins WHERE cid IN ({marks})"  # noqa: S608 (question marks)
         found = {row[0] for row in self._table.execute(query, cids)}
         return [cid for cid in cids if cid not in found]
 
     def pages(self) -> Iterator[list[PinStatus]]:
-        """All of them in order of CID, page by page."""
+        """Yield all pins in order of CID, page by page."""
         last = ""
         while True:
             rows = self._table.execute(
@@ -83,5 +84,5 @@ class NodePins:
 def _normal(cid: str) -> str:
     try:
         return normalise(cid)
-    except BadRequest:  # somebody else's, by a hash that on-api never accepts
+    except BadRequest:  # not ours: of a hash that on-api never accepts
         return cid

@@ -1,6 +1,5 @@
-"""Private files whose rows have lost what opens them: a header, an identity, the size of the age
-file. All of it but the identity lies on the node as well.
-"""
+"""Private files whose rows have lost what is needed to open them: header, identity, size of the age
+file. All but the identity can be read from the node."""
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ from on_api.core.services.upkeep.fsck.findings import Finding, Kind, Report
 async def check_private_files(
     database: Database, headers: SealedHeaders, report: Report, *, repair: bool
 ) -> None:
-    """Every private file has a header, and an identity of its owner where that is to open it."""
+    """Check that every private file has a header, and an identity of its owner where that is to
+    open it."""
     for file_id in await to_thread.run_sync(_closed, database):
         file, dag_size = await to_thread.run_sync(_look, database, file_id)
         if file is None:
@@ -34,7 +34,7 @@ async def check_private_files(
             except (NotSealedError, NodeError, SecretUnavailable) as error:
                 details += f"; {error}"
             else:
-                # Without the identity it would be called one that only others can read.
+                # Without the identity the file would count as one for other recipients only.
                 if columns["sealed_for"] == FOR_RECIPIENTS and file.sealed_for != FOR_RECIPIENTS:
                     details += "; no identity of its owner opens it"
                 else:

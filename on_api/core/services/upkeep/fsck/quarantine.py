@@ -1,8 +1,8 @@
-"""Pins by names of ours that no row tells of: remembered when they are seen first, and free to be
-ended only when they are seen again long after.
+"""Quarantine of pins with names of ours that no row accounts for: recorded when first seen, and
+ended only when seen again long after.
 
-One look proves nothing: the database may be older than the node, restored from a backup, and then
-the newer half of what users keep looks just like what a crash has left.
+One sight proves nothing: the database may be older than the node, restored from a backup, and then
+the newer half of the users' content looks just like a crash's leftovers.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from on_api.core.services.content.leftovers import NOTICED
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """A pin in quarantine: from when on it may be ended, and whether that is now."""
+    """A pin in quarantine: the earliest time at which it may be ended, and whether that has
+    come."""
 
     ends_at: datetime
     over: bool
 
 
 class Quarantine:
-    """One run's view of it. `wait` is from the first sight to the end; the clock is the
-    database's."""
+    """Quarantine as seen by one run. `wait` is the time from the first sight to the end, by the
+    database's clock."""
 
     def __init__(self, database: Database, wait: timedelta) -> None:
         self._database = database
@@ -36,11 +37,12 @@ class Quarantine:
         self._run = new_id()
 
     def is_known(self, job: uuid.UUID, cid: str) -> bool:
-        """Whether the database knows the work that made a pin, and so that it has ended: always
+        """Return whether the database knows the work that made a pin, and that it has ended: always
         when its lease lists the pin.
 
-        Not by a lease that died longer ago than deaths are noticed: a database so old may be older
-        than the pin. Nor by a pin of something else, after which a whole batch was named.
+        Does not count: a lease that expired longer ago than workers take to notice, since a
+        database so old may be older than the pin; and a pin of another content, after which a whole
+        batch was named.
         """
         with self._database.session_scope(write=False) as session:
             if session.get(LeasedPin, (job, cid)) is not None:
@@ -53,7 +55,7 @@ class Quarantine:
             return session.scalar(mine) is not None
 
     def see(self, cid: str, job: uuid.UUID) -> Sight:
-        """Remember that a pin was seen in this run."""
+        """Record that a pin was seen in this run."""
         with self._database.session_scope() as session:
             now = moment_of(session)
             insert_unless_there(
@@ -62,19 +64,19 @@ class Quarantine:
             row = session.scalars(
                 select(QuarantinedPin).where(QuarantinedPin.cid == cid).with_for_update()
             ).one()
-            if row.job != job:  # that one is gone: this is another pin on the same content
+            if row.job != job:  # the earlier one is gone: this is another pin on the same content
                 row.job, row.first_seen_at = job, now
             row.run = self._run
             ends_at = row.first_seen_at + self._wait
             return Sight(ends_at, ends_at <= now)
 
     def release(self, cid: str) -> None:
-        """A pin is ended."""
+        """End the quarantine of a pin that was removed."""
         with self._database.session_scope() as session:
             session.execute(delete(QuarantinedPin).where(QuarantinedPin.cid == cid))
 
     def forget_unseen(self) -> None:
-        """After a run that has looked at every pin: those that it has not seen are gone from the
-        node, or somebody's by now."""
+        """Delete pins that this run has not seen, after it has checked all: they are gone from the
+        node, or belong to a content by now."""
         with self._database.session_scope() as session:
             session.execute(delete(QuarantinedPin).where(QuarantinedPin.run != self._run))

@@ -1,4 +1,4 @@
-"""`fsck` as a whole: the checks in the order in which mending one helps the next."""
+"""`fsck` as a whole: the checks in the order in which each repair helps the next."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from on_api.core.services.upkeep.fsck.quarantine import Quarantine
 
 
 class Fsck:
-    """Checks that database and node agree. Others may go on working meanwhile. `quarantine` is how
-    long a pin that no row tells of must have been known before it is ended."""
+    """Check that database and node agree, while other work goes on. `quarantine`: time for which a
+    pin that no row accounts for must have been known before it is ended."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class Fsck:
         self._names = names
 
     async def run(self, *, repair: bool, walk: bool, now: bool = False) -> Report:
-        """Check everything; with `repair` mend what can be, with `now` without quarantine; with
+        """Run all checks; with `repair` repair what can be, with `now` without quarantine; with
         `walk` read every block.
 
         Raises `Conflict` while another one runs, a `NodeError` or `DatabaseUnavailable` when it
-        can't be done. One that the node didn't let begin is not recorded.
+        can't be done. A run that could not begin because of the node is not recorded.
         """
         await self._node.peer_id()
         report = Report()
@@ -67,7 +67,7 @@ class Fsck:
                     await checks.check_contents(pins, walk=walk)
                     await checks.check_pins(pins, quarantine, now=now)
                 await check_private_files(self._database, self._headers, report, repair=repair)
-                # Last: a dead lease is what an orphan is told by.
+                # Last: a dead lease identifies an orphan.
                 await to_thread.run_sync(_add_ledger, self._database, report, repair)
             result = {
                 "outcome": "clean" if report.clean else "troubles",
@@ -82,11 +82,11 @@ class Fsck:
         return report
 
     async def restore_pins(self) -> Report:
-        """Pin again what somebody holds and the node has lost its pin on; `report.troubles` are
-        left.
+        """Pin again kept contents whose pins the node has lost. Those that can't be are left as
+        `report.troubles`.
 
-        Kubo drops a pin before it renews it, when the same bytes are sent again: killed in that
-        moment it comes back without. The blocks are there until a garbage collection. Nothing is
+        Kubo drops a pin before it renews it, when the same bytes are sent again: killed at that
+        moment it comes back without. The blocks stay until a garbage collection. Nothing is
         fetched.
         """
         report = Report()
@@ -97,15 +97,15 @@ class Fsck:
         return report
 
     async def losses(self, report: Report) -> Sequence[Loss]:
-        """Who loses what by the contents that a run could not mend."""
+        """Return the losses of users by the contents that a run could not repair."""
         return [
             await to_thread.run_sync(losses.loss_of, self._database, cid, details)
             for cid, details in report.lost.items()
         ]
 
     async def drop_lost(self, found: Sequence[Loss], actor: Actor) -> Sequence[Loss]:
-        """Drop what refers to contents that are lost, and forget these. Returns those that were:
-        what has come back meanwhile stays.
+        """Drop references to lost contents, and end these contents. Returns the dropped ones: a
+        content that has come back meanwhile stays.
 
         Raises `Conflict` while a check is under way, a `NodeError` when the node can't be asked.
         """
@@ -114,7 +114,7 @@ class Fsck:
         try:
             async with turn.kept():
                 checks = self._checks(Report(), repair=True, fetch=False)
-                await self._node.version()  # a node that is away has lost nothing
+                await self._node.version()  # a node that doesn't answer has lost nothing
                 for loss in found:
                     if await checks.is_lost(loss.cid):
                         await to_thread.run_sync(self._drop, loss, actor)
@@ -143,9 +143,9 @@ class Fsck:
 
 
 def as_document(report: Report) -> dict[str, Any]:
-    """A report for scripts."""
+    """Return a report as a document for scripts."""
     document = asdict(report)
-    del document["lost"]  # findings say it
+    del document["lost"]  # findings include it
     return {"clean": report.clean, **document}
 
 
