@@ -18,7 +18,7 @@ Row = TypeVarTuple("Row")
 
 
 class Scope(StrEnum):
-    """A permission that a key may have."""
+    """What a key may do."""
 
     FILES_READ = "files:read"
     FILES_WRITE = "files:write"
@@ -75,7 +75,7 @@ class Principal:
         return scope in self.scopes
 
     def require(self, *scopes: Scope) -> None:
-        """Raise `Forbidden` unless all are allowed."""
+        """Raise `Forbidden` unless all `scopes` are allowed."""
         missing = [scope.value for scope in scopes if not self.allows(scope)]
         if missing:
             raise Forbidden(f"The key lacks the scope {', '.join(missing)}.")

@@ -85,7 +85,7 @@ class Answered:
 
 
 class AlreadyAnswered(Exception):
-    """Carries the recorded answer past the handler, which must not run again."""
+    """Signal that carries the recorded answer past the handler, which must not run again."""
 
     def __init__(self, answer: Answered) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class IdempotencyService:
             if record.answer is None and record.lease_until > now:
                 seconds = int((record.lease_until - now).total_seconds()) + 1
                 raise InProgress(retry_after=min(seconds, 5))
-            # A claim left by a crash, or an outdated answer: claimed anew.
+            # A claim left by a crash, or an outdated answer: claimed again.
             record.token, record.lease_until, record.created_at = token, now + self._life, now
             record.answer = record.status = None
             return Claim(record.id, token)

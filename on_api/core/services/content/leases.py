@@ -256,8 +256,8 @@ def release_dead_leases(database: Database, limit: int = 100) -> int:
     close its lease any more. Returns how many.
 
     Their reservations stay until what was pinned under them is removed. A lease that has been
-    expired for more than `NOTICED` may come from a restored backup, and its work may have gone on
-    to name pins that users keep: pins that it does not list are left to `fsck` and its quarantine.
+    expired for more than `NOTICED` may come from a restored backup: users may keep pins that its
+    work made after the backup. Pins that it does not list are left to `fsck` and its quarantine.
     """
     is_due = (
         Lease.lease_until <= database_now(),

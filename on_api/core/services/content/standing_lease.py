@@ -2,8 +2,9 @@
 piece of work needs no transaction.
 
 It is committed before the first piece begins and lives until the last one is recorded, so that a
-check for running work sees it. It ends soon after the last piece, and takes no new work once a
-piece has failed or garbage is about to be collected. Knows nothing of the work itself.
+check for running work sees it. It ends soon after the last piece. Once a piece has failed, or
+garbage is about to be collected, it takes no new work and ends with the last piece. Knows nothing
+of the work itself.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from on_api.core.streams.blocks import Bytes
 from on_api.core.streams.pipeline import gathered, transformed
 
 AGE_MEDIA_TYPE = "application/octet-stream"
-"""age files have no registered type of their own."""
+"""Media type of age files, which have no registered one."""
 AGE_SUFFIX = ".age"
 
 Opener = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[Bytes]]]

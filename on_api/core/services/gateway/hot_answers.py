@@ -33,7 +33,7 @@ Key = tuple[bytes, bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class HotAnswer:
-    """A 200 to a plain GET."""
+    """Whole 200 response to a plain GET."""
 
     root: str
     """Normalised CID of the root."""

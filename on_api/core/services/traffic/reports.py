@@ -52,7 +52,7 @@ _SQLITE_FORMATS = {
 
 
 class Interval(StrEnum):
-    """Length of a report's periods."""
+    """The length of a report's periods."""
 
     HOUR = "hour"
     DAY = "day"
@@ -60,7 +60,7 @@ class Interval(StrEnum):
 
 
 class GroupBy(StrEnum):
-    """Property by which a report is grouped."""
+    """What a report tells apart."""
 
     FILE = "file"
     CID = "cid"
@@ -71,7 +71,7 @@ class GroupBy(StrEnum):
 
 
 class SortBy(StrEnum):
-    """Order of a report: by period, earliest first, or by bytes out, most first."""
+    """What comes first: the earliest period, or the most bytes out."""
 
     PERIOD = "period"
     BYTES_OUT = "bytes_out"

@@ -24,7 +24,7 @@ COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
 
 
 class Kind(StrEnum):
-    """Way by which bytes went out, or came in."""
+    """By which way bytes went out, or came in."""
 
     GATEWAY = "gateway"
     CONTENT = "content"
