@@ -1,5 +1,5 @@
-"""What lies on the node: one row a DAG, who holds it, and the leases of the work that is putting
-it there."""
+"""Content on the node, one row per DAG; its holders; and the leases of the work that puts it
+there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from on_api.core.models.database import Base, new_id, utc_now
 
 CID_LENGTH = 128
 NODE_ID_LENGTH = 128
-"""Of a libp2p identity; those of today have 46 to 62 characters."""
+"""Characters of a libp2p identity; today's have 46 to 62."""
 
 PINNED = "pinned"
 UNPINNING = "unpinning"
@@ -22,12 +22,12 @@ ABSENT = "absent"
 
 
 class Content(Base):
-    """One DAG, under its normalised CID. `pinned → unpinning(lease_token) → absent` and back to
-    `pinned`.
+    """One DAG, under its normalised CID. Its state goes `pinned → unpinning(lease_token) → absent`
+    and back to `pinned`.
 
-    `pin_root_id` names the pin that covers it: itself, or while it is `pinned` a bundle, which is a
-    content as well. `generation` rises each time its removal begins. `unreferenced_at` is set while
-    nobody holds it; the row is locked by whoever changes its holdings. A row is never deleted:
+    `pin_root_id` names the pin that covers it: itself or, while it is `pinned`, a bundle, which is
+    a content as well. `generation` rises each time its removal begins. `unreferenced_at` is set
+    while it has no references. A change of its holdings locks the row. A row is never deleted:
     without it a removal in between would go unseen.
     """
 
@@ -37,7 +37,7 @@ class Content(Base):
     state: Mapped[str] = mapped_column(String(12), default=PINNED)
     generation: Mapped[int] = mapped_column(default=1)
     pinned_too: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """Of what a bundle covers: the node may have a pin of its own on it as well."""
+    """A bundle's member on which the node may have a pin of its own as well."""
     lease_token: Mapped[uuid.UUID | None] = mapped_column()
     lease_until: Mapped[datetime | None] = mapped_column()
     pin_root_id: Mapped[str] = mapped_column(String(CID_LENGTH))
@@ -46,7 +46,8 @@ class Content(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     unreferenced_at: Mapped[datetime | None] = mapped_column()
     thinned_at: Mapped[datetime | None] = mapped_column()
-    """Of a bundle most of which is dead: when what lives in it is to get pins of its own."""
+    """Set on a bundle most of which is dead: when its living members are to get pins of their
+    own."""
 
     __table_args__ = (
         CheckConstraint("state IN ('pinned', 'unpinning', 'absent')", name="state"),
@@ -73,8 +74,8 @@ class Content(Base):
 
 
 class Holding(Base):
-    """That a user holds a content, by how many references, and for how many bytes they are
-    charged once."""
+    """One user's holding of one content: the number of references, and the bytes that they are
+    charged once for all of them."""
 
     __tablename__ = "holdings"
 
@@ -92,13 +93,13 @@ class Holding(Base):
 
 
 class Lease(Base):
-    """Work in flight that will pin something: committed before its first byte, renewed while it
+    """Work in flight that will pin something. Committed before its first byte, renewed while it
     runs.
 
-    Its id is in the name of every pin that the work makes, so that a pin left by a crash is told
-    from other people's pins: ours by its name, an orphan by its dead lease. A lease whose work has
-    failed stays, dead and with what it reserves, until `worker/leftovers.py` has removed what was
-    pinned under it.
+    Its id is in the name of every pin that the work makes. So a pin of ours is told from other
+    people's by its name, and one that a crash has left behind by its dead lease. A lease whose work
+    has failed stays, dead and with what it reserves, until `worker/leftovers.py` has removed what
+    was pinned under it.
     """
 
     __tablename__ = "leases"
@@ -110,9 +111,10 @@ class Lease(Base):
     token: Mapped[uuid.UUID] = mapped_column(default=new_id)
     lease_until: Mapped[datetime] = mapped_column(index=True)
     reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Quota taken for what may still come, or for what a failure has left on the node."""
+    """Bytes of quota taken for data that may still come, or that a failure has left on the node."""
     swept_at: Mapped[datetime | None] = mapped_column()
-    """Of a dead one: when the node's pins were first looked through for its name."""
+    """When the node's pins were first searched for the name of this lease; set on dead leases
+    only."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (Index("ix_leases_user_id", "user_id"),)
@@ -139,16 +141,17 @@ class Deployment(Base):
     delegates: Mapped[list[str] | None] = mapped_column()
     """The node's addresses when it was last asked, each ending in its identity."""
     node_id: Mapped[str | None] = mapped_column(String(NODE_ID_LENGTH))
-    """The libp2p identity of a node that somebody else runs; None before it was used."""
+    """Libp2p identity of a node that the operator runs; None before it was used."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
 
 class Maintenance(Base):
-    """A kind of work that goes over the whole node, one at a time; how the last one ended.
+    """A kind of work on the whole node, of which one runs at a time, and the result of the last
+    run.
 
-    While its lease lives it is under way: everyone who pins asks this row first.
+    It is under way while its lease lives. Every process that pins checks this row first.
     """
 
     __tablename__ = "maintenance"
@@ -162,15 +165,16 @@ class Maintenance(Base):
 
 
 class QuarantinedPin(Base):
-    """A pin by a name of ours that no row tells of: seen on the node by `fsck`, and ended only
-    when it is seen again long after. The database may be older than the node."""
+    """A pin that has a name of ours but no row. `fsck` records it when it first sees it on the
+    node, and ends it only when it sees it again long after: the database may be older than the
+    node."""
 
     __tablename__ = "quarantined_pins"
 
     cid: Mapped[str] = mapped_column(String(CID_LENGTH), primary_key=True)
     job: Mapped[uuid.UUID] = mapped_column()
-    """What its name says that it was made for: a pin by another name is another pin."""
+    """The job in the pin's name; a pin by another name is another pin."""
     run: Mapped[uuid.UUID] = mapped_column()
-    """The last check that has seen it."""
+    """Id of the last check that saw it."""
     first_seen_at: Mapped[datetime] = mapped_column()
-    """By the database's clock."""
+    """Moment by the database's clock."""

@@ -1,5 +1,4 @@
-"""The ground of the database: declarative base, column types, engine, and `session_scope`, the only
-commit.
+"""Declarative base, column types, engine, and `session_scope`, the only place that commits.
 
 Works alike on PostgreSQL (psycopg2) and SQLite. Knows nothing of the tables built on it.
 """
@@ -52,7 +51,7 @@ from on_api.core.settings import Settings
 logger = logging.getLogger(__name__)
 
 ANSWER_MARGIN = 5.0
-"""Seconds that an answer of PostgreSQL may take beyond `statement_timeout`."""
+"""Seconds that PostgreSQL's answer may take beyond `statement_timeout`."""
 
 _SQLITE_BEGIN = "on_api_sqlite_begin"
 _SQLITE_WRITES = "BEGIN IMMEDIATE"
@@ -69,7 +68,7 @@ _EXPLAINED = {
     "SQLITE_CORRUPT": _DAMAGED,
     "SQLITE_NOTADB": _DAMAGED,
 }
-"""By the codes of the two databases."""
+"""Messages for the operator, by the error codes of both databases."""
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -81,13 +80,13 @@ NAMING_CONVENTION = {
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """A moment in UTC, with microseconds. Naive values are refused; SQLite's come back aware."""
+    """A moment in UTC, to the microsecond. Naive values are refused; those read are aware."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Store UTC. Raises `ValueError` for a naive value."""
+        """Convert to UTC for storage. Raises `ValueError` for a naive value."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -122,13 +121,13 @@ class Base(DeclarativeBase):
 
 
 def utc_now() -> datetime:
-    """The present moment by this process's clock, aware, in UTC. What another process compares is
-    told by the database's clock: `database_now`."""
+    """Return the present moment by this process's clock, aware, in UTC. Moments that another
+    process compares come from the database's clock: `database_now`."""
     return datetime.now(UTC)
 
 
 class _DatabaseMoment(FunctionElement[datetime]):
-    """The moment so many seconds from now (its one argument), by the database's clock."""
+    """SQL for the moment so many seconds from now (its one argument), by the database's clock."""
 
     name = "database_moment"
     inherit_cache = True
@@ -151,16 +150,16 @@ def _moment_on_sqlite(element: _DatabaseMoment, compiler: SQLCompiler, **more: A
 
 
 def database_now(after: timedelta = timedelta()) -> _DatabaseMoment:
-    """The moment `after` from now (negative: before it) by the database's clock, as SQL.
+    """Return SQL for the moment `after` from now (negative: before it) by the database's clock.
 
-    Clocks of machines differ: whatever one process writes and another compares with the present is
-    written and compared by this.
+    Clocks of machines differ: a moment that one process writes and another compares with the
+    present is written and compared by this.
     """
     return _DatabaseMoment(bindparam(None, after.total_seconds(), Float, unique=True))
 
 
 def moment_of(session: Session) -> datetime:
-    """The present moment by the database's clock, where a statement can't compare by itself."""
+    """Return the present moment by the database's clock, for comparisons in Python."""
     return session.execute(select(database_now())).scalar_one()
 
 
@@ -168,7 +167,7 @@ Entity = TypeVar("Entity", bound=Base)
 
 
 class Database:
-    """One engine and its sessions. Made once per process; `dispose` ends it."""
+    """One engine and its sessions. Created once per process; `dispose` closes it."""
 
     def __init__(self, settings: Settings) -> None:
         # Longer than the server's own limit, which says more.
@@ -187,20 +186,20 @@ class Database:
 
     @property
     def is_postgresql(self) -> bool:
-        """Whether several processes may share it."""
+        """True if this is PostgreSQL, which several processes may share."""
         return self.engine.dialect.name == "postgresql"
 
     @property
     def file(self) -> Path | None:
-        """SQLite's file; None for PostgreSQL."""
+        """Path of SQLite's file; None for PostgreSQL."""
         name = self.engine.url.database
         return None if self.is_postgresql or not name else Path(name)
 
     @contextmanager
     def session_scope(self, *, write: bool = True) -> Iterator[Session]:
-        """One transaction: committed when the block ends well, rolled back otherwise.
+        """Run the block in one transaction: committed if it ends well, rolled back otherwise.
 
-        `write=False` reads one snapshot without taking SQLite's single writer's place (PostgreSQL
+        `write=False` reads one snapshot and doesn't wait for SQLite's single writer (PostgreSQL
         refuses writes in it). Raises `Conflict` for a lost race, `DatabaseUnavailable` when the
         database can't be reached or is too busy, `QueryTooSlow` when it ended a statement after
         `statement_timeout`.
@@ -218,7 +217,7 @@ class Database:
                 raise QueryTooSlow from error
             raise DatabaseUnavailable(details) from error
         except UnicodeDecodeError as error:
-            # How psycopg2 fails on an error message that is noise; nothing of ours decodes in here.
+            # psycopg2 fails so on an error message that is no text; no code of ours decodes here.
             logger.warning("the database said something that is no text")
             raise DatabaseUnavailable from error
         except DBAPIError as error:
@@ -229,25 +228,25 @@ class Database:
     def on_commit(
         self, before: Callable[[Session], None], after: Callable[[Session], None]
     ) -> None:
-        """Have every writing session's commit preceded and followed by these. What `before` raises
-        prevents it; `after` may not use the session."""
+        """Call these before and after every commit of a writing session. An exception of `before`
+        prevents the commit; `after` may not use the session."""
         event.listen(self._writer, "before_commit", before)
         event.listen(self._writer, "after_commit", after)
 
     def _told(self, error: Exception) -> str | None:
-        """Log what failed; returns what is wrong with the database itself, if that is it."""
+        """Log the failure. Returns the database's own defect (`_explained`), or None."""
         logger.warning("the database failed: %s", _cause(error))
         if (details := _explained(error)) == _FULL:
             self.disk_was_full = True
         return details
 
     def connections_in_use(self) -> int:
-        """Connections checked out of the pool at this moment."""
+        """Return the number of connections that are checked out of the pool."""
         pool = self.engine.pool
         return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     def writers_waiting(self) -> int:
-        """Transactions of this process that wait for SQLite's single writer's place."""
+        """Return the number of transactions in this process's queue for SQLite's writer."""
         return self._writers.waiting
 
     def dispose(self) -> None:
@@ -257,12 +256,12 @@ class Database:
 
 
 def dialect_of(session: Session) -> str:
-    """By which statements differ: `postgresql` or `sqlite`."""
+    """Return the dialect, `postgresql` or `sqlite`, by which statements differ."""
     return session.get_bind().dialect.name
 
 
 def table_of(model: type[Base]) -> Table:
-    """A model's table."""
+    """Return a model's table. Raises `TypeError` if it is mapped to something else."""
     table = model.__table__
     if not isinstance(table, Table):
         raise TypeError(f"{model.__name__} is no plain table")
@@ -270,12 +269,12 @@ def table_of(model: type[Base]) -> Table:
 
 
 def insert_into(dialect: str, target: Table | type[Base]) -> postgresql.Insert | sqlite.Insert:
-    """`INSERT` as the dialect has it, with `ON CONFLICT`."""
+    """Return the dialect's own `INSERT`, which has `ON CONFLICT`."""
     return (postgresql.insert if dialect == "postgresql" else sqlite.insert)(target)
 
 
 def insert_unless_there(session: Session, table: type[Base], **values: object) -> None:
-    """`INSERT … ON CONFLICT DO NOTHING`: of two who insert the same row at once, both go on."""
+    """Insert a row unless it exists. If two transactions insert it at once, neither fails."""
     insert = insert_into(dialect_of(session), table_of(table))
     session.execute(insert.values(**values).on_conflict_do_nothing())
 
@@ -283,12 +282,12 @@ def insert_unless_there(session: Session, table: type[Base], **values: object) -
 def insert_or_lock(
     session: Session, table: type[Entity], unique: Sequence[str], **values: object
 ) -> Entity:
-    """The row that is unique in these columns, locked: made of `values`, or as it was.
+    """Return the row that is unique in these columns, locked: inserted from `values` or existing.
 
-    One statement: a look after `insert_unless_there` can find nothing where rows are also deleted.
+    One statement: after `insert_unless_there`, a select can miss a row that was deleted.
     """
     statement = insert_into(dialect_of(session), table).values(**values)
-    # Changed to what it is: `DO NOTHING` would neither lock nor return the row.
+    # Updated to its own value: `DO NOTHING` would neither lock nor return the row.
     same = {unique[-1]: statement.excluded[unique[-1]]}
     return session.scalars(
         statement.on_conflict_do_update(index_elements=unique, set_=same).returning(table),
@@ -297,7 +296,7 @@ def insert_or_lock(
 
 
 def new_id() -> uuid.UUID:
-    """A random id for a row."""
+    """Return a random id for a row."""
     return uuid.uuid4()
 
 
@@ -331,7 +330,7 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
         pool_timeout=options.pool_timeout,
         pool_pre_ping=url.get_backend_name() == "postgresql",  # a file is always there
         pool_use_lifo=True,
-        # Values in error messages would end in logs: hashes, names, e-mail addresses.
+        # Values in error messages would reach the logs: hashes, names, e-mail addresses.
         hide_parameters=True,
     )
     event.listen(engine, "handle_error", _distrust_confusion)
@@ -341,16 +340,16 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
 
 
 def _distrust_confusion(context: ExceptionContext) -> None:
-    # psycopg2 raises its bare DatabaseError when the server's words make no sense to it: whatever
-    # was between us, this connection can't be used any more.
+    # psycopg2 raises its bare DatabaseError when it can't parse the server's answer: whatever the
+    # cause, this connection can't be used any more.
     if type(context.original_exception) is psycopg2.DatabaseError:
         context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver's own BEGIN comes too late and is always deferred; `_begin_sqlite` does it instead.
+    # The driver's own BEGIN comes too late and is always deferred: `_queue_sqlite_writers` begins.
     connection.isolation_level = None
-    # What PostgreSQL has under these names; SQLite's own `lower` knows ASCII only.
+    # Functions that PostgreSQL has under these names; SQLite's own `lower` knows ASCII only.
     connection.create_function("json_contains", 2, json_contains, deterministic=True)
     connection.create_function("lower", 1, _lower, deterministic=True)
     connection.create_function("strpos", 2, _strpos, deterministic=True)
@@ -370,14 +369,14 @@ def _strpos(text: str | None, part: str) -> int | None:
 
 
 def _queue_sqlite_writers(engine: Engine, queue: WritersQueue, seconds: float) -> None:
-    """Begin transactions as their kind wants, writers of this process one after the other.
+    """Begin each transaction in its own mode, and this process's writers one after the other.
 
-    A turn ends when its connection goes back to the pool, whatever became of the transaction.
+    A turn ends when its connection returns to the pool, whatever became of the transaction.
     """
 
     def begin(connection: Connection) -> None:
         # A deferred transaction that turns into a writer fails at once when another one wrote
-        # meanwhile; taking the writer's place at the start waits for it instead.
+        # meanwhile; an immediate one waits for the writer's place at its start instead.
         kind = connection.get_execution_options().get(_SQLITE_BEGIN, _SQLITE_WRITES)
         if kind == _SQLITE_WRITES and _HAS_TURN not in connection.info:
             if not queue.enter(seconds):
@@ -395,8 +394,8 @@ def _queue_sqlite_writers(engine: Engine, queue: WritersQueue, seconds: float) -
 
 
 def _is_race(error: IntegrityError) -> bool:
-    """A row that is unique, or that another one needs, came or went between our look and our
-    write."""
+    """Return whether a row that is unique, or that another row needs, came or went between our read
+    and our write."""
     code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
     return code in {
         psycopg2.errorcodes.UNIQUE_VIOLATION,
@@ -408,13 +407,13 @@ def _is_race(error: IntegrityError) -> bool:
 
 
 def _explained(error: Exception) -> str | None:
-    """What is wrong with the database itself, where its operator has to do something."""
+    """Return a defect of the database itself that its operator has to mend, or None."""
     cause = getattr(error, "orig", None)
-    # Of SQLite's names the first two words: the third says what it was doing.
+    # The first two words of SQLite's name; the third says what it was doing.
     name = "_".join((getattr(cause, "sqlite_errorname", None) or "").split("_")[:2])
     return _EXPLAINED.get(getattr(cause, "pgcode", None) or name)
 
 
 def _cause(error: Exception) -> str:
-    """First line of the driver's message: what happened, without the statement."""
+    """Return the first line of the driver's message: what happened, without the statement."""
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

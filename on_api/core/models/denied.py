@@ -1,4 +1,4 @@
-"""What the gateway must not serve, whoever keeps it."""
+"""The gateway's deny list: content that it must not serve, whoever keeps it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class DeniedCid(Base):
 
     hash_cid: Mapped[str] = mapped_column(String(CID_LENGTH), primary_key=True)
     cid: Mapped[str] = mapped_column(String(CID_LENGTH))
-    """As it was denied, normalised."""
+    """The CID that was denied, normalised."""
     status: Mapped[int] = mapped_column()
-    """What is answered: 410 or 451."""
+    """Status code of the answer: 410 or 451."""
     reason: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
     """For the operator; not shown."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

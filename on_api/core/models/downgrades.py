@@ -1,8 +1,8 @@
-"""Refusing a downgrade that would destroy data: what every revision says of itself first.
+"""Guard against downgrades that would destroy data.
 
-A revision that drops a table or a column names it in `refuse_loss`, whose check comes before its
-own statements and in their transaction. `alembic -x allow-data-loss=true downgrade …` goes on all
-the same.
+A revision that drops a table or a column names it in `refuse_loss`, whose check comes before the
+revision's own statements and in their transaction. `alembic -x allow-data-loss=true downgrade …`
+overrides it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ _SQLITE_GUARD = (
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A table or `table.column` that a downgrade drops. `where`: the rows that lose by it; None:
-    all of a table, and those that have a value in a column."""
+    """A table or `table.column` that a downgrade drops. `where` is an SQL condition for the rows
+    that lose data by it; None means all rows of a table, or those that have a value in the
+    column."""
 
     name: str
     where: str | None = None
 
     @property
     def table(self) -> str:
-        """The table in which rows are looked for."""
+        """Name of the table that is searched for such rows."""
         return self.name.partition(".")[0]
 
     @property
     def condition(self) -> str:
-        """The rows that lose, in SQL of both databases."""
+        """Condition for the rows that lose data, in SQL of both databases."""
         column = self.name.partition(".")[2]
         return self.where or (f"{column} IS NOT NULL" if column else "1 = 1")
 
@@ -70,7 +71,7 @@ def refuse_loss(revision: str, *losses: str | Loss) -> None:
 def _counted(connection: Connection, losses: list[Loss]) -> Iterator[str]:
     for loss in losses:
         if connection.dialect.name == "postgresql":
-            # It will be asked for anyway; now nobody adds a row behind the count.
+            # The downgrade takes this lock anyway; taken now, no row is added after the count.
             connection.execute(text(f"LOCK TABLE {loss.table} IN ACCESS EXCLUSIVE MODE"))
         counting = f"SELECT count(*) FROM {loss.table} WHERE {loss.condition}"  # noqa: S608
         count = connection.execute(text(counting)).scalar_one()
@@ -82,7 +83,7 @@ def _write_guards(revision: str, losses: list[Loss]) -> None:
     migration = op.get_context()
     is_postgresql = migration.dialect.name == "postgresql"
     if not is_postgresql:
-        # For the sqlite3 shell, which else goes on behind an error.
+        # For the sqlite3 shell, which otherwise continues after an error.
         migration.impl.static_output(".bail on\n")
     for loss in losses:
         words = {

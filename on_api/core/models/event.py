@@ -1,4 +1,4 @@
-"""What happened to a user's things, kept for those who will be told: an outbox."""
+"""Outbox of events: what happened to a user's objects, kept for those who are to be notified."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _UNNUMBERED = text("seq IS NULL")
 
 
 class Event(Base):
-    """One event, written in the transaction of the state that it tells.
+    """One event, written in the transaction of the change that it reports.
 
-    `seq` is given after that commit, by one relay at a time: it is the order in which events may
+    `seq` is assigned after that commit, by one relay at a time: it is the order in which events may
     be read. (Serial ids become visible out of order.)
     """
 

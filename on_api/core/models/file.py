@@ -19,7 +19,8 @@ PUBLIC = "public"
 PRIVATE = "private"
 
 BLOCKS_UNKNOWN = text("visibility = 'private' AND blocks_known IS NULL AND sealed_size > 262144")
-"""Of which files `private_blocks` may lack some; the smallest are one block, their root."""
+"""Condition for the files whose blocks may be missing in `private_blocks`; the smallest files are
+one block, their root."""
 
 FOR_OWNER = "owner"
 FOR_PASSPHRASE = "passphrase"  # noqa: S105 (a kind of file)
@@ -28,8 +29,8 @@ FOR_RECIPIENTS = "recipients"
 
 
 class File(Base):
-    """A file. `size` and `sha256` are of the bytes that its owner sent; `created_at` rises
-    strictly per user."""
+    """A file. `size` (bytes) and `sha256` describe the bytes that its owner sent; `created_at`
+    rises strictly per user."""
 
     __tablename__ = "files"
 
@@ -44,20 +45,20 @@ class File(Base):
     visibility: Mapped[str] = mapped_column(String(8), default=PUBLIC)
     meta: Mapped[dict[str, Any]] = mapped_column(default=dict)
     sealed_for: Mapped[str | None] = mapped_column(String(12))
-    """Of a private file: whose key opens it. `owner`: an identity of the owner (`identity_id`);
-    `passphrase`; `recipients`: others only, and not the server."""
+    """Holder of the key to a private file. `owner`: an identity of the owner (`identity_id`);
+    `passphrase`; `recipients`: others only, and not the server. None for a public file."""
     identity_id: Mapped[uuid.UUID | None] = mapped_column()
-    """No foreign key: SQLite can't add one to a table that is there. Identities go with their
-    user only, and so do files."""
+    """Identity that opens it. No foreign key: SQLite can't add one to an existing table. Identities
+    are deleted only with their user, and so are files."""
     sealed_size: Mapped[int | None] = mapped_column(BigInteger)
-    """Bytes of the age file on the node; `size` is the plaintext's."""
+    """Bytes of the age file on the node; `size` counts the plaintext."""
     sealed_start: Mapped[bytes | None] = mapped_column(LargeBinary)
-    """Header and nonce of the age file: all that opening it needs before its chunks."""
+    """Header and nonce of the age file: all that is needed to open it before its chunks."""
     blocks_known: Mapped[bool | None] = mapped_column()
-    """Of a private file: whether its blocks are in `private_blocks`."""
+    """True if the blocks of this private file are in `private_blocks`."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     source_created_at: Mapped[datetime | None] = mapped_column()
-    """When it was made where it was imported from."""
+    """Moment of its creation at the service that it was imported from."""
 
     __table_args__ = (
         CheckConstraint("visibility IN ('public', 'private')", name="visibility"),
@@ -76,7 +77,7 @@ class File(Base):
 
 
 class VisibilityChange(LeasedJob, Base):
-    """A file that is to become private or public: its bytes are stored anew as a job."""
+    """A job that makes a file private or public: its bytes are stored anew."""
 
     __tablename__ = "visibility_changes"
 
@@ -87,7 +88,7 @@ class VisibilityChange(LeasedJob, Base):
     visibility: Mapped[str] = mapped_column(String(8))
     due_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     details: Mapped[str | None] = mapped_column(String(500))
-    """Why it waits, for a person."""
+    """Reason for which it waits, for a person."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (

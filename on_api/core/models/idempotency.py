@@ -1,4 +1,4 @@
-"""Requests that must not be done twice: who has claimed a key, and what was answered."""
+"""Requests that must not be done twice: claims of idempotency keys, and the answers given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUTE_LENGTH = 255
 
 
 class IdempotencyRecord(Base):
-    """One `Idempotency-Key` of one user, key and route. Without an answer: claimed until
+    """One `Idempotency-Key` of one user, API key and route. Without an answer it is claimed until
     `lease_until`."""
 
     __tablename__ = "idempotency_records"
@@ -29,8 +29,8 @@ class IdempotencyRecord(Base):
     lease_until: Mapped[datetime] = mapped_column()
     status: Mapped[int | None] = mapped_column()
     answer: Mapped[bytes | None] = mapped_column(LargeBinary)
-    """The request's fingerprint and the answer's body, sealed: the one is a hash over what may be a
-    password, the other may hold a secret that is shown once."""
+    """The request's fingerprint and the answer's body, sealed: the fingerprint may be a hash over a
+    password, the body may hold a secret that is shown once."""
     secret_version: Mapped[int] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
 

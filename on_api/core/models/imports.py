@@ -1,4 +1,4 @@
-"""Imports: what is to be moved here from somewhere else, item by item, and how far that is."""
+"""Imports: the items that are to be moved here from another service, and their progress."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ PAUSED = "paused"
 DONE = "done"
 FAILED = "failed"
 CANCELLED = "cancelled"
-"""Values of `Import.status`. `done`: every item was gone through, and some or all of them are here;
-`failed`: none of it came."""
+"""Values of `Import.status`. `done`: every item was processed, and some or all of them are here;
+`failed`: none of them came."""
 
 WAITING = "waiting"
 MOVING = "moving"
 SKIPPED = "skipped"
-"""Values of `ImportItem.status`, with `DONE` and `FAILED`. `skipped`: it was here already."""
+"""Values of `ImportItem.status`, besides `DONE` and `FAILED`. `skipped`: it was here already."""
 
 _DUE = text("due_at IS NOT NULL")
 
 
 class Import(LeasedJob, Base):
     """One import. `due_at` is set while there is work for a worker: reading the source's list
-    (until `listed_at`), then, once it is `running`, moving its items.
+    (until `listed_at`) and, once it is `running`, moving its items.
 
-    `secrets` are the source's credentials, sealed; they are forgotten when the import ends.
-    `done` counts items that are here, `skipped` those of them that were so before.
+    `secrets` are the source's credentials, sealed; they are erased when the import ends. `done`
+    counts items that are here, `skipped` those of them that were here before.
     """
 
     __tablename__ = "imports"
@@ -57,34 +57,34 @@ class Import(LeasedJob, Base):
     key_id: Mapped[uuid.UUID | None] = mapped_column()
     kind: Mapped[str] = mapped_column(String(16))
     source: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """Where it comes from, without credentials."""
+    """Description of the source, without credentials."""
     secrets: Mapped[bytes | None] = mapped_column(LargeBinary)
     secret_version: Mapped[int | None] = mapped_column()
     route: Mapped[str] = mapped_column(String(8))
     gateway_url: Mapped[str | None] = mapped_column(String(URL_LENGTH))
     status: Mapped[str] = mapped_column(String(10), default=DRAFT)
     error: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
-    """Why it waits or has failed as a whole, for a person."""
+    """Reason for which the import as a whole waits or has failed, for a person."""
 
     resume: Mapped[str | None] = mapped_column(String)
-    """Behind which of the source's pages its list is read on."""
+    """Cursor of the source's last page that was read; its list is read on after it."""
     delegates: Mapped[list[str]] = mapped_column(default=list)
-    """Multiaddrs at which the source says its content can be had."""
+    """Multiaddrs at which, by the source's word, its content can be had."""
     listed_at: Mapped[datetime | None] = mapped_column()
     total: Mapped[int] = mapped_column(BigInteger, default=0)
     done: Mapped[int] = mapped_column(BigInteger, default=0)
     failed: Mapped[int] = mapped_column(BigInteger, default=0)
     skipped: Mapped[int] = mapped_column(BigInteger, default=0)
     moved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """What was here before isn't counted."""
+    """Bytes that were moved; content that was here before isn't counted."""
     known_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Sum of the sizes that the source's list told."""
+    """Sum of the sizes in bytes that the source's list gives."""
     unknown_sizes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Items of which it told none."""
+    """Number of items whose size the list doesn't give."""
     here: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Items whose content the user held already when they were listed."""
+    """Number of items whose content the user held already when they were listed."""
     here_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Of `known_bytes`, those of such items."""
+    """Part of `known_bytes` that belongs to such items."""
 
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
@@ -102,10 +102,10 @@ class Import(LeasedJob, Base):
 
 
 class ImportItem(Base):
-    """One thing to move. It is worked on by whoever holds its import's lease.
+    """One item to move. The worker that holds its import's lease works on it.
 
-    `created_at` rises strictly in an import, in the source's order. `pin_id` or `file_id` is what
-    it became; a pin that is under way is there before its content.
+    `created_at` rises strictly in an import, in the source's order. `pin_id` or `file_id` is the
+    row that it became; a pin that is under way exists before its content.
     """
 
     __tablename__ = "import_items"
@@ -115,33 +115,33 @@ class ImportItem(Base):
     position: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column()
     source_cid: Mapped[str] = mapped_column(String(ITEM_NAME_LENGTH))
-    """As the source spells it, cut where it is no CID."""
+    """The CID as the source spells it, cut if it is not a CID."""
     cid: Mapped[str | None] = mapped_column(String(CID_LENGTH))
     name: Mapped[str | None] = mapped_column(String(ITEM_NAME_LENGTH))
     meta: Mapped[dict[str, Any] | None] = mapped_column()
     file: Mapped[dict[str, Any] | None] = mapped_column()
-    """Of what becomes a file: what its row needs to know."""
+    """Values for the row of an item that becomes a file."""
     origins: Mapped[list[str]] = mapped_column(default=list)
     source_created_at: Mapped[datetime | None] = mapped_column()
     size: Mapped[int | None] = mapped_column(BigInteger)
-    """As the source tells it."""
+    """Size in bytes by the source's word."""
 
     status: Mapped[str] = mapped_column(String(8), default=WAITING)
     route: Mapped[str | None] = mapped_column(String(8))
-    """How the bytes came, or are coming: `local`, `ipfs`, `gateway`, `car`."""
+    """Way by which the bytes came, or are coming: `local`, `ipfs`, `gateway`, `car`."""
     blocks: Mapped[int | None] = mapped_column(BigInteger)
     dag_size: Mapped[int | None] = mapped_column(BigInteger)
-    """Bytes of all its blocks; while it is moving, of those that came so far."""
+    """Bytes of all its blocks; while it is moving, of those that have come so far."""
     verified: Mapped[bool] = mapped_column(default=False)
-    """Every block was read from our node and hashed."""
+    """True if every block was read from our node and hashed."""
     was_here: Mapped[bool] = mapped_column(default=False)
     seconds: Mapped[float | None] = mapped_column()
-    """From its beginning to its end."""
+    """Seconds from the beginning to the end of its move."""
     started_at: Mapped[datetime | None] = mapped_column()
     reason: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
-    """Why it failed, for a person."""
+    """Reason for its failure, for a person."""
     note: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
-    """What of it could not be kept or verified though it is here, for a person."""
+    """Note on what could not be kept or verified although the item is here, for a person."""
     pin_id: Mapped[uuid.UUID | None] = mapped_column()
     file_id: Mapped[uuid.UUID | None] = mapped_column()
 

@@ -1,14 +1,14 @@
-"""The one port by which caches learn that what they hold has changed, in this process and in the
-others.
+"""Cache invalidation, for this process and the others.
 
-A writer announces within its transaction. When that commits, subscribers of this process are told
-at once; those of other processes by NOTIFY (PostgreSQL), or by the file's change counter (SQLite)
-within half a second. That news still come is proved again and again: a connection can fall silent
-without ending, and a thread can hang.
+A writer announces a change within its transaction. When that commits, subscribers of this process
+are called at once; those of other processes are told by NOTIFY (PostgreSQL), or by the file's
+change counter (SQLite) within half a second. A heartbeat proves again and again that news still
+arrive: a connection can fall silent without ending, and a thread can hang.
 
-There are three kinds of news: that something changed, anything; which contents are referred to
-otherwise than before; and which files' rows are not what they were, or are gone. That last one
-nobody has to announce: the mapper sees it. Knows nothing of what is cached.
+There are three kinds of news for caches: that something has changed, anything; which contents have
+other references than before; and which files' rows were changed or deleted. The last kind needs no
+announcement: the mapper sees it. A fourth kind tells other processes that a commit has left work
+for a worker. This module knows nothing of what is cached.
 """
 
 from __future__ import annotations
@@ -31,43 +31,45 @@ logger = logging.getLogger(__name__)
 
 CHANNEL = "on_api"
 MAX_PAYLOAD = 7000
-"""Characters of news; PostgreSQL takes 8000 bytes. With more of it everything may have changed."""
+"""Characters of one message; PostgreSQL takes 8000 bytes. A longer one is sent as "anything may
+have changed"."""
 
 _CONTENTS = "on_api_contents_changed"
 _FILES = "on_api_files_changed"
 _WORK = "on_api_work"
 _WORK_NEWS = "work"
-"""News that there is work for a worker; no CID is written so."""
+"""Message that there is work for a worker; no CID is spelled like this."""
 _FILE = "file:"
-"""Before the id of a file, in news; no CID begins with it."""
+"""Prefix of a file's id in a message; no CID begins with it."""
 _ANY = ""
 _BEAT = "beat:"
-"""Before a listener's name and the number of a heartbeat, in news that is for that listener."""
+"""Prefix of a heartbeat, before the listener's name and a number; only that listener heeds it."""
 POLL_SECONDS = 0.5
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
-"""How long it is believed that all news have come: after that nothing cached is used."""
+"""Seconds without a proof that all news have arrived, after which nothing cached is used."""
 ANSWER_SECONDS = 5.0
-"""How long PostgreSQL may take to let a listener in."""
+"""Seconds that PostgreSQL may take to connect a listener."""
 RECONNECT_SECONDS = 1.0
 
 
 ContentsChanged = Callable[[Collection[str] | None], None]
-"""Is told of CIDs; None: of any."""
+"""Callback that receives CIDs; None stands for any."""
 FilesChanged = Callable[[Collection[str] | None], None]
-"""Is told of ids of files, as text; None: of any."""
+"""Callback that receives ids of files, as text; None stands for any."""
 
 
 def contents_changed(session: Session, *cids: str) -> None:
-    """Tell everyone, once this session's transaction has committed, that who refers to these
-    contents (none named: to any), or whether they may be served, is not what it was."""
+    """Announce, for after this session's commit, that the references to these contents (none named:
+    to any), or whether they may be served, have changed."""
     session.info.setdefault(_CONTENTS, set()).update(cids or {_ANY})
 
 
 class Invalidations:
-    """Tells subscribers that something changed. A cache may only be used while `trusted` is true.
+    """Tells subscribers that something has changed. A cache may only be used while `trusted` is
+    true.
 
-    Without `start` (short-lived commands) nothing is heard from other processes and `trusted` stays
+    Without `start` (short-lived commands) no news of other processes arrive, and `trusted` stays
     false.
     """
 
@@ -78,33 +80,34 @@ class Invalidations:
         self._file_subscribers: list[FilesChanged] = []
         self._work_subscribers: list[Callable[[], None]] = []
         self._commits = 0
-        """Transactions that this process has committed."""
+        """Number of transactions that this process has committed."""
         self._stopping = threading.Event()
         self._trusted = threading.Event()
         self._proved_at = float("-inf")
-        """On the clock of `time.monotonic`: all news from before that moment have come."""
+        """Moment of `time.monotonic` before which all news have arrived."""
         self._is_lost = False
         self._thread: threading.Thread | None = None
         database.on_commit(self._before_commit, self._after_commit)
 
     @property
     def trusted(self) -> bool:
-        """Whether changes of other processes are being heard at the moment."""
-        # By the clock as well: whoever would say that nothing comes any more may hang itself.
+        """True if changes of other processes arrive at the moment."""
+        # By the clock as well: the thread that would clear `_trusted` may itself hang.
         return self._trusted.is_set() and time.monotonic() - self._proved_at < SILENCE_SECONDS
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """Call `callback` (quick, thread-safe) after every change: forget what you hold."""
+        """Call `callback` (quick, thread-safe) after every change; it should drop all that it
+        caches."""
         self._subscribers.append(callback)
 
     def subscribe_to_contents(self, callback: ContentsChanged) -> None:
-        """Call `callback` (quick, thread-safe) after every change of contents: forget these, or
-        with None all that you hold."""
+        """Call `callback` (quick, thread-safe) after every change of contents; it should drop the
+        named ones, or all with None."""
         self._content_subscribers.append(callback)
 
     def subscribe_to_files(self, callback: FilesChanged) -> None:
-        """Call `callback` (quick, thread-safe) after every change of files that were there before:
-        forget these, or with None all that you hold."""
+        """Call `callback` (quick, thread-safe) after every change of existing files; it should drop
+        the named ones, or all with None."""
         self._file_subscribers.append(callback)
 
     def subscribe_to_work(self, callback: Callable[[], None]) -> None:
@@ -113,18 +116,19 @@ class Invalidations:
         self._work_subscribers.append(callback)
 
     def announce_work(self, session: Session) -> None:
-        """Tell the other processes, once this session's transaction has committed, that there is
-        work for a worker."""
+        """Announce to the other processes, for after this session's commit, that there is work for
+        a worker."""
         session.info[_WORK] = True
 
     def announce(self, session: Session) -> None:
-        """Tell everyone once this session's transaction has committed; nothing if it doesn't."""
+        """Announce a change of anything, for after this session's commit; nothing is sent without
+        one."""
         if self._database.is_postgresql:
             session.execute(text(f"NOTIFY {CHANNEL}"))
         event.listen(session, "after_commit", lambda _session: self._tell(), once=True)
 
     def start(self) -> None:
-        """Begin to listen to the other processes."""
+        """Start the thread that listens to the other processes."""
         target = self._listen if self._database.is_postgresql else self._watch_file
         self._thread = threading.Thread(
             target=self._keep, args=(target,), name="on-api-invalidations", daemon=True
@@ -132,7 +136,7 @@ class Invalidations:
         self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Wait until the others are heard for the first time, but no longer than that."""
+        """Wait until `trusted` is set for the first time, at most so many seconds."""
         self._trusted.wait(seconds)
 
     def stop(self) -> None:
@@ -161,7 +165,7 @@ class Invalidations:
 
     def _before_commit(self, session: Session) -> None:
         if self._database.is_postgresql:
-            session.flush()  # what it writes now is news as well
+            session.flush()  # this may add to the news
             cids, files = session.info.get(_CONTENTS, set()), session.info.get(_FILES, set())
             work = [_WORK_NEWS] if session.info.get(_WORK) else []
             if not cids and not files and not work:
@@ -182,19 +186,19 @@ class Invalidations:
             self._tell_files(files)
 
     def _keep(self, target: Callable[[], None]) -> None:
-        """Run `target` until `stop`; between its failures nothing cached is trusted."""
+        """Run `target` until `stop`, again after each failure; in between `trusted` is false."""
         while not self._stopping.is_set():
             try:
                 target()
             except Exception as error:
                 self._trusted.clear()
-                if not self._is_lost:  # once, and not at each attempt
+                if not self._is_lost:  # log once, not at each attempt
                     logger.warning("lost the news of other processes: %s", type(error).__name__)
                 self._is_lost = True
                 self._stopping.wait(RECONNECT_SECONDS)
 
     def _begin_to_trust(self, proved_at: float) -> None:
-        # First forget, then trust: changes made before we listened went unheard.
+        # First invalidate, then trust: changes before we listened were missed.
         self._tell()
         self._proved_at = proved_at
         self._trusted.set()
@@ -215,8 +219,9 @@ class Invalidations:
             self._hear_on(listener, sender)
 
     def _hear_on(self, listener: PatientConnection, sender: PatientConnection) -> None:
-        """Pass on what is heard. Our own heartbeats come the same way, after all news from before
-        they were sent. Raises `TimeoutError` when none has come back for long."""
+        """Pass on the news that arrive. Our own heartbeats travel the same way, so one that returns
+        proves that all news sent before it have arrived. Raises `TimeoutError` when none has
+        returned for `SILENCE_SECONDS`."""
         name = f"{_BEAT}{uuid.uuid4().hex}:"
         sent = 0
         sent_at: dict[str, float] = {}
@@ -225,7 +230,7 @@ class Invalidations:
             now = time.monotonic()
             if now - self._proved_at > SILENCE_SECONDS:
                 raise TimeoutError
-            # Each time: an answer that isn't read would wake us for ever.
+            # Checked each time: an unread answer would make the poll return at once for ever.
             if sender.is_idle() and now >= due:
                 sent, due = sent + 1, now + BEAT_SECONDS
                 sent_at[f"{name}{sent}"] = now
@@ -238,7 +243,7 @@ class Invalidations:
                 self._tell_work()
             elif news:
                 self._hear({word for said in news for word in said.split()})
-            # Last: by now everything that came before it has been told.
+            # Last: by now all earlier news have been passed on.
             for said in news:
                 if said in sent_at:
                     self._proved_at = sent_at.pop(said)
@@ -271,7 +276,7 @@ class Invalidations:
                 if now != seen:
                     seen = now
                     self._tell()
-                    if commits == self._commits:  # it was not one of ours
+                    if commits == self._commits:  # not a commit of this process
                         self._tell_work()
                     commits = self._commits
                 if looked_at - self._proved_at > SILENCE_SECONDS:
@@ -283,7 +288,7 @@ class Invalidations:
 @event.listens_for(File, "after_update")
 @event.listens_for(File, "after_delete")
 def _file_changed(_mapper: object, _connection: object, file: File) -> None:
-    # By the mapper, so that no one who changes a file has to think of it. What changes many rows
-    # in one statement would go unseen: a test looks for such statements.
+    # By the mapper, so that code that changes a file need not announce it. Statements that change
+    # many rows at once would go unseen: a test looks for such statements.
     if (session := object_session(file)) is not None:
         session.info.setdefault(_FILES, set()).add(str(file.id))

@@ -1,5 +1,5 @@
-"""Containment of JSON documents: PostgreSQL's `jsonb @> jsonb`, and the same for SQLite, which has
-no such operator."""
+"""Containment of JSON documents: PostgreSQL's `jsonb @> jsonb`, and an equivalent for SQLite, which
+has no such operator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class Contains(FunctionElement[bool]):
-    """As a condition: whether a JSON column contains a document."""
+    """SQL condition: a JSON column contains a document."""
 
     name = "json_contains"
     type = Boolean()
@@ -36,14 +36,14 @@ def _as_operator(element: Contains, compiler: SQLCompiler, **options: Any) -> st
 
 
 def json_contains(document: str | None, wanted: str) -> bool:
-    """Whether a JSON text contains another one (PostgreSQL manual, section 8.14.3): as an SQL
-    function."""
+    """Return whether a JSON text contains another one (PostgreSQL manual, section 8.14.3). Used as
+    an SQL function."""
     return document is not None and contains(json.loads(document), json.loads(wanted))
 
 
 def contains(value: Any, wanted: Any) -> bool:
-    """Objects: every wanted key, contained. Arrays: every wanted element, contained in some one.
-    Else: equal."""
+    """Return whether `value` contains `wanted`. Objects: every wanted key, its value contained.
+    Arrays: every wanted element contained in some element. Otherwise: equal."""
     if isinstance(wanted, dict):
         return isinstance(value, dict) and all(
             name in value and contains(value[name], item) for name, item in wanted.items()

@@ -1,4 +1,4 @@
-"""API keys and the short-lived tokens of password logins: one table, since both are checked
+"""API keys and the short-lived tokens of password logins, in one table since both are checked
 alike."""
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ApiKey(Base):
     uses: Mapped[int] = mapped_column(BigInteger, default=0)
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     bytes_used: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Bytes uploaded with the key, those of uploads in flight included."""
+    """Bytes uploaded with the key, including uploads in flight."""
     egress_budget: Mapped[int | None] = mapped_column(BigInteger)
-    """Bytes a calendar month that may be downloaded with the key; None: no limit of its own."""
+    """Bytes that may be downloaded with the key in a calendar month; None: no limit of its own."""
     last_used_at: Mapped[datetime | None] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     revoked_at: Mapped[datetime | None] = mapped_column()

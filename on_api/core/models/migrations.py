@@ -1,4 +1,4 @@
-"""Bringing the database to the revision that this code needs."""
+"""Migration of the database to the revision that this code needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _ADVISORY_LOCK = 0x6F6E6170
 
 
 def upgrade(database: Database) -> None:
-    """`alembic upgrade head` on this database, once even if several processes begin together."""
+    """Run `alembic upgrade head` on this database, once even if several processes begin
+    together."""
     with database.engine.connect() as connection:
         if database.is_postgresql:
             connection.exec_driver_sql(f"SELECT pg_advisory_lock({_ADVISORY_LOCK})")

@@ -1,5 +1,5 @@
-"""A connection to PostgreSQL that is waited for no longer than one says: whatever lies between may
-have swallowed the question, or the answer."""
+"""A connection to PostgreSQL with a time limit on every answer, since the network may lose a
+statement or its answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from psycopg2.extensions import POLL_OK, POLL_WRITE
 
 
 class PatientConnection:
-    """Statements without results, each a transaction of its own, and what `NOTIFY` brings. By one
-    thread. Raises psycopg2's errors for a connection that is lost."""
+    """A connection for statements without results, each a transaction of its own, and for payloads
+    of `NOTIFY`. Used by one thread. Raises psycopg2's errors if the connection is lost."""
 
     def __init__(self, dsn: str, seconds: float) -> None:
-        """Connect. Raises `TimeoutError` after so many seconds, as `execute` does."""
+        """Connect. Raises `TimeoutError` after `seconds`, as `execute` does."""
         self._seconds = seconds
         self._connection = psycopg2.connect(dsn, application_name="on-api", async_=True)
         try:
@@ -27,15 +27,15 @@ class PatientConnection:
             raise
 
     def fileno(self) -> int:
-        """For `wait_for_any`."""
+        """Return the socket's descriptor, for `wait_for_any`."""
         return int(self._connection.fileno())
 
     def is_idle(self) -> bool:
-        """Whether what was begun is done."""
+        """Return whether the statement that was begun is done."""
         return bool(self._connection.poll() == POLL_OK)
 
     def begin(self, statement: str) -> None:
-        """Send a statement, and don't wait for its answer."""
+        """Send a statement without waiting for its answer."""
         self._cursor.execute(statement)
 
     def execute(self, statement: str) -> None:
@@ -44,14 +44,14 @@ class PatientConnection:
         self._finish()
 
     def notifies(self) -> Sequence[str]:
-        """The payloads that have come since it was last asked."""
+        """Return the payloads that have arrived since the last call."""
         self._connection.poll()
         come = [notify.payload for notify in self._connection.notifies]
         self._connection.notifies.clear()
         return come
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._connection.close()
 
     def _finish(self) -> None:
@@ -64,7 +64,7 @@ class PatientConnection:
 
 
 def wait_for_any(connections: Sequence[PatientConnection], seconds: float) -> None:
-    """Wait until something has come by one of these, or so many seconds have gone by."""
+    """Wait until data arrives on one of these, at most so many seconds."""
     _poll(connections, select.POLLIN, seconds)
 
 

@@ -1,4 +1,4 @@
-"""Pins: requests of the Pinning Service API to keep content, and the work of getting it."""
+"""Pins: requests of the Pinning Service API to keep content, and the jobs that fetch it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _LEASED = text("lease_until IS NOT NULL")
 
 
 class Pin(LeasedJob, Base):
-    """One pin request. Once `pinned` it is a reference to its content; before, a job with a lease.
+    """One pin request. Once `pinned` it is a reference to its content; before that, a job with a
+    lease.
 
-    `created_at` has milliseconds and rises strictly per user. A pin that was removed while it was
-    being worked on, or replaced, is `removed_at` and seen by nobody until its work has ended.
+    `created_at` has milliseconds and rises strictly per user. A pin that was removed or replaced
+    while it was being worked on has `removed_at` set and is hidden until its work has ended.
     """
 
     __tablename__ = "pins"
@@ -47,25 +48,26 @@ class Pin(LeasedJob, Base):
     name: Mapped[str | None] = mapped_column(String(PIN_NAME_LENGTH))
     meta: Mapped[dict[str, str] | None] = mapped_column()
     origins: Mapped[list[str]] = mapped_column(default=list)
-    """Where the client says the content can be had, as far as it may be dialled at all."""
+    """Multiaddrs at which, by the client's word, the content can be had; only those that may be
+    dialled."""
     status: Mapped[str] = mapped_column(String(8), default=QUEUED)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     source_created_at: Mapped[datetime | None] = mapped_column()
-    """When it was pinned where it was imported from."""
+    """Moment of its pinning at the service that it was imported from."""
     removed_at: Mapped[datetime | None] = mapped_column()
     kept_for: Mapped[uuid.UUID | None] = mapped_column()
-    """The pin that replaces this one: its content is held until that one has an end."""
+    """The pin that replaces this one, whose content stays held until that pin succeeds or fails."""
 
     due_at: Mapped[datetime] = mapped_column(default=utc_now)
     deadline_at: Mapped[datetime] = mapped_column()
-    """When trying ends."""
+    """Moment after which it is not tried any more."""
     needs_fetch: Mapped[bool] = mapped_column(default=False)
-    """Its blocks were looked for on the node and are not all there."""
+    """True if the node was searched for its blocks and lacks some of them."""
     dag_size: Mapped[int | None] = mapped_column(BigInteger)
-    """Bytes of the DAG: so far while pinning, all of them once pinned."""
+    """Bytes of the DAG: those fetched so far while pinning, all of them once pinned."""
     blocks: Mapped[int | None] = mapped_column(BigInteger)
     details: Mapped[str | None] = mapped_column(String(DETAILS_LENGTH))
-    """Why it waits or failed, for a person."""
+    """Reason for which it waits or failed, for a person."""
 
     __table_args__ = (
         CheckConstraint("status IN ('queued', 'pinning', 'pinned', 'failed')", name="status"),
@@ -82,7 +84,7 @@ class Pin(LeasedJob, Base):
             postgresql_where=_UNDER_WAY,
             sqlite_where=_UNDER_WAY,
         ),
-        # When the worker is to look again.
+        # For the moment at which the worker is to look again.
         Index(
             "ix_pins_due_at",
             "needs_fetch",
@@ -90,7 +92,7 @@ class Pin(LeasedJob, Base):
             postgresql_where=_UNDER_WAY,
             sqlite_where=_UNDER_WAY,
         ),
-        # As many rows as are worked on: who asks whether one is need not look through the queue.
+        # One row per pin that is worked on: checking for a CID need not search the queue.
         Index(
             "ix_pins_leased",
             "cid",

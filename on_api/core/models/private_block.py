@@ -1,4 +1,4 @@
-"""Blocks of private files: what the gateway serves to nobody, whatever its policy."""
+"""Blocks of private files, which the gateway serves to no client, whatever its policy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from on_api.core.models.database import Base
 
 
 class PrivateBlock(Base):
-    """One block of a private file of several blocks, its root among them, by the SHA-256 that is in
-    each of its CIDs. It outlives the file, until its blocks are collected."""
+    """One block of a private file that has several, its root included, by the SHA-256 in each of
+    its CIDs. The row outlives the file, until the node has collected its blocks."""
 
     __tablename__ = "private_blocks"
 

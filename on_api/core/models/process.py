@@ -1,5 +1,5 @@
-"""Which master secret is in use, and the processes that are up: what a rotation of the secret has
-to know."""
+"""The master secret in use, and the processes that are up: what a rotation of the secret has to
+know."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HOST_LENGTH = 255
 
 
 class SecretInUse(Base):
-    """The one row that says by its version which master secret seals new rows.
+    """The one row that names, by its version, the master secret that seals new rows.
 
-    Whoever seals reads it under a lock that is shared until their commit, so that after its change
-    nothing more is sealed under the secret before.
+    A transaction that seals reads it under a shared lock until its commit, so that after a change
+    of this row nothing more is sealed under the previous secret.
     """
 
     __tablename__ = "secret_in_use"
@@ -30,8 +30,8 @@ class SecretInUse(Base):
 
 
 class Process(Base):
-    """A process that is up, as it shows itself every few seconds; taken for dead when it has been
-    silent for long, by the database's clock."""
+    """A process that is up. It renews its row every few seconds, and counts as dead when the row is
+    old by the database's clock."""
 
     __tablename__ = "processes"
 
@@ -40,6 +40,6 @@ class Process(Base):
     pid: Mapped[int] = mapped_column()
     seen_at: Mapped[datetime] = mapped_column(default=utc_now)
     used_version: Mapped[int | None] = mapped_column()
-    """Of the master secret that it takes to be in use; None: it has none."""
+    """Version of the master secret that the process takes to be in use; None: it has none."""
     secret_versions: Mapped[list[int]] = mapped_column(JSONDocument)
-    """Of all master secrets that it has."""
+    """Versions of all master secrets that the process has."""

@@ -1,7 +1,7 @@
-"""Which revision the database has, and which one this code needs.
+"""The revision of the database, and the one that this code needs.
 
-Read without Alembic, which `migrations.py` brings in to change anything: importing it takes a tenth
-of a start, and every start and every `/readyz` asks this.
+Read without Alembic, which only `migrations.py` imports, to change the schema: importing it takes a
+tenth of the start-up time, and every start and every `/readyz` needs this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BEFORE = re.compile(r'^down_revision: str \| None = ["\'](\w+)["\']$', re.MULTI
 
 
 def needed_revision() -> str:
-    """The newest revision in `alembic/versions`."""
+    """Return the newest revision in `alembic/versions`. Raises `StartupError` if there is none."""
     newest = known_revisions()[-1:]
     if not newest:
         raise StartupError(f"There are no migrations in {PROJECT / 'alembic'}.")
@@ -31,7 +31,8 @@ def needed_revision() -> str:
 
 @cache
 def known_revisions() -> list[str]:
-    """From the first to the newest, by what each file says about itself and the one before it."""
+    """Return all revisions from the first to the newest, as each file in `alembic/versions` names
+    itself and its predecessor."""
     after: dict[str | None, str] = {}
     for path in (PROJECT / "alembic" / "versions").glob("*.py"):
         source = path.read_text()
@@ -45,7 +46,7 @@ def known_revisions() -> list[str]:
 
 
 def present_revision(connection: Connection) -> str | None:
-    """The revision of the database, or None for an empty one."""
+    """Return the revision of the database, or None for an empty one."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -53,8 +54,8 @@ def present_revision(connection: Connection) -> str | None:
 
 
 def check_revision(connection: Connection) -> None:
-    """Raise `StartupError` with the cure unless the database has just the structure that this
-    code needs."""
+    """Raise `StartupError`, with the remedy, unless the database is at exactly the revision that
+    this code needs."""
     needed, present = needed_revision(), present_revision(connection)
     if present == needed:
         return

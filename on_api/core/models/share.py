@@ -12,7 +12,7 @@ from on_api.core.models.database import Base, new_id, utc_now
 
 
 class Share(Base):
-    """A link to one file. Its token is only kept as a hash; ending the file ends it."""
+    """A link to one file. Only a hash of its token is kept. It is deleted with the file."""
 
     __tablename__ = "shares"
 
@@ -22,17 +22,17 @@ class Share(Base):
     token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     """SHA-256 of the token, which has 256 random bits of its own."""
     prefix: Mapped[str] = mapped_column(String(16))
-    """The token's beginning, so that its owner recognises it."""
+    """First characters of the token, by which its owner recognises it."""
     expires_at: Mapped[datetime | None] = mapped_column()
     max_downloads: Mapped[int | None] = mapped_column(BigInteger)
     downloads: Mapped[int] = mapped_column(BigInteger, default=0)
     sent_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Granted so far, in all."""
+    """Bytes granted so far, over all downloads."""
     left_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """What the downloads that have begun have left to send; below 0 when parts were sent twice.
-    None: none has begun since this is counted."""
+    """Bytes that the downloads begun so far have left to send; below 0 when parts were sent twice.
+    None: no download has begun since this is counted."""
     whole_begun: Mapped[bool | None] = mapped_column()
-    """Whether all of the file was asked for in the latest download. None: not known."""
+    """True if the latest download asked for the whole file. None: not known."""
     password_hash: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     revoked_at: Mapped[datetime | None] = mapped_column()

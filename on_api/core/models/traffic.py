@@ -1,7 +1,7 @@
-"""What went out and came in: sums by hour, day and month, and what each account has spent of its
-budget.
+"""Traffic in and out: sums by hour, day and month, and what each account has spent of its budget.
 
-No row for each request, and no foreign keys: what was counted stays when whose it was is gone.
+There is no row for each request, and no foreign keys: sums stay when the objects that they count
+are gone.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ MONTH = "month"
 """Values of `Traffic.granularity`."""
 
 ACCEL_ID_LENGTH = 32
-"""Of the name that nginx gives to a request: `$request_id`."""
+"""Characters of nginx's id of a request, `$request_id`."""
 
 OWNER = "owner"
 KEY = "key"
 INSTANCE = "instance"
-"""Whose budget: values of `subject_kind`."""
+"""Values of `subject_kind`: the owner of a budget."""
 
 EVERYBODY = uuid.UUID(int=0)
 """The `subject_id` of the whole instance."""
 
 MONTH_LENGTH = 7
-"""Of a month in UTC as text: `2026-11`."""
+"""Characters of a month in UTC as text, such as `2026-11`."""
 
 
 class Traffic(Base):
-    """Sums of one period and one combination of who and what. Each byte is in exactly one row:
-    older rows are merged into coarser ones, never copied.
+    """Sums of one period and one combination of owner, key, share, file and root. Each byte is in
+    exactly one row: older rows are merged into coarser ones, never copied.
 
-    `id` is a hash of the rest: NULLs would all be different to a unique index.
+    `id` is a hash of these columns: to a unique index NULLs would all be different.
     """
 
     __tablename__ = "traffic"
@@ -47,7 +47,7 @@ class Traffic(Base):
     id: Mapped[bytes] = mapped_column(LargeBinary(16), primary_key=True)
     granularity: Mapped[str] = mapped_column(String(5))
     period: Mapped[datetime] = mapped_column()
-    """Its beginning, in UTC."""
+    """Beginning of the period, in UTC."""
     kind: Mapped[str] = mapped_column(String(16))
     owner_id: Mapped[uuid.UUID | None] = mapped_column()
     key_id: Mapped[uuid.UUID | None] = mapped_column()
@@ -56,9 +56,9 @@ class Traffic(Base):
     cid: Mapped[str | None] = mapped_column(String(CID_LENGTH))
     requests: Mapped[int] = mapped_column(BigInteger)
     unchanged: Mapped[int] = mapped_column(BigInteger)
-    """Of the requests, those answered 304."""
+    """Number of the requests that were answered 304."""
     failed: Mapped[int] = mapped_column(BigInteger)
-    """Of the requests, those answered with an error or cut short by us."""
+    """Number of the requests that were answered with an error or cut short by on-api."""
     bytes_out: Mapped[int] = mapped_column(BigInteger)
     bytes_in: Mapped[int] = mapped_column(BigInteger)
 
@@ -70,13 +70,13 @@ class Traffic(Base):
 
 
 class TrafficTotal(Base):
-    """Sums of one hour and kind over everybody, written with the rows of `Traffic` that they sum:
-    what is asked of the whole instance costs no more than its hours. Never merged."""
+    """Sums of one hour and kind over all users, written together with the rows of `Traffic` that
+    they add up: reports on the whole instance then read one row per hour and kind. Never merged."""
 
     __tablename__ = "traffic_totals"
 
     period: Mapped[datetime] = mapped_column(primary_key=True)
-    """The hour's beginning, in UTC."""
+    """Beginning of the hour, in UTC."""
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     requests: Mapped[int] = mapped_column(BigInteger)
     unchanged: Mapped[int] = mapped_column(BigInteger)
@@ -86,7 +86,7 @@ class TrafficTotal(Base):
 
 
 class EgressCounter(Base):
-    """Bytes that an account has spent in a month, what processes have open included: never less
+    """Bytes that an account has spent in a month, including the processes' open credit: never less
     than what was delivered."""
 
     __tablename__ = "egress_counters"
@@ -96,25 +96,26 @@ class EgressCounter(Base):
     month: Mapped[str] = mapped_column(String(MONTH_LENGTH), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     warned_percent: Mapped[int] = mapped_column(default=0)
-    """The highest threshold that was told of, for the budget `warned_budget`."""
+    """The highest threshold, in percent, that was reported for the budget `warned_budget`."""
     warned_budget: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class MeteringProcess(Base):
-    """A process that has counted something lately. With credit open and silent for long, it is
-    taken for dead."""
+    """A process that has counted traffic lately. If it has open credit and has been silent for
+    long, it counts as dead."""
 
     __tablename__ = "metering_processes"
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     seen_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     flushed: Mapped[int] = mapped_column(BigInteger, default=0)
-    """The number of its last flush: one whose commit went unanswered is told by it."""
+    """Number of its last flush, by which one whose commit went unanswered is found to have
+    happened."""
 
 
 class EgressCredit(Base):
-    """Bytes that a process has taken for an account and not yet told what for. They are in the
-    account's counter."""
+    """Bytes that a process has taken for an account and not yet accounted for. The account's
+    counter includes them."""
 
     __tablename__ = "egress_credits"
 
@@ -127,18 +128,18 @@ class EgressCredit(Base):
 
 class AccelCharge(Base):
     """An answer that nginx fetches from the node by itself: charged in full, until nginx's log says
-    how much of it went out. A row lives as long as that is awaited."""
+    how much of it was sent. The row exists until then."""
 
     __tablename__ = "accel_charges"
 
     id: Mapped[str] = mapped_column(String(ACCEL_ID_LENGTH), primary_key=True)
-    """nginx's name for the request."""
+    """Id that nginx has given to the request."""
     length: Mapped[int] = mapped_column(BigInteger)
     period: Mapped[datetime] = mapped_column()
-    """The hour in which it is counted."""
+    """Hour in which it is counted, by its beginning."""
     owner_id: Mapped[uuid.UUID | None] = mapped_column()
     key_id: Mapped[uuid.UUID | None] = mapped_column()
     cid: Mapped[str | None] = mapped_column(String(CID_LENGTH))
     key_counted: Mapped[bool] = mapped_column()
-    """Whether the key had a budget, and with it a counter."""
+    """True if the key had a budget, and with it a counter."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)

@@ -1,5 +1,4 @@
-"""Who: accounts, what they use, their encryption identities, and the audit log of what was done
-to them."""
+"""Users, their usage and encryption identities, and the audit log of actions on them."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from on_api.core.models.database import Base, new_id, utc_now
 
 USERNAME_LENGTH = 64
 CLIENT_LENGTH = 64
-"""Of an address; an IPv6 one with its zone has 39 and more."""
+"""Characters of an address; an IPv6 one with its zone has 39 and more."""
 USERNAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"
 
 
 class User(Base):
-    """An account. `username` is kept in lower case; `deleted_at` is set while its removal is
+    """An account. `username` is stored in lower case; `deleted_at` is set while its removal is
     under way."""
 
     __tablename__ = "users"
@@ -60,7 +59,7 @@ class User(Base):
 
 
 class UserUsage(Base):
-    """Counters of one user, changed in the transaction that changes what they count."""
+    """Counters of one user, updated in the transaction that changes what they count."""
 
     __tablename__ = "user_usage"
 
@@ -69,11 +68,11 @@ class UserUsage(Base):
     )
     file_count: Mapped[int] = mapped_column(BigInteger, default=0)
     pinned_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Pins that are `pinned`."""
+    """Number of pins that are `pinned`."""
     storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Sum of the user's holdings."""
+    """Sum of the user's holdings in bytes."""
     reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Sum of what the user's live leases have reserved of the quota."""
+    """Bytes of quota that the user's live leases have reserved."""
     last_created_at: Mapped[datetime | None] = mapped_column()
     """The newest `created_at` given to one of the user's references: the next one is later."""
 
@@ -81,7 +80,7 @@ class UserUsage(Base):
 
 
 class Identity(Base):
-    """An X25519 identity for private files; the secret half is wrapped by the master secret."""
+    """An X25519 identity for private files; its secret half is sealed under the master secret."""
 
     __tablename__ = "identities"
 
@@ -107,8 +106,8 @@ class Identity(Base):
 
 
 class AuditEvent(Base):
-    """One line of the audit log. Ids without foreign keys: the line stays when what it names is
-    gone."""
+    """One line of the audit log. Its ids are no foreign keys: the line outlives the objects that it
+    names."""
 
     __tablename__ = "audit_events"
 

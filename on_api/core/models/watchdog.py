@@ -1,9 +1,9 @@
-"""A time limit for every answer of PostgreSQL: psycopg2 waits for ever when a server takes
-questions and says nothing.
+"""A time limit for every answer of PostgreSQL: psycopg2 waits for ever when a server accepts
+statements and does not answer.
 
-`statement_timeout` is the server's own and helps only while it lives; `tcp_user_timeout` helps only
-when nothing acknowledges any more. This cuts the socket under a call that takes too long, which
-then fails as a lost connection.
+`statement_timeout` is enforced by the server and helps only while it lives; `tcp_user_timeout`
+helps only when nothing is acknowledged any more. This shuts down the socket under a call that takes
+too long, which then fails as a lost connection.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ LOOK_SECONDS = 0.25
 
 
 class Watchdog:
-    """Knows which connections wait for an answer since when; one thread looks at them."""
+    """Tracks since when connections wait for an answer; one thread checks them."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiting: dict[int, float] = {}
-        """File descriptors of sockets, with the moment until which an answer must have come."""
+        """Deadlines for an answer (`time.monotonic`), by the socket's file descriptor."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
     def watch(self, watched: connection) -> Iterator[None]:
-        """Cut `watched` when the block takes longer than the limit."""
+        """Shut down the socket of `watched` if the block takes longer than the limit."""
         descriptor = watched.fileno()
         with self._lock:
             if self._thread is None:
@@ -43,8 +43,8 @@ class Watchdog:
         try:
             yield
         finally:
-            # Under the lock: the descriptor can't be closed, and mean another socket, while it is
-            # being cut.
+            # Under the lock: otherwise the descriptor could be closed, and reused for another
+            # socket, while it is being shut down.
             with self._lock:
                 self._waiting.pop(descriptor, None)
 
@@ -67,11 +67,11 @@ class Watchdog:
                     _cut(descriptor)
 
     def connection_factory(self) -> type[connection]:
-        """A psycopg2 connection whose every call to the server is watched."""
+        """Return a psycopg2 connection class whose every call to the server is watched."""
         watchdog = self
 
         class WatchedCursor(cursor):
-            """Watches statements."""
+            """Cursor whose statements are watched."""
 
             def execute(self, query: Any, vars: Any = None) -> None:
                 """See psycopg2."""
@@ -84,7 +84,7 @@ class Watchdog:
                     super().executemany(query, vars_list)
 
         class WatchedConnection(connection):
-            """Watches the ends of transactions."""
+            """Connection whose commits and rollbacks are watched."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)

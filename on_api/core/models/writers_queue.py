@@ -1,7 +1,7 @@
-"""The queue before SQLite's single writer's place: first come, first served.
+"""The queue for SQLite's single writer's place: first come, first served.
 
-SQLite itself lets everybody try again and again after longer and longer pauses, so that under load
-some wait until their time is over while others pass. Knows nothing of databases.
+SQLite itself lets each writer retry after longer and longer pauses, so that under load some wait
+until their timeout while others overtake them. Knows nothing of databases.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 
 
 class WritersQueue:
-    """A lock that is handed over in the order of asking. Any thread may leave for another."""
+    """A lock that is granted in the order of the calls. Any thread may release it for another."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -20,11 +20,11 @@ class WritersQueue:
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn at this moment."""
+        """Number of threads that wait for their turn."""
         return len(self._tickets)
 
     def enter(self, seconds: float) -> bool:
-        """Wait for one's turn, at most so long; whether it came."""
+        """Wait for a turn, at most so many seconds. Returns whether it came."""
         with self._guard:
             if not self._taken:
                 self._taken = True
@@ -41,7 +41,7 @@ class WritersQueue:
             return False
 
     def leave(self) -> None:
-        """End one's turn: it is the next one's."""
+        """End the turn and hand it to the next thread."""
         with self._guard:
             if self._tickets:
                 self._tickets.popleft().release()
