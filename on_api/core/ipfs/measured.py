@@ -1,4 +1,4 @@
-"""Any `IpfsNode`, with its calls counted and timed."""
+"""Decorator of any `IpfsNode` that counts and times its calls."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from on_api.core.streams.blocks import Bytes
 
 
 class MeasuredNode:
-    """Passes every call on to `node`. The outcome is `ok`, an error's reason, or `ended` by
-    somebody else."""
+    """Passes every call on to `node`. The recorded outcome is `ok`, an error's reason, or `ended`
+    if the call was cancelled or its caller failed."""
 
     def __init__(self, node: IpfsNode, metrics: Metrics) -> None:
         self._node = node

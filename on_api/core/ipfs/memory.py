@@ -1,4 +1,4 @@
-"""An IPFS node in memory with the same behaviour, CIDs included: for tests that need no daemon."""
+"""An IPFS node in memory with the same behaviour and CIDs, for tests that need no daemon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLICE = 64 * 1024
 
 
 class MemoryNode:
-    """Keeps files and blocks in memory; everything else is as `IpfsNode` says."""
+    """A node that keeps files and blocks in memory; see `IpfsNode` for everything else."""
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
@@ -68,7 +68,7 @@ class MemoryNode:
         fetch: bool,
         progress: Callable[[DagStat], None] | None = None,
     ) -> DagStat:
-        """See `IpfsNode.pin`. There is no network: what isn't there never comes."""
+        """See `IpfsNode.pin`. There is no network: a missing block never arrives."""
         if fetch and Cid.from_text(cid) not in self._blocks:
             await asyncio.Event().wait()
         stat = await self.dag_stat(cid)

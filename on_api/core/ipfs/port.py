@@ -1,5 +1,5 @@
-"""The port to IPFS: what on-api asks of a node, whoever answers (Kubo, the in-memory node of the
-tests, later a cluster).
+"""The port to IPFS: the calls that on-api makes of a node, whatever implements them (Kubo, the
+in-memory node of the tests, later a cluster).
 
 Holds the protocol and its plain data. Knows nothing of HTTP, of the database or of users.
 Every method raises a `NodeError` (502, 503, 504) or `InsufficientStorage` (507) in bounded time,
@@ -32,7 +32,8 @@ class Added:
 
 
 class StoredUnpinned(NodeError):
-    """All of a file is on the node, but no pin of it: never made, or taken away at once."""
+    """A file is completely on the node, but not pinned: its pin was never made, or removed at
+    once."""
 
     def __init__(self, added: Added) -> None:
         super().__init__("The IPFS node stored the file but did not pin it.")
@@ -49,7 +50,7 @@ class PinStatus:
 
 @dataclass(frozen=True, slots=True)
 class DagStat:
-    """A DAG, or what is there of it: bytes and number of its different blocks."""
+    """Size of a DAG or of the present part of it: bytes and number of its distinct blocks."""
 
     size: int
     blocks: int
@@ -57,7 +58,7 @@ class DagStat:
 
 @dataclass(frozen=True, slots=True)
 class NodeVersion:
-    """Which program the node is. `tested` says whether on-api was tested with this version."""
+    """The node's program. `tested` says whether on-api was tested with this version."""
 
     agent: str
     version: str
@@ -74,45 +75,47 @@ class RepoStat:
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """Bytes of blocks that the node has sent to other nodes and got from them, since it started."""
+    """Bytes of blocks that the node has sent to other nodes and received from them since it
+    started."""
 
     sent: int
     received: int
 
 
 class IpfsNode(Protocol):
-    """One IPFS node (or what acts as one)."""
+    """One IPFS node, or what acts as one."""
 
     async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """Store `source` as one UnixFS file of the profile in `cid.py` and pin it recursively as
         `pin_name`.
 
         Returns only when the root's CID, its size and its pin have been verified with the node. An
-        exception raised by `source` comes out as it is, and then nothing was pinned. Raises
-        `StoredUnpinned` when all is there but the pin: the same may just have been unpinned.
+        exception raised by `source` is passed on as it is, and then nothing was pinned. Raises
+        `StoredUnpinned` when everything is there but the pin: the same content may just have been
+        unpinned.
         """
         ...
 
     def read(
         self, cid: str, *, offset: int, length: int
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open the bytes `[offset, offset + length)` of the UnixFS file `cid`, from what the node
-        has itself.
+        """Open the bytes `[offset, offset + length)` of the UnixFS file `cid`, from blocks that the
+        node has itself.
 
-        Entering the context raises what can be known before the first byte; the iterator raises
-        `NodeTruncated` when fewer than `length` bytes came, so that nothing short ever passes for
-        complete.
+        Entering the context raises the errors that are known before the first byte. The iterator
+        raises `NodeTruncated` when fewer than `length` bytes came, so that a short read never
+        passes for complete.
         """
         ...
 
     async def pin_status(self, cid: str) -> PinStatus | None:
-        """The recursive pin on exactly `cid`, or None."""
+        """Return the recursive pin on exactly `cid`, or None."""
         ...
 
     def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
-        """Every recursive pin whose name contains `name`, as the node lists them.
+        """Yield every recursive pin whose name contains `name`, as the node lists them.
 
-        The list may be cut without a word: that a CID is missing from it proves nothing.
+        The list may be cut without an error: that a CID is missing from it proves nothing.
         """
         ...
 
@@ -124,66 +127,67 @@ class IpfsNode(Protocol):
         fetch: bool,
         progress: Callable[[DagStat], None] | None = None,
     ) -> DagStat:
-        """Pin `cid` recursively as `name`; return when its whole DAG is there, and pinned.
+        """Pin `cid` recursively as `name`; return when its whole DAG is there and pinned.
 
-        With `fetch` missing blocks are asked of the network, for as long as the caller waits:
-        cancelling gives up, and then nothing is pinned. `progress` (quick) hears how much is there.
-        Never call it for what is pinned already: Kubo drops the old pin before it begins, and does
-        not restore it on failure. Raises `BlocksMissing` without `fetch`.
+        With `fetch` missing blocks are requested from the network for as long as the caller waits;
+        when the call is cancelled, nothing is pinned. `progress` (quick) is called with the part
+        that is there. Never call it for a CID that is pinned already: Kubo drops the old pin before
+        it begins, and does not restore it on failure. Raises `BlocksMissing` without `fetch`.
         """
         ...
 
     async def pin_all(self, cids: Sequence[str], *, name: str) -> None:
-        """Pin several DAGs, each recursively and all as `name`, whose blocks are all there.
+        """Pin several DAGs whose blocks are all there, each recursively and all as `name`.
 
-        One call, and so for not too many. Returns when all are pinned; on any error some may be.
-        Never call it for what is pinned already: see `pin`.
+        A single call to the node, and so not for too many. Returns when all are pinned; on any
+        error some may be. Never call it for a CID that is pinned already: see `pin`.
         """
         ...
 
     async def unpin(self, cid: str) -> None:
-        """Remove the recursive pin on exactly `cid`; fine when there is none."""
+        """Remove the recursive pin on exactly `cid`; no error if there is none."""
         ...
 
     async def dag_stat(self, cid: str, *, fetch: bool = False) -> DagStat:
         """Walk the whole DAG on the node.
 
-        Raises `BlocksMissing` when it isn't all there; with `fetch` missing blocks are asked of the
-        network for as long as the caller waits.
+        Raises `BlocksMissing` when it isn't complete; with `fetch` missing blocks are requested
+        from the network for as long as the caller waits.
         """
         ...
 
     async def dag_stats(self, cids: Sequence[str], *, seconds: float) -> Sequence[DagStat]:
         """Walk several whole DAGs on the node, in one call.
 
-        Raises `BlocksMissing` when one isn't all there, whichever, and `NodeTimeout` when it takes
+        Raises `BlocksMissing` when any of them isn't complete, and `NodeTimeout` when it takes
         longer than `seconds`.
         """
         ...
 
     def car(self, cid: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a CARv1 of the whole DAG from what the node has itself: depth first, every block
-        once. Nothing tells that it ends too soon but following it (`dag.Walk`)."""
+        """Open a CARv1 of the whole DAG from blocks that the node has itself: depth first, every
+        block once. A CAR that ends too early is only detected by following its links
+        (`dag.Walk`)."""
         ...
 
     async def block(self, cid: str) -> bytes | None:
-        """One block, from what the node has itself; None when it hasn't. Not verified."""
+        """Return one block that the node has itself, or None. Not verified."""
         ...
 
     async def import_blocks(self, blocks: AsyncIterator[tuple[Cid, bytes]]) -> DagStat:
-        """Store verified blocks as they come, unpinned; returns when all of them are durable.
+        """Store verified blocks as they come, unpinned; return when all of them are durable.
 
-        Until something pins them the next garbage collection removes them. An exception raised by
-        `blocks` comes out as it is; what came before it may be stored, or not. Raises `BadCar` for
+        Until they are pinned the next garbage collection removes them. An exception raised by
+        `blocks` is passed on as it is; blocks before it may be stored, or not. Raises `BadCar` for
         a block that the node can't read.
         """
         ...
 
     async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
-        """Store a bundle's blocks and its node, and pin that one recursively as `pin_name`.
+        """Store a bundle's blocks and its node, and pin that node recursively as `pin_name`.
 
-        Returns only when the node has said that all of them are stored and that it has pinned the
-        bundle. The caller sees to it that no garbage is collected meanwhile.
+        Returns only when the node has confirmed that all of them are stored and the bundle is
+        pinned. The caller ensures that no garbage collection runs meanwhile.
         """
         ...
 
@@ -192,36 +196,37 @@ class IpfsNode(Protocol):
         ...
 
     async def addresses(self) -> list[str]:
-        """Where the node listens: multiaddrs, each ending in `/p2p/` and its identity."""
+        """Return the multiaddrs at which the node listens, each ending in `/p2p/` and its
+        identity."""
         ...
 
     async def collect_garbage(self) -> int:
-        """Remove every block that no pin covers. Returns how many; takes as long as it takes.
+        """Remove every block that no pin covers. Returns their number; there is no time limit.
 
-        Waits inside the node for all `add` and `pin` under way, and every later one waits for it.
+        Inside the node it waits for every `add` and `pin` under way, and later ones wait for it.
         """
         ...
 
     async def version(self) -> NodeVersion:
-        """The node's program and version."""
+        """Return the node's program and version."""
         ...
 
     async def peer_id(self) -> str:
-        """The node's libp2p identity."""
+        """Return the node's libp2p identity."""
         ...
 
     async def peer_count(self) -> int:
-        """How many peers the node is connected to."""
+        """Return the number of peers that the node is connected to."""
         ...
 
     async def exchanged(self) -> Exchanged:
-        """What the node has exchanged with other nodes (Bitswap), duplicates included."""
+        """Return the bytes exchanged with other nodes (Bitswap), duplicates included."""
         ...
 
     async def repo_stat(self) -> RepoStat:
-        """Size and limit of the node's store."""
+        """Return size and limit of the node's store."""
         ...
 
     async def close(self) -> None:
-        """Free every connection. The node itself goes on."""
+        """Close every connection. The node itself keeps running."""
         ...

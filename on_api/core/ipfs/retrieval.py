@@ -1,10 +1,10 @@
-"""Getting whole DAGs onto the node from those whom nobody needs to trust: a gateway of somebody
-else's, or a CAR that was given. No block is passed to the node before its hash has been verified.
+"""Retrieval of whole DAGs onto the node from untrusted sources: a third party's gateway, or an
+uploaded CAR. No block is passed to the node before its hash has been verified.
 
-What is stored here has no pin yet, and the next garbage collection would remove it. Whoever calls
-holds a lease (`content/leases.py`) from before the first byte until the pin is recorded: while one
-lives, no collection begins. What a crash leaves is garbage until it is asked for again, and then it
-is found and not fetched twice.
+Blocks stored here have no pin yet, and the next garbage collection would remove them. The caller
+holds a lease (`content/leases.py`) from before the first byte until the pin is recorded: while a
+lease lives, no collection begins. After a crash the blocks are garbage until they are needed again,
+and then they are found and not fetched twice.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ CAR_TYPE = "application/vnd.ipld.car"
 CAR_ACCEPTED = f"{CAR_TYPE}; version=1; order=dfs; dups=n"
 BLOCK_TYPE = "application/vnd.ipld.raw"
 MAX_WANTED = 2**20
-"""Blocks that are known by a link only, at one moment: about 300 bytes of memory each."""
+"""Number of blocks that are known only by a link at one moment: about 300 bytes of memory each."""
 MAX_REPEATED = 64 * 1024 * 1024
-"""Bytes of blocks that come again, besides as many as came at all."""
+"""Bytes of repeated blocks that a CAR may have, on top of the bytes of its distinct ones."""
 
 Progress = Callable[[DagStat], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedDag:
-    """A whole DAG that lies on the node now, every block of it verified on its way."""
+    """A whole DAG that is on the node now, every block of it verified."""
 
     blocks: int
-    """Different blocks."""
+    """Number of distinct blocks."""
     bytes: int
-    """Of them together."""
+    """Bytes of these blocks."""
     fetched_blocks: int
-    """Those that came from the gateway; the others were here."""
+    """Number of the blocks that came from the gateway; the others were here."""
     fetched_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class TakenCar:
-    """What a CAR has brought onto the node."""
+    """Result of storing a CAR on the node."""
 
     roots: Sequence[tuple[str, DagStat]]
-    """Every root, CIDv1 in base32, and the whole DAG below it."""
+    """Every root, as CIDv1 in base32, and the size of the whole DAG below it."""
     blocks: int
-    """In the CAR; equal ones count each time."""
+    """Number of blocks in the CAR; repeated ones count each time."""
     bytes: int
 
 
 class GatewayFetcher:
     """Fetches from one trustless gateway (the IPFS gateway specification): as CARs, and block by
-    block where it gives none."""
+    block if it offers none."""
 
     def __init__(self, node: IpfsNode, outbound: Outbound, gateway_url: str) -> None:
-        """Raises `AddressRefused` for a URL that isn't called."""
+        """Create a fetcher. Raises `AddressRefused` for a URL that on-api must not call."""
         self._node = node
         self._outbound = outbound
-        # Many write it with what every path on it begins with.
+        # Many users add `/ipfs`, with which every path on it begins.
         origin = gateway_url.rstrip("/").removesuffix("/ipfs")
         self._url = check_url(origin, allow_private=outbound.limits.allow_private)
         self._gives_cars = True
@@ -80,12 +80,13 @@ class GatewayFetcher:
     async def fetch(
         self, cid: str, *, max_bytes: int | None = None, progress: Progress | None = None
     ) -> FetchedDag:
-        """Fetch what the node has not yet of the DAG of `cid`; it is not pinned.
+        """Fetch the blocks of the DAG of `cid` that the node lacks; it is not pinned.
 
-        `progress` (quick) hears how much of it is there. Memory grows by the blocks' CIDs. Raises a
-        `SourceError` (`SourceMissing`: the gateway hasn't got a block; `SourceMalformed`: it sends
-        something else, or what nobody can follow), `PayloadTooLarge` when the DAG has more than
-        `max_bytes`, or a `NodeError`. What was verified until then stays, and is not fetched again.
+        `progress` (quick) is called with the part that is there. Memory grows by the blocks' CIDs.
+        Raises a `SourceError` (`SourceMissing`: the gateway lacks a block; `SourceMalformed`: it
+        sends something else, or blocks whose links can't be read), `PayloadTooLarge` when the DAG
+        has more than `max_bytes`, or a `NodeError`. Blocks verified until then stay, and are not
+        fetched again.
         """
         missing = _Missing(Cid.from_text(cid), max_bytes, progress)
         tries = 0
@@ -94,7 +95,7 @@ class GatewayFetcher:
             failure: SourceError | None = None
             try:
                 await self._fetch_some(wanted, missing)
-            except _BrokenOffError as error:  # all else is final, or was tried often enough
+            except _BrokenOffError as error:  # all other errors are final, or were retried already
                 failure = error
             if missing.wanted is None:
                 break
@@ -108,20 +109,21 @@ class GatewayFetcher:
         return missing.result()
 
     async def _find_missing(self, missing: _Missing) -> Cid | None:
-        """Go over what the node has already, up to a block that it hasn't."""
+        """Follow the blocks that the node has already; return the first one that it lacks, or
+        None."""
         while (wanted := missing.wanted) is not None:
             block = await self._node.block(str(wanted))
             if block is None:
                 return wanted
             try:
                 check_block(wanted, block)
-            except CarError:  # damaged, or of a hash that only the node knows
+            except CarError:  # damaged, or of a hash function that only the node knows
                 return wanted
             missing.take(wanted, block, fetched=False)
         return None
 
     async def _fetch_some(self, wanted: Cid, missing: _Missing) -> None:
-        """Fetch a block, or as much of the DAG below it as comes in one answer."""
+        """Fetch a block, or as much of the DAG below it as one answer brings."""
         if wanted.codec != RAW and self._gives_cars:
             try:
                 await self._fetch_car(wanted, missing)
@@ -142,14 +144,14 @@ class GatewayFetcher:
                 arriving = _Arriving(answer.chunks, wanted, missing, self._outbound)
                 async with aclosing(arriving.blocks()) as blocks:
                     await self._node.import_blocks(blocks)
-        except BadCar as error:  # well formed for us, not for the node
+        except BadCar as error:  # well formed to on-api, not to the node
             raise SourceMalformed(error.details) from error
         except SourceError as error:
-            # Another status than those with a meaning: 400, 406, 415, 501 …
+            # A status without a meaning of its own: 400, 406, 415, 501 …
             if type(error) is SourceError:
                 raise _NoCarError from error
             raise
-        # Only now: what was verified before it is worth keeping.
+        # Raised only now, so that the blocks verified before are kept.
         if arriving.failure is not None:
             raise arriving.failure
 
@@ -190,12 +192,13 @@ async def take_car(
     expected_roots: Sequence[str] | None = None,
     max_bytes: int | None = None,
 ) -> TakenCar:
-    """Bring the blocks of a CAR (version 1 or 2) onto the node, unpinned; memory is bounded.
+    """Store the blocks of a CAR (version 1 or 2) on the node, unpinned; memory is bounded.
 
-    All of every root's DAG must be there afterwards; what the node had already counts. Raises
-    `BadCar` for what isn't one, is cut, has no root or others than `expected_roots`, a block that
-    isn't what its CID says, is over 2 MiB or too complex, or lacks blocks; `PayloadTooLarge` when
-    its blocks have more than `max_bytes` together; a `NodeError`; and whatever `chunks` raises.
+    The whole DAG of every root must be there afterwards, including blocks that the node had before.
+    Raises `BadCar` if it isn't a CAR, is cut, has no root or others than `expected_roots`, has a
+    block that doesn't match its CID, is over 2 MiB or too complex, or lacks blocks;
+    `PayloadTooLarge` when its blocks have more than `max_bytes` together; a `NodeError`; and any
+    exception of `chunks`.
     """
     reader = CarReader(chunks)
     count = size = 0
@@ -229,15 +232,15 @@ async def take_car(
 
 
 class _NoCarError(Exception):
-    """The gateway gives no CARs; it may give blocks."""
+    """The gateway offers no CARs; it may offer single blocks."""
 
 
 class _BrokenOffError(SourceUnavailable):
-    """An answer that had begun did not end well; what is missing can be asked for anew."""
+    """An answer broke off after it had begun; the rest can be requested again."""
 
 
 class _Missing:
-    """What isn't known to be on the node of one DAG, as far as its blocks have been seen."""
+    """Blocks of one DAG that aren't known to be on the node, as far as its links have been read."""
 
     def __init__(self, root: Cid, max_bytes: int | None, progress: Progress | None) -> None:
         self.blocks = 0
@@ -246,25 +249,26 @@ class _Missing:
         self._max_bytes = max_bytes
         self._progress = progress
         self._seen: set[Cid] = set()
-        # In the order in which they are wanted, the next one last.
+        # In the order in which they are needed, the next one last.
         self._wanted: dict[Cid, None] = {}
         self._want([root])
 
     @property
     def wanted(self) -> Cid | None:
-        """The next block, depth first; None when all of the DAG was seen."""
+        """The next block, depth first; None when the whole DAG was seen."""
         return next(reversed(self._wanted), None)
 
     def wants(self, cid: Cid) -> bool:
-        """Whether a block of the DAG links to this one, which has not come yet."""
+        """Return whether a block of the DAG links to this one, which has not come yet."""
         return cid in self._wanted
 
     def has(self, cid: Cid) -> bool:
-        """Whether it has come."""
+        """Return whether this block has come."""
         return cid in self._seen
 
     def take(self, cid: Cid, block: bytes, *, fetched: bool) -> None:
-        """A wanted block, verified. Raises `SourceMalformed` for one that can't be followed."""
+        """Record a wanted, verified block. Raises `SourceMalformed` if its links can't be read, and
+        `PayloadTooLarge` above `max_bytes`."""
         try:
             links = links_of(cid.codec, block)
         except UnknownCodecError as error:
@@ -286,7 +290,7 @@ class _Missing:
             self._progress(DagStat(self.bytes, self.blocks))
 
     def result(self) -> FetchedDag:
-        """When nothing is wanted any more."""
+        """Return the totals, once no block is wanted any more."""
         return FetchedDag(self.blocks, self.bytes, self._fetched.blocks, self._fetched.size)
 
     def _want(self, links: Sequence[Cid]) -> None:
@@ -305,8 +309,8 @@ class _Missing:
 
 
 class _Arriving:
-    """A gateway's CAR on its way to the node. `failure` is why it ended, if not by itself: raised
-    from `blocks` it would make the node drop what it was sent before."""
+    """A gateway's CAR on its way to the node. `failure` is the error that ended it early: raised
+    from `blocks`, it would make the node drop the blocks that it was sent before."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], root: Cid, missing: _Missing, outbound: Outbound
@@ -319,7 +323,7 @@ class _Arriving:
         self._repeated = 0
 
     async def blocks(self) -> AsyncGenerator[tuple[Cid, bytes]]:
-        """The blocks that were wanted, until the DAG is whole or something goes wrong."""
+        """Yield the wanted blocks, until the DAG is complete or `failure` is set."""
         async with aclosing(self._reader.blocks()) as blocks:
             while self._missing.wanted is not None:
                 try:
@@ -330,7 +334,7 @@ class _Arriving:
                 except WrongBlockError as error:
                     self.failure = SourceMalformed(f"The gateway sends a wrong block: {error}.")
                 except CarError as error:
-                    # Cut off, or words behind the last block: what is missing is asked for anew.
+                    # Cut off, or text after the last block: missing blocks are requested again.
                     self.failure = _BrokenOffError(f"The gateway's CAR breaks off: {error}.")
                 except TimeoutError:
                     self.failure = _BrokenOffError("The gateway is too slow.")
@@ -371,8 +375,8 @@ def _check_roots(roots: Sequence[Cid], expected: Sequence[str] | None) -> None:
 
 
 def _check_readable(cid: Cid, block: bytes) -> None:
-    """Raise `DagError` unless it is a block of its codec; codecs that only the node knows are left
-    to it."""
+    """Raise `DagError` unless it is a block of its codec; codecs that only the node knows are not
+    checked."""
     try:
         links_of(cid.codec, block)
     except TooComplexError:
@@ -382,7 +386,7 @@ def _check_readable(cid: Cid, block: bytes) -> None:
 
 
 async def _which(node: IpfsNode, root: Cid) -> str:
-    """The first missing block, for a person; empty when it can't be found."""
+    """Return the first missing block, as text for a person; empty if it can't be found."""
     missing = _Missing(root, None, None)
     try:
         while (wanted := missing.wanted) is not None:

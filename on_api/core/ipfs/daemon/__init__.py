@@ -1,1 +1,1 @@
-"""The node as a process: its program, its repo, its start and its end."""
+"""The node as a process: its program, its repo, starting and stopping it."""

@@ -1,7 +1,8 @@
-"""Kubo's program `ipfs`: finding one, else building it, else fetching the official release.
+"""Kubo's program `ipfs`: found, else built, else downloaded from the official release.
 
-Holds the search and the cache of programs, outside the checkout and by version. Knows nothing of
-repos and daemons; the environment's own settings for Go's and HTTP's proxies are left as they are.
+Holds the search and the cache of programs, which is outside the checkout and has a folder for each
+version. Knows nothing of repos and daemons. The environment's settings for Go's and HTTP's proxies
+stay in force.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from on_api.core.ipfs.daemon.version import KUBO_VERSION, TESTED_RANGE, is_teste
 from on_api.core.setting_groups import MIB, NodeSettings
 
 Say = Callable[[str], None]
-"""Shows one line to the person who waits."""
+"""Callback that shows one line to the person who waits."""
 
 RELEASE_URL = "https://dist.ipfs.tech"
 """The project's official release site."""
@@ -40,7 +41,7 @@ PROGRESS_INTERVAL = 8.0
 
 MAX_ARCHIVE = 512 * MIB
 MAX_PROGRAM = 1024 * MIB
-"""Bytes; the archive of 0.43.0 has about 60 MiB, the program 120."""
+"""Upper bounds in bytes; the archive of 0.43.0 has about 60 MiB, the program 120."""
 
 _MODULE = Path(__file__).with_name("kubo_module")
 _PACKAGE = "github.com/ipfs/kubo/cmd/ipfs"
@@ -54,7 +55,7 @@ _CURE = (
 
 
 class _NotObtained(Exception):
-    """One of the ways did not work; the message says why and the next is tried."""
+    """One of the ways to get the program failed; the message says why. The next way is tried."""
 
 
 def kubo_binary(settings: NodeSettings, say: Say, *, release_url: str = RELEASE_URL) -> Path:
@@ -62,7 +63,7 @@ def kubo_binary(settings: NodeSettings, say: Say, *, release_url: str = RELEASE_
 
     In this order: `settings.binary`; `ipfs` on PATH; the cached one; a build with Go; the official
     release from `release_url`. `say` gets a line every few seconds while that lasts (minutes for a
-    build). Raises `StartupError` with the cure when `settings.binary` can't be used or nothing
+    build). Raises `StartupError` with the remedy when `settings.binary` can't be used or no way
     works.
     """
     if settings.binary is not None:
@@ -85,9 +86,10 @@ def kubo_binary(settings: NodeSettings, say: Say, *, release_url: str = RELEASE_
 
 
 def cache_folder() -> Path:
-    """Where the program of this version is kept: `$XDG_CACHE_HOME/on-api/kubo/vVERSION`."""
+    """Return the folder of this version's program: `$XDG_CACHE_HOME/on-api/kubo/vVERSION`. Raises
+    `StartupError` if there is no home folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # the XDG specification has relative ones ignored
+    if not base.is_absolute():  # the XDG specification ignores relative ones
         try:
             base = Path.home() / ".cache"
         except RuntimeError as error:
@@ -97,11 +99,11 @@ def cache_folder() -> Path:
 
 
 def program_version(program: Path) -> str | None:
-    """What `ipfs version` says, like `0.43.0`; None when it can't be run."""
+    """Return the answer of `ipfs version`, such as `0.43.0`; None when it can't be run."""
     try:
         answer = subprocess.run(
             [program, "version", "--number"],
-            # A folder that isn't there: the answer is the program's own, not that of a daemon.
+            # A folder that doesn't exist: the answer is the program's own, not a daemon's.
             env={**inherited_environment(), "IPFS_PATH": str(program.parent / "no-repo")},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -116,7 +118,7 @@ def program_version(program: Path) -> str | None:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Our environment for a program that is not ours: without on-api's settings and secrets."""
+    """Return our environment for another program: without on-api's settings and secrets."""
     return {key: value for key, value in os.environ.items() if not key.startswith("ON_API_")}
 
 
@@ -145,9 +147,9 @@ def build_with_go(program: Path, say: Say) -> None:
 
 
 def download_release(program: Path, say: Say, release_url: str) -> None:
-    """Fetch the official release, compare it with its sha512 and put its program at `program`.
+    """Download the official release, check its sha512 and put its program at `program`.
 
-    Raises `_NotObtained` when there is none for this machine, or it can't be had or trusted.
+    Raises `_NotObtained` when there is none for this machine, or it can't be downloaded or trusted.
     """
     name = _archive_name()
     url = f"{release_url.rstrip('/')}/kubo/v{KUBO_VERSION}/{name}"
@@ -155,7 +157,7 @@ def download_release(program: Path, say: Say, release_url: str) -> None:
     with _draft_folder(program.parent) as draft:
         archive = draft / name
         try:
-            # Read timeouts count from one piece to the next, not for the whole.
+            # A read timeout applies to each piece, not to the whole download.
             with httpx.Client(timeout=httpx.Timeout(30, connect=10)) as client:
                 expected = client.get(f"{url}.sha512").raise_for_status().text.split()[:1]
                 actual = _download(client, url, archive, say)
@@ -191,7 +193,7 @@ def _explicit(binary: Path, say: Say) -> Path:
 
 
 def _on_path(say: Say) -> Path | None:
-    """`ipfs` on PATH if it is new enough. One that isn't is no error: there are other ways."""
+    """Return `ipfs` on PATH if it is new enough. An older one is no error: there are other ways."""
     found = shutil.which("ipfs")
     if found is None:
         return None
@@ -214,7 +216,7 @@ def _is_wanted(program: Path) -> bool:
 
 
 def _obtain(program: Path, say: Say, release_url: str) -> None:
-    """Try the build, then the release. Raises `StartupError` with both reasons and the cure."""
+    """Try the build, then the release. Raises `StartupError` with both reasons and the remedy."""
     for stale in program.parent.glob(f"{_DRAFT_PREFIX}*"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
     try:
@@ -230,7 +232,7 @@ def _obtain(program: Path, say: Say, release_url: str) -> None:
 
 @contextmanager
 def _alone_in(folder: Path, say: Say) -> Iterator[None]:
-    """Hold the folder's lock: of several processes one builds, the others wait and use it."""
+    """Hold the folder's lock, so that one of several processes builds while the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         shown = -PROGRESS_INTERVAL
@@ -258,7 +260,8 @@ def _draft_folder(parent: Path) -> Iterator[Path]:
 
 
 def _accept(made: Path, program: Path) -> None:
-    """Move a new program to its place, in one step, once it has run and told the right version."""
+    """Move a new program to its place, atomically, once it has run and reported the right
+    version."""
     made.chmod(0o755)
     version = program_version(made)
     if version != KUBO_VERSION:
@@ -270,7 +273,7 @@ def _go_version(go: str, folder: Path) -> tuple[int, int, int] | None:
     try:
         answer = subprocess.run(
             [go, "env", "GOVERSION"],
-            cwd=folder,  # not in a project that chooses another toolchain
+            cwd=folder,  # not in a project that selects another toolchain
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -308,7 +311,7 @@ def _run_showing_time(command: list[str], folder: Path, say: Say) -> tuple[int, 
                     break
                 except subprocess.TimeoutExpired:
                     say(f"building Kubo: {time.monotonic() - began:.0f} s")
-        except BaseException:  # Ctrl-C above all: leave nothing running
+        except BaseException:  # Ctrl-C in particular: leave nothing running
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
@@ -328,7 +331,8 @@ def _archive_name() -> str:
 
 
 def _download(client: httpx.Client, url: str, target: Path, say: Say) -> str:
-    """Stream `url` into `target`. Returns the sha512 of what came, in hex."""
+    """Stream `url` into `target`. Returns the sha512 of the received bytes, in hex. Raises
+    `_NotObtained` above `MAX_ARCHIVE` bytes."""
     digest = hashlib.sha512()
     size = 0
     shown = time.monotonic()
@@ -347,7 +351,8 @@ def _download(client: httpx.Client, url: str, target: Path, say: Say) -> str:
 
 
 def _extract_program(archive: Path, target: Path) -> None:
-    """Copy the one member that is the program out; no path, link or mode of the archive is used."""
+    """Extract the one member that is the program; paths, links and modes of the archive are not
+    used."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             member = tar.getmember("kubo/ipfs")

@@ -1,4 +1,4 @@
-"""Kubo's configuration as values: dotted keys, and whether a datastore keeps what it was given.
+"""Kubo's configuration as values: dotted keys, and whether a datastore syncs its writes.
 
 Source of the format: docs/config.md and docs/datastores.md of Kubo.
 """
@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping
 
 
 def make_durable(spec: object) -> None:
-    """Have what holds the blocks sync its writes."""
+    """Make the flatfs stores of a Datastore.Spec sync their writes."""
     for store in stores_of(spec):
         if store.get("type") == "flatfs":
             store["sync"] = True
 
 
 def is_durable(spec: object) -> bool:
-    """Whether what holds the blocks syncs its writes: flatfs if told to, pebble unless told not."""
+    """Return whether the block stores sync their writes: flatfs only if configured, pebble by
+    default."""
     stores = [store for store in _block_stores(spec) if store.get("type") != "measure"]
     return bool(stores) and all(
         (store.get("type") == "flatfs" and store.get("sync") is True)
@@ -29,7 +30,7 @@ def is_durable(spec: object) -> bool:
 def _block_stores(spec: object) -> Iterator[dict[str, object]]:
     if isinstance(spec, dict) and spec.get("type") == "mount":
         mounts = _dicts(spec.get("mounts"))
-        # Without a mount of their own the blocks lie in the one at `/`.
+        # Without a mount of their own the blocks are in the one at `/`.
         own = [mount for mount in mounts if mount.get("mountpoint") == "/blocks"]
         for mount in own or mounts:
             yield from _block_stores(mount)
@@ -38,7 +39,8 @@ def _block_stores(spec: object) -> Iterator[dict[str, object]]:
 
 
 def stores_of(spec: object) -> Iterator[dict[str, object]]:
-    """The nodes of a Datastore.Spec: a store, a `mount` of several, or a `measure` around one."""
+    """Yield the nodes of a Datastore.Spec: a store, a `mount` of several, or a `measure` around
+    one."""
     if isinstance(spec, dict):
         yield spec
         yield from stores_of(spec.get("child"))
@@ -51,7 +53,7 @@ def _dicts(value: object) -> list[dict[str, object]]:
 
 
 def value_of(config: Mapping[str, object], dotted: str) -> object:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key, or None."""
     value: object = config
     for name in dotted.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -59,7 +61,7 @@ def value_of(config: Mapping[str, object], dotted: str) -> object:
 
 
 def with_values(config: Mapping[str, object], wanted: Mapping[str, object]) -> dict[str, object]:
-    """A copy of `config` in which every dotted key of `wanted` has its value."""
+    """Return a copy of `config` in which every dotted key of `wanted` has its value."""
     result: dict[str, object] = json.loads(json.dumps(config))
     for dotted, value in wanted.items():
         *groups, name = dotted.split(".")

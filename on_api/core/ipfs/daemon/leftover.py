@@ -1,7 +1,7 @@
-"""What may already run on the repo when on-api starts: a Kubo that a killed on-api has left behind.
+"""Stopping a Kubo that a killed on-api has left running on the repo.
 
-Holds how such a one is recognised as ours and asked to stop, and the short questions to a loopback
-port that this takes. Ends no process by force: what can't be asked is not ours to end.
+Holds how such a Kubo is recognised as ours and asked to stop, and the short requests to a loopback
+port that this takes. Ends no process by force: one that can't be asked isn't known to be ours.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _POLL = 0.05
 
 
 def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str], None]) -> None:
-    """Stop a Kubo on this repo that an on-api which was killed has left, and wait for its end.
+    """Stop a Kubo that a killed on-api has left running on this repo, and wait for its end.
 
-    It is ours only if it answers with the repo's identity to our secret; the secret goes only to
-    whoever holds the repo (`whose.py`). A Kubo that is shutting down already is waited for. Raises
-    `StartupError` when the repo isn't free `timeout` seconds on.
+    It is ours only if it answers with the repo's identity to our secret; the secret is sent only to
+    the process that holds the repo (`whose.py`). A Kubo that is already shutting down is waited
+    for. Raises `StartupError` when the repo isn't free after `timeout` seconds.
     """
     lock = repo / "repo.lock"
     if lock_holder(lock) is None:
@@ -35,7 +35,7 @@ def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str]
     deadline = time.monotonic() + timeout + 1
     asked = False
     while (holder := lock_holder(lock)) is not None:
-        if not asked:  # one that is still starting does not answer yet
+        if not asked:  # a starting one does not answer yet
             asked = _ask_to_stop(repo, rpc_auth)
         if time.monotonic() >= deadline:
             msg = (
@@ -47,7 +47,8 @@ def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str]
 
 
 def peer_id_at(port: int, rpc_auth: str) -> str | None:
-    """The identity of the node whose RPC is at this loopback port; None when none says it."""
+    """Return the identity of the node whose RPC is at this loopback port; None without an
+    answer."""
     answer = ask("POST", port, "/api/v0/id", _authorization(rpc_auth))
     if answer is None or answer[0] != http.HTTPStatus.OK:
         return None
@@ -61,7 +62,7 @@ def peer_id_at(port: int, rpc_auth: str) -> str | None:
 def ask(
     method: str, port: int, path: str, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes] | None:
-    """One short question to a loopback port, past every proxy setting: status and body.
+    """Send one short request to a loopback port, ignoring proxy settings; return status and body.
 
     None when no HTTP answer comes within 5 s. At most 64 KiB of the body are read.
     """

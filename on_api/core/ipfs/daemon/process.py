@@ -1,7 +1,7 @@
-"""The Kubo daemon that on-api runs itself: starting it, keeping it up, stopping it.
+"""The Kubo daemon that on-api runs itself: starting, restarting and stopping it.
 
-Holds the lock on the home, the child process and the one thread that watches it. Which program it
-is and how its repo is set up is decided in `binary.py` and `repo.py`. Knows no asyncio, no service.
+Holds the lock on the home, the child process and the one thread that watches it. The program and
+its repo are the business of `binary.py` and `repo.py`. Knows no asyncio and no service.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 RESTARTS = Backoff(first=0.5, longest=30.0)
 
 STEADY_AFTER = 60.0
-"""Seconds up after which failures are counted from 1 again."""
+"""Seconds of running after which failures are counted from 1 again."""
 
 MAX_LOG = 10 * MIB
-"""Bytes of node.log above which it is moved to node.log.1 when Kubo is started."""
+"""Bytes of node.log above which it is renamed to node.log.1 when Kubo is started."""
 
 _POLL = 0.05
 
@@ -45,7 +45,7 @@ _POLL = 0.05
 _EMPTY_FILE = "/ipfs/bafkqaaa"
 
 # Linux only. Replaces itself by Kubo after asking the kernel to send it SIGTERM when the thread
-# that started it ends (PR_SET_PDEATHSIG is 1), so that also a `kill -9` of on-api leaves no Kubo
+# that started it ends (PR_SET_PDEATHSIG is 1), so that even a `kill -9` of on-api leaves no Kubo
 # behind. A program of its own because a `preexec_fn` is not safe in a process with threads.
 _TIED_TO_US = """
 import ctypes, os, signal, sys
@@ -57,7 +57,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class ManagedNode:
-    """One Kubo on loopback, with its repo in `home/ipfs`, kept up from `start()` to `stop()`.
+    """One Kubo on loopback, with its repo in `home/ipfs`, kept running from `start()` to `stop()`.
 
     `rpc_auth` is the RPC secret like `bearer:TOKEN`; `say` shows a line to the person who waits.
     """
@@ -69,9 +69,10 @@ class ManagedNode:
         self.repo = self.home / "ipfs"
         self.log = self.home / "node.log"
         self.on_restart: Callable[[], None] = lambda: None
-        """Called (quick, from the thread that watches) when Kubo is up again after it had died."""
+        """Callback (quick, called by the watching thread) for when Kubo is up again after it had
+        died."""
         self.restarts = 0
-        """How many times Kubo was started again after it had died."""
+        """Number of times that Kubo was started again after it had died."""
         self._settings = settings
         self._rpc_auth = rpc_auth
         self._say = say
@@ -86,14 +87,14 @@ class ManagedNode:
 
     @property
     def pid(self) -> int | None:
-        """Kubo's process id while there is one."""
+        """Kubo's process id while it runs, else None."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
     def start(self) -> None:
-        """Take the home, get Kubo ready and start it. Returns when RPC and gateway answer.
+        """Lock the home, prepare Kubo and start it. Returns when RPC and gateway answer.
 
-        Raises `StartupError` with the cure; then nothing is left running and the home is free.
+        Raises `StartupError` with the remedy; then nothing is left running and the home is free.
         """
         if self._thread is not None:
             return
@@ -120,7 +121,7 @@ class ManagedNode:
             raise
 
     def stop(self) -> None:
-        """End the Kubo that was started here, and nothing else; free the home.
+        """Stop the Kubo that was started here, and nothing else; release the home.
 
         Kubo gets `shutdown_timeout` seconds, or until a second Ctrl-C, and is killed after that.
         """
@@ -156,20 +157,21 @@ class ManagedNode:
         self.stop()
 
     def _run(self, binary: Path, started: Future[None]) -> None:
-        """The thread: every Kubo is spawned here, because it is tied to the life of this thread."""
+        """Run the thread: every Kubo is spawned here, because it is tied to the life of this
+        thread."""
         try:
             self._launch(binary)
             started.set_result(None)
             self._keep_up(binary)
         except BaseException as error:
-            if started.done():  # nobody waits for it any more
+            if started.done():  # `start` has returned already
                 raise
             started.set_exception(error)
         finally:
             self._ended.set()
 
     def _keep_up(self, binary: Path) -> None:
-        """Start Kubo again whenever it has died, until a stop is asked for."""
+        """Start Kubo again whenever it has died, until `stop` is called."""
         failures = 0
         while True:
             began = time.monotonic()
@@ -196,7 +198,7 @@ class ManagedNode:
         return True
 
     def _launch(self, binary: Path) -> None:
-        """Spawn Kubo and wait until it answers; on failure it is ended again."""
+        """Spawn Kubo and wait until it answers; on failure stop it again."""
         process = self._spawn(binary)
         try:
             self._wait_until_ready(process)
@@ -210,8 +212,8 @@ class ManagedNode:
             raise
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
-        # What a Kubo that was killed has left: the next one refuses its socket, and until it has
-        # written its own address others would take the old one for it.
+        # Files of a killed Kubo: the next one refuses to bind its socket, and until it has written
+        # its own address others would take the old one for it.
         for left in (gateway_socket(self.repo), self.repo / API_FILE):
             if left is not None:
                 left.unlink(missing_ok=True)
@@ -259,9 +261,9 @@ class ManagedNode:
                 raise _stopped()
 
     def _answers(self) -> bool:
-        """Whether RPC and gateway answer, and it is our node that does."""
+        """Return whether RPC and gateway answer, and it is our node that does."""
         port = self._settings.rpc_port
-        # Somebody else may have taken the port since: the secret is for our own child only.
+        # Another process may have taken the port since: the secret is for our own child only.
         if rpc_port_of(self.repo) != port or peer_id_at(port, self._rpc_auth) != self._peer_id:
             return False
         answer = ask("GET", self._settings.gateway_port, _EMPTY_FILE)
@@ -276,7 +278,7 @@ class ManagedNode:
             logger.warning("Kubo ended (code %d: %s)", code, self._last_words())
 
     def _last_words(self) -> str:
-        """The error in what Kubo wrote since its last start, else its last lines."""
+        """Return the error that Kubo logged since its last start, else the log's last lines."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 16_384))
@@ -317,18 +319,20 @@ def check_ports(settings: NodeSettings) -> None:
 
 
 def check_home(home: Path) -> None:
-    """Raise `StartupError` when another on-api runs in this home, or it can't be written."""
+    """Raise `StartupError` when another on-api runs in this home, or the home can't be written."""
     os.close(_lock_home(home.absolute()))
 
 
 def _lock_home(home: Path) -> int:
-    """Take the home for this process. Returns the descriptor that holds it until it is closed.
+    """Lock the home for this process. Returns the descriptor that holds the lock until it is
+    closed.
 
-    Raises `StartupError` when another on-api has it, or it can't be written.
+    Raises `StartupError` when another on-api holds it, or the home can't be written.
     """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Not inherited by Kubo, which may outlive us: the lock is on-api's life, not Kubo's.
+        # Not inherited by Kubo, which may outlive us: the lock stands for on-api's life, not
+        # Kubo's.
         descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise _not_writable(home, error) from error

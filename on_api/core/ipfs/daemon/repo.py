@@ -1,7 +1,8 @@
-"""The repo of the Kubo node that on-api runs: making it, and keeping its config as on-api wants it.
+"""The repo of the Kubo node that on-api runs: creating it, and keeping its config as on-api needs
+it.
 
-Holds what the configuration should be (as plain data) and the safe writing of it. Starts no daemon
-and speaks no HTTP. Whoever calls `prepare_repo` holds the lock on the home: there is one writer.
+Holds the wanted configuration (as plain data) and the safe writing of it. Starts no daemon and
+speaks no HTTP. The caller of `prepare_repo` holds the lock on the home: there is one writer.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ RPC_PATHS = (
     "/api/v0/config/show",
     "/api/v0/shutdown",
 )
-"""The RPC calls, by prefix, that on-api's secret opens; Kubo refuses everything else."""
+"""Prefixes of the RPC calls that on-api's secret allows; Kubo refuses every other call."""
 
 INIT_TIMEOUT = 60.0
 """Seconds that `ipfs init` may take; it needs a fraction of one."""
 
 MAX_SOCKET_PATH = 100
-"""Bytes. No system takes more than 103 of a socket's path, some no more than that."""
+"""Bytes of a socket's path. No system allows more than 103, some no more than that."""
 
 _OUR_AUTHORIZATION = "API.Authorizations.on-api"
 
 _CONFIG_PREFIX = ".config-"
 
-# Kubo's profile unixfs-v1-2025. on-api sends the same as options with each `add`, as far as there
-# are any: the HAMT size estimation has none and holds only by being here.
+# Kubo's profile unixfs-v1-2025. on-api sends the same as options with each `add`, where options
+# exist: the HAMT size estimation has none and holds only by being here.
 _UNIXFS_V1_2025: dict[str, object] = {
     "Import.CidVersion": 1,
     "Import.UnixFSRawLeaves": True,
@@ -83,19 +84,20 @@ _GATEWAY: dict[str, object] = {
     "Gateway.DisableHTMLErrors": True,
     # Without this entry http://localhost:PORT/ipfs/CID answers a redirect to CID.ipfs.localhost.
     "Gateway.PublicGateways.localhost": {"Paths": ["/ipfs", "/ipns"], "UseSubdomains": False},
-    # Kubo's 30 s also count a reader that pauses: the answer is cut in its middle (measured).
-    # This gateway waits for nothing (NoFetch); on-api has deadlines of its own for both sides.
+    # Kubo's 30 s also count while a reader pauses: the answer is cut in its middle (measured). This
+    # gateway waits for no network (NoFetch); on-api has deadlines of its own for both sides.
     "Gateway.RetrievalTimeout": "0s",
-    # Cuts any answer after 1 h by default, however well it flows; 0 would mean that default.
+    # Kubo cuts any answer after 1 h by default, however well it flows; 0 would mean that default.
     "Gateway.MaxRequestDuration": "168h",
 }
 
 
 def gateway_socket(repo: Path) -> Path | None:
-    """Where the node's gateway listens beside its port: half of a small answer's way through the
-    kernel is TCP's. None where a path is too long for that, or the system has no such sockets.
+    """Return the Unix socket at which the node's gateway listens besides its port: TCP is half of
+    the kernel's work for a small answer.
 
-    Nobody learns more by it than by the port, which is everybody's on this machine.
+    None where the path is too long for a socket, or the system has no Unix sockets. It reveals no
+    more than the port, which every user of this machine can reach.
     """
     path = repo.absolute() / "gateway.sock"
     try:
@@ -106,18 +108,18 @@ def gateway_socket(repo: Path) -> Path | None:
 
 
 def own_gateway_socket(settings: Settings) -> Path | None:
-    """That of the node that on-api runs itself; None where it runs none."""
+    """Return the gateway's Unix socket of the node that on-api runs itself, or None."""
     return gateway_socket(settings.home / "ipfs") if settings.manages_node else None
 
 
 def wanted_config(
     settings: NodeSettings, rpc_auth: str, socket_path: Path | None = None
 ) -> dict[str, object]:
-    """What on-api wants in the node's config file, as dotted key → value.
+    """Return what on-api needs in the node's config file, as dotted key → value.
 
-    Both networks give the same keys, so that switching from one to the other leaves nothing of it
-    behind. Keys not named here stay the operator's. The datastore's layout is not among them: it is
-    fixed when the repo is made.
+    Both networks set the same keys, so that switching from one to the other leaves none of the old
+    values. Keys not named here stay the operator's. The datastore's layout is not among them: it is
+    fixed when the repo is created.
     """
     gateway = [f"/ip4/127.0.0.1/tcp/{settings.gateway_port}"]
     if socket_path is not None:
@@ -130,7 +132,7 @@ def wanted_config(
         "Discovery.MDNS.Enabled": False,
         "Internal.ShutdownTimeout": f"{settings.shutdown_timeout:g}s",
         "Plugins.Plugins.telemetry.Disabled": True,
-        # The traffic of strangers through this node would be paid for by its owner.
+        # The owner of this node would pay for the traffic of strangers through it.
         "Swarm.RelayService.Enabled": False,
         **_GATEWAY,
         **_UNIXFS_V1_2025,
@@ -139,7 +141,8 @@ def wanted_config(
 
 
 def config_differences(actual: Mapping[str, object], settings: NodeSettings) -> list[str]:
-    """What in a node's config keeps on-api from its promises, each a sentence with the cure.
+    """Return the settings of a node's config that break on-api's promises, each as a sentence with
+    the remedy.
 
     `actual` is the nested object of the config file or of `/api/v0/config/show`. Covers the import
     profile (the same bytes get the same CID on every node), durable writes, and a gateway that
@@ -168,16 +171,16 @@ def config_differences(actual: Mapping[str, object], settings: NodeSettings) -> 
 
 
 def stale_keys(actual: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
-    """The dotted keys of `wanted` that `actual` (nested) has otherwise, or not at all."""
+    """Return the dotted keys of `wanted` that have another value in `actual` (nested), or none."""
     return [key for key, value in wanted.items() if value_of(actual, key) != value]
 
 
 def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str) -> None:
-    """Make the repo if there is none, and write the configuration that on-api wants.
+    """Create the repo if there is none, and write the configuration that on-api needs.
 
-    Safe to be killed at any moment and to be run again: the repo appears complete or not at all,
-    and so does each version of its config file. `binary` is Kubo's program, `rpc_auth` the RPC
-    secret like `bearer:TOKEN`. Raises `StartupError` when the repo is damaged or can't be written.
+    May be killed at any moment and run again: the repo appears complete or not at all, and so does
+    each version of its config file. `binary` is Kubo's program, `rpc_auth` the RPC secret like
+    `bearer:TOKEN`. Raises `StartupError` when the repo is damaged or can't be written.
     """
     socket_path = gateway_socket(repo) if _takes_sockets(repo.parent) else None
     wanted = wanted_config(settings, rpc_auth, socket_path)
@@ -198,7 +201,7 @@ def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str
         msg = f"Can't prepare the IPFS node's repo {repo} ({reason}): check disk and permissions."
         raise StartupError(msg) from error
     if not is_durable(value_of(config, "Datastore.Spec")):
-        # Not changed here: whoever set it up so may have a reason.
+        # Not changed here: the operator may have a reason for it.
         logger.warning(
             "the IPFS node's repo %s does not sync its writes: a power cut can lose acknowledged"
             ' files (set "sync": true for flatfs in Datastore.Spec of its config)',
@@ -207,9 +210,9 @@ def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str
 
 
 def read_config(repo: Path) -> dict[str, object]:
-    """The repo's config file, with its private key: for comparing, never for printing.
+    """Return the repo's config file, which has its private key: for comparing, never for printing.
 
-    Raises `StartupError` when it can't be read or is no JSON object.
+    Raises `StartupError` when it can't be read or is not a JSON object.
     """
     try:
         config: object = json.loads((repo / "config").read_text("utf-8"))
@@ -224,7 +227,7 @@ def read_config(repo: Path) -> dict[str, object]:
 
 
 def peer_id_of(repo: Path) -> str:
-    """The identity in the repo's config. Raises `StartupError` when there is none."""
+    """Return the identity in the repo's config. Raises `StartupError` when there is none."""
     peer_id = value_of(read_config(repo), "Identity.PeerID")
     if not isinstance(peer_id, str) or not peer_id:
         raise damaged(repo, "its config file has no identity")
@@ -232,27 +235,27 @@ def peer_id_of(repo: Path) -> str:
 
 
 def rpc_auth_of(repo: Path) -> str | None:
-    """The RPC secret in the repo's config, like `bearer:TOKEN`; None without one."""
+    """Return the RPC secret in the repo's config, like `bearer:TOKEN`, or None."""
     try:
         secret = value_of(read_config(repo), f"{_OUR_AUTHORIZATION}.AuthSecret")
-    except StartupError:  # whoever starts the node says what is wrong with its repo
+    except StartupError:  # the start of the node will report it
         return None
     return secret if isinstance(secret, str) else None
 
 
 def rpc_auth_for(repo: Path) -> str:
-    """The RPC secret for a node on this repo: the one it has, so that whoever still runs on it
-    knows us, or a new one."""
+    """Return the RPC secret for a node on this repo: the present one, so that a node still running
+    on it accepts us, or a new one."""
     return rpc_auth_of(repo) or f"bearer:{secrets.token_hex(32)}"
 
 
 def kubo_environment(repo: Path) -> dict[str, str]:
-    """The environment for Kubo's program: without on-api's secrets and without telemetry."""
+    """Return the environment for Kubo's program: without on-api's secrets and without telemetry."""
     return {**inherited_environment(), "IPFS_PATH": str(repo), "IPFS_TELEMETRY": "off"}
 
 
 def damaged(repo: Path, what: str) -> StartupError:
-    """The error for a repo that can't be used as it is: where it is, and the two ways out."""
+    """Return the error for a repo that can't be used: where it is, and the two remedies."""
     return StartupError(
         f"The IPFS node's repo {repo} is damaged ({what}): restore it from a backup,"
         " or move it away to begin with an empty node."
@@ -260,9 +263,10 @@ def damaged(repo: Path, what: str) -> StartupError:
 
 
 def _private() -> dict[str, object]:
-    """Loopback only: no peers, no lookups, nothing announced, nothing asked of the router."""
+    """Return values for loopback only: no peers, no lookups, no announcements, no port mapping."""
     return {
-        # A free port of the system's choice: a Kubo on the same machine can still be a peer.
+        # A free port of the system's choice, so that a Kubo on the same machine can still be a
+        # peer.
         "Addresses.Swarm": ["/ip4/127.0.0.1/tcp/0"],
         "AutoConf.Enabled": False,
         "AutoTLS.Enabled": False,
@@ -280,7 +284,8 @@ def _private() -> dict[str, object]:
 
 
 def _public(port: int) -> dict[str, object]:
-    """A member of the IPFS network that announces what it has pinned. None is Kubo's default."""
+    """Return values for a member of the IPFS network that announces its pins. None is Kubo's
+    default."""
     return {
         "Addresses.Swarm": [
             f"/ip4/0.0.0.0/tcp/{port}",
@@ -308,7 +313,7 @@ def _public(port: int) -> dict[str, object]:
 
 
 def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
-    """Make the repo beside its place and move it there when it is complete and on disk."""
+    """Create the repo beside its place and move it there when it is complete and on disk."""
     draft = Path(tempfile.mkdtemp(prefix=_init_prefix(repo), dir=repo.parent))
     try:
         made = subprocess.run(
@@ -339,7 +344,8 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
 
 
 def _takes_sockets(folder: Path) -> bool:
-    """Whether a socket can be made in it: not on every file system, and Kubo wouldn't start."""
+    """Return whether a Unix socket can be bound in this folder: some file systems refuse, and then
+    Kubo wouldn't start."""
     path = folder.absolute() / ".socket"
     try:
         path.unlink(missing_ok=True)
@@ -356,7 +362,7 @@ def _init_prefix(repo: Path) -> str:
 
 
 def _remove_half_made(repo: Path) -> None:
-    """Remove what an on-api that was killed has left of its drafts."""
+    """Remove the drafts that a killed on-api has left behind."""
     for draft in repo.parent.glob(f"{_init_prefix(repo)}*"):
         shutil.rmtree(draft, ignore_errors=True)
     for draft in repo.glob(f"{_CONFIG_PREFIX}*"):
@@ -364,7 +370,8 @@ def _remove_half_made(repo: Path) -> None:
 
 
 def _check_whole(repo: Path, config: Mapping[str, object]) -> None:
-    """Refuse a repo whose blocks or index are gone: Kubo makes empty ones and starts as if new."""
+    """Raise `StartupError` for a repo whose blocks or index are gone: Kubo would create empty ones
+    and start as if new."""
     stores = stores_of(value_of(config, "Datastore.Spec"))
     names = [path for store in stores if isinstance(path := store.get("path"), str)]
     for name in ("version", "datastore_spec", *names):
@@ -373,7 +380,7 @@ def _check_whole(repo: Path, config: Mapping[str, object]) -> None:
 
 
 def _write_config(repo: Path, config: Mapping[str, object]) -> None:
-    """Replace the config file in one step, mode 0600: it holds a private key and the RPC secret."""
+    """Replace the config file atomically, mode 0600: it holds a private key and the RPC secret."""
     descriptor, name = tempfile.mkstemp(prefix=_CONFIG_PREFIX, dir=repo)  # made with 0600
     draft = Path(name)
     try:
@@ -388,7 +395,7 @@ def _write_config(repo: Path, config: Mapping[str, object]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's entries, on the disk itself."""
+    """Sync a file's bytes, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Kubo's version numbers: reading them, ordering them, and which ones on-api was tested with.
+"""Kubo's version numbers: parsing, order, and the versions that on-api was tested with.
 
-Holds plain comparisons only: it runs nothing and asks no node.
+Holds plain comparisons only: it runs nothing and calls no node.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Version(NamedTuple):
-    """A semantic version. `final` is False for a pre-release, which so comes before its release."""
+    """A semantic version. `final` is False for a pre-release, which thus precedes its release."""
 
     major: int
     minor: int
@@ -26,12 +26,12 @@ class VersionRange(NamedTuple):
 
 
 KUBO_VERSION = "0.43.0"
-"""The version that on-api builds or downloads when it finds none."""
+"""Version that on-api builds or downloads when it finds none."""
 
-# The end is a pre-release, the first there can be: 0.44.0-rc1 is already outside.
+# The end is the first possible pre-release: 0.44.0-rc1 is already outside.
 TESTED_VERSIONS = VersionRange(Version(0, 43, 0), Version(0, 44, 0, final=False))
 TESTED_RANGE = ">=0.43.0,<0.44"
-"""`TESTED_VERSIONS` as people write it."""
+"""Text form of `TESTED_VERSIONS`."""
 
 _FORM = re.compile(
     r"v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?"  # numbers
@@ -41,7 +41,7 @@ _FORM = re.compile(
 
 
 def parse_version(text: str) -> Version | None:
-    """Read `0.43.0`, `v0.43.1+git`, `0.44.0-rc1` or `0.43`; None when it is no version number."""
+    """Parse `0.43.0`, `v0.43.1+git`, `0.44.0-rc1` or `0.43`; None if it is not a version number."""
     form = _FORM.fullmatch(text.strip())
     if form is None:
         return None
@@ -50,12 +50,14 @@ def parse_version(text: str) -> Version | None:
 
 
 def is_tested(version: str) -> bool:
-    """Whether on-api was tested with this version of Kubo; False for what is no version number."""
+    """Return whether on-api was tested with this version of Kubo; False if it is not a version
+    number."""
     parsed = parse_version(version)
     return parsed is not None and TESTED_VERSIONS.minimum <= parsed < TESTED_VERSIONS.below
 
 
 def is_too_old(version: str) -> bool:
-    """Whether on-api is known not to work with this version; True for what is no version number."""
+    """Return whether on-api is known not to work with this version; True if it is not a version
+    number."""
     parsed = parse_version(version)
     return parsed is None or parsed < TESTED_VERSIONS.minimum

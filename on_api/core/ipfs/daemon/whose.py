@@ -1,8 +1,8 @@
-"""Who listens at a loopback port: whether it is the Kubo that runs on a repo of ours.
+"""Check that the listener at a loopback port is the Kubo that runs on a repo of ours.
 
 Kubo holds `repo.lock` while it runs and writes the address of its RPC into the repo's file `api`
-once it listens there; who starts it removes an old one first. On Linux the kernel is asked, too,
-whether the listening socket is that process's. Sends nothing to anybody.
+once it listens there; on-api removes an old one before it starts Kubo. On Linux the kernel is
+consulted as well, whether the listening socket belongs to that process. Sends nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ _LOOPBACK_OR_ALL = {"0100007F", "00000000", "0" * 32, "0000000000000000FFFF00000
 
 
 def lock_holder(lock: Path) -> int | None:
-    """The process that holds a POSIX record lock on `lock`, without taking it; None: nobody does.
+    """Return the process that holds a POSIX record lock on `lock`, without taking it; None if it is
+    free.
 
-    0 or less stands for one that can't be seen from here.
+    0 or less stands for a process that can't be seen from here.
     """
-    # struct flock: Linux has type, whence, start, length, pid; the BSDs and macOS the last first.
+    # struct flock: Linux has type, whence, start, length, pid; BSDs and macOS have start, length,
+    # pid, type, whence.
     linux = sys.platform == "linux"
     layout = "hhqqi4x" if linux else "qqihh"
     write = fcntl.F_WRLCK
@@ -42,9 +44,9 @@ def lock_holder(lock: Path) -> int | None:
 
 
 def rpc_port_of(repo: Path) -> int | None:
-    """The loopback port at which the Kubo that runs on this repo takes RPC calls.
+    """Return the loopback port at which the Kubo that runs on this repo takes RPC calls.
 
-    None while none runs, or it doesn't listen yet, or somebody else does in its place.
+    None while none runs, or it doesn't listen yet, or another process listens in its place.
     """
     try:
         holder = lock_holder(repo / "repo.lock")
@@ -59,7 +61,7 @@ def rpc_port_of(repo: Path) -> int | None:
 
 
 def _is_listener(pid: int, port: int) -> bool | None:
-    """Whether this process listens at a loopback port. None where the kernel doesn't say."""
+    """Return whether this process listens at a loopback port; None where the kernel doesn't say."""
     try:
         sockets = _listening_at(port)
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
@@ -77,7 +79,7 @@ def _is_listener(pid: int, port: int) -> bool | None:
 
 
 def _listening_at(port: int) -> set[str]:
-    """The sockets that listen there, as links in /proc name them."""
+    """Return the sockets that listen at a port of loopback, as links in /proc name them."""
     found = set()
     for table in ("tcp", "tcp6"):
         path = Path("/proc/net") / table

@@ -1,7 +1,7 @@
-"""Bundles: one small DAG-CBOR node that links many small files' blocks, so that one pin covers
-them all.
+"""Bundles: small DAG-CBOR nodes, each of which links the blocks of many small files, so that one
+pin covers them all.
 
-Pure: talks to nobody, knows nothing of whose the files are.
+Pure: no I/O. Knows nothing of the files' owners.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from on_api.core.ipfs.formats.cid import SHA2_256, Cid
 from on_api.core.ipfs.formats.dag import DAG_CBOR
 
 MOST_LINKS = 256
-"""In one bundle: a node of 11 KiB."""
+"""Number of links in one bundle, whose node then has 11 KiB."""
 
 Block = tuple[Cid, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A node and the blocks that it links. `dag_size`: bytes of all of them."""
+    """A node and the blocks that it links. `dag_size` is the bytes of all of them."""
 
     cid: Cid
     node: bytes
@@ -32,8 +32,8 @@ class Bundle:
 def make_bundle(blocks: Sequence[Block], job: bytes) -> Bundle:
     """Bundle up to `MOST_LINKS` different blocks.
 
-    The node is the DAG-CBOR of `{"job": job, "files": [CID, …]}`. With a `job` (16 bytes) that
-    never comes again no two bundles are the same, whatever is in them.
+    The node is the DAG-CBOR of `{"job": job, "files": [CID, …]}`. With a unique `job` (16 bytes) no
+    two bundles are equal, even if their files are.
     """
     if not 0 < len(blocks) <= MOST_LINKS or len(job) != 16:
         raise ValueError("a bundle has 1 to 256 blocks, and a job of 16 bytes")
@@ -45,7 +45,8 @@ def make_bundle(blocks: Sequence[Block], job: bytes) -> Bundle:
 
 
 def _link(raw: bytes) -> bytes:
-    """Tag 42 over the binary CID with its prefix of zero (the DAG-CBOR specification)."""
+    """Return a DAG-CBOR link: tag 42 over the binary CID with its prefix of zero (the DAG-CBOR
+    specification)."""
     return b"\xd8\x2a\x58" + bytes((1 + len(raw), 0)) + raw
 
 

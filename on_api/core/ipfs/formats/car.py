@@ -1,7 +1,7 @@
 """CARs: blocks in a stream (the IPLD specifications of version 1 and 2). Read in both versions,
 every block's hash verified; written in version 1.
 
-Pure: talks to nobody. What comes is a stranger's: every length is bounded before it is believed.
+Pure: no I/O. The input is untrusted: every length is bounded before it is used.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from on_api.core.ipfs.formats.cid import Cid, varint
 from on_api.core.streams.blocks import Bytes
 
 MAX_BLOCK_BYTES = 2 * 1024 * 1024
-"""Bitswap passes on no larger one, so no other node could have it from us."""
+"""Bytes of a block at most: Bitswap transfers no larger one, so other nodes could not fetch it from
+us."""
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CID_BYTES = 256
 MAX_PADDING_BYTES = 1024 * 1024
-"""Between the header of version 2 and the CAR of version 1 within."""
+"""Bytes between the header of version 2 and the inner CAR of version 1."""
 
 _V2_PRAGMA = b"\xa1\x67version\x02"
 _V2_HEADER_BYTES = 40
 _FIRST_INDEX_BYTES = 1024 * 1024
 
 _HASHES: dict[int, Callable[[bytes], Any]] = {
-    0x11: hashlib.sha1,  # of old git objects
+    0x11: hashlib.sha1,  # used by old git objects
     0x12: hashlib.sha256,
     0x13: hashlib.sha512,
     0x14: hashlib.sha3_512,
@@ -42,18 +43,18 @@ _HASHES: dict[int, Callable[[bytes], Any]] = {
 
 
 class CarError(Exception):
-    """The stream is no CAR, is cut, or holds a block that can't be taken."""
+    """The stream is not a CAR, is cut, or holds a block that can't be accepted."""
 
 
 class WrongBlockError(CarError):
-    """A block is not what its CID says."""
+    """A block does not match its CID."""
 
 
 class CarReader:
-    """Reads one CAR of either version. `roots` is known once the first block was asked for.
+    """Reads one CAR of either version. `roots` is set once the first block was requested.
 
-    Of version 2 the CAR of version 1 within is read; its index, which proves nothing, is passed
-    over. Blocks of identity CIDs are checked and left out: the CID is the block.
+    Of version 2 the inner CAR of version 1 is read; its index, which proves nothing, is skipped.
+    Blocks of identity CIDs are checked and left out: the CID is the block.
     """
 
     def __init__(self, chunks: AsyncIterator[Bytes]) -> None:
@@ -61,11 +62,11 @@ class CarReader:
         self._buffer = bytearray()
         self._ended = False
         self._left: int | None = None
-        """Bytes of the CAR within that are still to come, where a header has told."""
+        """Bytes of the inner CAR that are still to come; None for a CAR of version 1."""
         self.roots: Sequence[Cid] = ()
 
     async def blocks(self) -> AsyncGenerator[tuple[Cid, bytes]]:
-        """Every block, its hash verified. Raises `CarError`."""
+        """Yield every block, its hash verified. Raises `CarError`."""
         header = await self._section(MAX_HEADER_BYTES, "header")
         index: int | None = None
         if header == _V2_PRAGMA:
@@ -81,7 +82,7 @@ class CarReader:
             await self._pass_over(index)
 
     async def _enter_version_2(self) -> int:
-        """Go to where the CAR within begins. Returns how many bytes may follow it."""
+        """Skip to the start of the inner CAR. Returns how many bytes may follow it."""
         fixed = await self._take(_V2_HEADER_BYTES, "header")
         offset, size, index_offset = struct.unpack("<16x3Q", fixed)
         before = 1 + len(_V2_PRAGMA) + _V2_HEADER_BYTES
@@ -94,7 +95,8 @@ class CarReader:
         return 0 if index_offset == 0 else _FIRST_INDEX_BYTES + size
 
     async def _pass_over(self, limit: int) -> None:
-        """Read on to the end of the stream, over at most `limit` bytes."""
+        """Skip the rest of the stream, at most `limit` bytes. Raises `CarError` if there is
+        more."""
         while True:
             limit -= len(self._buffer)
             self._buffer.clear()
@@ -139,14 +141,14 @@ class CarReader:
             chunk = await anext(self._chunks, None)
             if chunk is None:
                 self._ended = True
-            elif chunk:  # an empty one is no end
+            elif chunk:  # an empty one is not the end
                 self._buffer += chunk
                 return True
         return False
 
 
 def car_header(*roots: Cid) -> bytes:
-    """The beginning of a CARv1."""
+    """Return the header of a CARv1."""
     # `{"roots": [42(h'00' + CID), …], "version": 1}`, as DAG-CBOR orders its keys.
     links = [b"\xd8\x2a" + _bytes_head(len(raw := b"\x00" + root.raw)) + raw for root in roots]
     header = b"\xa2\x65roots" + _array_head(len(links)) + b"".join(links) + b"\x67version\x01"
@@ -154,13 +156,13 @@ def car_header(*roots: Cid) -> bytes:
 
 
 def car_section(cid: Cid, block: bytes) -> bytes:
-    """One block as it stands in a CAR."""
+    """Return one block as a section of a CAR."""
     return varint(len(cid.raw) + len(block)) + cid.raw + block
 
 
 def check_block(cid: Cid, data: bytes) -> None:
     """Raise `WrongBlockError` unless this is the block of that CID; `CarError` when it is too large
-    or of a hash that isn't known."""
+    or its hash function isn't known."""
     if len(data) > MAX_BLOCK_BYTES:
         raise CarError(f"block {cid} has more than {MAX_BLOCK_BYTES} bytes")
     if cid.inline is not None:
@@ -188,7 +190,7 @@ def _roots(header: bytes) -> Sequence[Cid]:
 
 
 def _bytes_of(root: object) -> bytes:
-    """Never `bytes(root)`: of a number that is as many zeros."""
+    """Return a root's bytes. Never `bytes(root)`, which makes that many zeros of a number."""
     if not isinstance(root, bytes):
         raise CarError("a root is no CID")
     return root

@@ -1,6 +1,7 @@
-"""CIDs: the one form everything is keyed by, and the one profile by which files become DAGs.
+"""CIDs: the normalised form that is used as a key everywhere, and the profile by which files become
+DAGs.
 
-Pure: talks to nobody.
+Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ IDENTITY = 0x00
 _V0_START = bytes((SHA2_256, 32))
 _V0_LENGTH = 46
 _LETTERS = re.compile(r"[A-Za-z0-9+/=_-]+", re.ASCII)
-"""Of every base that writes CIDs in plain text."""
+"""Letters of all bases that write CIDs in plain text."""
 
 CHUNK_BYTES = 1024 * 1024
 MAX_LINKS = 1024
@@ -40,11 +41,10 @@ ADD_OPTIONS: dict[str, str] = {
 """The profile `unixfs-v1-2025` (IPIP-499) as options of Kubo's RPC `add`. Always sent: the defaults
 differ by node and by release, and an option misspelt is silently ignored."""
 
-# Digest lengths by multihash code; identity may hold anything up to the limit that Kubo itself
-# sets.
+# Digest lengths by multihash code; identity may hold any bytes up to Kubo's own limit.
 _DIGEST_BYTES: dict[int, range] = {
     IDENTITY: range(129),
-    0x11: range(20, 21),  # sha1, of old git objects
+    0x11: range(20, 21),  # sha1, used by old git objects
     SHA2_256: range(32, 33),
     0x13: range(64, 65),  # sha2-512
     0x14: range(64, 65),  # sha3-512
@@ -60,7 +60,7 @@ _DIGEST_BYTES: dict[int, range] = {
 
 @dataclass(frozen=True, slots=True)
 class Cid:
-    """A CID taken apart. Version 0 and 1 of one DAG are equal; written it is CIDv1 in base32."""
+    """A parsed CID. Versions 0 and 1 of one CID are equal; its text is CIDv1 in base32."""
 
     codec: int
     hash_code: int
@@ -68,7 +68,7 @@ class Cid:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Read a CID of any version and base. Raises `BadRequest` for everything else."""
+        """Parse a CID of any version and base. Raises `BadRequest` for everything else."""
         if len(text) > MAX_LENGTH or _LETTERS.fullmatch(text) is None:
             raise BadRequest("cid: this is no CID.")
         is_version_0 = len(text) == _V0_LENGTH and text.startswith("Qm")
@@ -80,7 +80,7 @@ class Cid:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """Read a binary CID. Raises `BadRequest` unless it is one and nothing else."""
+        """Parse a binary CID. Raises `BadRequest` unless it is one and nothing else."""
         try:
             cid, length = cls.at_start_of(raw)
         except IndexError:
@@ -91,7 +91,7 @@ class Cid:
 
     @classmethod
     def at_start_of(cls, raw: bytes) -> tuple[Self, int]:
-        """Read the binary CID with which `raw` begins, and how long it is.
+        """Parse the binary CID at the start of `raw`; return it and its length in bytes.
 
         Raises `BadRequest` or `IndexError` when it doesn't begin with one.
         """
@@ -108,7 +108,7 @@ class Cid:
             raise BadRequest("cid: it is cut.")
         cid = cls(codec, code, bytes(digest))._checked()
         end = position + length
-        # A number written longer than it must be would be another CID of the same meaning.
+        # A varint that is longer than necessary would be another CID of the same meaning.
         if raw[:2] != _V0_START and cid.raw != raw[:end]:
             raise BadRequest("cid: this is no CID.")
         return cid, end
@@ -120,7 +120,7 @@ class Cid:
 
     @property
     def inline(self) -> bytes | None:
-        """The block that an identity CID itself holds; None for every other."""
+        """The block that an identity CID holds itself; None for every other CID."""
         return self.digest if self.hash_code == IDENTITY else None
 
     def __str__(self) -> str:
@@ -133,17 +133,17 @@ class Cid:
 
 
 def normalise(cid: str) -> str:
-    """CIDv1 in base32 for any valid CID. Raises `BadRequest` for everything else."""
+    """Return any valid CID as CIDv1 in base32. Raises `BadRequest` for everything else."""
     return str(Cid.from_text(cid))
 
 
 def encode(codec: int, hash_code: int, digest: bytes) -> str:
-    """A CIDv1 in base32 from its parts."""
+    """Return a CIDv1 in base32 from its parts."""
     return str(Cid(codec, hash_code, digest))
 
 
 def raw_leaf_cid(sha256_digest: bytes) -> str:
-    """The CID of a file of at most `CHUNK_BYTES` under the profile: one raw block."""
+    """Return the CID of a file of at most `CHUNK_BYTES` under the profile: one raw block."""
     return encode(RAW, SHA2_256, sha256_digest)
 
 
@@ -153,7 +153,7 @@ def _head(codec: int, hash_code: int, length: int) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """Unsigned LEB128, as multiformats and protobuf write numbers."""
+    """Return a number in unsigned LEB128, as multiformats and protobuf write numbers."""
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)
@@ -163,8 +163,8 @@ def varint(number: int) -> bytes:
 
 
 def read_varint(raw: bytes, position: int) -> tuple[int, int]:
-    """The number at a position and the position behind it. Raises `BadRequest` for one over 63
-    bits, `IndexError` for a cut one."""
+    """Return the number at a position and the position after it. Raises `BadRequest` for one over
+    63 bits, `IndexError` for a cut one."""
     number = shift = 0
     while True:
         byte = raw[position]

@@ -1,7 +1,7 @@
-"""Links between blocks: what a block of each codec refers to, and following a DAG block by block.
+"""Links between blocks: those in a block of each codec, and following a DAG block by block.
 
-Pure: talks to nobody. Blocks come from strangers, so everything is bounded by the block's own size
-and nothing recurses.
+Pure: no I/O. Blocks are untrusted, so all work is bounded by the block's own size and nothing
+recurses.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ DAG_CBOR = 0x71
 DAG_JSON = 0x0129
 _LINKLESS = {RAW, 0x51, 0x0200}  # plain CBOR and JSON have no links
 MAX_NESTING = 1024
-"""Of the values within a block."""
+"""Depth to which the values within a block may be nested."""
 MAX_ITEMS = 2**17
-"""Values within a block, keys among them."""
+"""Number of values within a block, keys included."""
 
 _CID_TAG = 42
 _PB_DATA = 1
@@ -29,20 +29,20 @@ _UNIXFS_RAW, _UNIXFS_FILE = 0, 2
 
 
 class DagError(Exception):
-    """A block is none of its codec, or a DAG is not followed as it was announced."""
+    """A block is not of its codec, or not the one that the DAG needs next."""
 
 
 class UnknownCodecError(DagError):
-    """Blocks of this codec can't be looked into here."""
+    """Blocks of this codec can't be parsed here."""
 
 
 class TooComplexError(UnknownCodecError):
-    """A block has too many values, or they are nested too deep: nobody means well by it."""
+    """A block has too many values, or they are nested too deep: a sign of an attack."""
 
 
 def links_of(codec: int, block: bytes) -> list[Cid]:
-    """The CIDs that a block refers to, in order. Raises `DagError` for a block that is not well
-    formed, `UnknownCodecError` for a codec that isn't known here."""
+    """Return the CIDs that a block links to, in order. Raises `DagError` for a block that is not
+    well formed, `UnknownCodecError` for a codec that isn't known here."""
     try:
         if codec in _LINKLESS:
             return []
@@ -58,8 +58,8 @@ def links_of(codec: int, block: bytes) -> list[Cid]:
 
 
 def file_size_of(codec: int, block: bytes) -> int | None:
-    """Bytes of the UnixFS file that has this block for its root, as the root tells; None for what
-    is no file. Raises `DagError` for a block that is not well formed."""
+    """Return the size in bytes of the UnixFS file whose root is this block, as the root states it;
+    None if it is not a file. Raises `DagError` for a block that is not well formed."""
     if codec == RAW:
         return len(block)
     if codec != DAG_PB:
@@ -77,10 +77,11 @@ def file_size_of(codec: int, block: bytes) -> int | None:
 
 
 class Walk:
-    """Follows a DAG as its blocks come: depth first, each block once, hashes verified already.
+    """Follows a DAG as its blocks come: depth first, each block once, their hashes already
+    verified.
 
-    `wanted` is the block that must come next, None when the DAG is whole. Memory grows by a hash
-    for each different block.
+    `wanted` is the block that must come next, None when the DAG is complete. Memory grows by a CID
+    for each distinct block.
     """
 
     def __init__(self, root: Cid) -> None:
@@ -91,7 +92,7 @@ class Walk:
         self.wanted = self._next()
 
     def take(self, cid: Cid, block: bytes) -> None:
-        """The next block. Raises `DagError` when it is another one or not well formed."""
+        """Take the next block. Raises `DagError` when it is another one or not well formed."""
         if self.wanted is None:
             raise DagError("there is more than the DAG")
         if cid != self.wanted:
@@ -102,12 +103,12 @@ class Walk:
         self.wanted = self._next()
 
     def end(self) -> None:
-        """No more come. Raises `DagError` when some had to."""
+        """Finish. Raises `DagError` when blocks are missing."""
         if self.wanted is not None:
             raise DagError(f"block {self.wanted} is missing")
 
     def _next(self) -> Cid | None:
-        """The next block that was not seen yet; identity CIDs hold theirs themselves."""
+        """Return the next block that was not seen yet; identity CIDs are resolved here."""
         while self._path:
             cid = next(self._path[-1], None)
             if cid is None:
@@ -121,7 +122,7 @@ class Walk:
 
 
 def _dag_pb_links(block: bytes) -> Iterator[bytes]:
-    """`PBNode.Links[].Hash` (the dag-pb specification)."""
+    """Yield `PBNode.Links[].Hash` (the dag-pb specification)."""
     for number, link in _fields(block):
         if number == _PB_LINKS and isinstance(link, bytes):
             hashes = [value for field, value in _fields(link) if field == _PB_LINK_HASH]
@@ -131,7 +132,8 @@ def _dag_pb_links(block: bytes) -> Iterator[bytes]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """The fields of a protobuf message: numbers, and what is length-delimited."""
+    """Yield the fields of a protobuf message: their numbers and values, varint or
+    length-delimited."""
     position = fields = 0
     while position < len(message):
         fields += 1
@@ -153,10 +155,10 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def _dag_cbor_links(block: bytes) -> Iterator[bytes]:
-    """The byte strings under tag 42 (the DAG-CBOR specification; RFC 8949)."""
+    """Yield the byte strings under tag 42 (the DAG-CBOR specification; RFC 8949)."""
     position, is_link, items = 0, False, 0
     still_open = [1]
-    """How many items are missing of each value that isn't complete, from the outside in."""
+    """Number of missing items of each incomplete value, from the outside in."""
     while position < len(block):
         head = block[position]
         major, value = head >> 5, head & 31
@@ -201,7 +203,7 @@ def _dag_cbor_links(block: bytes) -> Iterator[bytes]:
 
 
 def _dag_json_links(block: bytes) -> Iterator[str]:
-    """The values of `{"/": "CID"}` (the DAG-JSON specification)."""
+    """Yield the values of `{"/": "CID"}` (the DAG-JSON specification)."""
     try:
         pending: list[object] = [json.loads(block)]
     except RecursionError as error:

@@ -1,27 +1,28 @@
-"""Whether a CAR or a tar that streams by is whole at its end.
+"""Checks whether a streamed CAR or tar is complete at its end.
 
-When a block is missing Kubo ends either with words and a regular end: only its form tells. Pure.
+When a block is missing Kubo ends either with a text and a regular end of the body: only the format
+tells. Pure.
 """
 
 from __future__ import annotations
 
 _V0_START, _V1_START = 0x12, 0x01
-"""With what a binary CID begins, and so each section of a CAR but the header."""
+"""First bytes of a binary CID, and so of each section of a CAR except its header."""
 _MAX_VARINT_BYTES = 9
 _TAR_BLOCK = 512
 _TAR_END = 2 * _TAR_BLOCK
-"""Zeros."""
+"""Bytes of zeros at the end of a tar."""
 
 
 class CarEnding:
-    """Follows a CARv1's sections without looking into them."""
+    """Follows a CARv1's sections without parsing their content."""
 
     def __init__(self) -> None:
         self._left = 0
-        """Bytes of the section that are still to come."""
+        """Bytes of the present section that are still to come."""
         self._length = self._shift = 0
         self._starts = False
-        """A section's length is known, its first byte isn't."""
+        """True if a section's length is known but not yet its first byte."""
         self._is_header = True
         self._broken = False
 
@@ -52,12 +53,12 @@ class CarEnding:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a section has just ended, and all were sections."""
+        """True if a section has just ended, and everything so far was sections."""
         return not (self._broken or self._left or self._shift or self._is_header)
 
 
 class TarEnding:
-    """Looks for a tar's two blocks of zeros."""
+    """Looks for the two blocks of zeros at the end of a tar."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -70,12 +71,13 @@ class TarEnding:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it may end here."""
+        """True if a tar may end here."""
         return self._size % _TAR_BLOCK == 0 and self._last == bytes(_TAR_END)
 
 
 def ending_of(media_type: bytes) -> CarEnding | TarEnding | None:
-    """What watches over an answer of this Content-Type; None for one whose length tells."""
+    """Return the check for an answer of this Content-Type; None for one whose length is proof
+    enough."""
     kind = media_type.partition(b";")[0].strip()
     if kind == b"application/vnd.ipld.car":
         return CarEnding()

@@ -1,7 +1,8 @@
-"""Paths of the gateway as the node reads them: decoded once, cleaned, and written anew.
+"""Paths of the gateway as the node reads them: decoded once, cleaned, and encoded again.
 
-Kubo decodes a path and then cleans it, so that `/ipfs/A/%2e%2e/B` answers B: whoever decides by
-what was sent is bypassed. What is decided on here is what is sent on. Pure: talks to nobody.
+Kubo decodes a path and then cleans it, so that `/ipfs/A/%2e%2e/B` answers B: a check of the path as
+it was sent could be bypassed. The path that is checked here is the one that is sent on. Pure: no
+I/O.
 """
 
 from __future__ import annotations
@@ -17,40 +18,41 @@ from on_api.core.ipfs.formats.cid import Cid
 
 REMEMBERED_PATHS = 2048
 REMEMBERED_BYTES = 512
-"""Of a path; reading one takes a tenth of what a small answer does."""
+"""Bytes up to which a path is cached; parsing one takes a tenth of the time of a small answer."""
 
 _WELL_FORMED = re.compile(rb"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _LEFT_AS_IT_IS = "!$&'()*+,;=:@"
-"""What Go, too, leaves in a path; letters, digits and `-._~` are never encoded."""
+"""Characters that Go does not encode in a path either; letters, digits and `-._~` are never
+encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayPath:
-    """A path below `/ipfs` that names one thing and nothing else, in whatever way it was sent."""
+    """A path below `/ipfs` in one unambiguous form, however it was sent."""
 
     encoded: str
-    """Percent-encoded, for the node."""
+    """The path for the node, percent-encoded."""
     root: Cid | None
-    """None: what stands in the CID's place is none that on-api reads."""
+    """CID of the root; None if the text in its place is not a CID that on-api reads."""
     has_root: bool
-    """Whether anything stands there."""
+    """True if there is any text in its place."""
     normalised: str
-    """The root's CID, as everything is keyed by; empty without one."""
+    """The root's CID in the normalised form that is used as a key; empty without one."""
 
 
 def read_path(raw: bytes) -> GatewayPath:
-    """Read a path as it came, without its query.
+    """Parse a path as the client sent it, without its query.
 
-    Raises `BadRequest` for one that is not percent-encoded, or holds control characters, which
-    can't be in the node's headers; `NotFound` where it leads out of `/ipfs`.
+    Raises `BadRequest` for one that is not percent-encoded, or has control characters, which can't
+    be in the node's headers; `NotFound` if it leads out of `/ipfs`.
     """
     return _read(raw) if len(raw) > REMEMBERED_BYTES else _remembered(raw)
 
 
 def tidied(raw: bytes) -> bytes | None:
-    """Where the node redirects a path that has `//`, `.` or `..` in it as it came; None for a tidy
-    one. `/ipfs` alone gets its slash. Raises `NotFound` where it leads out of `/ipfs`."""
+    """Return the path to which the node redirects one that has a literal `//`, `.` or `..`; None
+    for a clean path. `/ipfs` alone gets its slash. Raises `NotFound` if it leads out of `/ipfs`."""
     segments = raw.split(b"/")[1:]
     if segments == [b"ipfs"]:
         return b"/ipfs/"

@@ -1,7 +1,8 @@
-"""Multiaddrs that strangers give us to dial: read, resolved, and checked before anyone dials them.
+"""Untrusted multiaddrs to dial: parsed, resolved, and checked before the node dials them.
 
-What comes out holds IP addresses only, each one checked: a name is resolved here, once, and what is
-dialled is what was looked at. Relays are dropped, since they reach what could not be checked.
+The result holds checked IP addresses only: a name is resolved here, once, so that the address that
+is dialled is the one that was checked. Relays are dropped, since they reach addresses that can't be
+checked.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from on_api.core.net.checked_connections import RESOLVE_SECONDS, look_up
 
 MAX_LENGTH = 512
 MAX_ADDRESSES = 20
-"""Dialled for one pin, after names were resolved."""
+"""Number of addresses dialled for one pin, after names were resolved."""
 MAX_PER_NAME = 8
 MAX_DEPTH = 4
-"""Of `/dnsaddr` that lead to `/dnsaddr`."""
+"""Number of `/dnsaddr` that may lead to one another."""
 SEARCH_SECONDS = 15.0
 MAX_LOOKUPS = 50
-"""For all addresses of one pin together: who owns a name may let it lead on and on."""
+"""Number of lookups for all addresses of one pin: the owner of a name could make it lead on for
+ever."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
 _VALUE = re.compile(r"[A-Za-z0-9._=-]+", re.ASCII)
@@ -44,7 +46,8 @@ _FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Multiaddr:
-    """`/<kind>/<host><transport>/p2p/<peer>`; `transport` is what stands between, as it was."""
+    """A multiaddr `/<kind>/<host><transport>/p2p/<peer>`; `transport` is the part in between,
+    unchanged."""
 
     kind: str
     host: str
@@ -53,7 +56,7 @@ class Multiaddr:
 
     @classmethod
     def parse(cls, text: str) -> Multiaddr | None:
-        """Read one; None for what is none, has no peer, or leads over a relay."""
+        """Parse one; None if it is not a multiaddr, has no peer, or leads over a relay."""
         if len(text) > MAX_LENGTH or not text.isascii() or not text.startswith("/"):
             return None
         steps = text[1:].split("/")
@@ -65,7 +68,8 @@ class Multiaddr:
         return cls(kind, host, "".join(f"/{step}" for step in between), steps[-1])
 
     def at(self, address: Address) -> str:
-        """The same peer at an IP address; a name that TLS needs to know is kept as `sni`."""
+        """Return the multiaddr of the same peer at an IP address; a name that TLS needs is kept as
+        `sni`."""
         transport = self.transport
         if self.kind in _FAMILIES:
             steps = f"{transport}/"
@@ -76,18 +80,19 @@ class Multiaddr:
 
 
 class Resolver:
-    """Looks names up with the system's resolvers, or those at `nameservers` (for TXT)."""
+    """Looks up names with the system's resolvers, or those at `nameservers` (for TXT)."""
 
     def __init__(self, nameservers: Sequence[str] = (), port: int = 53) -> None:
         self._nameservers = nameservers
         self._port = port
 
     async def addresses(self, name: str, family: int) -> Sequence[Address]:
-        """The IP addresses of a name; empty when it has none."""
+        """Return the IP addresses of a name, at most `MAX_PER_NAME`; empty when it has none."""
         return (await look_up(name, family))[:MAX_PER_NAME]
 
     async def dnsaddr(self, name: str) -> Sequence[str]:
-        """The multiaddrs in the TXT records of `_dnsaddr.<name>` (the dnsaddr specification)."""
+        """Return the multiaddrs in the TXT records of `_dnsaddr.<name>` (the dnsaddr
+        specification), at most `MAX_ADDRESSES`."""
         try:
             resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
             if self._nameservers:
@@ -104,10 +109,11 @@ class Resolver:
 async def dialable(
     addresses: Iterable[str], resolver: Resolver, *, allow_private: bool
 ) -> list[str]:
-    """What of `addresses` may be dialled, with names resolved: at most `MAX_ADDRESSES`, in order.
+    """Return those of `addresses` that may be dialled, names resolved: at most `MAX_ADDRESSES`, in
+    order.
 
-    Without `allow_private` only addresses of the public internet are left. Ends after
-    `SEARCH_SECONDS` with what was found until then.
+    Without `allow_private` only addresses of the public internet are kept. Stops after
+    `SEARCH_SECONDS` with the result so far.
     """
     search = _Search(resolver, allow_private)
     with suppress(_EnoughError, TimeoutError):
@@ -118,11 +124,11 @@ async def dialable(
 
 
 class _EnoughError(Exception):
-    """As many addresses were found, or names looked up, as one pin may have."""
+    """One pin's limit of addresses found, or of lookups, is reached."""
 
 
 class _Search:
-    """One pin's addresses on the way to what may be dialled."""
+    """Search for the dialable addresses of one pin."""
 
     def __init__(self, resolver: Resolver, allow_private: bool) -> None:
         self.found: dict[str, None] = {}
@@ -131,7 +137,7 @@ class _Search:
         self._lookups_left = MAX_LOOKUPS
 
     async def follow(self, text: str, depth: int) -> None:
-        """Add what an address leads to, over at most `depth` names of other names."""
+        """Add the addresses that a multiaddr leads to, over at most `depth` nested names."""
         multiaddr = Multiaddr.parse(text)
         if multiaddr is None:
             return
@@ -141,7 +147,7 @@ class _Search:
         elif depth > 0:
             self._count_lookup()
             for inner in await self._resolver.dnsaddr(multiaddr.host):
-                # Only addresses of the peer that was named: the record may list a whole network's.
+                # Only addresses of the named peer: the record may list a whole network's.
                 if inner.endswith(f"/p2p/{multiaddr.peer}"):
                     await self.follow(inner, depth - 1)
 
@@ -167,7 +173,7 @@ class _Search:
 def _is_host(kind: str, host: str) -> bool:
     if kind in {"ip4", "ip6"}:
         try:
-            # With a zone (`%eth0`) it would be of one machine only.
+            # With a zone (`%eth0`) it would be valid on one machine only.
             return "%" not in host and ipaddress.ip_address(host).version == int(kind[2])
         except ValueError:
             return False
@@ -191,7 +197,8 @@ def _is_transport(steps: Sequence[str], *, required: bool) -> bool:
 
 
 def _is_peer_id(text: str) -> bool:
-    """A base58 multihash (`12D3Koo…`, `Qm…`) or a CID of the codec libp2p-key."""
+    """Return whether this is a base58 multihash (`12D3Koo…`, `Qm…`) or a CID of the codec
+    libp2p-key."""
     if not 32 <= len(text) <= 128 or not text.isalnum():
         return False
     try:

@@ -1,7 +1,6 @@
-"""How a file becomes a DAG under the profile: a balanced tree of raw leaves (UnixFS specification,
-dag-pb).
+"""DAGs of files under the profile: balanced trees of raw leaves (UnixFS specification, dag-pb).
 
-Lets the in-memory node, and tests, know a file's CID and size on the node without asking Kubo.
+From this the in-memory node, and tests, know a file's CID and size on the node without Kubo.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from on_api.core.ipfs.formats.cid import (
 
 @dataclass(frozen=True, slots=True)
 class DagNode:
-    """The root of a (sub-)tree. Sizes in bytes: of the file below it, and of the whole DAG."""
+    """The root of a (sub-)tree. Sizes are in bytes: of the file below it, and of the whole DAG."""
 
     cid: str
     file_size: int
@@ -35,14 +34,14 @@ class DagNode:
     children: tuple[DagNode, ...] = ()
 
     def walk(self) -> Iterator[DagNode]:
-        """This node and all below it, depth first."""
+        """Yield this node and all below it, depth first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def build_file(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> DagNode:
-    """The DAG of a file's bytes."""
+    """Return the DAG of a file's bytes."""
     starts = range(0, len(data), chunk_bytes) or range(1)
     level = [_leaf(data[start : start + chunk_bytes]) for start in starts]
     while len(level) > 1:
@@ -52,7 +51,7 @@ def build_file(data: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> DagNode:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a directory links to; `dag_size` is the cumulative size of the DAG in bytes."""
+    """An entry of a directory; `dag_size` is the cumulative size of the DAG in bytes."""
 
     name: str
     cid: str
@@ -60,8 +59,8 @@ class Entry:
 
 
 def build_directory(entries: Sequence[Entry]) -> tuple[Entry, bytes]:
-    """A plain directory of entries that are sorted by name; returns it, without a name, and its
-    block. More than some thousands don't fit into one block."""
+    """Return a plain directory of entries that are sorted by name, as an entry without a name, and
+    its block. More than some thousands don't fit into one block."""
     links = b"".join(_field(2, _named_link(each.cid, each.name, each.dag_size)) for each in entries)
     block = links + _field(1, _number(1, 1))  # Type=Directory
     cid = encode(DAG_PB, SHA2_256, hashlib.sha256(block).digest())

@@ -1,1 +1,1 @@
-"""Our HTTP client for the node: one connection a call, small answers without a task."""
+"""Our HTTP client for the node: connections are reused, small answers need no task."""

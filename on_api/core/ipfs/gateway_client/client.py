@@ -1,7 +1,7 @@
-"""HTTP/1.1 to the node's gateway: our own client, since a general one takes twice the time of all
-else that a small answer costs (ADR 0018).
+"""HTTP/1.1 client for the node's gateway, written by hand since with a general client a small
+answer takes twice the time (ADR 0018).
 
-For GET, HEAD and questions to its RPC: nothing is lost by asking once more. Connections are kept.
+For GET, HEAD and RPC calls that only read, which may safely be sent twice. Connections are kept.
 Knows nothing of IPFS.
 """
 
@@ -21,17 +21,19 @@ from on_api.core.ipfs.gateway_client.connection import Connection, NodeAnswer, S
 from on_api.core.setting_groups import IpfsSettings
 
 MAX_IDLE = 64
-"""Connections kept for the next request. Open ones are as many as there are requests."""
+"""Number of idle connections kept for later requests. Open ones are as many as there are
+requests."""
 IDLE_SECONDS = 15.0
 LOOK_SECONDS = 1.0
-"""Between two looks at the clock: a timer for each answer would cost more than it."""
+"""Seconds between two checks of the deadlines: a timer for each answer would cost more than the
+answer."""
 
 _TARGET = re.compile(r"[!-~]+")
 _BREAKS = re.compile(rb"[\r\n\x00]")
 
 
 class NodeHttp:
-    """Connections to one origin. Bound to the event loop of its first call."""
+    """Pool of connections to one origin. Bound to the event loop of its first call."""
 
     def __init__(
         self,
@@ -40,8 +42,8 @@ class NodeHttp:
         socket: Path | None = None,
         host: str | None = None,
     ) -> None:
-        """`socket`: where the origin may listen, too; while it doesn't, its port is asked.
-        `host`: the header Host, in place of the origin's own."""
+        """Create a pool. `socket` is a Unix socket at which the origin may listen as well; if it
+        doesn't, its port is used. `host` replaces the origin's own in the header Host."""
         parts = urlsplit(origin)
         self._prefix = parts.path
         self._host = parts.hostname or ""
@@ -59,10 +61,10 @@ class NodeHttp:
     async def ask(
         self, method: str, target: str, headers: Sequence[tuple[str, str]] = ()
     ) -> NodeAnswer:
-        """Ask for a target: a path with its query, percent-encoded. Redirects are not followed.
+        """Request a target: a path with its query, percent-encoded. Redirects are not followed.
 
         Raises `NodeUnavailable`, `NodeTimeout` after `stall_timeout` seconds without an answer,
-        `NodeTruncated` when the connection ends before it, `NodeError` for one that is no HTTP.
+        `NodeTruncated` when the connection ends before it, `NodeError` for one that is not HTTP.
         """
         request = self._written(method, target, headers)
         is_head = method == "HEAD"
@@ -71,15 +73,16 @@ class NodeHttp:
             try:
                 return await connection.exchange(request, is_head)
             except Stale:
-                pass  # it had ended before the node could see the request: once more
+                pass  # it had been closed before the node saw the request: retry
         connection = await self._connect()
         return await connection.exchange(request, is_head)
 
     def ask_at_once(self, target: str, headers: Sequence[tuple[str, str]], told: Told) -> bool:
-        """GET a target over a connection that is at hand. `told` is called once, later; with
-        `Stale` where it has to be asked once more. False: there is no connection, `ask`.
+        """GET a target over an idle connection, if there is one. `told` is called once, later, with
+        the outcome; `Stale` means that the caller has to retry. Returns False if no connection is
+        idle; then use `ask`.
 
-        Raises `NodeError` for what can't be asked.
+        Raises `NodeError` for a target or a header that can't be sent.
         """
         request = self._written("GET", target, headers)
         connection = self._kept()
@@ -89,7 +92,7 @@ class NodeHttp:
         return True
 
     def prepare(self) -> None:
-        """Make a connection for the next `ask_at_once`, in the background, one at a time."""
+        """Open a connection for the next `ask_at_once`, in the background, one at a time."""
         if self._preparing is None:
             self._preparing = asyncio.create_task(self._prepare(), context=Context())
 
@@ -100,7 +103,7 @@ class NodeHttp:
             if not self.keep(connection):
                 connection.fail(NodeTruncated())
         except NodeError:
-            pass  # whoever asks finds out
+            pass  # the next request will raise it
         finally:
             self._preparing = None
 
@@ -130,7 +133,7 @@ class NodeHttp:
 
     def _kept(self) -> Connection | None:
         while self._idle:
-            connection = self._idle.pop()  # the one used last is the likeliest to live
+            connection = self._idle.pop()  # the one used last is the likeliest to be alive
             if connection.is_open:
                 self._busy.add(connection)
                 return connection
@@ -166,13 +169,13 @@ class NodeHttp:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_unix_connection(make, str(self._socket))
         except OSError:
-            return None  # a node that was started without it, or is not there at all
+            return None  # the node was started without it, or is down
         return connection
 
-    # For connections.
+    # Called by connections.
 
     def keep(self, connection: Connection) -> bool:
-        """Take one back that is free. False: it isn't needed."""
+        """Take back a free connection. Returns False if it isn't needed."""
         self._busy.discard(connection)
         if self._clock is None or len(self._idle) >= MAX_IDLE:
             return False
@@ -180,7 +183,7 @@ class NodeHttp:
         return True
 
     def forget(self, connection: Connection) -> None:
-        """One has ended."""
+        """Drop a connection that has ended."""
         self._busy.discard(connection)
 
     def _look_at_the_clock(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection to the node's gateway, and the answers that come over it.
+"""One HTTP/1.1 connection to the node's gateway, and the answers that arrive on it.
 
-What is small comes whole, what is large as fast as it is taken. No bodies go out. Knows nothing of
-IPFS.
+A small answer is given out when all of it has arrived; a large one as fast as its reader takes it.
+No request bodies are sent. Knows nothing of IPFS.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from on_api.core.errors import NodeError, NodeTruncated
 from on_api.core.ipfs.gateway_client.heads import Headers, read_usual_head
 
 JOINED_BYTES = 64 * 1024
-"""An answer whose body is announced to be no longer is given out when all of it has come."""
+"""Bytes up to which an answer of announced length is given out only when all of it has arrived."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Of status line and headers; of what may come between two pieces of a body; of trailers."""
+"""Upper bound for status line and headers; for what may come between two pieces of a body; for
+trailers."""
 MOST_WAITING = 1024 * 1024
-"""Bytes of a body that nobody has taken yet, above which no more are read."""
+"""Bytes of a body waiting for its reader, above which reading from the socket is paused."""
 READ_AGAIN_BELOW = 256 * 1024
 
 
 class Keeper(Protocol):
-    """Where connections go that are free."""
+    """Owner of connections, to which they return when they are free."""
 
     def keep(self, connection: Connection) -> bool:
-        """Take one back that is free. False: it isn't needed."""
+        """Take back a free connection. Returns False if it isn't needed."""
 
     def forget(self, connection: Connection) -> None:
-        """One has ended."""
+        """Drop a connection that has ended."""
 
 
 class NodeAnswer:
-    """An answer; its body may still be to come. Whoever has it closes it."""
+    """An answer, whose body may still be arriving. The caller that receives it closes it."""
 
     __slots__ = ("_connection", "_ended", "_error", "_size", "_waiter", "_waiting", "headers",
                  "length", "status")  # fmt: skip
@@ -44,9 +45,9 @@ class NodeAnswer:
     def __init__(self, connection: Connection, status: int, headers: Headers) -> None:
         self.status = status
         self.headers = headers
-        """As they came, names in lower case."""
+        """Headers in the order of their arrival, names in lower case."""
         self.length: int | None = None
-        """Bytes of the body, where that was announced."""
+        """Bytes of the body if the head announces them, else None."""
         self._connection: Connection | None = connection
         self._waiting: deque[bytes] = deque()
         self._size = 0
@@ -56,20 +57,20 @@ class NodeAnswer:
 
     @property
     def whole(self) -> bytes | None:
-        """The body, if it is all there and none of it was taken; so it is where at most
-        `JOINED_BYTES` were announced."""
+        """The body, if all of it has arrived and none of it was taken, else None; always there if
+        at most `JOINED_BYTES` were announced."""
         if not self._ended or self._error is not None:
             return None
         return self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
 
     @property
     def waiting(self) -> int:
-        """Bytes that have come and were not taken yet."""
+        """Bytes that have arrived and were not taken yet."""
         return self._size
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises a `NodeError` rather than end too soon; `NodeTimeout` when
-        nothing comes while it is waited for."""
+        """Yield the body as it arrives. Raises a `NodeError` if it ends too early; `NodeTimeout`
+        when nothing arrives while the reader waits."""
         waiting = self._waiting
         while True:
             while waiting:
@@ -89,26 +90,26 @@ class NodeAnswer:
                 self._waiter = None
 
     def close(self) -> None:
-        """Let go of it; a body that is not at its end is not waited for."""
+        """Close it; a body that is not complete is abandoned together with its connection."""
         if self._connection is not None:
             self._connection.fail(NodeTruncated())
 
-    # For its connection.
+    # Called by its connection.
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether somebody waits for the next bytes."""
+        """True while a reader waits for the next bytes."""
         return self._waiter is not None
 
     def take(self, chunk: bytes) -> bool:
-        """The next bytes. False: that is enough for now."""
+        """Add the next bytes. Returns False if reading should pause."""
         self._waiting.append(chunk)
         self._size += len(chunk)
         self._wake()
         return self._size <= MOST_WAITING
 
     def end(self, error: NodeError | None = None) -> None:
-        """There is no more to come."""
+        """End the body, with the error that broke it off, if any."""
         self._connection = None
         self._ended, self._error = error is None, error
         self._wake()
@@ -119,57 +120,59 @@ class NodeAnswer:
 
 
 class Stale(Exception):
-    """A connection that was kept has ended without a word about the request."""
+    """A kept connection was closed before any byte of an answer: retry on another one."""
 
 
 Told = Callable[["NodeAnswer | NodeError | Stale"], None]
-"""Is told what came of a request: its answer, whole if that is little, or why there is none."""
+"""Callback for the outcome of a request: its answer, complete if it is small, or the error."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection: one exchange after the other."""
+    """One connection, for one exchange after the other."""
 
     def __init__(self, keeper: Keeper, loop: asyncio.AbstractEventLoop, stall: float) -> None:
         self.free_since = 0.0
-        """On the loop's clock."""
+        """Moment of the loop's clock since which it has been idle."""
         self._keeper = keeper
         self._loop = loop
         self._stall = stall
         self._transport: asyncio.Transport | None = None
         self._is_used = False
-        """An exchange came before the present one."""
+        """True if it has completed an exchange before."""
         self._heard = False
         self._parser: httptools.HttpResponseParser | None = None
-        """None before the first byte of an answer, and where its end needs none."""
+        """Parser of the present answer; None before its first byte, and when its length is
+        known."""
         self._told: Told | None = None
-        """Whoever waits for an answer."""
+        """Callback that waits for the answer's head."""
         self._answer: NodeAnswer | None = None
         self._headers: Headers = []
         self._is_head = False
         self._left = 0
-        """Bytes of a body whose length is known: they need no parser."""
+        """Bytes of the body still to arrive if its length is known: they need no parser."""
         self._by_close = False
-        """The body lasts until the connection's end."""
+        """True if the body lasts until the connection is closed."""
         self._complete = False
         self._reusable = False
         self._silent = 0
-        """Bytes since the last piece of a body."""
+        """Bytes that were parsed since the last piece of a body."""
         self._deadline = 0.0
         self._paused = False
 
     @property
     def is_open(self) -> bool:
-        """Whether anything may be sent."""
+        """True if a request may be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
     def is_late(self, now: float) -> bool:
-        """Whether the node is waited for, for too long."""
+        """Return whether the node's next bytes are overdue."""
         if now < self._deadline:
             return False
         return self._told is not None or (self._answer is not None and self._answer.is_waited_for)
 
     async def exchange(self, request: bytes, is_head: bool) -> NodeAnswer:
-        """Send a request and wait for its answer: for the head, or all of it if that is little."""
+        """Send a request and return its answer: after the head, or after the whole body if that is
+        small."""
         promise: asyncio.Future[NodeAnswer] = self._loop.create_future()
 
         def told(said: NodeAnswer | NodeError | Stale) -> None:
@@ -188,7 +191,8 @@ class Connection(asyncio.Protocol):
             raise
 
     def begin(self, request: bytes, is_head: bool, told: Told) -> None:
-        """The same, for whom being woken is too much. `told` is called once, maybe at once."""
+        """Send a request; the callback variant of `exchange`, without a future. `told` is called
+        once, maybe before this returns."""
         if self._transport is None or self._transport.is_closing():
             told(NodeTruncated())
             return
@@ -202,44 +206,45 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def begin_to_wait(self) -> asyncio.Future[None]:
-        """What the reader of the present answer waits for. The clock runs from now on."""
+        """Return a future for the reader of the present answer, and start the stall timeout."""
         self._deadline = self._loop.time() + self._stall
         return self._loop.create_future()
 
     def go_on(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
 
     def fail(self, error: NodeError) -> None:
-        """End it, and the exchange under way with this error."""
+        """Abort the connection, and the exchange under way with this error."""
         if self._transport is not None:
             self._transport.abort()
         self._keeper.forget(self)
         self._stop(error)
 
-    # What asyncio tells.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
-        # uvloop's is one in all but its ancestors.
+        """Keep the transport."""
+        # uvloop's has all the methods but isn't a subclass.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Take the next bytes of an answer."""
         answer = self._answer
         if self._left and answer is not None:
             self._take_plain(answer, data)
         elif self._told is None and answer is None:
-            self.fail(NodeError())  # nobody has asked
+            self.fail(NodeError())  # no request was sent
         elif self._heard or self._is_head or not self._take_usual(data):
             if self._parser is None:
                 self._parser = httptools.HttpResponseParser(self)
             self._parse(self._parser, data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It has ended, as it was announced or not."""
+        """End the exchange under way: well only for a body that lasts until the connection is
+        closed."""
         self._transport = None
         self._keeper.forget(self)
         if self._answer is not None and self._by_close and error is None:
@@ -249,14 +254,15 @@ class Connection(asyncio.Protocol):
         else:
             self._stop(NodeTruncated())
 
-    # What the parser tells.
+    # Called by the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer."""
+        """Add a header or a trailer."""
         self._headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """A head is whole."""
+        """Create the answer from its complete head. Raises `ValueError` for one that is not
+        accepted."""
         parser, headers = self._parser, self._headers
         if parser is None or self._complete:
             return
@@ -289,7 +295,7 @@ class Connection(asyncio.Protocol):
             self._by_close = answer.length is None and not has_end
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
+        """Take a piece of a body."""
         if self._answer is None or self._complete:
             self._reusable = False  # more than was announced
             return
@@ -299,21 +305,21 @@ class Connection(asyncio.Protocol):
         self._give(self._answer, body)
 
     def on_message_begin(self) -> None:
-        """An answer begins."""
+        """Begin an answer. Raises `ValueError` for a second one."""
         if self._complete:
             raise ValueError("a second one")
         self._headers = []
 
     def on_message_complete(self) -> None:
-        """An answer is whole."""
+        """Mark the answer as complete."""
         if self._answer is not None:
             self._complete = True
 
-    # The way of an answer.
+    # Processing of an answer.
 
     def _take_usual(self, data: bytes) -> bool:
-        """Take an answer as the node usually begins it, without the parser: that calls us for each
-        of some twenty headers."""
+        """Take an answer with a head as the node usually writes it, without the parser, which would
+        call us for each of some twenty headers. Returns False if the parser is needed."""
         read = read_usual_head(data)
         if read is None:
             return False
@@ -369,10 +375,10 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _finish(self, answer: NodeAnswer) -> None:
-        """All of an answer has come."""
+        """Complete an answer, and return the connection to its keeper or close it."""
         self._answer = self._parser = None
         self._is_used = True
-        # What Kubo finds out behind its 200 is told in a trailer.
+        # Kubo reports a failure after its 200 in a trailer.
         said = any(name == b"x-stream-error" and value for name, value in self._headers)
         answer.end(NodeTruncated() if said else None)
         self.go_on()

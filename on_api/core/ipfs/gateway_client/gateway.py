@@ -1,7 +1,7 @@
-"""The node's own gateway, asked over HTTP and taken at its word: status, headers and bytes as they
-come.
+"""Client of the node's own gateway: passes on status, headers and bytes as they are.
 
-Knows nothing of who asks or what may be had. Never passes on more of a request than it is given.
+Knows nothing of the client or of what may be served. Never sends more of a request than it is
+given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from on_api.core.ipfs.gateway_client.connection import NodeAnswer, Stale, Told
 from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.settings import Settings
 
-# Of one connection only (RFC 9110, 7.6.1), or said by the server that answers.
+# Headers of one connection only (RFC 9110, 7.6.1), or set by the server that answers the client.
 _NOT_PASSED_ON = frozenset({
     b"connection", b"date", b"keep-alive", b"proxy-connection", b"server", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
@@ -26,16 +26,18 @@ _NOT_PASSED_ON = frozenset({
 
 
 MOST_BY_SOCKET = 1024 * 1024
-"""Bytes of a body that comes as fast by the node's socket. That holds 200 KiB at a time, a port
-what the kernel deems right: a gigabyte takes a fifth longer by the socket, 8 KiB a tenth less."""
+"""Bytes up to which a body comes as fast over the node's Unix socket. Its buffer holds 200 KiB, a
+port's what the kernel deems right: a gigabyte takes a fifth longer over the socket, 8 KiB a tenth
+less."""
 
 
 def gateway_http(settings: Settings, socket: Path | None = None) -> NodeHttp:
-    """Connections to the node's gateway, which are asked as an address, whatever its name.
+    """Return a client for the node's gateway that sends an address as Host, even if the URL has a
+    name.
 
-    By a name Kubo decides what kind of gateway it is: `localhost` is redirected to a subdomain for
-    each CID, so are all of `Gateway.PublicGateways` that use them, and others are looked up in DNS.
-    What speaks TLS is no Kubo but a proxy, which needs its name.
+    By the name Kubo decides what kind of gateway it is: `localhost` and all of
+    `Gateway.PublicGateways` that use subdomains redirect to one for each CID, and others are looked
+    up in DNS. An `https` URL leads to a proxy, not to Kubo, and the proxy needs its name.
     """
     parts = urlsplit(settings.gateway_url)
     host = None
@@ -45,7 +47,8 @@ def gateway_http(settings: Settings, socket: Path | None = None) -> NodeHttp:
 
 
 class NodeGateway:
-    """Bound to the event loop of its first call."""
+    """The gateway over its port and, for small answers, its Unix socket. Bound to the event loop of
+    its first call."""
 
     def __init__(self, settings: Settings) -> None:
         self._http = self._by_socket = gateway_http(settings)
@@ -55,8 +58,8 @@ class NodeGateway:
     async def ask(
         self, method: str, path: str, query: str, headers: Sequence[tuple[str, str]]
     ) -> NodeAnswer:
-        """Ask for a path (percent-encoded) with a query (as it is, without `?`). A header that
-        comes repeatedly in the answer is one, its values joined by commas.
+        """Request a path (percent-encoded) with a query (as it is, without `?`). Headers that are
+        repeated in the answer are joined into one by commas.
 
         Raises a `NodeError` in bounded time.
         """
@@ -67,8 +70,9 @@ class NodeGateway:
     def get_at_once(
         self, path: str, query: str, headers: Sequence[tuple[str, str]], told: Told
     ) -> bool:
-        """The same by GET, where that takes no connection to be made first: see
-        `NodeHttp.ask_at_once`. What is large is better asked for once more."""
+        """GET a path if a connection is idle; the callback variant of `ask`, see
+        `NodeHttp.ask_at_once`. Over the Unix socket an answer above `MOST_BY_SOCKET` bytes is
+        reported as `Stale`: request it again with `ask`."""
         has_socket = self._by_socket is not self._http
 
         def told_by_node(said: NodeAnswer | NodeError | Stale) -> None:
@@ -83,7 +87,7 @@ class NodeGateway:
         target = f"{path}?{query}" if query else path
         if self._by_socket.ask_at_once(target, headers, told_by_node):
             return True
-        if has_socket:  # else the usual way leaves a connection
+        if has_socket:  # else `ask` leaves a connection
             self._by_socket.prepare()
         return False
 

@@ -1,6 +1,6 @@
-"""Heads of the node's answers as it usually writes them, read without a parser.
+"""Fast reading of the node's response heads as it usually writes them, without a parser.
 
-Strict: whatever is not quite as expected, or may frame a body in another way, is left to the
+Strict: a head that is not quite as expected, or may frame a body in another way, is left to the
 parser. Pure.
 """
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 Headers = list[tuple[bytes, bytes]]
 
 MAX_USUAL_BYTES = 16 * 1024
-"""A longer head is left to the parser, which bounds it."""
+"""Bytes of a head above which it is left to the parser, which bounds it."""
 MAX_LENGTH_DIGITS = 18
 
 _LENGTH = b"\r\nContent-Length: "
@@ -22,18 +22,18 @@ _FRAMING = {b"content-length", b"transfer-encoding", b"connection", b"trailer", 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 _VALUE = bytes([*range(0x20, 0x7F), *range(0x80, 0x100), 0x09])
 _JOINED = b"access-control-"
-"""Lists whose items the node sends in lines of their own."""
+"""Prefix of list headers whose items the node sends in lines of their own."""
 
 
 def read_usual_head(data: bytes) -> tuple[int, Headers, int, int] | None:
-    """Status, headers (names in lower case), the body's length and where it starts, if `data`
-    begins with the whole head of an answer to a GET that has just one Content-Length and nothing
-    else that says where it ends. None: ask the parser."""
+    """Return status, headers (names in lower case), length of the body and its start, if `data`
+    begins with the complete head of an answer to a GET whose end is given by one Content-Length and
+    nothing else. None: use the parser."""
     end = data.find(b"\r\n\r\n", 0, MAX_USUAL_BYTES)
     cut = data.find(_LENGTH, 0, end)
     if end < 0 or cut < 0:
         return None
-    # Two thirds of it come before the length, and are the same in one answer after the other.
+    # Two thirds of the head come before the length, and are the same in most answers.
     beginning = _read_beginning(data[:cut])
     lines = _read_lines(data[cut + 2 : end])
     if beginning is None or lines is None:
@@ -50,7 +50,7 @@ def read_usual_head(data: bytes) -> tuple[int, Headers, int, int] | None:
 
 @lru_cache(64)
 def _read_beginning(raw: bytes) -> tuple[int, Headers] | None:
-    """Status line and headers; those of CORS with their values joined."""
+    """Return status and headers, repeated ones of CORS joined; None if the parser is needed."""
     first, _, rest = raw.partition(b"\r\n")
     start = _START.fullmatch(first)
     if start is None or (status := int(start[1])) in _WITHOUT_BODY:
@@ -70,10 +70,10 @@ def _read_beginning(raw: bytes) -> tuple[int, Headers] | None:
 
 
 def _read_lines(raw: bytes) -> Headers | None:
-    """Names and values; None where one isn't written as it must be."""
+    """Return names and values; None if a line isn't well formed."""
     lines = raw.split(b"\r\n")
     if len(raw.translate(None, _VALUE)) != 2 * (len(lines) - 1):
-        return None  # the end of a line in a line, or what no value has
+        return None  # a CR or LF within a line, or a byte that no value may have
     read: Headers = []
     for line in lines:
         name, colon, value = line.partition(b":")
@@ -86,7 +86,7 @@ def _read_lines(raw: bytes) -> Headers | None:
 
 @lru_cache(256)
 def _lower(name: bytes) -> bytes | None:
-    """A header's name in lower case; None for what is none. A line that goes on in the next one
-    begins with a space, which no name has."""
+    """Return a header's name in lower case; None if it is not a name. (A folded line begins with a
+    space, which no name has.)"""
     lower = name.lower()
     return None if not lower or lower.translate(None, _TOKEN) else lower

@@ -1,1 +1,2 @@
-"""Kubo: its RPC by ipfshttpclient for commands, and by our own client for bytes and for pins."""
+"""Kubo: RPC commands through ipfshttpclient; bytes, pins and frequent queries through our own
+clients."""

@@ -37,15 +37,15 @@ import ipfshttpclient
 logger = logging.getLogger(__name__)
 
 CONTROL_THREADS = 8
-"""Short questions at once; a node that hangs can occupy no more threads than these."""
+"""Number of control calls at once; a node that hangs can occupy no more threads than these."""
 
 T = TypeVar("T")
 
 
 class KuboNode(KuboPins):
-    """One Kubo, by its RPC and its gateway. Bound to the event loop of its first call.
+    """One Kubo, through its RPC and its gateway. Bound to the event loop of its first call.
 
-    No call goes to its RPC before it was proved to be the node that is `expected`.
+    No RPC call is sent before the node has proved to be the `expected` one.
     """
 
     def __init__(
@@ -103,8 +103,7 @@ class KuboNode(KuboPins):
                 raise
 
     async def version(self) -> NodeVersion:
-        """See `IpfsNode.version`. Warns once when the version is none that on-api was tested
-        with."""
+        """See `IpfsNode.version`. Warns once if on-api was not tested with the version."""
         answer = await self._ask(self._client.version)
         version = str(answer["Version"])
         tested = is_tested(version)
@@ -137,7 +136,8 @@ class KuboNode(KuboPins):
         return RepoStat(size=int(answer["RepoSize"]), storage_max=int(answer["StorageMax"]))
 
     async def config(self) -> dict[str, object]:
-        """The daemon's configuration, without its private key. Kubo's own: no part of the port."""
+        """Return the daemon's configuration, without its private key. Specific to Kubo: not part of
+        the port."""
         return dict(await self._ask(self._client.config.get))
 
     async def close(self) -> None:
@@ -147,12 +147,13 @@ class KuboNode(KuboPins):
         self._client.close()
 
     async def _ask(self, question: Callable[[], T], *, takes_away: bool = False) -> T:
-        """Ask in a thread; back in bounded time with the answer or a `NodeError`."""
+        """Call the client in a thread. Returns the answer or raises a `NodeError`, in bounded
+        time."""
         await self._http.identity.headers(anew=takes_away)
         loop = asyncio.get_running_loop()
         try:
-            # The client's own time-out is per read; this one is for the whole, waiting for a thread
-            # included.
+            # The client's own timeout is per read; this one is for the whole call, waiting for a
+            # thread included.
             async with asyncio.timeout(2 * self._timeout):
                 return await loop.run_in_executor(self._threads, question)
         except requests.TooManyRedirects as error:
@@ -174,11 +175,11 @@ class KuboNode(KuboPins):
 
 
 def _keep_to_the_node(client: ipfshttpclient.Client) -> None:
-    """Have it speak with nobody but the node at the address, in our name: by no proxy, with no
-    password of a `.netrc`, and not where the node sends it."""
-    # ipfshttpclient makes the session itself, and shows it to nobody.
+    """Restrict the client to the node at the address: no proxy, no password of a `.netrc`, and no
+    redirect."""
+    # ipfshttpclient creates the session itself, and doesn't expose it.
     session: requests.Session = client._client._session
-    # An https node may be known by these alone, which `trust_env` stands for as well.
+    # An https node's certificate may need these; `trust_env` would read them as well.
     session.verify = (
         os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     )
@@ -187,7 +188,8 @@ def _keep_to_the_node(client: ipfshttpclient.Client) -> None:
 
 
 def _refuse_redirect(response: requests.Response, **_: object) -> None:
-    """Called before a redirect is followed, and before a body is read for an answer."""
+    """Raise `TooManyRedirects` before a redirect is followed, and before its body is read as an
+    answer."""
     if 300 <= response.status_code < 400:
         response.close()
         raise requests.TooManyRedirects(f"HTTP {response.status_code}", response=response)
@@ -201,7 +203,7 @@ def _says_not_pinned(error: NodeError) -> bool:
 
 
 def authorization(rpc_auth: str | None) -> str | None:
-    """The Authorization header for a secret as Kubo's `API.Authorizations` spells it.
+    """Return the Authorization header for a secret as Kubo's `API.Authorizations` spells it.
 
     `bearer:TOKEN` and `basic:USER:PASSWORD`; anything else is sent as a bearer token.
     """
@@ -214,7 +216,8 @@ def authorization(rpc_auth: str | None) -> str | None:
 
 
 def multiaddr_of(url: str) -> str:
-    """`http://127.0.0.1:5001` as ipfshttpclient wants it: `/ip4/127.0.0.1/tcp/5001/http`."""
+    """Return a URL like `http://127.0.0.1:5001` as ipfshttpclient expects it:
+    `/ip4/127.0.0.1/tcp/5001/http`."""
     parts = urlsplit(url)
     host = parts.hostname or "localhost"
     port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,8 +1,8 @@
-"""Kubo's data plane: uploads stream into RPC `add`, blocks into `dag/import`, downloads
-come from the node's gateway.
+"""Kubo's data plane: uploads stream into RPC `add`, blocks into `dag/import`, downloads come from
+the node's gateway.
 
-Kubo reports failures in mid-stream in an HTTP trailer after a 200, which no Python client shows:
-nothing here is believed before its CID, its size and its pin have been verified.
+Kubo reports failures in mid-stream in an HTTP trailer after a 200, which no Python client shows: no
+answer here is believed before its CID, its size and its pin have been verified.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from on_api.core.setting_groups import IpfsSettings
 from on_api.core.streams.blocks import Bytes
 
 JOINED_BYTES = 64 * 1024
-"""A body that is not over this goes out in one piece."""
+"""Bytes up to which a request body is sent in one piece."""
 MAX_ANSWER_BYTES = 64 * 1024
-"""Of the answer to one `add`: a line or two."""
+"""Upper bound for the answer to one `add`, which has a line or two."""
 
 
 _IMPORT_OPTIONS = {
@@ -46,7 +46,7 @@ _IMPORT_OPTIONS = {
 
 @dataclass
 class _Sent:
-    """What is known of the bytes sent: how many, and the hash of a first block."""
+    """Facts about the bytes sent: their number, and the hash of a first block."""
 
     size: int = 0
     head: Any = field(default_factory=hashlib.sha256)
@@ -59,18 +59,19 @@ class _Sent:
 
 
 class _Body(aiohttp.payload.Payload):
-    """A request's body: each large piece goes to the socket as it is, between its chunk's frame.
+    """A request's body that writes each large piece to the socket as it is, between its chunk's
+    frame.
 
-    aiohttp joins the three, a copy of all that is uploaded, on Python before 3.12.9.
+    On Python before 3.12.9 aiohttp joins the three, which copies all that is uploaded.
     """
 
     def __init__(self, pieces: AsyncIterator[Bytes]) -> None:
         super().__init__(pieces)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """As aiohttp says. Its writer is chunked, as no size is known."""
+        """See aiohttp. Its writer is chunked, as no size is known."""
         stream = cast(StreamWriter, writer)
-        if stream.transport is not None:  # so that a piece is sent when `drain` returns
+        if stream.transport is not None:  # so that `drain` returns only when the piece is sent
             stream.transport.set_write_buffer_limits(0)
         async for piece in self._value:
             if len(piece) <= JOINED_BYTES:
@@ -85,12 +86,12 @@ class _Body(aiohttp.payload.Payload):
             del piece
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """As aiohttp says."""
+        """See aiohttp."""
         raise TypeError("a stream is no text")
 
 
 class KuboData:
-    """Streams to and from one Kubo. `pin_status` asks the half that keeps things."""
+    """Streams to and from one Kubo. `pin_status` looks a pin up, as `IpfsNode.pin_status` does."""
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class KuboData:
             return DagStat(0, 0)
         car = _Car(first, blocks)
         answer = await self._send("dag/import", _IMPORT_OPTIONS, car.pieces(), _Sent())
-        # The only word of success: a failure in mid-stream would be told in a trailer.
+        # The only proof of success: a failure in mid-stream is reported in a trailer.
         if _imported(answer) != car.blocks:
             raise NodeTruncated("The IPFS node stored fewer blocks than were sent.")
         return DagStat(car.bytes, car.blocks)
@@ -127,8 +128,8 @@ class KuboData:
     async def store_bundle(self, bundle: Bundle, *, pin_name: str) -> None:
         """See `IpfsNode.store_bundle`."""
         await self.import_blocks(_all_of(bundle))
-        # All its blocks are there, so this walks on the node's own disk. Should one be gone again,
-        # Kubo would ask the network for it for as long as we wait.
+        # All its blocks are there, so the walk stays on the node's own disk. If one were gone
+        # again, Kubo would, without `offline`, request it from the network for as long as we wait.
         query = {"arg": str(bundle.cid), "name": pin_name, "offline": "true"}
         pinned = await self._http.call("pin/add", query, self._limits.stall_timeout)
         if pinned.get("Pins") != [str(bundle.cid)]:
@@ -162,8 +163,8 @@ class KuboData:
             **await self._http.identity.headers(),
             "Content-Type": f"multipart/form-data; boundary={boundary}",
         }
-        # A fault may come as an error of the connection while Kubo has already said why: read that
-        # first.
+        # A failure may arrive as an error of the connection although Kubo has already answered why:
+        # read that answer first.
         try:
             async with asyncio.timeout(self._limits.stall_timeout) as clock:
                 async with self._http.session().post(
@@ -190,8 +191,8 @@ class KuboData:
     async def _framed(
         self, source: AsyncIterator[Bytes], boundary: str, sent: _Sent, clock: asyncio.Timeout
     ) -> AsyncIterator[Bytes]:
-        """The multipart body. The clock runs while Kubo is what we wait for, not while the client
-        is."""
+        """Yield the multipart body. The timeout runs while we wait for Kubo, not while we wait for
+        the client."""
         loop = asyncio.get_running_loop()
         chunks = aiter(source)
         waiting = (
@@ -204,7 +205,7 @@ class KuboData:
             try:
                 chunk = await anext(chunks, None)
             except BaseException as error:
-                # Raised on without the closing boundary: Kubo sees a broken body and adds nothing.
+                # Re-raised without the closing boundary: Kubo sees a broken body and adds nothing.
                 sent.failure = error
                 raise
             if chunk is None:
@@ -224,7 +225,8 @@ class KuboData:
         yield waiting + f"\r\n--{boundary}--\r\n".encode()
 
     async def _is_pinned(self, cid: str, sent: _Sent) -> bool:
-        """Whether this root is pinned recursively. Raises unless it is what was sent, complete."""
+        """Return whether this root is pinned recursively. Raises a `NodeError` unless it is exactly
+        what was sent."""
         if sent.size <= CHUNK_BYTES:
             # One raw block: its CID proves every byte.
             if cid != raw_leaf_cid(sent.head.digest()):
@@ -237,7 +239,7 @@ class KuboData:
         return pin is not None
 
     async def _file_size(self, cid: str) -> int:
-        """The size that the UnixFS root states, in bytes."""
+        """Return the size that the UnixFS root states, in bytes."""
         answer = await self._http.call("files/stat", {"arg": f"/ipfs/{cid}"})
         try:
             return int(answer["Size"])
@@ -246,7 +248,7 @@ class KuboData:
 
 
 class _Car:
-    """Blocks on their way into a CAR; counts them."""
+    """Blocks on their way into a CAR, counted."""
 
     def __init__(self, first: tuple[Cid, bytes], others: AsyncIterator[tuple[Cid, bytes]]) -> None:
         self.blocks = 0
@@ -255,7 +257,8 @@ class _Car:
         self._others = others
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The CAR, small blocks joined. Kubo wants a root and is told to pin none: any will do."""
+        """Yield the CAR, small blocks joined. Kubo requires a root but is told to pin none: any
+        will do."""
         waiting = car_header(self._first[0]) + self._section(*self._first)
         async for cid, block in self._others:
             if len(waiting) > JOINED_BYTES:
@@ -271,7 +274,7 @@ class _Car:
 
 
 def _imported(answer: bytes) -> int:
-    """How many blocks a `dag/import` says that it has stored."""
+    """Return the number of blocks that `dag/import` reports as stored."""
     try:
         return int(json.loads(answer)["Stats"]["BlockCount"])
     except (ValueError, KeyError, TypeError) as error:
@@ -290,7 +293,7 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 
 def _root(answer: bytes) -> tuple[str, int]:
-    """CID and cumulative DAG size from the last NDJSON object of an `add`."""
+    """Return CID and cumulative DAG size (bytes) from the last NDJSON object of an `add`."""
     lines = answer.strip().splitlines()
     if not lines or not answer.endswith(b"\n"):
         raise NodeTruncated

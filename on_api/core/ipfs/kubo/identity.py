@@ -1,8 +1,8 @@
-"""Whether the node that answers is the one that on-api's calls are for (ADR 27).
+"""Proof that the node that answers is the one that on-api's calls are for (ADR 27).
 
-Asked before any RPC call, so that nothing of ours, the secret first of all, goes to whoever happens
-to listen at the address: another Kubo on the default port, or one that took the place of ours.
-Knows no database; what an external node's identity must be is told by `ExpectedNode`.
+Obtained before RPC calls, so that nothing of ours, above all the secret, goes to another process at
+the address: another Kubo on the default port, or one that took the place of ours. Knows no
+database; `ExpectedNode` says which identity an external node must have.
 """
 
 from __future__ import annotations
@@ -18,34 +18,38 @@ from on_api.core.ipfs.daemon.repo import peer_id_of
 from on_api.core.ipfs.daemon.whose import rpc_port_of
 
 FRESH_SECONDS = 1.0
-"""An answer is believed so long without a thought."""
+"""Seconds for which a proof is used without renewing it."""
 MOST_SECONDS = 3.0
-"""And so long at most: meanwhile it is asked anew beside the calls."""
+"""Seconds for which a proof is used at most: after `FRESH_SECONDS` it is renewed beside the
+calls."""
 
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 Headers = Mapping[str, str]
 AskForId = Callable[[Headers], Awaitable[tuple[int, str | None]]]
-"""Asks the RPC for the node's identity with these headers: the status, and what it said."""
+"""Function that requests the node's identity from the RPC with these headers: status, and identity
+or None."""
 
 
 class ExpectedNode(Protocol):
-    """Which node it has to be."""
+    """The node that has to answer."""
 
     async def may_be_told(self) -> bool:
-        """Whether who listens is known to be ours before anything is asked, the secret included.
+        """Return whether the listener is known to be ours before it is sent anything, the secret
+        included.
 
-        Raises a `NodeError` where it is known not to be.
+        Raises a `NodeError` if it is known not to be.
         """
         ...
 
     async def check(self, peer_id: str) -> None:
-        """Raise `WrongNode` unless it is this one."""
+        """Raise `WrongNode` unless the expected node has this identity."""
         ...
 
 
 class ManagedNodeExpected:
-    """The node that on-api runs itself: who holds its repo, and has the identity in its config."""
+    """The node that on-api runs itself: it holds our repo, and has the identity in the repo's
+    config."""
 
     def __init__(self, repo: Path, rpc_port: int) -> None:
         self._repo = repo
@@ -77,23 +81,26 @@ class ManagedNodeExpected:
 
 
 class AnyNode:
-    """Whichever is at the address, where nobody knows which it must be."""
+    """Any node at the address, for when none is prescribed."""
 
     async def may_be_told(self) -> bool:
-        """Not before it has answered as a node does: anybody may listen at the address."""
+        """Return False: any process may listen at the address until it has answered as a node
+        does."""
         return False
 
     async def check(self, peer_id: str) -> None:
-        """See `ExpectedNode.check`. Any will do."""
+        """See `ExpectedNode.check`. Accepts any identity."""
 
 
 class NodeIdentity:
-    """Proves now and then who answers. Bound to the event loop of its first call."""
+    """Proves, and renews the proof, that the expected node answers. Bound to the event loop of its
+    first call."""
 
     def __init__(
         self, expected: ExpectedNode | None, authorization: str | None, ask: AskForId
     ) -> None:
-        """`expected`: None asks for no proof at all. `ask` raises a `NodeError` in bounded time."""
+        """Create it. With `expected` None no proof is needed. `ask` raises a `NodeError` in bounded
+        time."""
         self._expected = expected
         self._headers = {} if authorization is None else {"Authorization": authorization}
         self._ask = ask
@@ -102,37 +109,37 @@ class NodeIdentity:
         self._proving: asyncio.Task[None] | None = None
 
     async def headers(self, *, anew: bool = False) -> Headers:
-        """The headers of a call, the secret among them, for the node that was proved to be ours;
-        `anew`: proved since this was asked for, as a call needs that takes something away.
+        """Return the headers of a call, including the secret, once the node has proved to be ours.
+        With `anew` the proof is newer than this call, as is needed for one that removes something.
 
-        Raises `WrongNode`, or the `NodeError` for which it can't be told; then ask nothing.
+        Raises `WrongNode`, or a `NodeError` if the identity can't be had; then send nothing.
         """
         if self._expected is not None:
             now = asyncio.get_running_loop().time()
             if self._proved_at < now - FRESH_SECONDS:
                 self._begin_to_prove(self._expected)
             while self._proved_at < (now if anew else now - MOST_SECONDS):
-                # Shielded: whoever gives up waiting must not end it for the others.
+                # Shielded: a caller that is cancelled must not cancel it for the others.
                 await asyncio.shield(self._begin_to_prove(self._expected))
         return self._headers
 
     def _begin_to_prove(self, expected: ExpectedNode) -> asyncio.Task[None]:
-        """The proof that is under way, or else a new one. One that is over is none, though its
-        callback may be still to come: to wait for it takes no time, and whoever goes round waiting
-        for a later one would never let the loop go on."""
+        """Return the task of the proof under way, or of a new one. A finished task is replaced even
+        if its callback is still to run: awaiting it returns at once, and a caller that waits in a
+        loop for a newer proof would never let the event loop run the callback."""
         if self._proving is None or self._proving.done():
             self._proving = asyncio.create_task(self._prove(expected))
             self._proving.add_done_callback(self._has_proved)
         return self._proving
 
     def distrust(self) -> None:
-        """Believe nothing that was proved: a connection has failed, and who takes the next one is
-        not known."""
+        """Discard the proof: a connection has failed, and another process may accept the next
+        one."""
         self._proved_at = float("-inf")
         self._doubts += 1
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the proof under way."""
         if self._proving is not None:
             self._proving.cancel()
             await asyncio.gather(self._proving, return_exceptions=True)
@@ -145,7 +152,7 @@ class NodeIdentity:
 
     async def _prove(self, expected: ExpectedNode) -> None:
         began, doubts = asyncio.get_running_loop().time(), self._doubts
-        # By its answer to a question without the secret a node is told that asks for none.
+        # A node that needs no secret identifies itself when asked without it.
         is_ours = await expected.may_be_told() or not self._headers
         status, peer_id = await self._ask(self._headers if is_ours else {})
         if not is_ours and status in _REFUSED:

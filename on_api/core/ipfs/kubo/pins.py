@@ -1,7 +1,7 @@
-"""What Kubo keeps: pins, walks over DAGs, garbage, and the peers to fetch from.
+"""Kubo's storage: pins, walks over DAGs, garbage collection, and the peers to fetch from.
 
 These answers are long (a line each half second, for hours) and are read by aiohttp as they come.
-Kubo ends its work when the connection is closed: cancelling the caller cancels it.
+Kubo stops its work when the connection is closed: cancelling the caller cancels it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DIAL_SECONDS = 15.0
 
 
 class KuboPins:
-    """The half of a Kubo node that keeps things; `KuboNode` is built on it."""
+    """The storage half of a Kubo node; `KuboNode` is built on it."""
 
     def __init__(self, http: KuboHttp, limits: IpfsSettings) -> None:
         self._http = http
@@ -32,8 +32,8 @@ class KuboPins:
 
     async def pin_status(self, cid: str) -> PinStatus | None:
         """See `IpfsNode.pin_status`. Asks for exactly this CID: an unfiltered list costs the whole
-        pin set. Asked after each upload, and so not through ipfshttpclient, where the same question
-        takes ten times the processor's time."""
+        pin set. Called after each upload, and so not through ipfshttpclient, which takes ten times
+        the CPU time."""
         query = {"arg": cid, "type": "recursive", "names": "true"}
         try:
             found = (await self._http.ask("pin/ls", query))["Keys"]
@@ -67,8 +67,8 @@ class KuboPins:
     ) -> DagStat:
         """See `IpfsNode.pin`."""
         if not fetch and Cid.from_text(cid).codec != RAW:
-            # `pin/add` is offline for the root only (measured): for a hole below it, it would ask
-            # the network without an end.
+            # `pin/add` is offline for the root only (measured): for a block missing below it, it
+            # would ask the network without end.
             await self.dag_stat(cid)
         query = {"arg": cid, "name": name, "progress": "true", "offline": _flag(not fetch)}
         # While it works Kubo writes a line each half second, whether a block came or not.
@@ -88,19 +88,19 @@ class KuboPins:
                 if stat != before:
                     moved_at = loop.time()
                 elif not fetch and loop.time() - moved_at > self._limits.stall_timeout:
-                    # A block has gone since: for a fetch whoever asked has a clock.
+                    # A block has disappeared since; the caller of a fetch has its own timeout.
                     raise NodeTimeout
-        # Whether it failed in the end is told only by a trailer that Python does not show; what it
-        # has pinned it says last, when the pin is on its disk.
+        # A failure at the end is only reported in a trailer that Python does not show. On success
+        # the last line names the pin, once it is on Kubo's disk.
         if not last.get("Pins"):
             raise NodeTruncated("The IPFS node did not pin this content.")
         return stat if stat.size else await self.dag_stat(cid)
 
     async def pin_all(self, cids: Sequence[str], *, name: str) -> None:
-        """See `IpfsNode.pin_all`. Kubo goes through them one after the other, each safe on its disk
-        before the next one; what it spares is a request for each."""
+        """See `IpfsNode.pin_all`. Kubo pins them one after the other, each on disk before the next;
+        this only saves a request for each."""
         query = [*(("arg", cid) for cid in cids), ("name", name), ("offline", "true")]
-        # Without progress it says nothing before the end, and failures by its status.
+        # Without progress it answers only at the end, and reports failures by its status.
         answer = await self._http.call("pin/add", query, self._limits.stall_timeout)
         if answer.get("Pins") != list(cids):
             raise NodeTruncated("The IPFS node did not pin this content.")
@@ -115,11 +115,11 @@ class KuboPins:
             async for line in lines:
                 last = line
         try:
-            # Progress has no such field.
+            # Lines of progress have no such field.
             if "UniqueBlocks" in last:
                 return DagStat(int(last["TotalSize"]), int(last["UniqueBlocks"]))
-            # The summary fails to be written for an empty block (a ratio of nothing), and when a
-            # block is missing: either is only said in the trailer.
+            # Kubo fails to write the summary for an empty block (a division by zero), and when a
+            # block is missing: either is only reported in the trailer.
             so_far = last["DagStats"][0]
             if so_far["NumBlocks"] == 1 and not so_far.get("Size"):
                 return DagStat(0, 1)
@@ -135,7 +135,7 @@ class KuboPins:
             found = answer["DagStats"]
             if [stat["Cid"] for stat in found] != list(cids):
                 raise NodeError("The IPFS node's answer was not understood.")
-            # What is empty is left out.
+            # A size of 0 is left out.
             return [DagStat(int(each.get("Size", 0)), int(each["NumBlocks"])) for each in found]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error

@@ -1,7 +1,7 @@
-"""HTTP to one Kubo: its RPC by aiohttp, with short and long answers, its gateway and what is asked
-of the RPC most often by `gateway_client/client.py`, and what its failures mean.
+"""HTTP to one Kubo: its RPC through aiohttp, with short and long answers; its gateway and the most
+frequent queries through `gateway_client/client.py`; and the meaning of its failures.
 
-Knows no command of Kubo's; `data.py` and `pins.py` are built on it.
+Knows none of Kubo's commands; `data.py` and `pins.py` are built on it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from on_api.core.settings import Settings
 logger = logging.getLogger(__name__)
 
 Params = Mapping[str, str] | Sequence[tuple[str, str]]
-"""Of an RPC command; a name may come several times."""
+"""Parameters of an RPC command; a name may be repeated."""
 
 READ_BUFFER = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 MAX_WORDS_BYTES = 4096
-"""Of what it says of a failure."""
+"""Upper bound for the text of a failure."""
 _NO_SPACE = ("no space left on device", "StorageMax", "disk quota exceeded")
 _REFUSED_BLOCK = re.compile(r'import failed at block \\?"(\w{1,128})')
 _MISSING = "was not found locally"
@@ -50,11 +50,11 @@ _EVERYDAY = (_MISSING, "failed to dial", *NOT_PINNED)
 
 
 class NotPinned(NodeError):
-    """Kubo's way to say that there is no such pin: as an error."""
+    """Kubo's error for a pin that does not exist."""
 
 
 def open_session(limits: IpfsSettings) -> aiohttp.ClientSession:
-    """A session with a node's RPC: as many connections as it takes, bytes as they come."""
+    """Return a session with a node's RPC: any number of connections, bodies not decompressed."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_timeout),
@@ -74,14 +74,14 @@ class KuboHttp:
     ) -> None:
         self.rpc_url = settings.rpc_url
         self.identity = NodeIdentity(expected, authorization, self._ask_for_id)
-        """Who answers: asked for its headers before each call."""
+        """Proof of who answers; it supplies the headers of each call."""
         self._gateway = gateway_http(settings)
         self._questions = NodeHttp(settings.rpc_url, settings.ipfs)
         self._limits = settings.ipfs
         self._session: aiohttp.ClientSession | None = None
 
     def session(self) -> aiohttp.ClientSession:
-        """The one session, made at the first call."""
+        """Return the one session, created at the first call."""
         if self._session is None:
             self._session = open_session(self._limits)
         return self._session
@@ -98,13 +98,14 @@ class KuboHttp:
     async def call(
         self, command: str, params: Params, seconds: float | None = None
     ) -> dict[str, Any]:
-        """A short answer of one RPC command, within `seconds` (by default `control_timeout`).
+        """Return the short answer of one RPC command, within `seconds` (by default
+        `control_timeout`).
 
-        Raises a `NodeError`, `NodeTimeout` for an answer that comes too late.
+        Raises a `NodeError`; `NodeTimeout` for an answer that comes too late.
         """
         try:
             async with asyncio.timeout(seconds or self._limits.control_timeout):
-                # The last object counts: commands that walk answer once more at their end.
+                # The last object counts: commands that walk add their result at the end.
                 answer: dict[str, Any] = {}
                 async for line in self.lines(command, params):
                     answer = line
@@ -113,10 +114,10 @@ class KuboHttp:
             raise NodeTimeout from error
 
     async def ask(self, command: str, params: Params) -> dict[str, Any]:
-        """The short answer to a question that changes nothing, within `control_timeout`.
+        """Return the short answer to a query that changes nothing, within `control_timeout`.
 
-        By our own client, which takes less than half of aiohttp's time; it may ask twice. Raises as
-        `call` does.
+        Through our own client, which takes less than half of aiohttp's time; it may send the query
+        twice. Raises as `call` does.
         """
         target = f"/api/v0/{command}?{urlencode(params)}"
         status, body = await self._ask(target, await self.identity.headers())
@@ -164,12 +165,12 @@ class KuboHttp:
         *,
         takes_away: bool = False,
     ) -> AsyncGenerator[dict[str, Any]]:
-        """The objects of a long answer as they come.
+        """Yield the objects of a long answer as they come.
 
-        Raises what Kubo says of a failure, `NodeTimeout` after `stall` seconds without a byte
-        (None: whoever iterates has a clock of its own), `NodeTruncated` for a cut line. A failure
-        that Kubo only tells in its trailer is not seen here: look whether the last object is the
-        one that had to come.
+        Raises the error that Kubo reports, `NodeTimeout` after `stall` seconds without a byte
+        (None: the caller has its own timeout), `NodeTruncated` for a cut line. A failure that Kubo
+        only reports in its trailer is not seen here: check that the last object is the expected
+        one.
         """
         headers = await self.identity.headers(anew=takes_away)
         try:
@@ -198,7 +199,7 @@ class KuboHttp:
                             yield _last_object(pending)
                         return
             finally:
-                # Not `release`: Kubo works for as long as somebody listens.
+                # Not `release`: Kubo works until the connection is closed.
                 response.close()
         except TimeoutError as error:
             raise NodeTimeout from error
@@ -209,13 +210,14 @@ class KuboHttp:
     async def get_content(
         self, path: str, headers: Sequence[tuple[str, str]], query: str = ""
     ) -> NodeAnswer:
-        """The gateway's answer for `/ipfs/<path>`, its body still to come; the caller closes it.
-        Raises a `NodeError` in bounded time."""
+        """Return the gateway's answer for `/ipfs/<path>`, its body still to come; the caller closes
+        it. Raises a `NodeError` in bounded time."""
         return await self._gateway.ask("GET", f"/ipfs/{path}{query}", headers)
 
 
 def _last_object(rest: bytes) -> dict[str, Any]:
-    """What comes behind the last line's end: an object, or a part of one."""
+    """Parse what follows the last newline. Raises `NodeTruncated` if it is only a part of an
+    object."""
     try:
         json.loads(rest)
     except ValueError as error:
@@ -238,7 +240,7 @@ def _object(line: bytes) -> dict[str, Any]:
 async def unexpected(
     response: aiohttp.ClientResponse,
 ) -> NodeError | InsufficientStorage | BadCar:
-    """The error for a status that was not expected; what Kubo said goes to the log."""
+    """Return the error for an unexpected status; Kubo's text is logged."""
     try:
         body = await response.content.read(MAX_WORDS_BYTES)
     except aiohttp.ClientError:
@@ -247,7 +249,7 @@ async def unexpected(
 
 
 async def unexpected_content(answer: NodeAnswer) -> NodeError | InsufficientStorage | BadCar:
-    """The same for an answer of the gateway."""
+    """Return the error for an unexpected status of the gateway; see `unexpected`."""
     try:
         body = await anext(answer.chunks(), b"")
     except NodeError:
@@ -257,7 +259,7 @@ async def unexpected_content(answer: NodeAnswer) -> NodeError | InsufficientStor
 
 def _refusal(status: int, body: bytes) -> NodeError | InsufficientStorage | BadCar:
     message = body[:MAX_WORDS_BYTES].decode(errors="replace").strip()
-    # Everyday answers to questions that may well be answered no.
+    # Ordinary negative answers to queries.
     level = logging.DEBUG if any(words in message for words in _EVERYDAY) else logging.WARNING
     logger.log(level, "Kubo answered %s: %s", status, message[:500])
     if status in {401, 403}:
@@ -270,7 +272,7 @@ def _refusal(status: int, body: bytes) -> NodeError | InsufficientStorage | BadC
 
 
 def failure(message: str) -> NodeError | InsufficientStorage | BadCar:
-    """The error for what Kubo said."""
+    """Return the error for Kubo's error text."""
     if any(words.lower() in message.lower() for words in _NO_SPACE):
         return InsufficientStorage()
     if (refused := _REFUSED_BLOCK.search(message)) is not None:
@@ -283,7 +285,7 @@ def failure(message: str) -> NodeError | InsufficientStorage | BadCar:
 
 
 def translate(error: BaseException) -> NodeError:
-    """The error for what went wrong with the connection."""
+    """Return the error for a failure of the connection."""
     if isinstance(error, TimeoutError | aiohttp.ServerTimeoutError):
         return NodeTimeout()
     if isinstance(error, aiohttp.ClientConnectorError):
