@@ -1,15 +1,15 @@
-"""Everything secret: the master secret and its subkeys, passwords, API keys, encrypted files. The
-only package that imports `Crypto`.
+"""Cryptography: the master secret and its subkeys, passwords, API keys, encrypted files. The only
+package that imports `Crypto`.
 
-Importing any module of it proves that pycryptodome is whole, and says the cure where it is not.
+Importing any of its modules checks that pycryptodome is intact, and raises `StartupError` with the
+remedy if it is not.
 """
 
 from on_api.core.errors import StartupError
 
 try:
-    # pycrypto (dead since 2013) owns the same `Crypto/` folder. Installed beside pycryptodome it
-    # overwrites files of it, and this very import is what fails then, while `pip check` sees
-    # nothing wrong.
+    # pycrypto (dead since 2013) uses the same `Crypto/` folder. Installed besides pycryptodome it
+    # overwrites files of it; then this very import fails, while `pip check` sees nothing wrong.
     from Crypto.Protocol.KDF import scrypt as _scrypt  # noqa: F401
 except ImportError as error:
     raise StartupError(

@@ -1,4 +1,4 @@
-"""ChaCha20-Poly1305 (RFC 8439) for much data: by the `cryptography` package where it is installed
+"""ChaCha20-Poly1305 (RFC 8439) for large data: by the `cryptography` package if it is installed
 (the extra `on-api[fast]`), else by pycryptodome. The bytes are the same.
 
 The only importer of `cryptography`. Knows nothing of files.
@@ -19,7 +19,8 @@ TAG_BYTES = 16
 
 
 class Aead(Protocol):
-    """One key of 32 bytes. Releases the GIL while it works; not to be shared by threads."""
+    """A cipher with one key of 32 bytes. Releases the GIL while it works; not to be shared by
+    threads."""
 
     library: str
 
@@ -29,12 +30,12 @@ class Aead(Protocol):
         """Write ciphertext and tag to `out`, which is `TAG_BYTES` longer than `plain`."""
 
     def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
-        """Write the plaintext to `out`, `TAG_BYTES` shorter than `sealed`. False when it is not
-        authentic: what `out` holds then must not be used."""
+        """Write the plaintext to `out`, `TAG_BYTES` shorter than `sealed`. Returns False when it is
+        not authentic: then the content of `out` must not be used."""
 
 
 class PycryptodomeAead:
-    """Always there."""
+    """The implementation that is always available."""
 
     library = "pycryptodome"
 
@@ -42,13 +43,13 @@ class PycryptodomeAead:
         self._key = key
 
     def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
-        """As `Aead` says."""
+        """See `Aead`."""
         cipher = ChaCha20_Poly1305.new(key=self._key, nonce=nonce)
         cipher.encrypt(plain, output=out[:-TAG_BYTES])
         out[-TAG_BYTES:] = cipher.digest()
 
     def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
-        """As `Aead` says."""
+        """See `Aead`."""
         view = memoryview(sealed)
         cipher = ChaCha20_Poly1305.new(key=self._key, nonce=nonce)
         cipher.decrypt(view[:-TAG_BYTES], output=out)
@@ -61,19 +62,19 @@ class PycryptodomeAead:
 
 @cache
 def chosen() -> type[Aead]:
-    """What this process uses, found out once."""
+    """Return the implementation that this process uses, determined once."""
     return _cryptography() or PycryptodomeAead
 
 
 def describe() -> str:
-    """What this process uses, for people: the package and its version."""
+    """Return the package and version in use, for people."""
     library = chosen().library
     return f"{library} {metadata.version(library)}"
 
 
 def _cryptography() -> type[Aead] | None:
-    """None where the package is missing, too old to write into a buffer, or its OpenSSL has no
-    ChaCha20-Poly1305."""
+    """Return the implementation by `cryptography`; None if the package is missing, too old to write
+    into a buffer, or its OpenSSL has no ChaCha20-Poly1305."""
     try:
         from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -81,7 +82,7 @@ def _cryptography() -> type[Aead] | None:
         return None
 
     class CryptographyAead:
-        """Several times as fast."""
+        """The implementation by OpenSSL, several times as fast."""
 
         library = "cryptography"
 
@@ -89,11 +90,11 @@ def _cryptography() -> type[Aead] | None:
             self._cipher = ChaCha20Poly1305(key)
 
         def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
-            """As `Aead` says."""
+            """See `Aead`."""
             self._cipher.encrypt_into(nonce, plain, None, out)
 
         def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
-            """As `Aead` says."""
+            """See `Aead`."""
             try:
                 self._cipher.decrypt_into(nonce, sealed, None, out)
             except InvalidTag:

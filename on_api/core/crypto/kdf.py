@@ -1,4 +1,4 @@
-"""Keys out of secrets: HKDF for strong ones, scrypt for what people think up, its memory bounded.
+"""Key derivation: HKDF for strong secrets, scrypt with bounded memory for passwords.
 
 Knows nothing of what the keys are for.
 """
@@ -16,22 +16,22 @@ from on_api.core.errors import ServiceUnavailable
 from on_api.core.settings import Settings
 
 KEY_BYTES = 32
-"""Of every key derived here."""
+"""Bytes of every key derived here."""
 BLOCK_SIZE = 8
 PARALLELISM = 1
-"""scrypt's r and p, wherever we choose them, and in every age file."""
+"""Parameters r and p of scrypt, wherever we choose them, and in every age file."""
 
 
 def hkdf(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
-    """32 bytes by HKDF-SHA256 (RFC 5869). An empty `salt` is the RFC's default."""
+    """Derive 32 bytes by HKDF-SHA256 (RFC 5869). An empty `salt` is the RFC's default."""
     return HKDF(secret, KEY_BYTES, salt, SHA256, context=info)
 
 
 class Scrypt:
-    """scrypt (RFC 7914) that never uses more than `memory` bytes at once, over all its callers.
+    """An scrypt (RFC 7914) that never uses more than `memory` bytes at once, over all its callers.
 
-    Thread-safe. A call waits up to `patience` seconds for memory. One for a process, or the bound
-    is none.
+    Thread-safe. A call waits up to `patience` seconds for memory. There must be one per process, or
+    the bound does not hold.
     """
 
     def __init__(self, *, memory: int, patience: float = 10) -> None:
@@ -42,13 +42,14 @@ class Scrypt:
 
     @classmethod
     def load(cls, settings: Settings) -> Scrypt:
-        """With the memory that the settings allow, or what one call of their costs takes."""
+        """Create it with the memory that the settings allow, but at least what one call of their
+        costs takes."""
         auth = settings.auth
         log_n = max(auth.scrypt_log_n, auth.passphrase_log_n)
         return cls(memory=max(auth.scrypt_memory, memory_needed(log_n)))
 
     def fits(self, log_n: int, block_size: int = BLOCK_SIZE) -> bool:
-        """Whether a call of this cost may be made at all."""
+        """Return whether a call of this cost may be made at all."""
         return memory_needed(log_n, block_size) <= self.memory
 
     def derive(
@@ -60,8 +61,8 @@ class Scrypt:
         block_size: int = BLOCK_SIZE,
         parallelism: int = PARALLELISM,
     ) -> bytes:
-        """32 bytes, at the cost 2^`log_n`. Raises `ServiceUnavailable` when memory doesn't come
-        free in time, and `ValueError` for a cost that does not fit."""
+        """Derive 32 bytes at the cost 2^`log_n`. Raises `ServiceUnavailable` when memory doesn't
+        become free in time, and `ValueError` for a cost that does not fit."""
         if not self.fits(log_n, block_size):
             raise ValueError("this cost is over the memory that scrypt may use")
         with self._reserved(memory_needed(log_n, block_size)):
@@ -84,5 +85,5 @@ class Scrypt:
 
 
 def memory_needed(log_n: int, block_size: int = BLOCK_SIZE) -> int:
-    """Bytes that one scrypt call uses (RFC 7914, section 2)."""
+    """Return the bytes of memory that one scrypt call uses (RFC 7914, section 2)."""
     return 128 * block_size * (1 << log_n)

@@ -1,4 +1,4 @@
-"""Passwords at rest: scrypt, its cost kept with each hash.
+"""Passwords at rest: scrypt hashes, each stored with its cost.
 
 A stored hash reads `$scrypt$ln=15,r=8,p=1$<salt>$<hash>` (base64 without padding), as the PHC
 string format writes it.
@@ -17,7 +17,7 @@ from on_api.core.crypto.kdf import BLOCK_SIZE, KEY_BYTES, PARALLELISM, Scrypt, m
 
 SALT_BYTES = 16
 MAX_LOG_N = 18
-"""Costs above this are refused on reading: 2^18 is 256 MiB and about a second."""
+"""Highest log2 of the cost that is accepted on reading: 2^18 is 256 MiB and about a second."""
 
 _STORED = re.compile(
     r"\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d)\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)", re.ASCII
@@ -26,7 +26,8 @@ _STORED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the password was right, and whether its hash should be made anew at today's cost."""
+    """Result of a check: whether the password was correct, and whether its hash should be made anew
+    at today's cost."""
 
     correct: bool
     outdated: bool = False
@@ -36,7 +37,7 @@ class PasswordHasher:
     """Hashes and checks passwords. Thread-safe.
 
     `log_n` is log2 of scrypt's cost for new hashes, which must fit into `scrypt`'s memory. Calls
-    raise `ServiceUnavailable` while that is used up.
+    raise `ServiceUnavailable` while that memory is used up.
     """
 
     def __init__(self, scrypt: Scrypt, *, log_n: int) -> None:
@@ -47,15 +48,15 @@ class PasswordHasher:
         self._nobody = self._encode(bytes(SALT_BYTES), bytes(KEY_BYTES))
 
     def hash(self, password: str) -> str:
-        """The string to store for a new password."""
+        """Return the string to store for a new password."""
         salt = secrets.token_bytes(SALT_BYTES)
         return self._encode(
             salt, self._derive(password, salt, self._log_n, BLOCK_SIZE, PARALLELISM)
         )
 
     def verify(self, password: str, stored: str | None) -> Verdict:
-        """Compare in constant time. `stored=None` (no such user) takes as long and is never
-        correct."""
+        """Check a password in constant time. `stored=None` (no such user) takes as long and is
+        never correct."""
         match = _STORED.fullmatch(self._nobody if stored is None else stored)
         if match is None:
             return Verdict(correct=False)

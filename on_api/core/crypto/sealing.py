@@ -1,5 +1,4 @@
-"""Sealing small things at rest: ChaCha20-Poly1305 (RFC 8439) under a subkey, bound to what they
-belong to."""
+"""Sealing small values at rest: ChaCha20-Poly1305 (RFC 8439) under a subkey, bound to a context."""
 
 from __future__ import annotations
 
@@ -16,22 +15,24 @@ TAG_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What lies in a row: nonce, tag and ciphertext, and which master secret opens it."""
+    """A sealed value as stored in a row: nonce, tag and ciphertext, and the version of the master
+    secret that opens it."""
 
     version: int
     data: bytes = field(repr=False)
 
 
 class Sealer:
-    """Seals for one purpose under the master secret in use; opens under any that is here. What goes
-    into a row is sealed by `accounts/master_secret.py`."""
+    """Seals for one purpose under the master secret in use; opens under any that is loaded. Values
+    for rows are sealed through `accounts/master_secret.py`."""
 
     def __init__(self, keyring: Keyring, purpose: Purpose) -> None:
         self._keyring = keyring
         self._purpose = purpose
 
     def seal(self, plain: bytes, context: bytes, version: int | None = None) -> Sealed:
-        """Opens only with the same `context`. `version`: of another secret than the one in use."""
+        """Seal `plain`; it opens only with the same `context`. `version` selects another secret
+        than the one in use."""
         version = self._keyring.version if version is None else version
         nonce = secrets.token_bytes(NONCE_BYTES)
         cipher = ChaCha20_Poly1305.new(key=self._subkey(version), nonce=nonce)
@@ -40,8 +41,8 @@ class Sealer:
         return Sealed(version, nonce + tag + sealed)
 
     def open(self, sealed: Sealed, context: bytes) -> bytes:
-        """What was sealed. Raises `ValueError` for anything changed, or of another context, and
-        `UnknownSecretError` when its secret is not here."""
+        """Return the plaintext. Raises `ValueError` for altered data or another context, and
+        `UnknownSecretError` when its secret is not loaded."""
         nonce, rest = sealed.data[:NONCE_BYTES], sealed.data[NONCE_BYTES:]
         cipher = ChaCha20_Poly1305.new(key=self._subkey(sealed.version), nonce=nonce)
         cipher.update(context)

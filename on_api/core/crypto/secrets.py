@@ -1,6 +1,6 @@
-"""The server's master secret and the subkeys derived from it, one for each purpose; its rotation.
+"""The server's master secret, the subkeys derived from it, one for each purpose, and its rotation.
 
-Nothing outside this module sees a master secret itself.
+No other module sees a master secret itself.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 SECRET_FILE = "secret.key"  # noqa: S105 (a file's name)
 PREVIOUS_FILE = "secret.key.previous"
-"""Secrets that rows still need after a rotation, one a line."""
+"""Name of the file of secrets that rows still need after a rotation, one per line."""
 MIN_LENGTH = 32
 
 
 class Purpose(StrEnum):
-    """What a subkey is for. The words are part of the derivation: changing one loses what it
-    protects."""
+    """Purpose of a subkey. The words are part of the derivation: changing one makes the data that
+    it protects unreadable."""
 
     API_KEYS = "api-keys"
     CURSORS = "cursors"
@@ -38,7 +38,7 @@ class Purpose(StrEnum):
 
 
 class UnknownSecretError(Exception):
-    """A row belongs to a master secret that is not here."""
+    """A row belongs to a master secret that is not loaded."""
 
 
 class MasterSecret:
@@ -48,19 +48,20 @@ class MasterSecret:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self.version = int.from_bytes(self._derive("version")[:4], "big") >> 1
-        """Names the secret in each row that depends on it: the same for everyone who has it."""
+        """Name of the secret in each row that depends on it: the same number for every holder of
+        the secret."""
         self._subkeys: dict[Purpose, bytes] = {}
 
     def subkey(self, purpose: Purpose) -> bytes:
-        """32 bytes for one purpose."""
-        # Kept: deriving one took longer than all else that a key needs to be known.
+        """Return the 32 bytes of one purpose's subkey."""
+        # Cached: deriving it takes longer than all other work to recognise a key.
         known = self._subkeys.get(purpose)
         if known is None:
             known = self._subkeys[purpose] = self._derive(f"{purpose}/v1")
         return known
 
     def is_same(self, other: MasterSecret) -> bool:
-        """Whether both are one secret."""
+        """Return whether both are the same secret, in constant time."""
         return hmac.compare_digest(self._secret, other._secret)
 
     def _derive(self, info: str) -> bytes:
@@ -68,11 +69,11 @@ class MasterSecret:
 
 
 class Keyring:
-    """The master secrets that are here: the latest one, and those before it that rows still need.
+    """The loaded master secrets: the latest one, and previous ones that rows still need.
     Thread-safe.
 
-    Which of them is in use is the database's to say (`accounts/master_secret.py`): `use` tells it.
-    `problem` says, for a person, why what secrets protect can't be had: then nothing of it can.
+    The database decides which of them is in use (`accounts/master_secret.py`), and `use` sets it.
+    `problem` says, for a person, why nothing that secrets protect is available.
     """
 
     def __init__(
@@ -89,14 +90,14 @@ class Keyring:
         self._used: int | None = None
         self.problem = problem
         self.warning = problem
-        """What was found amiss at the start, a problem or not, for those who ask."""
+        """Trouble found at the start, a problem or not, for reports to the operator."""
 
     @classmethod
     def load(cls, settings: Settings) -> Keyring:
-        """From `ON_API_SECRET_KEY` and `ON_API_PREVIOUS_SECRET_KEYS`, else from the files in
+        """Load from `ON_API_SECRET_KEY` and `ON_API_PREVIOUS_SECRET_KEYS`, else from the files in
         `$ON_API_HOME`.
 
-        Raises `StartupError` with the cure when there is none: a usable default does not exist.
+        Raises `StartupError` with the remedy when there is none: a usable default does not exist.
         """
         if settings.secret_key is not None:
             previous = [secret.get_secret_value() for secret in settings.previous_secret_keys]
@@ -104,23 +105,25 @@ class Keyring:
             return cls(_secret(current), [_secret(text) for text in previous])
         present = _secret(_read_secret(settings.home / SECRET_FILE))
         before = [_secret(line) for line in _lines(settings.home / PREVIOUS_FILE)]
-        # A rotation that was killed in its middle leaves the present one among them.
+        # A rotation that was killed midway leaves the present one among them.
         return cls(present, [each for each in before if not each.is_same(present)], source=settings)
 
     @classmethod
     def without_secret(cls, problem: str) -> Keyring:
-        """A keyring that opens nothing, of a service that goes on with what needs no secret."""
+        """Return a keyring that opens nothing, for a service that goes on with what needs no
+        secret."""
         return cls(MasterSecret(secrets.token_bytes(KEY_BYTES)), problem=problem)
 
     @property
     def latest(self) -> int:
-        """The version of the secret that stands first: the one in use, or the one that a rotation
-        is about to put into use."""
+        """Version of the first secret: the one in use, or the one that a rotation is about to put
+        into use."""
         return self._secrets[0].version
 
     @property
     def version(self) -> int:
-        """Of the secret in use, as far as this process knows: the latest until it was told."""
+        """Version of the secret in use as far as this process knows: the latest until `use` is
+        called."""
         here, used = self._secrets, self._used
         if used in {None, here[0].version}:  # nearly always
             return here[0].version
@@ -128,25 +131,25 @@ class Keyring:
 
     @property
     def versions(self) -> Sequence[int]:
-        """Of every secret that is here, the one in use first."""
+        """Versions of all loaded secrets, the one in use first."""
         return [secret.version for secret in self._in_order()]
 
     @property
     def lacks_the_one_in_use(self) -> bool:
-        """Whether the database was last seen to use a secret that is not here."""
+        """True if the database was last seen to use a secret that is not loaded."""
         used = self._used
         return used is not None and all(each.version != used for each in self._secrets)
 
     def use(self, version: int) -> bool:
-        """Take over which secret is in use. Returns whether it is here, even after a look for new
-        ones."""
+        """Set the version in use. Returns whether that secret is loaded, if necessary after
+        `refresh`."""
         self._used = version
         return not self.lacks_the_one_in_use or (self.refresh() and not self.lacks_the_one_in_use)
 
     def subkey(self, purpose: Purpose, version: int | None = None) -> bytes:
-        """32 bytes for one purpose, of the secret in use or of a version.
+        """Return the 32 bytes of one purpose's subkey, from the secret in use or that of a version.
 
-        Raises `UnknownSecretError` for a version that is not here, even after a look for new ones.
+        Raises `UnknownSecretError` for a version that is not loaded, even after `refresh`.
         """
         wanted = self.version if version is None else version
         for secret in self._secrets:
@@ -157,12 +160,12 @@ class Keyring:
         raise UnknownSecretError
 
     def subkeys(self, purpose: Purpose) -> Sequence[bytes]:
-        """Of every secret that is here, first of the one in use."""
+        """Return one purpose's subkeys of all loaded secrets, that of the one in use first."""
         return [secret.subkey(purpose) for secret in self._in_order()]
 
     def refresh(self) -> bool:
         """Read the files again if they have changed: another process may have rotated the secret.
-        Returns whether they had. While they can't be read, what was known stays."""
+        Returns whether they had. If they can't be read, the loaded secrets stay."""
         if self._source is None or (stamp := _stamp(self._source)) == self._stamp:
             return False
         try:
@@ -180,7 +183,7 @@ class Keyring:
 
 
 def create_secret_file(home: Path) -> bool:
-    """Make `home/secret.key` (mode 0600) unless it is there. Returns whether it was made."""
+    """Create `home/secret.key` (mode 0600) unless it exists. Returns whether it was created."""
     path = home / SECRET_FILE
     if path.exists():
         return False
@@ -189,10 +192,11 @@ def create_secret_file(home: Path) -> bool:
 
 
 def rotate_secret_file(home: Path) -> None:
-    """Make a new `home/secret.key`; the one before is kept beside it for as long as rows need it.
+    """Create a new `home/secret.key`; the previous secret is kept beside it for as long as rows
+    need it.
 
-    Killed at any moment, no secret is lost: it is kept before it is replaced. One at a time: the
-    caller sees to that (`accounts/rotation.py`).
+    No secret is lost if this is killed: the old one is saved before it is replaced. The caller
+    ensures that only one rotation runs at a time (`accounts/rotation.py`).
     """
     present = _read_secret(home / SECRET_FILE)
     _write(home / PREVIOUS_FILE, dict.fromkeys([present, *_lines(home / PREVIOUS_FILE)]))
@@ -200,7 +204,7 @@ def rotate_secret_file(home: Path) -> None:
 
 
 def keep_previous(home: Path, needed: Container[int]) -> None:
-    """Drop the secrets before the present one whose versions are not `needed`."""
+    """Drop the previous secrets whose versions are not `needed`."""
     path = home / PREVIOUS_FILE
     lines = _lines(path)
     kept = [line for line in lines if _secret(line).version in needed]
@@ -255,7 +259,8 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name has to survive a power cut before anything is sealed with what it leads to.
+    # The new name has to survive a power cut before anything is sealed with the secret in that
+    # file.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -264,14 +269,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _stamp(settings: Settings) -> tuple[tuple[int, int], ...]:
-    """Changes when a file of secrets does."""
+    """Return a stamp that changes when a file of secrets does."""
 
     def of(name: str) -> tuple[int, int]:
         try:
             stat = (settings.home / name).stat()
         except OSError:
             return 0, 0
-        # The number too: two that are written in one tick of the clock have one time.
+        # The inode as well: two files written in one tick of the clock have the same time.
         return stat.st_ino, stat.st_mtime_ns
 
     return of(SECRET_FILE), of(PREVIOUS_FILE)

@@ -1,7 +1,7 @@
-"""The file format age (https://age-encryption.org/v1): what `age` encrypts, on-api decrypts, and
-the other way round. X25519 and scrypt recipients; armor on reading.
+"""The file format age (https://age-encryption.org/v1): on-api decrypts what `age` encrypts, and
+vice versa. X25519 and scrypt recipients; armor on reading only.
 
-Bytes in, bytes out: knows no file of on-api, no database and no node. Errors are `AgeError`s.
+Bytes in, bytes out: knows nothing of on-api's files, database and node. Errors are `AgeError`s.
 """
 
 from on_api.core.crypto.age.errors import (

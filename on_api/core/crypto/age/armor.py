@@ -1,7 +1,7 @@
-"""Reading ASCII armor: strict PEM (RFC 7468, figure 3) of the one label that age uses.
+"""Reading of ASCII armor: strict PEM (RFC 7468, figure 3) with the one label that age uses.
 
-Lines may end with CRLF, and white space may surround the block; nothing else may differ from what
-an encoder writes.
+Lines may end with CRLF, and white space may surround the block; everything else must be exactly as
+an encoder writes it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ WHITE_SPACE = b" \t\r\n"
 
 
 class ArmorReader:
-    """Takes armor in pieces of any size and gives the bytes inside. Keeps less than a line."""
+    """Takes armor in pieces of any size and returns the bytes inside. Keeps less than a line."""
 
     def __init__(self) -> None:
         self._held = bytearray()
         self._begun = self._ended = False
         self._short = False
-        """A line that is not full was read: only the end may follow."""
+        """True once a line that is not full was read: only the end may follow."""
 
     @property
     def held(self) -> int:
-        """Bytes that wait for the rest of their line."""
+        """Number of bytes that wait for the rest of their line."""
         return len(self._held)
 
     def update(self, data: Bytes) -> bytes:
-        """The bytes of all lines that are complete by now. Raises `BadArmor`."""
+        """Return the bytes of all lines that are complete by now. Raises `BadArmor`."""
         self._held += data
         if not self._begun:
             self._begin()
@@ -44,7 +44,7 @@ class ArmorReader:
         return out
 
     def finish(self) -> None:
-        """Nothing more comes. Raises `BadArmor` unless the armor's end was seen."""
+        """Finish. Raises `BadArmor` unless the armor's end was seen."""
         if not self._ended:
             raise BadArmor("The armor has no end.")
 

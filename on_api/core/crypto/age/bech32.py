@@ -12,14 +12,14 @@ from on_api.core.crypto.age.errors import BadKey
 CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 CHECKSUM_LENGTH = 6
 MAX_LENGTH = 1024
-"""Characters that are looked at; age's own keys have 62 and 74."""
+"""Characters of a text at most; age's own keys have 62 and 74."""
 
 _VALUES = {character: value for value, character in enumerate(CHARSET)}
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 
 
 def encode(prefix: str, data: bytes) -> str:
-    """Lower case. `prefix` is the human-readable part, in lower case."""
+    """Return the Bech32 text in lower case. `prefix` is the human-readable part, in lower case."""
     values = list(_regroup(data, 8, 5))
     rest = -len(data) * 8 % 5
     if rest:
@@ -30,9 +30,9 @@ def encode(prefix: str, data: bytes) -> str:
 
 
 def decode(text: str) -> tuple[str, bytes]:
-    """The human-readable part, in the case that it has, and the data.
+    """Return the human-readable part, in the case that it has, and the data.
 
-    Raises `BadKey` for anything that `encode` would not have written, but for all of it being in
+    Raises `BadKey` for anything that `encode` would not have written, except for a text that is all
     upper case.
     """
     lower = text.lower()
@@ -57,7 +57,7 @@ def decode(text: str) -> tuple[str, bytes]:
 
 
 def _regroup(values: Iterable[int], width: int, into: int) -> Iterable[int]:
-    """The same bits in groups of another width; what is left at the end is dropped."""
+    """Yield the same bits in groups of another width; a remainder is dropped."""
     bits, count = 0, 0
     for value in values:
         bits, count = (bits << width) | value, count + width
@@ -68,12 +68,12 @@ def _regroup(values: Iterable[int], width: int, into: int) -> Iterable[int]:
 
 
 def expand(prefix: str) -> list[int]:
-    """The prefix as the checksum reads it (BIP 173)."""
+    """Return the prefix as the checksum reads it (BIP 173)."""
     return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
 
 
 def polymod(values: list[int]) -> int:
-    """The checksum of 5-bit values (BIP 173)."""
+    """Return the checksum of 5-bit values (BIP 173)."""
     check = 1
     for value in values:
         top = check >> 25

@@ -23,15 +23,15 @@ from __future__ import annotations
 
 
 class AgeError(Exception):
-    """Base of all that the format's readers and writers raise for what they are given."""
+    """Base of the errors that the format's readers and writers raise for bad input."""
 
 
 class BadKey(AgeError):
-    """No recipient, identity or passphrase that can be used."""
+    """Not a usable recipient, identity or passphrase."""
 
 
 class BadRecipients(AgeError):
-    """Nobody to encrypt to, or a passphrase together with others."""
+    """No recipient, or a passphrase together with others."""
 
 
 class BadArmor(AgeError):
@@ -39,11 +39,11 @@ class BadArmor(AgeError):
 
 
 class Truncated(AgeError):
-    """The file ends too soon."""
+    """The file ends too early."""
 
 
 class BadHeader(AgeError):
-    """The header breaks the rules."""
+    """The header breaks the format's rules."""
 
 
 class UnsupportedVersion(BadHeader):
@@ -59,7 +59,7 @@ class WorkFactorTooHigh(BadHeader):
 
 
 class NoMatch(AgeError):
-    """The file is for others."""
+    """None of the identities opens the file."""
 
 
 class BadPassphrase(NoMatch):

@@ -1,7 +1,7 @@
 """Whole age files: written and read as streams, and read in ranges.
 
-Everything here is plain and incremental: call it in a thread, with pieces of a MiB or more. Memory
-is bounded by the pieces, one chunk, and scrypt's for a passphrase.
+Everything here is synchronous and incremental: call it in a thread, with pieces of a MiB or more.
+Memory is bounded by the pieces, one chunk, and scrypt's for a passphrase.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from on_api.core.crypto.age.stream import ChunkOpener, ChunkSealer, payload_key
 from on_api.core.streams.blocks import Bytes
 
 MAX_START_BYTES = headers.MAX_BYTES + PAYLOAD_NONCE_BYTES
-"""As much of a file as `unlock` may need."""
+"""Bytes at the start of a file that are always enough for `unlock`."""
 
 
 class Encryptor:
     """Writes one file. What `update` and `finish` return, in order, is the file."""
 
     def __init__(self, recipients: Sequence[Recipient]) -> None:
-        """Takes as long as the recipients' `wrap`, whose errors it raises.
+        """Wrap the file key for each recipient; takes as long as their `wrap`, whose errors it
+        raises.
 
         Raises `BadRecipients` for none, or a passphrase that is not alone, and `BadHeader` for so
-        many that nobody would read the file.
+        many that readers would refuse the file.
         """
         if not recipients:
             raise BadRecipients("There is nobody to encrypt to.")
@@ -46,20 +47,20 @@ class Encryptor:
         nonce = secrets.token_bytes(PAYLOAD_NONCE_BYTES)
         header = Header.seal([each.wrap(file_key) for each in recipients], file_key)
         self.start = header.encoded + nonce
-        """Header and nonce: what comes before the chunks, and all that `unlock` needs."""
+        """Header and nonce: the bytes before the chunks, and all that `unlock` needs."""
         self._unsent = self.start
         self._sealer = ChunkSealer(payload_key(file_key, nonce))
 
     def sealed_size(self, plain_size: int) -> int:
-        """Bytes that the file will have."""
+        """Return the bytes that the file will have."""
         return layout.sealed_size(plain_size, len(self.start) - PAYLOAD_NONCE_BYTES)
 
     def update(self, data: Bytes) -> bytearray:
-        """More of the file, for more of the plaintext."""
+        """Return the next part of the file, for the next part of the plaintext."""
         return self._behind_start(self._sealer.update(data))
 
     def finish(self) -> bytearray:
-        """The rest of the file. Without it the file is no file."""
+        """Return the rest of the file, without which it can't be read."""
         return self._behind_start(self._sealer.finish())
 
     def _behind_start(self, chunks: bytearray) -> bytearray:
@@ -70,21 +71,21 @@ class Encryptor:
 
 @dataclass(frozen=True, slots=True)
 class Unlocked:
-    """A file whose header was opened: what it takes to read any part of it."""
+    """A file whose header was opened: enough to read any part of it."""
 
     start_size: int
     """Bytes of header and nonce, before the chunks."""
     key: bytes = field(repr=False)
 
     def layout(self, sealed_size: int) -> Layout:
-        """Where the chunks lie in a file of `sealed_size` bytes. Raises `BadPayload` for a size
-        that it can't have."""
+        """Return the positions of the chunks in a file of `sealed_size` bytes. Raises `BadPayload`
+        for an impossible size."""
         return Layout(self.start_size, sealed_size)
 
 
 def start_size(start: bytes | bytearray) -> int:
-    """Bytes of header and nonce of the file that begins with `start`. Raises `TruncatedHeader` when
-    it doesn't hold them, and what finding the header's end raises."""
+    """Return the bytes of header and nonce of the file that begins with `start`. Raises
+    `TruncatedHeader` when it doesn't hold them, and the errors of `header.find_end`."""
     end = headers.find_end(start)
     if end is None or len(start) < end + PAYLOAD_NONCE_BYTES:
         raise TruncatedHeader("The file ends before its payload begins.")
@@ -92,10 +93,10 @@ def start_size(start: bytes | bytearray) -> int:
 
 
 def unlock(start: bytes | bytearray, identities: Sequence[Identity]) -> Unlocked:
-    """Open the header that the file begins with. `start` may hold more of the file.
+    """Open the header at the start of a file. `start` may hold more of the file.
 
-    Raises `TruncatedHeader` when it doesn't hold enough (`MAX_START_BYTES` always is enough), and
-    what `Header.parse` and `Header.open` raise.
+    Raises `TruncatedHeader` when it doesn't hold enough (`MAX_START_BYTES` is always enough), and
+    the errors of `Header.parse` and `Header.open`.
     """
     size = start_size(start)
     end = size - PAYLOAD_NONCE_BYTES
@@ -106,8 +107,8 @@ def unlock(start: bytes | bytearray, identities: Sequence[Identity]) -> Unlocked
 class Decryptor:
     """Reads one file from its beginning to its end.
 
-    What is wrong with a chunk is raised after the chunks before it were given out, so only what
-    `finish` did not raise on is the whole plaintext.
+    An error in a chunk is raised after the chunks before it were returned: the plaintext is
+    complete only if `finish` did not raise.
     """
 
     def __init__(self, identities: Sequence[Identity], *, armored: bool = False) -> None:
@@ -117,8 +118,8 @@ class Decryptor:
         self._opener: ChunkOpener | None = None
 
     def update(self, data: Bytes) -> bytearray:
-        """More of the plaintext, for more of the file. Raises `AgeError`; the call that completes
-        the header takes as long as the identities' `unwrap`."""
+        """Return the next part of the plaintext, for the next part of the file. Raises `AgeError`;
+        the call that completes the header takes as long as the identities' `unwrap`."""
         if self._armor is not None:
             data = self._armor.update(data)
         if self._opener is not None:
@@ -133,7 +134,7 @@ class Decryptor:
         return self._opener.update(rest)
 
     def finish(self) -> bytearray:
-        """The rest of the plaintext. Raises `AgeError` unless the file is whole."""
+        """Return the rest of the plaintext. Raises `AgeError` unless the file is complete."""
         if self._armor is not None:
             self._armor.finish()
         if self._opener is None:
@@ -144,8 +145,8 @@ class Decryptor:
 class RangeDecryptor:
     """Reads a range of the plaintext from the chunks that its `Span` names.
 
-    Where `span.final` is set, that chunk must be given to `check_final` first. As the span knows
-    the file's size, this reader tells every cut (`TruncatedPayload`); otherwise as `Decryptor`.
+    If `span.final` is set, that chunk must be given to `check_final` first. As the span knows the
+    file's size, this reader detects every cut (`TruncatedPayload`); otherwise see `Decryptor`.
     """
 
     def __init__(self, unlocked: Unlocked, span: Span) -> None:
@@ -163,7 +164,7 @@ class RangeDecryptor:
         )
 
     def check_final(self, sealed: Bytes) -> None:
-        """Prove that the file ends where its size says. `sealed`: the bytes of `span.final`.
+        """Check that the file ends where its size says. `sealed` is the bytes of `span.final`.
 
         Raises `BadPayload`.
         """
@@ -176,7 +177,8 @@ class RangeDecryptor:
         self._final_due = False
 
     def update(self, data: Bytes) -> bytearray:
-        """More of the range, for more of `span.chunks`. Raises `BadPayload`."""
+        """Return the next part of the range, for the next part of `span.chunks`. Raises
+        `BadPayload`."""
         if self._final_due:
             raise ValueError("the last chunk must be checked first")
         self._due -= len(data)
@@ -185,7 +187,7 @@ class RangeDecryptor:
         return self._trim(self._opener.update(data))
 
     def finish(self) -> bytearray:
-        """The rest of the range. Raises `BadPayload` unless all of it was there."""
+        """Return the rest of the range. Raises `BadPayload` unless all of it was there."""
         if self._final_due:
             raise ValueError("the last chunk must be checked first")
         if self._due:

@@ -22,7 +22,8 @@ from on_api.core.crypto.age.stanza import COLUMNS, Stanza, decode_base64, encode
 from on_api.core.crypto.kdf import hkdf
 
 MAX_BYTES = 64 * 1024
-"""Of a header: some 650 recipients. More is refused, so that reading one costs little."""
+"""Bytes of a header at most: some 650 recipients. A longer one is refused, so that reading it costs
+little."""
 VERSION_LINE = b"age-encryption.org/v1\n"
 
 _INTRODUCTION = b"age-encryption.org/"
@@ -33,15 +34,15 @@ _ARGUMENT_LINE = re.compile(rb"->((?: [!-~]+)+)")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header as it was read or written. Not authentic before `open` says so."""
+    """A header as it was read or written. Not authenticated before `open` has returned."""
 
     stanzas: tuple[Stanza, ...]
     encoded: bytes
-    """All of it, to the end of the MAC's line."""
+    """The whole header, to the end of the MAC's line."""
 
     @classmethod
     def seal(cls, stanzas: Sequence[Stanza], file_key: bytes) -> Header:
-        """Write one. Raises `BadHeader` when it would be longer than readers take."""
+        """Write a header. Raises `BadHeader` when it would be longer than readers accept."""
         body = VERSION_LINE + b"".join(stanza.encode() for stanza in stanzas) + b"---"
         encoded = body + f" {encode_base64(_mac(file_key, body))}\n".encode()
         if len(encoded) > MAX_BYTES:
@@ -50,7 +51,7 @@ class Header:
 
     @classmethod
     def parse(cls, encoded: bytes) -> Header:
-        """Read one, which must be all of `encoded`. Raises `BadHeader`."""
+        """Parse a header, which must be all of `encoded`. Raises `BadHeader`."""
         if not encoded.startswith(VERSION_LINE):
             _check_start(encoded)
             raise BadHeader("The header's first line is malformed.")
@@ -70,10 +71,10 @@ class Header:
         return cls(tuple(stanzas), encoded)
 
     def open(self, identities: Sequence[Identity]) -> bytes:
-        """The file key, by the first identity that has it.
+        """Return the file key, by the first identity that has it.
 
-        Raises `NoMatch` (`BadPassphrase` where one was given for a file that has one), `BadHeader`
-        for a stanza that breaks the rules of its type, and `BadMac`.
+        Raises `NoMatch` (`BadPassphrase` if a passphrase was given for a file that has another
+        one), `BadHeader` for a stanza that breaks the rules of its type, and `BadMac`.
         """
         why = NoMatch("The file is not encrypted to any of these keys.")
         for identity in identities:
@@ -94,9 +95,9 @@ class Header:
 
 
 def find_end(data: bytes | bytearray) -> int | None:
-    """Where the header that `data` begins with ends; None when it goes on.
+    """Return the position after the header at the start of `data`; None if it is not complete.
 
-    Raises `BadHeader` for what is no header of an age file, or too long for one.
+    Raises `BadHeader` if it is not the header of an age file, or too long.
     """
     _check_start(data)
     mark = data.find(_END)

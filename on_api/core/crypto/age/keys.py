@@ -1,4 +1,4 @@
-"""Who can open a file: X25519 identities and their recipients, and passphrases.
+"""Keys that open a file: X25519 identities and their recipients, and passphrases.
 
 Each wraps the file key into a stanza of the header, and finds and unwraps its own. The primitives
 and limits are those of the specification's "native recipient types".
@@ -28,7 +28,8 @@ FILE_KEY_BYTES = 16
 SHARE_BYTES = 32
 SALT_BYTES = 16
 DEFAULT_LOG_N = 18
-"""log2 of scrypt's cost: 256 MiB and about a second. What age writes, and the most that is read."""
+"""Log2 of scrypt's cost: 256 MiB and about a second. Age writes it, and no more is accepted on
+reading."""
 
 _X25519, _SCRYPT = "X25519", "scrypt"
 _X25519_INFO = b"age-encryption.org/v1/X25519"
@@ -40,26 +41,26 @@ _WORK_FACTOR = re.compile(r"[1-9][0-9]*", re.ASCII)
 
 
 class Recipient(Protocol):
-    """Somebody to encrypt to."""
+    """A key to encrypt to."""
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """The stanza by which this one alone gets the file key."""
+        """Return the stanza by which only this recipient gets the file key."""
 
 
 class Identity(Protocol):
-    """Somebody who may be able to decrypt."""
+    """A key that may be able to decrypt."""
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key; None when no stanza is for this one. Raises `BadHeader` for one that breaks
-        the rules of this one's type."""
+        """Return the file key; None when no stanza is for this identity. Raises `BadHeader` for a
+        stanza that breaks the rules of this identity's type."""
 
 
 class X25519Recipient:
     """A public key: `age1…`."""
 
     def __init__(self, point: bytes) -> None:
-        """`point`: 32 bytes, as RFC 7748 encodes them. Raises `BadKey` for one of low order, to
-        which everybody's secret would be the same."""
+        """Create a recipient from `point`: 32 bytes, as RFC 7748 encodes them. Raises `BadKey` for
+        a point of low order, for which every shared secret would be the same."""
         self.point = point
         try:
             self._key = DH.import_x25519_public_key(point)
@@ -68,7 +69,7 @@ class X25519Recipient:
 
     @classmethod
     def parse(cls, text: str) -> X25519Recipient:
-        """From `age1…`, lower case as age writes it. Raises `BadKey`."""
+        """Parse `age1…`, lower case as age writes it. Raises `BadKey`."""
         return cls(_decode_key(_RECIPIENT_PREFIX, text))
 
     def __str__(self) -> str:
@@ -78,7 +79,8 @@ class X25519Recipient:
         return f"X25519Recipient({self})"
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """With an ephemeral key of its own, so that nobody sees whom a file is for."""
+        """Return a stanza made with a new ephemeral key, so that it doesn't reveal its
+        recipient."""
         ephemeral = X25519Identity.generate()
         share = ephemeral.recipient.point
         wrap_key = _wrap_key(ephemeral.agree(self), share, self)
@@ -89,7 +91,7 @@ class X25519Identity:
     """A secret key: `AGE-SECRET-KEY-1…`. Never shown by `str()` or `repr()`."""
 
     def __init__(self, secret: bytes) -> None:
-        """`secret`: 32 random bytes. Raises `BadKey` for another length."""
+        """Create an identity from 32 random bytes. Raises `BadKey` for another length."""
         if len(secret) != SHARE_BYTES:
             raise BadKey("An X25519 identity has 32 bytes.")
         self.secret = secret
@@ -98,28 +100,28 @@ class X25519Identity:
 
     @classmethod
     def generate(cls) -> X25519Identity:
-        """A new one."""
+        """Return a new identity."""
         return cls(secrets.token_bytes(SHARE_BYTES))
 
     @classmethod
     def parse(cls, text: str) -> X25519Identity:
-        """From `AGE-SECRET-KEY-1…`, upper case as age writes it. Raises `BadKey`."""
+        """Parse `AGE-SECRET-KEY-1…`, upper case as age writes it. Raises `BadKey`."""
         return cls(_decode_key(_IDENTITY_PREFIX.upper(), text))
 
     def export(self) -> str:
-        """`AGE-SECRET-KEY-1…`: for its owner only."""
+        """Return `AGE-SECRET-KEY-1…`, for its owner only."""
         return bech32.encode(_IDENTITY_PREFIX, self.secret).upper()
 
     def __repr__(self) -> str:
         return f"X25519Identity(recipient={self.recipient})"
 
     def agree(self, other: X25519Recipient) -> bytes:
-        """The 32 bytes that both share. Never all zero: `other` is not of low order."""
+        """Return the 32 bytes that both share. Never all zero: `other` is not of low order."""
         shared: bytes = DH.key_agreement(static_priv=self._key, static_pub=other._key, kdf=bytes)
         return shared
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """As `Identity` says."""
+        """See `Identity`."""
         for stanza in stanzas:
             if stanza.type == _X25519:
                 file_key = self._unwrap(stanza)
@@ -150,9 +152,10 @@ class Passphrase:
         log_n: int = DEFAULT_LOG_N,
         max_log_n: int = DEFAULT_LOG_N,
     ) -> None:
-        """`log_n`: log2 of the cost of what is written. `max_log_n`: of the most that is read.
+        """Create it. `log_n` is log2 of the cost for writing, `max_log_n` of the highest cost
+        accepted on reading.
 
-        Raises `BadKey` for a passphrase that is empty or no Unicode text.
+        Raises `BadKey` for a passphrase that is empty or not encodable as UTF-8.
         """
         try:
             self._passphrase = passphrase.encode()
@@ -168,15 +171,15 @@ class Passphrase:
         return "Passphrase(…)"
 
     def wrap(self, file_key: bytes) -> Stanza:
-        """Takes scrypt's time and memory. Raises `ServiceUnavailable` while there is none left, and
-        `WorkFactorTooHigh` when there will never be enough."""
+        """Return the stanza; takes scrypt's time and memory. Raises `ServiceUnavailable` while no
+        memory is free, and `WorkFactorTooHigh` if there is never enough."""
         self._check_memory(self._log_n)
         salt = secrets.token_bytes(SALT_BYTES)
         arguments = (_SCRYPT, encode_base64(salt), str(self._log_n))
         return Stanza(arguments, _seal(self._derive(salt, self._log_n), file_key))
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """As `Identity` says; takes scrypt's time and memory when the file is for a passphrase.
+        """See `Identity`; takes scrypt's time and memory when the file is for a passphrase.
 
         Raises `BadPassphrase` when that is another one, `WorkFactorTooHigh`, and
         `ServiceUnavailable` while there is no memory left.
@@ -193,7 +196,7 @@ class Passphrase:
         if _WORK_FACTOR.fullmatch(stanza.arguments[2]) is None:
             raise BadHeader("An scrypt stanza's work factor is no plain number.")
         _check_body(stanza)
-        # The digits are counted first: a number of thousands takes long to read.
+        # The digits are counted first: a number of thousands of digits takes long to parse.
         if len(stanza.arguments[2]) > 2 or int(stanza.arguments[2]) > self._max_log_n:
             raise WorkFactorTooHigh(f"The work factor is over 2^{self._max_log_n}.")
         log_n = int(stanza.arguments[2])
@@ -212,8 +215,8 @@ class Passphrase:
 
 
 def stands_alone(stanza: Stanza) -> bool:
-    """Whether the stanza's type may not be mixed with any other stanza: passphrases promise that
-    only who knows them can have written the file."""
+    """Return whether the stanza must be the only one: a passphrase promises that only its holders
+    can have written the file."""
     return stanza.type == _SCRYPT
 
 
@@ -232,7 +235,7 @@ def _decode_argument(argument: str, length: int) -> bytes:
 
 
 def _check_body(stanza: Stanza) -> None:
-    # Before it is decrypted: a longer one could be made to open under two keys.
+    # Checked before decrypting: a longer body could be crafted to open under two keys.
     if len(stanza.body) != _BODY_BYTES:
         raise BadHeader("The body of a stanza has the wrong length.")
 

@@ -1,5 +1,4 @@
-"""Where things lie in a binary age file: its sizes, and the bytes that a range of the plaintext
-needs.
+"""Layout of a binary age file: its sizes, and the bytes that a range of the plaintext needs.
 
 Pure arithmetic. "Plain" offsets and sizes are the plaintext's, "sealed" ones the file's, in bytes.
 """
@@ -17,51 +16,52 @@ PAYLOAD_NONCE_BYTES = 16
 
 
 def sealed_size(plain_size: int, header_size: int) -> int:
-    """Of the whole file. Every chunk has a tag, and there is always one chunk."""
+    """Return the bytes of the whole file. Every chunk has a tag, and there is always one chunk."""
     chunks = max(1, -(-plain_size // CHUNK_BYTES))
     return header_size + PAYLOAD_NONCE_BYTES + plain_size + chunks * TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes `start` to `end` (not with it) of the file."""
+    """Bytes `start` to `end` (exclusive) of the file."""
 
     start: int
     end: int
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a range of the plaintext needs."""
+    """Parts of the file that a range of the plaintext needs."""
 
     chunks: Piece
     """The chunks that hold the range; of size 0 when the range is empty."""
     final: Piece | None
-    """The file's last chunk, where it must be fetched and checked before `chunks` may be used."""
+    """The file's last chunk if it must be fetched and checked before `chunks` may be used, else
+    None."""
     first_index: int
-    """Of the first chunk in `chunks`."""
+    """Number of the first chunk in `chunks`."""
     final_index: int
-    """Of the file's last chunk."""
+    """Number of the file's last chunk."""
     skip: int
     """Bytes of the first chunk that come before the range."""
     length: int
-    """Of the range."""
+    """Bytes of the range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The chunks of one file, which begin at `payload_start`, behind header and nonce."""
+    """The chunks of one file, which begin at `payload_start`, after header and nonce."""
 
     payload_start: int
     sealed_size: int
 
     def __post_init__(self) -> None:
-        """Raises `TruncatedPayload` or `BadPayload` for sizes that no age file has."""
+        """Raise `TruncatedPayload` or `BadPayload` for sizes that no age file has."""
         if self._final_size < TAG_BYTES:
             raise TruncatedPayload("The file ends before its last chunk does.")
         if self._final_size == TAG_BYTES and self.chunk_count > 1:
@@ -69,21 +69,22 @@ class Layout:
 
     @property
     def chunk_count(self) -> int:
-        """How many there are; at least 1."""
+        """Number of chunks; at least 1."""
         return max(1, -(-(self.sealed_size - self.payload_start) // SEALED_CHUNK_BYTES))
 
     @property
     def plain_size(self) -> int:
-        """Of the plaintext, as far as the file's size can be trusted."""
+        """Bytes of the plaintext, as far as the file's size can be trusted."""
         return self.sealed_size - self.payload_start - self.chunk_count * TAG_BYTES
 
     def span(self, offset: int, length: int, *, from_end: bool = True) -> Span:
-        """What to fetch for `length` bytes of the plaintext at `offset`, which lie within it.
+        """Return the parts to fetch for `length` bytes of the plaintext at `offset`, which lie
+        within it.
 
-        `from_end`: whether the offset was reckoned from the plaintext's end, or its size is told
-        to somebody, and all that is known of it is this file's size. The specification demands
-        that the last chunk is then checked before anything else, so `Span.final` is set unless the
-        range lies in that chunk. A range that reaches the end has the last chunk in any case.
+        `from_end` means that the offset was computed from the plaintext's end, or that the size is
+        revealed, while the size is only known from this file's. The specification demands that the
+        last chunk is then checked before anything else, so `Span.final` is set unless the range
+        begins in that chunk. A range that reaches the end includes the last chunk in any case.
         """
         if not 0 <= offset <= offset + length <= self.plain_size:
             raise ValueError("the range lies outside the plaintext")

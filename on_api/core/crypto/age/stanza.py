@@ -1,6 +1,6 @@
-"""One stanza of a header, and the base64 in which its binary parts are written.
+"""Stanzas of a header, and the base64 in which their binary parts are written.
 
-Knows nothing of what types of stanzas there are.
+Knows nothing of the types of stanzas.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ MARK = "->"
 
 @dataclass(frozen=True, slots=True)
 class Stanza:
-    """The file key, wrapped for one recipient. `arguments`: at least the type, printable ASCII
-    without spaces."""
+    """The file key, wrapped for one recipient. `arguments` has at least the type; each is printable
+    ASCII without spaces."""
 
     arguments: tuple[str, ...]
     body: bytes
 
     @property
     def type(self) -> str:
-        """What kind of recipient it is for."""
+        """Type of the recipient."""
         return self.arguments[0]
 
     def encode(self) -> bytes:
-        """As it stands in the header. The last line is always shorter than 64 characters."""
+        """Return the stanza as it is written in the header. The last line always has less than 64
+        characters."""
         text = encode_base64(self.body)
         lines = [text[start : start + COLUMNS] for start in range(0, len(text) + 1, COLUMNS)]
         return "".join(f"{line}\n" for line in (" ".join((MARK, *self.arguments)), *lines)).encode()
 
 
 def encode_base64(data: bytes) -> str:
-    """Without padding (RFC 4648, section 4)."""
+    """Encode in base64 without padding (RFC 4648, section 4)."""
     return b2a_base64(data, newline=False).decode().rstrip("=")
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Raises `BadHeader` for all but the one text that `encode_base64` writes."""
+    """Decode. Raises `BadHeader` for everything but the one text that `encode_base64` writes."""
     try:
         data = a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except Error:

@@ -1,4 +1,4 @@
-"""The payload: chunks of 64 KiB, each sealed under its number and whether it is the last (STREAM).
+"""The payload: chunks of 64 KiB, each sealed under its number and a flag for the last one (STREAM).
 
 Source: https://age-encryption.org/v1, "Payload". Knows nothing of headers.
 """
@@ -16,15 +16,15 @@ from on_api.core.streams.blocks import Bytes
 
 
 def payload_key(file_key: bytes, nonce: bytes) -> bytes:
-    """32 bytes; `nonce` are the 16 bytes between header and chunks."""
+    """Return the payload's key of 32 bytes; `nonce` is the 16 bytes between header and chunks."""
     return hkdf(file_key, salt=nonce, info=b"payload")
 
 
 class ChunkSealer:
-    """Takes the plaintext in pieces of any size and gives chunks. Holds one chunk at most: whether
-    it is the last is known only when more comes, or nothing.
+    """Takes the plaintext in pieces of any size and returns chunks. Holds one chunk at most, since
+    it is the last one if no more data follow.
 
-    One call may take many MiB; each chunk is written straight to its place in what is returned.
+    One call may take many MiB; each chunk is written directly to its place in the result.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -34,7 +34,7 @@ class ChunkSealer:
         self._finished = False
 
     def update(self, data: Bytes) -> bytearray:
-        """The chunks that are complete by now. Nothing of `data` is kept by reference."""
+        """Return the chunks that are complete by now. Keeps no reference to `data`."""
         if self._finished:
             raise ValueError("the file is finished")
         plain = memoryview(data)
@@ -52,27 +52,27 @@ class ChunkSealer:
         return _sealed(self._key, first, chunks)
 
     def finish(self) -> bytearray:
-        """The last chunk."""
+        """Return the last chunk."""
         if self._finished:
             raise ValueError("the file is finished")
         self._finished = True
-        last, self._held = self._held, bytearray()  # who has sealed a file may be kept for long
+        last, self._held = self._held, bytearray()  # the sealer may be kept for long
         return _sealed(self._key, self._index, [last], final=True)
 
 
 class ChunkOpener:
-    """Takes chunks in pieces of any size and gives their plaintext, once it is authentic. Holds
-    less than one chunk.
+    """Takes chunks in pieces of any size and returns their plaintext once it is authenticated.
+    Holds less than one chunk.
 
-    What is wrong with a chunk is raised after the chunks before it were given out: by the same
-    call when there are none, else by the next. So only what `finish` did not raise on is all.
+    An error in a chunk is raised after the chunks before it were returned: by the same call if
+    there are none, else by the next. So the plaintext is complete only if `finish` did not raise.
     """
 
     def __init__(
         self, key: bytes, *, first: int = 0, stop: int | None = None, final: int | None = None
     ) -> None:
-        """Chunks `first` to `stop` (not with it; None: to the end) come. `final` is the number of
-        the file's last chunk, where that is known."""
+        """Expect chunks `first` to `stop` (exclusive; None: to the end). `final` is the number of
+        the file's last chunk, if it is known."""
         self._cipher = aead.chosen()(key)
         self._held = bytearray()
         self._index = first
@@ -82,7 +82,7 @@ class ChunkOpener:
         self._failure: AgeError | None = None
 
     def update(self, data: Bytes) -> bytearray:
-        """The plaintext of the chunks that are complete by now. Raises `BadPayload`."""
+        """Return the plaintext of the chunks that are complete by now. Raises `BadPayload`."""
         self._raise_failure()
         sealed = memoryview(data)
         count = (len(self._held) + len(sealed)) // SEALED_CHUNK_BYTES
@@ -102,7 +102,7 @@ class ChunkOpener:
             if self._ended and len(sealed):
                 raise TrailingData("Something follows the last chunk.")
         except BadPayload as error:
-            # Without the traceback, which holds the buffer of what is not authentic.
+            # Without the traceback, which references the buffer of unauthenticated bytes.
             self._failure = error.with_traceback(None)
             if len(target) == len(out):
                 raise
@@ -111,9 +111,9 @@ class ChunkOpener:
         return out
 
     def finish(self) -> bytearray:
-        """The plaintext of the last chunk. Raises `BadPayload` (`TruncatedPayload` where the end is
-        missing; a file that was cut inside a chunk can't be told from one whose last chunk was
-        changed)."""
+        """Return the plaintext of the last chunk. Raises `BadPayload` (`TruncatedPayload` if the
+        end is missing; a file that was cut inside a chunk can't be distinguished from one whose
+        last chunk was altered)."""
         self._raise_failure()
         if self._ended or (self._index == self._stop and not self._held):
             return bytearray()
@@ -126,7 +126,8 @@ class ChunkOpener:
         return out
 
     def _open(self, sealed: Bytes, out: memoryview) -> None:
-        """A chunk that is full may be the last or not: where that isn't known, both are tried."""
+        """Decrypt a chunk. A full one may be the last or not: if that isn't known, both are
+        tried."""
         if self._ended:
             raise TrailingData("Something follows the last chunk.")
         if len(sealed) < SEALED_CHUNK_BYTES:
@@ -148,7 +149,7 @@ class ChunkOpener:
 
 
 def _sealed(key: bytes, first: int, chunks: Sequence[Bytes], *, final: bool = False) -> bytearray:
-    """The chunks from number `first` on; all are full, or it is the last one alone."""
+    """Return sealed chunks from number `first` on; all are full, or it is the last one alone."""
     cipher = aead.chosen()(key)
     out = bytearray(sum(map(len, chunks)) + len(chunks) * TAG_BYTES)
     target = memoryview(out)
