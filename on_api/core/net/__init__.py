@@ -1,1 +1,2 @@
-"""Outbound calls: which addresses may be called, and connections that are checked when made."""
+"""Outbound calls: the addresses that may be called, and connections that are checked when they are
+made."""

@@ -1,21 +1,21 @@
-"""Which internet addresses others may make us talk to: those of the public internet.
+"""The internet addresses that users may make on-api connect to: those of the public internet.
 
-Pure: looks nothing up.
+Pure: looks up no names.
 """
 
 from __future__ import annotations
 
 import ipaddress
 
-# An IPv4 address in the clothes of IPv6 is judged as what it is (RFC 6052).
+# An IPv4 address embedded in IPv6 is judged as the IPv4 address (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
-# All that was ever given out of IPv6 (RFC 4291, section 2.4). Python calls much of the rest global:
+# All of IPv6 that was ever allocated (RFC 4291, section 2.4). Python calls much of the rest global:
 # site-local, local NAT64, IPv4-compatible addresses.
 _GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
 
-# For protocols, for documentation, and tunnels that end who knows where (6to4, RFC 7526; Teredo).
-# Not every Python knows of them.
+# For protocols, for documentation, and tunnels with an unknown other end (6to4, RFC 7526; Teredo).
+# Not every version of Python knows them.
 _SPECIAL = (
     ipaddress.IPv4Network("192.0.0.0/24"),
     ipaddress.IPv6Network("2001::/32"),
@@ -27,7 +27,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet: not loopback, private, link-local,
+    """Return whether an address belongs to the public internet: not loopback, private, link-local,
     multicast or reserved."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped

@@ -1,8 +1,8 @@
-"""Connections to the very address that was checked.
+"""Connections to exactly the address that was checked.
 
-A URL comes from a user, so whoever owns its name decides where it leads, and may decide anew at
-each look-up. So it is the connection that is checked: the name is looked up once, each address is
-judged, and what is dialled is that address; TLS still asks for the name's certificate.
+A URL comes from a user, so the owner of its host name decides where it leads, and may decide anew
+at each lookup. So the connection itself is checked: the name is looked up once, each address is
+judged, and the connection is made to that address; TLS still requires the name's certificate.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from on_api.core.net.addresses import Address, is_public
 from on_api.core.setting_groups import ImportsSettings
 
 MAX_ADDRESSES = 4
-"""Of one name, tried one after the other."""
+"""Number of a name's addresses that are tried, one after the other."""
 RESOLVE_SECONDS = 5.0
 
 LookUp = Callable[[str], Awaitable[Sequence[Address]]]
 
 
 async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address]:
-    """The IP addresses of a name, as the system resolves it; empty when it has none."""
+    """Return the IP addresses of a name, as the system resolves it; empty when it has none."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
@@ -42,7 +42,7 @@ async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that have passed the check, and to no name."""
+    """Network backend that connects to addresses that have passed the check only."""
 
     def __init__(
         self, look_up: LookUp, inner: httpcore.AsyncNetworkBackend, *, allow_private: bool
@@ -59,7 +59,8 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Look up, check, connect to the first of what is left that answers."""
+        """Look up and check the addresses, and connect to the first allowed one that answers.
+        Raises `AddressRefused` if none is allowed."""
         addresses = await self._look_up(host)
         if not addresses:
             raise httpcore.ConnectError(f"{host} has no address")
@@ -82,14 +83,14 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 class CheckedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own, over connections of `CheckedBackend`."""
+    """Transport of httpx over connections of `CheckedBackend`."""
 
     def __init__(
         self, limits: ImportsSettings, look_up: LookUp, inner: httpcore.AsyncNetworkBackend
     ) -> None:
         context = _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         super().__init__(verify=context, trust_env=False)
-        # httpx has no way to hand a backend in; the pool is all that its transport adds.
+        # httpx has no way to pass a backend in; the pool is all that its transport adds.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
             max_connections=100,
@@ -101,5 +102,6 @@ class CheckedTransport(httpx.AsyncHTTPTransport):
 
 @lru_cache(maxsize=2)
 def _tls(file: str | None, folder: str | None) -> ssl.SSLContext:
-    """Whom to believe: the operator's own word, where there is one. Reading them takes a while."""
+    """Return the TLS context: with the operator's certificates, if there are any. Loading them
+    takes a while."""
     return httpx.create_ssl_context(trust_env=bool(file or folder))

@@ -1,4 +1,4 @@
-"""Errors of calls to other people's services; a branch of the tree in `core/errors.py`."""
+"""Errors of calls to other services; a branch of the tree in `core/errors.py`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from on_api.core.errors import RetryLater
 
 
 class SourceError(RetryLater):
-    """Another service, from which content is to come, did not do what was asked."""
+    """Another service, from which content is to come, failed to do what was asked."""
 
     status, reason, summary = 502, "SOURCE_ERROR", "The source could not do this."
 
 
 class SourceUnauthorized(SourceError):
-    """It refuses the credentials: wrong, or over."""
+    """The service refuses the credentials: wrong, or expired."""
 
     reason, summary = (
         "SOURCE_UNAUTHORIZED",
@@ -21,19 +21,19 @@ class SourceUnauthorized(SourceError):
 
 
 class SourceMissing(SourceError):
-    """It has no such content."""
+    """The service has no such content."""
 
     reason, summary = "SOURCE_MISSING", "The source does not have this content."
 
 
 class SourceMalformed(SourceError):
-    """The service's answer is not what it must be."""
+    """The service's answer is malformed."""
 
     reason, summary = "SOURCE_MALFORMED", "The source's answer was not understood."
 
 
 class SourceUnavailable(SourceError):
-    """It can't be reached, is too slow, or asks to be left alone for a while."""
+    """The service can't be reached, is too slow, or asks for a pause."""
 
     status, reason, summary = (
         503,

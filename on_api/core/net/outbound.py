@@ -1,8 +1,8 @@
-"""Calls to other people's services over HTTP: bounded in time and size, tried again with patience,
-and made to the very address that was checked (`checked_connections.py`).
+"""HTTP calls to other services: bounded in time and size, retried, and made to exactly the address
+that was checked (`checked_connections.py`).
 
-Takes no proxy from the environment, keeps no cookies, follows redirects by hand, decompresses
-nothing. Knows nothing of IPFS or of what is asked.
+Uses no proxy of the environment, keeps no cookies, follows redirects itself, decompresses nothing.
+Knows nothing of IPFS or of the requests' meaning.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ MAX_URL = 2048
 MAX_REDIRECTS = 3
 MAX_JSON_DEPTH = 32
 FIRST_PAUSE = 0.5
-"""Seconds before the second try, doubled for each further one; the half of it is chance."""
+"""Seconds before the first retry, doubled for each further one, less up to a half at random."""
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
-"""Strings, ended or not, and brackets: in one pass, whatever comes."""
+"""Pattern of strings, terminated or not, and brackets: runs in one pass on any input."""
 
 T = TypeVar("T")
 
 
 def check_url(text: str, *, allow_private: bool) -> httpx.URL:
-    """What can be said of a service's URL without a look-up. Returns it without a trailing slash.
+    """Check what can be checked of a service's URL without a lookup. Returns it without a trailing
+    slash.
 
-    Raises `AddressRefused`: only `https://`, no user, password, query or fragment in it, no address
-    that isn't of the public internet; with `allow_private` also `http://` and any address.
+    Raises `AddressRefused`: only `https://`, no user, password, query or fragment, no address
+    outside the public internet; with `allow_private` also `http://` and any address.
     """
     try:
         url = httpx.URL(text.rstrip("/") if len(text) <= MAX_URL else "")
@@ -71,18 +72,18 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case names."""
+    """Headers by lower-case names."""
     chunks: AsyncIterator[bytes]
-    """The body as it comes. Raises a `SourceError` when it breaks off or stands still."""
+    """The body as it arrives. Raises a `SourceError` when it breaks off or stalls."""
 
 
 class Outbound:
-    """Calls by one set of limits. Bound to the event loop of its first call.
+    """Calls under one set of limits. Bound to the event loop of its first call.
 
     Every call raises `AddressRefused`; `SourceUnauthorized` for 401 and 403; `SourceMissing` for
-    404, 410 and 451; `SourceUnavailable` for what passes, after all tries; `SourceMalformed` for
-    what was not to be understood; `SourceError` for any other status. No error or log shows more of
-    a URL than its host.
+    404, 410 and 451; `SourceUnavailable` for temporary failures, after all retries;
+    `SourceMalformed` for answers that can't be understood; `SourceError` for any other status. No
+    error or log shows more of a URL than its host.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class Outbound:
         form: Mapping[str, str] | None = None,
         body: object = None,
     ) -> Any:
-        """The JSON of one answer, of at most `max_answer` bytes and `MAX_JSON_DEPTH` levels.
+        """Return the JSON of one answer, of at most `max_answer` bytes and `MAX_JSON_DEPTH` levels.
 
-        A call is tried again when it fails for a reason that passes, so it must do no harm twice.
+        The call is retried after a temporary failure, so it must do no harm if it is made twice.
         """
         content, kind = _content(form, body)
         headers = {"accept": "application/json", **kind}
@@ -128,7 +129,7 @@ class Outbound:
         authorization: str | None = None,
         accept: str = "*/*",
     ) -> AsyncIterator[Answer]:
-        """An answer whose body streams. Only what comes before its body is tried again."""
+        """Open an answer whose body streams. Only failures before its body are retried."""
         call = _Call(method, _with_query(url, query), {"accept": accept}, authorization, b"")
         response = await self._patiently(lambda: self._open_once(call))
         try:
@@ -137,7 +138,7 @@ class Outbound:
             await response.aclose()
 
     async def pause(self, tries: int) -> None:
-        """Wait before another try, after `tries` of them."""
+        """Wait before another attempt, after `tries` retries."""
         backoff = Backoff(self._first_pause, self.limits.longest_pause)
         await asyncio.sleep(backoff.jittered(tries + 1))
 
@@ -179,11 +180,11 @@ class Outbound:
                     await response.aclose()
         except TimeoutError as error:
             raise _PassingError(f"{call.url.host} did not answer in time.") from error
-        # In a thread: a body of many megabytes takes a second.
+        # In a thread: parsing a body of many megabytes takes a second.
         return await asyncio.to_thread(_json, call.url.host, bytes(body))
 
     async def _open_once(self, call: _Call) -> httpx.Response:
-        """The first answer that is no redirect, if it is a good one."""
+        """Return the first answer that is not a redirect, if its status is 200."""
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._send(call)
             try:
@@ -226,7 +227,7 @@ class Outbound:
 
 
 class _PassingError(Exception):
-    """Something that may be otherwise in a while; `retry_after` in seconds, where it was told."""
+    """A temporary failure; `retry_after` in seconds if the service has named it."""
 
     def __init__(self, details: str, retry_after: float | None = None) -> None:
         super().__init__(details)
@@ -252,7 +253,7 @@ def _check(url: httpx.URL, *, allow_private: bool) -> None:
     try:
         address = ipaddress.ip_address(url.host)
     except ValueError:
-        return  # a name, or what resolves like one: judged when it is connected to
+        return  # a name, or what resolves like one: judged when the connection is made
     if not (allow_private or is_public(address)):
         raise AddressRefused(f"{url.host} is no address of the public internet.")
 
@@ -271,8 +272,7 @@ def _content(form: Mapping[str, str] | None, body: object) -> tuple[bytes, Mappi
 
 
 def _redirected(call: _Call, response: httpx.Response) -> _Call:
-    """Where to go on. What proves who we are goes to nobody but the origin that it was meant
-    for."""
+    """Return the call to which a redirect leads. Credentials are sent to their own origin only."""
     if call.method != "GET":
         raise SourceMalformed(f"{call.url.host} redirects a call that can't be.")
     try:
@@ -288,7 +288,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _refuse(host: str, response: httpx.Response) -> None:
-    """Raise what a status that isn't 200 means."""
+    """Raise the error for a status that isn't 200."""
     status = response.status_code
     if status in _PASSING:
         pause = _retry_after(response.headers.get("retry-after"))
@@ -302,7 +302,8 @@ def _refuse(host: str, response: httpx.Response) -> None:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds from now, given as such or as a date (RFC 9110, 10.2.3); None for anything else."""
+    """Return a `Retry-After` in seconds from now, given as a number or a date (RFC 9110, 10.2.3);
+    None for anything else."""
     if value is None or len(value) > 64:
         return None
     if value.strip().isascii() and value.strip().isdigit():

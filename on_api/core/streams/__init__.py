@@ -1,1 +1,1 @@
-"""Bytes on their way: blocks of a bounded pool, and pipelines of steps that run in threads."""
+"""Streams of bytes: blocks of a bounded pool, and pipelines of steps that run in threads."""

@@ -1,5 +1,5 @@
-"""Bytes that stream in large blocks: their type, how large blocks are while few or many stream at
-once, and the memory that all of them share. Knows nothing of what they hold."""
+"""Blocks for streaming bytes: their type, their size while few or many streams are active, and the
+memory that all streams share. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Bytes = bytes | bytearray | memoryview
-"""What is read without being copied, and never written to again. Of a `memoryview`: one dimension,
-of bytes, contiguous."""
+"""Bytes that are read without being copied, and never written to again. A `memoryview` has one
+dimension, of bytes, contiguous."""
 
 MOST_BYTES = 1024 * 1024
-"""Size of the blocks that are worth a thread's visit."""
+"""Bytes of the largest blocks, for which a switch to a thread is worth while."""
 LEAST_BYTES = 16 * 1024
-"""Blocks up to this size bypass the room: nobody waits for one, and none is counted."""
+"""Blocks up to this size in bytes bypass the room: they are granted at once and not counted."""
 WHOLE_BYTES = 256 * 1024
-"""Least size of a block that is waited for: with smaller ones each byte costs more."""
+"""Minimum bytes of a counted block: with smaller ones each byte costs more."""
 TOGETHER_BYTES = 3 * 1024 * 1024
-"""Size of all counted blocks together."""
+"""Bytes of all counted blocks together."""
 
 
 class Block:
-    """Memory out of a `Room`. Whoever received it calls `release` once nothing reads it any more;
-    the count never depends on when Python collects the memory itself, which is not used again."""
+    """Memory out of a `Room`. The receiver calls `release` once nothing reads it any more; the
+    count never depends on when Python collects the memory itself, which is not reused."""
 
     __slots__ = ("_room", "memory")
 
     def __init__(self, size: int, room: Room | None) -> None:
-        """`room`: where it is counted, if it is."""
+        """Allocate `size` bytes. `room` is where they are counted; None: nowhere."""
         self.memory = bytearray(size)
         self._room = room
 
     def release(self) -> None:
-        """Let others have as much. Does nothing the second time."""
+        """Return the bytes to the room. Does nothing the second time."""
         room, self._room = self._room, None
         if room is not None:
             room.give_back(len(self.memory))
 
 
 class Asked:
-    """A wish for a block of up to `most` bytes. `take` gets it."""
+    """A request for a block of up to `most` bytes. `take` is called with it."""
 
     __slots__ = ("most", "take")
 
@@ -50,14 +50,13 @@ class Asked:
         self.take: Callable[[Block], None] | None = take
 
     def withdraw(self) -> None:
-        """It isn't wanted any more."""
+        """Cancel the request."""
         self.take = None
 
 
 class Room:
-    """The memory in which bodies stream, of one event loop: `together` bytes, dealt out block by
-    block in the order in which they are asked for. The more streams there are, the smaller blocks
-    are."""
+    """The memory in which bodies stream, of one event loop: `together` bytes, granted block by
+    block in the order of the requests. The more streams there are, the smaller blocks are."""
 
     def __init__(self, together: int = TOGETHER_BYTES) -> None:
         self._together = together
@@ -68,7 +67,7 @@ class Room:
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
-        """One more stream."""
+        """Count one more stream while the context is open."""
         self.streams += 1
         try:
             yield
@@ -76,18 +75,19 @@ class Room:
             self.streams -= 1
 
     def share(self) -> int:
-        """Bytes that one stream should gather at most: two such of each have room."""
+        """Return the bytes that one stream should gather at most: there is room for two such blocks
+        of each stream."""
         share = self._together // (2 * max(1, self.streams))
         return max(LEAST_BYTES, min(MOST_BYTES, share))
 
     def is_crowded(self) -> bool:
-        """Whether so many stream that what one has ready is to go on before it gets more."""
+        """Return whether there are so many streams that each should pass on what it has before it
+        reads more."""
         return self.share() < MOST_BYTES
 
     def ask(self, most: int, take: Callable[[Block], None]) -> Asked:
-        """Have `take` called with a block of up to `most` bytes: at once, or as soon as there is
-        room for it and whoever asked before has theirs. Nobody waits for one of up to
-        `LEAST_BYTES`."""
+        """Call `take` with a block of up to `most` bytes: at once, or as soon as there is room for
+        it and earlier requests are served. Up to `LEAST_BYTES` are granted at once."""
         asked = Asked(most, take)
         if most <= LEAST_BYTES:
             take(Block(most, None))
@@ -97,8 +97,8 @@ class Room:
         return asked
 
     def give_back(self, size: int) -> None:
-        """Count a released block out, and give those that wait what has become free: soon, not in
-        the midst of whoever releases it."""
+        """Subtract a released block, and serve waiting requests soon, not within the caller's
+        release."""
         self.held -= size
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._deal)
@@ -118,5 +118,5 @@ class Room:
             try:
                 first.take(block)
             except BaseException:
-                block.release()  # who couldn't take it gives nothing back
+                block.release()  # a receiver that failed won't release it
                 raise

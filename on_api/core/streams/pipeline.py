@@ -1,4 +1,4 @@
-"""Bytes that stream through something slow: worked on in threads, one piece ahead."""
+"""Streams through a slow step, which runs in threads, one piece ahead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from on_api.core.streams.blocks import MOST_BYTES, Bytes
 
 DONE_HERE = 64 * 1024
-"""Bytes that are worked on sooner than a thread is asked to."""
+"""Bytes up to which a block is processed on the event loop: a thread would take longer to start."""
 
 
 async def transformed(
@@ -20,12 +20,12 @@ async def transformed(
     *,
     ahead: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Bytes]:
-    """What `transform` makes of each block, in their order, and `finish` at last; never empty
-    pieces.
+    """Yield the result of `transform` for each block, in order, and that of `finish` at last; never
+    empty pieces.
 
-    A block is worked on in a thread while the piece before it is being read, and is read itself
-    until the next one is asked for. Where `ahead()` is False a piece is given out before the next
-    block is waited for: then nothing is held meanwhile. Memory: one block, two pieces.
+    A block is processed in a thread while the reader uses the piece before it, and may itself be
+    used until the next block is requested. If `ahead()` is False, a piece is yielded before the
+    next block is awaited, so that nothing is held meanwhile. Memory: one block, two pieces.
     """
     loop = asyncio.get_running_loop()
     ready: Bytes = b""
@@ -41,9 +41,9 @@ async def transformed(
                     yield ready
                 ready = await work
             finally:
-                work.cancel()  # what nobody waits for any more is not told of its failure
+                work.cancel()  # a result that is no longer awaited reports no failure
                 del work
-        del block  # who waits for the next one holds none
+        del block  # hold none while waiting for the next one
         if ready and not ahead():
             yield ready
             ready = b""
@@ -54,7 +54,7 @@ async def transformed(
 
 
 async def gathered(chunks: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of about `MOST_BYTES`."""
+    """Yield the same bytes in pieces of about `MOST_BYTES`."""
     held: list[Bytes] = []
     size = 0
     async for chunk in chunks:
