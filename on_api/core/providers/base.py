@@ -1,8 +1,8 @@
-"""The port to where content may come from: what every source says of what it has, page by page, and
-what a person has to tell so that it can be asked.
+"""The port to sources of content: how a source lists what it has, page by page, and what the user
+has to specify to reach it.
 
-Holds the protocol and its plain data. Knows neither the database nor who imports; secrets pass
-through it and are shown by no `repr`.
+Holds the protocol and its plain data. Knows neither the database nor the importing user; secrets
+pass through it and are shown by no `repr`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ON_API = "on_api"
 KINDS = (PINNING_API, PINATA, KUBO, CAR, CIDS, ON_API)
 
 MAX_NAME = 255
-"""Characters of a name; the rest is cut off."""
+"""Characters of a name at most; the rest is cut off."""
 MAX_META = 1000
 MAX_META_BYTES = 16 * 1024
 MAX_TOKEN = 8192
@@ -33,49 +33,49 @@ MAX_RESUME_BYTES = 640 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """What another on-api says of a file, so that it can stay one."""
+    """Metadata of a file at another on-api, from which it can become a file here."""
 
     id: str
     name: str
     media_type: str
     size: int
-    """Bytes as they were uploaded, not those of the DAG."""
+    """Bytes of the upload, not those of the DAG."""
     sha256: bytes
-    """Of those bytes: 32 of its own."""
+    """SHA-256 of the uploaded bytes, 32 bytes."""
     visibility: str
-    """`public` or `private`; a private one's DAG is an age file."""
+    """Visibility, `public` or `private`; a private file's DAG is an age file."""
     meta: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceItem:
-    """One thing that the source has, as it says: nothing of it is verified but its form."""
+    """One item as the source describes it: nothing is verified but its form."""
 
     cid: str
-    """As the source spells it; any text when there is a `problem`."""
+    """The CID as the source spells it; any text when there is a `problem`."""
     name: str | None
     meta: Mapping[str, str]
     created_at: datetime | None
-    """The source's own date, with its time zone."""
+    """Date of its creation by the source, with a time zone."""
     size: int | None
-    """Bytes, where the source tells."""
+    """Size in bytes, if the source gives it."""
     origins: tuple[str, ...] = ()
-    """Multiaddrs that may be dialled for it, unchecked."""
+    """Multiaddrs that may have it, unchecked."""
     problem: str | None = None
-    """Why it can't be moved, in a sentence; None: it may be tried."""
+    """Reason why it can't be moved, in a sentence; None: it may be tried."""
     note: str | None = None
-    """What of it can't be kept, in a sentence; None: all of it can."""
+    """Part of it that can't be kept, in a sentence; None: all of it can."""
     file: SourceFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some items, and from where to go on."""
+    """Some items, and the cursor after them."""
 
     items: Sequence[SourceItem]
     resume: str
-    """What `pages(after=…)` takes to go on behind this page; at most `MAX_RESUME_BYTES`, no
-    secret."""
+    """Cursor that `pages(after=…)` takes to continue after this page; at most `MAX_RESUME_BYTES`,
+    not secret."""
 
 
 class Source(Protocol):
@@ -87,50 +87,52 @@ class Source(Protocol):
     kind: str
 
     def pages(self, after: str | None = None) -> AsyncIterator[Page]:
-        """Everything that the source has, from the beginning or behind a page seen before.
+        """Yield everything that the source has, from the beginning or after an earlier page.
 
-        Ends only when all was listed: a source that stops half-way is an error, never a shorter
-        list. An item may come twice when the source changes meanwhile, or after a crash.
+        Ends only when everything was listed: a source that stops half-way is an error, never a
+        shorter list. An item may come twice when the source changes meanwhile, or after a crash.
         """
         ...
 
     async def delegates(self) -> Sequence[str]:
-        """Multiaddrs at which the source's content is served over IPFS, unchecked; may be empty."""
+        """Return multiaddrs at which the source's content is served over IPFS, unchecked; may be
+        empty."""
         return ()
 
     async def identities(self) -> Sequence[str]:
-        """The secrets (`AGE-SECRET-KEY-1…`) that open its private files; empty for most."""
+        """Return the secrets (`AGE-SECRET-KEY-1…`) that open its private files; empty for most
+        sources."""
         return ()
 
     async def close(self) -> None:
-        """Free every connection."""
+        """Close every connection."""
         return
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """What a person tells of a source. Which fields a kind takes is said in `FIELDS`."""
+    """A source as the user specifies it. `FIELDS` says which fields each kind takes."""
 
     kind: str
     endpoint: str | None = None
-    """The service's URL: of a Pinning Service API what `/pins` follows, of a Kubo its RPC, of an
-    on-api its origin."""
+    """URL of the service: of a Pinning Service API the part before `/pins`, of a Kubo its RPC, of
+    an on-api its origin."""
     token: str | None = field(default=None, repr=False)
-    """The bearer token (JWT, key); of a Kubo `bearer:TOKEN` or `basic:USER:PASSWORD`."""
+    """Bearer token (JWT, key); of a Kubo `bearer:TOKEN` or `basic:USER:PASSWORD`."""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    """Of the account at the other on-api, when private files are to come along."""
+    """Password of the account at the other on-api, if private files are to be imported as well."""
     identities: tuple[str, ...] = field(default=(), repr=False)
-    """Or else the identities that open them, exported before."""
+    """Identities that open them, exported before; instead of a password."""
     path: str | None = None
-    """A file on this machine: from the command line only."""
+    """Path of a file on this machine; from the command line only."""
     text: str | None = field(default=None, repr=False)
-    """The list itself."""
+    """Text of the list."""
     roots: tuple[str, ...] = ()
-    """Of a CAR that was taken in already."""
+    """Roots of a CAR that was stored already."""
 
     def __post_init__(self) -> None:
-        """Check it. Raises `BadRequest` for an unknown kind, or the wrong fields for it."""
+        """Check the fields. Raises `BadRequest` for an unknown kind, or the wrong fields for it."""
         takes = FIELDS.get(self.kind)
         if takes is None:
             raise BadRequest(f"source.kind: one of {', '.join(KINDS)}.")
@@ -146,12 +148,12 @@ class SourceSpec:
             raise BadRequest("source.token: it is too long.")
 
     def to_json(self) -> str:
-        """For keeping, sealed: it holds the secrets."""
+        """Return it as JSON for storage; it contains the secrets and has to be sealed."""
         return json.dumps({name: value for name, value in asdict(self).items() if value})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote."""
+        """Read what `to_json` wrote."""
         values = json.loads(text)
         for name in ("identities", "roots"):
             values[name] = tuple(values.get(name, ()))
@@ -172,4 +174,4 @@ FIELDS: Mapping[str, Mapping[str, bool]] = {
         "identities": False,
     },
 }
-"""By kind the fields that a `SourceSpec` takes, and whether they are needed."""
+"""Fields that a `SourceSpec` takes, by kind, and whether they are required."""

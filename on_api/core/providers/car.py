@@ -1,5 +1,5 @@
-"""A CAR: its roots are what it has. Its blocks are brought to the node by
-`ipfs/retrieval.take_car`."""
+"""A CAR as a source, whose items are its roots. `ipfs/retrieval.take_car` stores its blocks on the
+node."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK_BYTES = 1024 * 1024
 
 
 class CarSource(Source):
-    """The roots of a CAR: of the file at `path`, or those of one that was taken in already."""
+    """The roots of a CAR: of the file at `path`, or of a CAR that was stored already."""
 
     kind = CAR
 
@@ -29,8 +29,8 @@ class CarSource(Source):
             raise BadRequest("source.path: a car source needs it.")
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
-        """See `Source.pages`. One page; raises `BadCar`, or `BadRequest` for a file that can't be
-        read."""
+        """See `Source.pages`. Yields one page; raises `BadCar`, or `BadRequest` for a file that
+        can't be read."""
         if after is not None:
             return
         roots = self._roots
@@ -42,7 +42,8 @@ class CarSource(Source):
 
 
 async def chunks_of(path: Path) -> AsyncGenerator[bytes]:
-    """The bytes of a file on this machine; to be closed. Raises `BadRequest` when it can't be."""
+    """Yield the bytes of a file on this machine; to be closed. Raises `BadRequest` if it can't be
+    read."""
     try:
         async with await open_file(path, "rb") as file:
             while chunk := await file.read(CHUNK_BYTES):
@@ -52,7 +53,7 @@ async def chunks_of(path: Path) -> AsyncGenerator[bytes]:
 
 
 async def roots_of(chunks: AsyncIterator[bytes]) -> list[str]:
-    """The roots that a CAR names, CIDv1 in base32. Raises `BadCar`."""
+    """Return the roots that a CAR names, as CIDv1 in base32. Raises `BadCar`."""
     reader = CarReader(chunks)
     try:
         async with aclosing(reader.blocks()) as blocks:

@@ -1,5 +1,5 @@
-"""A list of CIDs: a text with one a line, a name after it if wanted; or a CSV with a header that
-has a column `cid`."""
+"""A list of CIDs as a source: a text with one per line, optionally followed by a name; or a CSV
+with a header that has a column `cid`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from on_api.core.providers.car import chunks_of
 PAGE = 1000
 MAX_LINES = 1_000_000
 MAX_LINE = 32 * 1024
-"""Characters."""
+"""Characters of a line at most."""
 MAX_COLUMNS = 100
 
 
@@ -36,7 +36,7 @@ class CidsSource(Source):
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
         """See `Source.pages`. `resume` is the number of the last line. Raises `SourceMalformed` for
-        a list that is too long or no UTF-8, `BadRequest` for a file that can't be read."""
+        a list that is too long or not UTF-8, `BadRequest` for a file that can't be read."""
         last = int(after) if after is not None and after.isdigit() else 0
         items: list[SourceItem] = []
         number = last
@@ -68,7 +68,8 @@ class CidsSource(Source):
 
 
 def items_of(text: str) -> Iterator[tuple[int, SourceItem]]:
-    """Each line's number, from 1, and what it says. Empty lines and comments (`#`) say nothing."""
+    """Yield each line's number, from 1, and its item. Empty lines and comments (`#`) are
+    skipped."""
     columns: Sequence[str] | None = None
     is_first = True
     for number, raw in enumerate(_lines(text.removeprefix("\ufeff")), 1):
@@ -91,7 +92,7 @@ def items_of(text: str) -> Iterator[tuple[int, SourceItem]]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """By line feeds alone: names may hold any other separator that Python knows."""
+    """Split by line feeds only: names may contain every other separator that Python knows."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)
@@ -107,7 +108,8 @@ def _header(line: str) -> Sequence[str] | None:
 
 
 def _cells(line: str) -> list[str] | None:
-    """A line by itself: a quotation mark that nobody closes must not swallow those after it."""
+    """Parse one line only, so that an unclosed quotation mark doesn't swallow the lines after
+    it."""
     try:
         return next(csv.reader([line], strict=True, skipinitialspace=True), None)
     except csv.Error:

@@ -1,6 +1,7 @@
-"""Another Kubo, by its RPC: its recursive pins with their names.
+"""Another Kubo as a source, over its RPC: its recursive pins with their names.
 
-An RPC is the whole node; that only administrators name one is the service's rule.
+An RPC gives control over the whole node; the service's rule is that only administrators may name
+one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ PAGE = 1000
 
 
 class KuboSource(Source):
-    """The pin set of one Kubo, by CID.
+    """The pin set of one Kubo, ordered by CID.
 
-    Asked for in one answer, not as a stream: of a stream that Kubo breaks off nothing tells that it
-    is short (the reason comes in a trailer that no Python client shows). So a pin set may be as
-    long as `ON_API_IMPORTS__MAX_ANSWER` has room for: about 250,000 pins by default.
+    Requested as one answer, not as a stream: nothing shows that a stream that Kubo broke off is
+    short (the reason comes in a trailer that no Python client shows). So the pin set must fit into
+    `ON_API_IMPORTS__MAX_ANSWER`: about 250,000 pins by default.
     """
 
     kind = KUBO
@@ -33,7 +34,7 @@ class KuboSource(Source):
         self._authorization = authorization(spec.token)
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
-        """See `Source.pages`. The set is listed anew and gone over from `after` on."""
+        """See `Source.pages`. The set is listed anew each time and read from `after` on."""
         answer = await self._call("pin/ls", {"type": "recursive", "names": "true"})
         # Absent when there is nothing pinned.
         pins = shapes.row(answer.get("Keys") or {})
@@ -44,7 +45,7 @@ class KuboSource(Source):
             yield Page(items, page[-1])
 
     async def delegates(self) -> Sequence[str]:
-        """See `Source.delegates`: where it listens."""
+        """See `Source.delegates`: the addresses at which it listens."""
         answer = await self._call("id", {})
         suffix = f"/p2p/{shapes.text(answer.get('ID'))}"
         listed = answer.get("Addresses") or []

@@ -1,7 +1,7 @@
-"""Another on-api: its files, which stay files, and its pins.
+"""Another on-api as a source: its files, which stay files, and its pins.
 
-A private file's DAG is an age file, and moves as it is; what opens it is its owner's identity. That
-is exported for a password alone, or was exported before.
+A private file's DAG is an age file, and is moved as it is; its owner's identity opens it. That
+identity is exported with the owner's password, or was exported before.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class OnApiSource(Source):
             yield Page(page.items, f"{PINS}:{page.resume}")
 
     async def delegates(self) -> Sequence[str]:
-        """See `Source.delegates`: those that its pins name. Who has none learns nothing."""
+        """See `Source.delegates`: those that its pins name; empty without pins."""
         return await self._pins.delegates()
 
     async def identities(self) -> Sequence[str]:
-        """See `Source.identities`: given, or exported by a login made for it."""
+        """See `Source.identities`: those specified, or exported after a login with username and
+        password."""
         if self._spec.identities or not self._opens_private:
             return self._spec.identities
         login = {"username": self._spec.username or "", "password": self._spec.password or ""}

@@ -1,4 +1,4 @@
-"""From what a person tells of a source to the source itself: the one place that knows all kinds."""
+"""Opens a source by its specification: the one place that knows all kinds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ _KINDS: Mapping[str, Callable[[SourceSpec, Outbound], Source]] = {
 
 
 def open_source(spec: SourceSpec, outbound: Outbound) -> Source:
-    """The source that `spec` names; asks nobody yet. Raises `AddressRefused` or `BadRequest`.
+    """Return the source that `spec` names; makes no call yet. Raises `AddressRefused` or
+    `BadRequest`.
 
     Its calls go through `outbound`, which the caller closes.
     """

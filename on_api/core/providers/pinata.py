@@ -1,7 +1,7 @@
-"""Pinata's own API, as its public documentation has it: the v3 files list, and the older pinList
-for keys that may only read that.
+"""Pinata as a source, by its own API as publicly documented: the v3 files list, and the older
+pinList for keys that may only read that.
 
-A file in Pinata's private network is not on IPFS: it is listed, and can't be moved.
+A file in Pinata's private network is not on IPFS: it is listed, but can't be moved.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PinataSource(Source):
             except (SourceUnauthorized, SourceMissing):
                 if listed:
                     raise
-                part, place = PIN_LIST, ""  # an older key, or what only speaks the older API
+                part, place = PIN_LIST, ""  # an older key, or an older API
         if part == PIN_LIST:
             async for page in self._pin_list(place):
                 yield page
@@ -58,7 +58,7 @@ class PinataSource(Source):
         except (SourceUnauthorized, SourceMissing):
             if place:
                 raise
-            # A key for the public network alone.
+            # The key is for the public network only.
 
     async def _files(self, network: str, token: str) -> AsyncIterator[Page]:
         url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/v3/files/{network}")
@@ -88,7 +88,7 @@ class PinataSource(Source):
             pins = shapes.rows(answer.get("rows"))
             count = shapes.whole(answer.get("count"))
             if before is not None and count < before:
-                # Some were removed meanwhile, and all behind them have moved up.
+                # Some pins were removed meanwhile, and all pins after them have moved up.
                 offset = max(0, offset - (before - count))
                 before = count
                 continue

@@ -1,4 +1,4 @@
-"""Any service that speaks the IPFS Pinning Service API 1.0.0: what it says is pinned."""
+"""A service with the IPFS Pinning Service API 1.0.0 as a source: its pins with status `pinned`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ LIMIT = 1000
 MAX_ID = 255
 MAX_RECENT = 2 * LIMIT
 MARGINS = (timedelta(milliseconds=1), timedelta(seconds=1))
-"""How far a page reaches back into the one before it: pins of one moment may be parted by the
-border between them, and services keep moments to the millisecond, a few to the second."""
+"""Overlaps of a page with the one before it: pins of one moment may be split by the page border,
+and services keep moments to the millisecond, a few to the second."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """How far the list was read."""
+    """Position up to which the list was read."""
 
     oldest: str | None = None
-    """The moment of the oldest pin seen."""
+    """Moment of the oldest pin seen."""
     recent: list[str] = field(default_factory=list)
-    """Those seen that are so close to it that the next page may show them again."""
+    """Ids of pins seen so close to that moment that the next page may show them again."""
     remaining: int = 0
-    """How many older ones there are, as the last page said."""
+    """Number of older pins, as the last page said."""
     seen: int = 0
     total: int | None = None
-    """How many there were, as the first page said."""
+    """Number of all pins, as the first page said."""
 
     @classmethod
     def read(cls, text: str | None) -> Self:
@@ -49,7 +49,7 @@ class _Place:
 
 
 class PinningApiSource(Source):
-    """The pins of one account, newest first. `endpoint` is what `/pins` follows."""
+    """The pins of one account, newest first. `endpoint` is the part of the URL before `/pins`."""
 
     kind = PINNING_API
 
@@ -62,12 +62,13 @@ class PinningApiSource(Source):
         self._delegates: dict[str, None] = {}
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
-        """See `Source.pages`. Pages by `before`, the moment of the oldest pin seen."""
+        """See `Source.pages`. Pages are requested by `before`, the moment of the oldest pin
+        seen."""
         place = _Place.read(after)
         while place.total is None or place.remaining > 0:
             fresh = await self._next(place)
             if not fresh and place.remaining > 0:
-                # A service may count all pins each time; then having seen all is the end.
+                # A service may count all pins each time; then the list ends when all were seen.
                 if place.seen >= (place.total or 0):
                     return
                 raise SourceMalformed(
@@ -87,7 +88,7 @@ class PinningApiSource(Source):
         return tuple(self._delegates)[:MAX_ADDRESSES]
 
     async def _next(self, place: _Place) -> Sequence[Mapping[str, Any]]:
-        """The pins of the next page that were not seen yet; moves the place on."""
+        """Return the pins of the next page that were not seen yet; advances the place."""
         known = set(place.recent)
         count, results, fresh = 0, (), ()  # type: tuple[int, Sequence[Any], Sequence[Any]]
         for margin in MARGINS:
@@ -100,8 +101,8 @@ class PinningApiSource(Source):
             repeated = len(results) - len(fresh)
             if place.oldest is None or (repeated and count - repeated >= place.remaining):
                 break
-            # The oldest one seen has to come again, and as many as there were to come after it;
-            # else some lie hidden behind the border, or are gone.
+            # The oldest pin seen has to come again, followed by as many as were announced; else
+            # some are hidden at the border, or are gone.
         if fresh:
             self._move(place, results)
         place.remaining = count - len(results)
@@ -146,7 +147,7 @@ class PinningApiSource(Source):
             named=pin.get("name"),
             about=pin.get("meta"),
             created_at=status.get("created"),
-            # No part of the specification; on-api tells it.
+            # Not part of the specification; on-api sends it.
             size=info.get("dag_size") if isinstance(info, dict) else None,
             origins=shapes.multiaddrs(list(delegates), pin.get("origins")),
         )

@@ -1,5 +1,5 @@
-"""Reading what other services answer: every value is a stranger's, and comes out in a shape and a
-size that can be kept. Raises `SourceMalformed` alone."""
+"""Parsing of other services' answers: every value is untrusted, and is returned in a form and a
+size that can be stored. Raises only `SourceMalformed`."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from on_api.core.providers.base import (
 )
 
 MAX_ROWS = 10_000
-"""Of one page: ten times what anybody is asked for."""
+"""Rows of one page at most: ten times what any service is asked for."""
 _MAX_SIZE = 2**62
 NO_CID = "The source names no valid CID."
 
 
 def row(value: object) -> Mapping[str, Any]:
-    """A JSON object."""
+    """Return a JSON object."""
     if not isinstance(value, dict):
         raise SourceMalformed
     return value
 
 
 def rows(value: object) -> Sequence[Mapping[str, Any]]:
-    """A list of JSON objects."""
+    """Return a list of JSON objects, at most `MAX_ROWS`."""
     if not isinstance(value, list) or len(value) > MAX_ROWS:
         raise SourceMalformed
     return [row(each) for each in value]
 
 
 def text(value: object) -> str:
-    """A text that has to be there."""
+    """Return a required text."""
     if not isinstance(value, str):
         raise SourceMalformed
     return value
 
 
 def whole(value: object) -> int:
-    """A number of things, not negative."""
+    """Return an integer that is not negative."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SIZE:
         raise SourceMalformed
     return value
 
 
 def moment(value: object) -> datetime:
-    """RFC 3339, of any precision; UTC where no offset is given."""
+    """Return a moment in UTC from RFC 3339 of any precision; UTC if no offset is given."""
     try:
         found = datetime.fromisoformat(text(value)[:64])
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
@@ -65,7 +65,7 @@ def moment(value: object) -> datetime:
 
 
 def maybe_moment(value: object) -> datetime | None:
-    """The same; None for what is none."""
+    """Return a moment as `moment` does, or None if it is not valid."""
     try:
         return moment(value)
     except SourceMalformed:
@@ -73,7 +73,7 @@ def maybe_moment(value: object) -> datetime | None:
 
 
 def maybe_size(value: object) -> int | None:
-    """A number of bytes, or its digits as text; None for anything else."""
+    """Return a number of bytes, given as a number or as digits; None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     try:
@@ -83,14 +83,15 @@ def maybe_size(value: object) -> int | None:
 
 
 def name(value: object) -> str | None:
-    """A name without control characters, cut at `MAX_NAME`; None for none."""
+    """Return a name without control characters, cut at `MAX_NAME`; None if nothing is left."""
     if not isinstance(value, str):
         return None
     return storable(value[: 4 * MAX_NAME], blank=" ").strip()[:MAX_NAME] or None
 
 
 def storable(value: str, *, blank: str = "") -> str:
-    """Without what a database or a header can't hold: control characters become `blank`."""
+    """Return the text without what a database or a header can't hold: control characters become
+    `blank`, surrogates U+FFFD."""
     if value.isascii() and value.isprintable():
         return value
     return "".join(
@@ -102,8 +103,8 @@ def storable(value: str, *, blank: str = "") -> str:
 
 
 def meta(value: object) -> Mapping[str, str]:
-    """Texts by name. Other values are written as JSON, nulls left out, and what is over the bounds
-    as well."""
+    """Return metadata as texts by name. Other values are written as JSON; nulls and entries beyond
+    the limits are left out."""
     if not isinstance(value, dict):
         return {}
     kept: dict[str, str] = {}
@@ -121,7 +122,7 @@ def meta(value: object) -> Mapping[str, str]:
 
 
 def multiaddrs(*values: object) -> tuple[str, ...]:
-    """Those that may be dialled at all, each once."""
+    """Return the well-formed multiaddrs in these lists, each once, at most `MAX_ADDRESSES`."""
     found: dict[str, None] = {}
     for value in values:
         for each in value[:1000] if isinstance(value, list) else ():
@@ -141,7 +142,7 @@ def item(
     problem: str | None = None,
     file: SourceFile | None = None,
 ) -> SourceItem:
-    """An item from what a source says of it. Without a valid CID it is one with a problem."""
+    """Return an item from a source's values. Without a valid CID it is an item with a problem."""
     shown = storable(cid[:MAX_LENGTH]) if isinstance(cid, str) else ""
     return SourceItem(
         cid=shown,
@@ -157,7 +158,7 @@ def item(
 
 
 def _note(named: object, about: object) -> str | None:
-    """What of a name and metadata does not fit."""
+    """Return a note on parts of name and metadata that are cut, or None."""
     lost = []
     if isinstance(named, str) and name(named) != (named.strip() or None):
         lost.append(f"its name, beyond {MAX_NAME} characters or what can't be printed")
@@ -167,7 +168,7 @@ def _note(named: object, about: object) -> str | None:
 
 
 def is_cid(value: object) -> bool:
-    """Whether it is one that on-api accepts."""
+    """Return whether it is a CID that on-api accepts."""
     try:
         return isinstance(value, str) and Cid.from_text(value) is not None
     except BadRequest:
