@@ -1,1 +1,2 @@
-"""What endpoints of every version share: dependencies, routing, requests and answers, OpenAPI."""
+"""HTTP parts shared by the endpoints of every version: dependencies, routing, requests and answers,
+OpenAPI."""

@@ -1,8 +1,8 @@
-"""What an endpoint is called with, made of a request.
+"""Arguments of an endpoint, made of a request.
 
 FastAPI reads an endpoint's signature (`Dependant`), and validates each parameter that a request
-has. What its own `solve_dependencies` asks of that tree at every request is asked here once, when
-the route is built: the order of the dependencies, which of them are the same, and the values of
+has. Its own `solve_dependencies` walks that tree at every request; here this is done once, when the
+route is built: the order of the dependencies, which of them are the same, and the values of
 parameters that are left out.
 """
 
@@ -24,7 +24,7 @@ from starlette.responses import Response
 from on_api.core.web.inputs import is_list, query_of
 
 _NOT_CALLED: Any = object()
-"""In place of what a dependency returns, when its own parameters are invalid."""
+"""Result of a dependency that was not called because its own parameters are invalid."""
 
 
 class Arguments:
@@ -35,8 +35,8 @@ class Arguments:
     """
 
     def __init__(self, dependant: Dependant, *, embed_body_fields: bool) -> None:
-        """`embed_body_fields`: the body is an object with a member for each parameter. Raises
-        `TypeError` for a dependency of another kind."""
+        """Read the signature. `embed_body_fields` means that the body is an object with a member
+        for each parameter. Raises `TypeError` for a dependency of another kind."""
         self._embed_body_fields = embed_body_fields
         self._calls: list[_Call] = []
         self._places: dict[tuple[Any, tuple[str, ...]], int] = {}
@@ -44,11 +44,11 @@ class Arguments:
         self._responds = any(call.response for call in (*self._calls, self._endpoint))
 
     async def of(self, request: Request, body: Any) -> tuple[dict[str, Any], Response | None]:
-        """The arguments for a request, and the response by which the endpoint or a dependency may
-        have set status and headers.
+        """Return the arguments for a request, and the response on which the endpoint or a
+        dependency may set status and headers (None if none takes it).
 
-        `body` is what was read of it: a JSON value, a `FormData`, bytes of another type, or
-        `Undefined`. Raises `RequestValidationError`, and whatever a dependency raises.
+        `body` is the body that was read: a JSON value, a `FormData`, bytes of another type, or
+        `Undefined`. Raises `RequestValidationError`, and the errors of dependencies.
         """
         response = _unset_response() if self._responds else None
         errors: list[Any] = []
@@ -75,7 +75,8 @@ class Arguments:
         results: Sequence[Any],
         errors: list[Any],
     ) -> dict[str, Any] | None:
-        """The arguments of one call; None when any of them is invalid, which `errors` says then."""
+        """Return the arguments of one call; None when any of them is invalid: then `errors` has the
+        reason."""
         values = {name: results[place] for name, place in call.takes}
         is_valid = not errors or not any(value is _NOT_CALLED for value in values.values())
         found: list[Any] = []
@@ -97,7 +98,7 @@ class Arguments:
         return values
 
     def _place_of(self, dependant: Dependant, scopes: tuple[str, ...]) -> int:
-        """Where in the results that of a dependency is: the same one is called once."""
+        """Return the index of a dependency's result; the same dependency is called once."""
         scopes += tuple(each for each in dependant.own_oauth_scopes or () if each not in scopes)
         key = dependant.call, scopes
         if key not in self._places:
@@ -141,27 +142,27 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """How a dependency, or the endpoint, is called. Names are of its own parameters."""
+    """Recipe for calling a dependency or the endpoint. Names are those of its own parameters."""
 
     function: Any
     is_async: bool
     takes: tuple[tuple[str, int], ...]
-    """Names, and in which place the result for each is."""
+    """Names, and the index of the result for each."""
     fields: tuple[_Fields, ...]
     body: list[ModelField]
     request: tuple[str, ...]
     response: tuple[str, ...]
     scopes: tuple[str, ...]
     granted: tuple[str, ...]
-    """The scopes that are asked for where this dependency stands."""
+    """Scopes required at this dependency's place in the signature."""
 
 
 class _Fields:
     """Parameters of one kind: in the path, in the query or in headers."""
 
     def __init__(self, fields: list[ModelField], kind: str, given: _Given) -> None:
-        """`kind`: as errors name it. Raises `TypeError` for a default that one request could change
-        for the next."""
+        """Prepare them. `kind` is the name used in errors. Raises `TypeError` for a mutable
+        default, which one request could change for the next."""
         self._kind = kind
         self._given = given
         self._fields = {_sent_as(each.alias, kind): each for each in fields}
@@ -177,7 +178,7 @@ class _Fields:
         return bool(self._fields)
 
     def read(self, request: Request, errors: list[Any]) -> Mapping[str, Any]:
-        """Their values, as far as these are valid."""
+        """Return the valid values; append mistakes to `errors`."""
         given = self._given(request)
         values = dict(self._defaults)
         for name, field in self._fields.items():
@@ -192,7 +193,7 @@ class _Fields:
 
 
 _Given = Callable[[Request], Mapping[str, list[Any]]]
-"""What a request has of one kind of parameters: under each name all that was sent."""
+"""Function that returns a request's parameters of one kind: a list of all values sent, by name."""
 
 
 def _in_path(request: Request) -> Mapping[str, list[Any]]:
@@ -208,13 +209,13 @@ def _in_query(request: Request) -> Mapping[str, list[Any]]:
 
 def _in_headers(request: Request) -> Mapping[str, list[Any]]:
     given: dict[str, list[Any]] = {}
-    for name, value in request.scope["headers"]:  # of several the first, as FastAPI has it
+    for name, value in request.scope["headers"]:  # the first of several, as in FastAPI
         given.setdefault(name.decode("latin-1"), [value.decode("latin-1")])
     return given
 
 
 def _sent_as(alias: str, kind: str) -> str:
-    """The name under which a request has a parameter: those of headers come in lower case."""
+    """Return the name under which a request has a parameter: headers are in lower case."""
     return alias.lower() if kind == "header" else alias
 
 
@@ -223,7 +224,7 @@ def _named(name: str | None) -> tuple[str, ...]:
 
 
 def _unset_response() -> Response:
-    """A response that says nothing yet, as FastAPI hands it to endpoints."""
+    """Return a response with nothing set, as FastAPI passes it to endpoints."""
     response = Response()
     del response.headers["content-length"]
     response.status_code = None  # type: ignore[assignment]  # FastAPI's word for "not set"

@@ -1,4 +1,4 @@
-"""How the documents describe bodies that the endpoints read and write as streams, by hand."""
+"""OpenAPI descriptions of bodies that the endpoints read and write as streams themselves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def header(description: str, example: str) -> dict[str, Any]:
-    """A header of a response, as the documents describe it."""
+    """Return the OpenAPI description of a response header."""
     return {"description": description, "schema": {"type": "string"}, "example": example}
 
 
@@ -21,17 +21,18 @@ CONTENT_HEADERS = {
     "ETag": header("Changes with the bytes.", '"bafkreifzjut3te2nhyekklss27nh3k72ysco7y32"'),
 }
 UNCHANGED_HEADERS = {"ETag": CONTENT_HEADERS["ETag"]}
-"""Of a 304."""
+"""Headers of a 304."""
 LOCATION = {"Location": header("Where.", "https://gateway.example/ipfs/bafkqaaa")}
-"""Of a redirect."""
+"""Headers of a redirect."""
 
-# Generators of clients know the first; the second says that it may be any other type.
+# Client generators know the first; the second says that it may be any other type.
 _OF_ITS_OWN = {"application/octet-stream": _BINARY, "*/*": {}}
 _OBJECT = {"schema": {"type": "object", "additionalProperties": True}}
 
 
 def binary_answer(description: str, *media_types: str) -> dict[str, Any]:
-    """A response of bytes with the headers of a file; without media types of the file's own."""
+    """Return the description of a response of bytes with a file's headers; without `media_types` it
+    is of any type."""
     contents = {kind: _OBJECT if kind == "application/json" else _BINARY for kind in media_types}
     return {
         "description": description,
@@ -81,8 +82,8 @@ UPLOAD_FORM: dict[str, Any] = {
         }
     },
 }
-"""The form of an upload, documented by hand: the endpoint reads the stream itself. The options come
-first, so that Swagger sends them before the file."""
+"""Description of the form of an upload, written by hand since the endpoint reads the stream itself.
+The options come first, so that Swagger sends them before the file."""
 
 RAW_BODY: dict[str, Any] = {
     "required": True,
@@ -90,13 +91,13 @@ RAW_BODY: dict[str, Any] = {
         "application/octet-stream": _BINARY,
     },
 }
-"""The raw body of an upload."""
+"""Description of the raw body of an upload."""
 
 CAR_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "application/vnd.ipld.car": _BINARY,
-        "application/octet-stream": _BINARY,  # which generators of clients know
+        "application/octet-stream": _BINARY,  # known to client generators
     },
 }
-"""The raw body that is a CAR."""
+"""Description of the raw body of a CAR."""

@@ -111,7 +111,7 @@ class _PrincipalOfKey(OAuth2PasswordBearer, ChecksQuery):
         principal.require(*map(_SCOPES.__getitem__, scopes.scopes))
         route = request.scope.get("route")
         if isinstance(route, ApiRoute):
-            route.check_query(request)  # before anything is done for whoever asks
+            route.check_query(request)  # before any work for the caller
         if request.method in CLAIMING and "idempotency-key" in request.headers:
             await run_in_threadpool(_claim_idempotency_key, request, services, principal)
         return principal

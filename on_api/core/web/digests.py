@@ -1,8 +1,8 @@
-"""Digests that a client sends along with a body: `Content-Digest` and `Repr-Digest` (RFC 9530),
-`Digest` (RFC 3230) and `Content-MD5` (RFC 1864) before them. They mean the same here, since a body
-is taken as it comes, in no coding and no part.
+"""Digests that a client sends along with a body: `Content-Digest` and `Repr-Digest` (RFC 9530), and
+the older `Digest` (RFC 3230) and `Content-MD5` (RFC 1864). They mean the same here, since a body
+has no content coding and is never partial.
 
-An algorithm that isn't known is passed over, as the RFC says. Knows no web framework.
+Unknown algorithms are ignored, as the RFC demands. Knows no web framework.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _ALGORITHMS: Mapping[str, Callable[[], _Hash]] = MappingProxyType(
 )
 _VALUE = re.compile(r":([A-Za-z0-9+/=]+):|([A-Za-z0-9+/=]+)")
 MOST_DIGESTS = 8
-"""That one request may declare of one algorithm; each computes a body's hash once for all."""
+"""Number of digests that one request may declare per algorithm; they share one hash of the body."""
 
 
 class SentDigests:
-    """The digests that a request's headers declare; falsy where there are none that are known.
+    """The digests that a request's headers declare; falsy if there are none of a known algorithm.
 
-    Making it raises `BadRequest` for one that can't be read.
+    Construction raises `BadRequest` for one that can't be read.
     """
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -60,16 +60,16 @@ class SentDigests:
             raise _unreadable(name)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to compare."""
+        """Return whether there is any digest to compare."""
         return bool(self._expected)
 
     def update(self, data: Bytes) -> None:
-        """Take the body's next bytes."""
+        """Hash the body's next bytes."""
         for computed, _ in self._expected.values():
             computed.update(data)
 
     def check(self) -> None:
-        """Compare, at the body's end. Raises `BadRequest` for a body that is another one."""
+        """Compare the digests, at the body's end. Raises `BadRequest` if one differs."""
         for computed, digests in self._expected.values():
             if not all(compare_digest(computed.digest(), digest) for digest in digests):
                 raise BadRequest(
@@ -78,11 +78,12 @@ class SentDigests:
                 )
 
     async def checked(self, body: AsyncIterator[Block]) -> AsyncIterator[Block]:
-        """The body's blocks as they come. Raises `BadRequest` at its end, in place of it."""
+        """Yield the body's blocks as they come. Raises `BadRequest` after the last one if a digest
+        differs."""
         async for block in body:
             self.update(block)
             yield block
-            del block  # who waits for the next one holds none
+            del block  # hold none while waiting for the next one
         self.check()
 
 

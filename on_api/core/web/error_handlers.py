@@ -1,5 +1,4 @@
-"""The one renderer of errors: every exception becomes the body of the version whose path was
-asked."""
+"""The renderer of errors: every exception becomes a body in the format of the requested version."""
 
 from __future__ import annotations
 
@@ -37,13 +36,13 @@ Renderer = Callable[[OnApiError], Response]
 
 
 def render_failure(error: OnApiError) -> Response:
-    """v1: the Pinning Service API's `Failure`."""
+    """Render an error for v1: the Pinning Service API's `Failure`."""
     body = Failure(error=FailureError(reason=error.reason, details=error.details))
     return JSONResponse(body.model_dump(), error.status, headers=error.headers)
 
 
 def render_problem(error: OnApiError) -> Response:
-    """v2: problem details (RFC 9457)."""
+    """Render an error for v2: problem details (RFC 9457)."""
     body = Problem(
         type="about:blank",
         title=HTTPStatus(error.status).phrase,
@@ -62,11 +61,11 @@ def render_problem(error: OnApiError) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class ErrorFormat:
-    """How errors are worded, and how that is documented."""
+    """Format of errors, and its documentation."""
 
     render: Renderer
     models: tuple[type[BaseModel], ...]
-    """The body's model first, then those it is made of."""
+    """Model of the body, followed by the models it is made of."""
     media_type: str
 
 
@@ -75,14 +74,14 @@ PROBLEM = ErrorFormat(render_problem, (Problem,), "application/problem+json")
 
 
 class ErrorHandlers:
-    """Renders errors by the longest prefix of the path; paths under none read like v1."""
+    """Renders errors in the format of the path's longest matching prefix, v1's if none matches."""
 
     def __init__(self, formats: Mapping[str, ErrorFormat]) -> None:
         self._formats = dict(sorted(formats.items(), key=lambda item: -len(item[0])))
 
     def respond(self, scope: Scope, error: Exception) -> Response:
-        """The response to a request that has raised something. The log tells what nobody meant to
-        raise, under the id that the response names."""
+        """Return the response to a request that has raised an exception. An unexpected one is
+        logged, under the request id that the response names."""
         path = scope["path"]
         if isinstance(error, OnApiError):
             return self.answer(path, error)
@@ -91,7 +90,7 @@ class ErrorHandlers:
         if isinstance(error, HTTPException):
             return self.render(path, _translate(Request(scope), error))
         if isinstance(error, ClientDisconnect):
-            # Nobody is there to read it; the status is for the log (nginx's word for the same).
+            # The client is gone; the status is for the log (nginx uses it for the same).
             return Response(status_code=499)
         scope[CUT] = "failed"
         logger.error("a request failed", exc_info=error)
@@ -99,11 +98,11 @@ class ErrorHandlers:
         return self.render(path, InternalError(details))
 
     def too_busy(self, path: str) -> Response:
-        """The 503 for a request over the number that may be under way at once."""
+        """Return the 503 for a request above the limit of requests in flight."""
         return self.render(path, ServiceUnavailable("Too many requests at once.", retry_after=1))
 
     def refusal(self, path: str, error: OnApiError) -> Response:
-        """The response to what is no request, and so has gone through no middleware."""
+        """Return the response to input that is not a request and so passes no middleware."""
         identity = new_request_id()
         token = request_id.set(identity)
         try:
@@ -114,13 +113,13 @@ class ErrorHandlers:
         return response
 
     def answer(self, path: str, error: OnApiError) -> Response:
-        """The response for what was raised on a path; the log tells why it was our side's."""
+        """Return the response for an error on a path, and log the cause of a server error."""
         if error.status >= 500:
             log_failure(logger, f"answered {error.status} {error.reason}", error.__cause__)
         return self.render(path, error)
 
     def render(self, path: str, error: OnApiError) -> Response:
-        """The response for an error on a path."""
+        """Return the response for an error on a path."""
         for prefix, wording in self._formats.items():
             if path == prefix or path.startswith(f"{prefix}/"):
                 return wording.render(error)
@@ -128,7 +127,7 @@ class ErrorHandlers:
 
 
 def _translate(request: Request, error: HTTPException) -> OnApiError:
-    """What Starlette and FastAPI raise themselves, in our words."""
+    """Return our error for one that Starlette or FastAPI has raised."""
     if error.status_code == MethodNotAllowed.status:
         return MethodNotAllowed(headers={"Allow": ", ".join(_methods_at(request))})
     if error.status_code == PayloadTooLarge.status:
@@ -139,8 +138,8 @@ def _translate(request: Request, error: HTTPException) -> OnApiError:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """What may be done at the path asked for: the framework names the methods of one route only,
-    where several share it."""
+    """Return the methods of all routes at the requested path; the framework names those of one
+    route only."""
     return [
         method
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

@@ -1,15 +1,15 @@
-"""Words for validation errors: where and why, never what was sent."""
+"""Texts for validation errors: where and why, never the value that was sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 MAX_REPORTED = 5
-"""Mistakes named in one answer."""
+"""Number of mistakes named in one answer."""
 
 _MOMENT = "send a moment with its offset, like 2027-01-01T00:00:00Z (in a URL, + is written %2B)"
 
-# Where Pydantic's own words repeat what was sent, or don't tell a person what to do.
+# Used where Pydantic's own text repeats the value, or doesn't help a person.
 _OWN_WORDS = {
     "json_invalid": "not valid JSON",
     "model_attributes_type": "send a JSON object, with Content-Type: application/json",
@@ -25,7 +25,7 @@ Step = str | int
 
 
 def describe(mistakes: Sequence[Mapping[str, object]]) -> str:
-    """Pydantic's mistakes as one sentence: where and why, never what was sent."""
+    """Return Pydantic's mistakes as one sentence: where and why, never the value that was sent."""
     found = list(_without_branches(mistakes))
     said = [_sentence(steps, mistake) for steps, mistake in found[:MAX_REPORTED]]
     more = len(found) - MAX_REPORTED
@@ -35,8 +35,9 @@ def describe(mistakes: Sequence[Mapping[str, object]]) -> str:
 def _without_branches(
     mistakes: Sequence[Mapping[str, object]],
 ) -> Iterator[tuple[tuple[Step, ...], Mapping[str, object]]]:
-    """Each mistake and where it is. Of a value that may be left out, Pydantic also says that it is
-    not None, and of which branch of the union it speaks: both mean nothing to whoever asked."""
+    """Yield each mistake and its location. For an optional value Pydantic also reports that it is
+    not None, and adds the union's branch to the location: both are left out, as they mean nothing
+    to the client."""
     optional = [_place(m)[:-1] for m in mistakes if m.get("type") == "none_required"]
     for mistake in mistakes:
         steps = _place(mistake)
@@ -52,7 +53,7 @@ def _place(mistake: Mapping[str, object]) -> tuple[Step, ...]:
 
 def _sentence(steps: tuple[Step, ...], mistake: Mapping[str, object]) -> str:
     if mistake.get("type") == "extra_forbidden":
-        # Its name is the client's own word: left out, like every value.
+        # The field's name comes from the client: left out, like every value.
         steps, words = steps[:-1], "a field that is not known here"
     else:
         words = _words(mistake)
@@ -62,7 +63,7 @@ def _sentence(steps: tuple[Step, ...], mistake: Mapping[str, object]) -> str:
 def _words(mistake: Mapping[str, object]) -> str:
     kind, context = str(mistake.get("type")), mistake.get("ctx")
     if isinstance(context, dict) and context.get("field_type") == "Value":
-        # Pydantic's word for a text whose length is looked at after other checks.
+        # Pydantic says "Value" for a text whose length is checked after other checks.
         least, most = context.get("min_length"), context.get("max_length")
         if kind == "too_short":
             return f"must have {least} character{'' if least == 1 else 's'} or more"

@@ -1,5 +1,5 @@
-"""What a server may offer to the application beyond ASGI, by `scope["extensions"]` (ASGI 3.0,
-"Extensions"): each has a fallback where it isn't offered."""
+"""Extensions that a server may offer to the application beyond ASGI, by `scope["extensions"]` (ASGI
+3.0, "Extensions"). Each has a fallback if it isn't offered."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 from starlette.types import Scope
 
 BODY_BLOCKS = "on_api.body_blocks"
-"""A function that makes a `request_bodies.BlockedBody`, given the room where its blocks go."""
+"""Function that returns a `request_bodies.BlockedBody`, given the `Room` of its blocks."""
 WRITE_WHOLE = "on_api.write_whole"
-"""A function that writes bytes which were put together before, `write(head, body)`; it returns
-whether it did."""
+"""Function `write(head, body)` that writes a response rendered before; returns whether it did."""
 NODE_ANSWER = "on_api.node_answer"
-"""What the node has answered to this request already: a `NodeAnswer` or a `NodeError`."""
+"""The node's answer to this request, if it has come already: a `NodeAnswer` or a `NodeError`."""
 
 
 def extension(scope: Scope, name: str) -> Any:
-    """What the server offers under a name; None where it doesn't."""
+    """Return the extension of that name, or None if the server doesn't offer it."""
     return scope.get("extensions", {}).get(name)
 
 
 def offer(scope: Scope, name: str, what: object) -> None:
-    """Offer it to the application."""
+    """Offer an extension to the application."""
     scope.setdefault("extensions", {})[name] = what

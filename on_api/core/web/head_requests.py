@@ -1,5 +1,5 @@
-"""HEAD for every route that answers GET, and redirects to paths without a slash at their end: what
-the framework does otherwise or not at all."""
+"""HEAD for every route that answers GET, and redirects to paths without a trailing slash: both
+differ from the framework's own."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadRoute(APIRoute):
-    """A route that answers HEAD as GET, but for the body (RFC 9110, 9.3.2), which isn't made."""
+    """A route that answers HEAD as it answers GET, without producing the body (RFC 9110, 9.3.2)."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """As Starlette says."""
+        """See Starlette."""
         return super().matches({**scope, "method": "GET"} if self._stands_in(scope) else scope)
 
     @property
     def answered_methods(self) -> set[str]:
-        """The methods that it answers, HEAD included where it does."""
+        """The methods that the route answers, including HEAD if it answers GET."""
         methods = set(self.methods or ())
         return methods | {"HEAD"} if "GET" in methods else methods
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As Starlette says."""
+        """See Starlette."""
         if scope["method"] in (self.methods or ()):
             await self.app(scope, receive, send)
             return
         if not self._stands_in(scope):
-            await super().handle(scope, receive, send)  # which raises the 405
+            await super().handle(scope, receive, send)  # raises the 405
             return
 
         async def send_head(message: Message) -> None:
-            scope["method"] = "HEAD"  # which the server asks when it frames the answer
+            scope["method"] = "HEAD"  # the server looks at it when it frames the answer
             await send(message)
             if message["type"] == "http.response.start":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -57,15 +57,15 @@ class HeadRoute(APIRoute):
 
 
 class _HeadIsSent(BaseException):
-    """Ends the making of an answer of which nothing more is sent. No handler of errors sees it."""
+    """Stops an answer whose body is not sent. Error handlers don't see it (`BaseException`)."""
 
 
 class SlashRedirect:
-    """Redirects from a path with slashes at its end to the one without, where a route is there.
+    """Redirects from a path with trailing slashes to the one without, if a route is there.
 
     The client's `Host` is not repeated: a cache would keep it for others. The location is at
-    `public_url` where that is known, else a path on whatever origin was asked. `default` answers
-    every other path.
+    `public_url` if that is set, else a path on the origin of the request. `default` answers every
+    other path.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""Header values of the form `value; name=value; …` (RFC 9110, section 5.6.6), and the names of
-files in them as clients spell these.
+"""Header values of the form `value; name=value; …` (RFC 9110, section 5.6.6), and the filenames in
+them in the clients' spellings.
 
 Knows no web framework.
 """
@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from on_api.core.errors import BadRequest
 
 TEXT_CODINGS = {"utf-8": "utf-8", "utf8": "utf-8", "us-ascii": "utf-8", "iso-8859-1": "latin-1"}
-"""The charsets that are read, and Python's word for each."""
+"""Accepted charsets, and Python's name for each."""
 
 _PARAMETER = re.compile(
     r"""[ \t]*;[ \t]*
@@ -34,9 +34,8 @@ _ENCODED_WORD = re.compile(r"=\?([\w-]+)\?([BbQq])\?([^? ]*)\?=")
 
 
 def read_parameters(text: str) -> tuple[str, dict[str, str]]:
-    """The value in lower case, and its parameters by name in lower case; empty ones (`text/plain;`)
-    are passed over. Raises `BadRequest` for what has another form, and for a name that comes twice.
-    """
+    """Return the value in lower case, and its parameters by name in lower case; empty ones
+    (`text/plain;`) are skipped. Raises `BadRequest` for another form, and for a repeated name."""
     text = text.strip(" \t")
     value, _, _ = text.partition(";")
     parameters: dict[str, str] = {}
@@ -61,12 +60,12 @@ def read_parameters(text: str) -> tuple[str, dict[str, str]]:
 
 
 def read_filename(parameters: dict[str, str]) -> str | None:
-    """The name in a Content-Disposition's parameters, which are taken for Latin-1: `filename*`
-    (RFC 8187) before `filename`, as RFC 6266 says; that one as UTF-8, a quote in it as `%22` as
-    browsers send it, or in the encoded words of mail (RFC 2047), as .NET does.
+    """Return the filename in a Content-Disposition's parameters, which were decoded as Latin-1:
+    `filename*` (RFC 8187) before `filename`, as RFC 6266 demands; the latter as UTF-8, with a quote
+    as `%22` as browsers send it, or in the encoded words of mail (RFC 2047), as .NET does.
 
-    A `filename*` in another charset than UTF-8 or ISO-8859-1 is left out where `filename` says it
-    too. Raises `BadRequest` for a name that can't be read.
+    A `filename*` in another charset than UTF-8 or ISO-8859-1 is ignored if there is a `filename` as
+    well. Raises `BadRequest` for a name that can't be read.
     """
     extended, plain = parameters.get("filename*"), parameters.get("filename")
     if extended is not None:
@@ -83,8 +82,8 @@ def read_filename(parameters: dict[str, str]) -> str | None:
 
 
 def read_text(text: str) -> str:
-    """A name as browsers and curl write it: UTF-8 (here taken for Latin-1), a quote as %22 (WHATWG
-    HTML). Raises `BadRequest` for another coding."""
+    """Decode a name as browsers and curl write it: UTF-8 (decoded as Latin-1 so far), a quote as
+    %22 (WHATWG HTML). Raises `BadRequest` for another encoding."""
     try:
         return text.encode("latin-1").decode().replace("%22", '"')
     except UnicodeError:

@@ -1,8 +1,8 @@
-"""What a client says of its request in the query, in a form or in headers, and would not be heard:
-unknown and repeated options, codings of the body, a header that comes twice.
+"""Refusal of input that would otherwise be ignored: unknown and repeated options in query and form,
+codings of the body, repeated headers.
 
-Each of them is refused, since what is passed over makes another request than the one that was meant
-(`?visiblity=private` would store a public file). Knows what is allowed from what a route declares.
+Ignoring them would serve another request than the client meant (`?visiblity=private` would store a
+public file). The allowed options are those that a route declares.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ ONCE = frozenset(
         b"range",
     }
 )
-"""Headers of one value, which decide what is done: of two values none is the right one."""
+"""Headers that may have one value only and change the meaning of the request: with two values none
+is the right one."""
 
 _QUERY = "on_api.query"
 _MAX_SHOWN = 64
-"""Characters of a name that an answer repeats."""
+"""Characters of a name that an error repeats."""
 
 
 class DeclaredOptions:
@@ -47,17 +48,17 @@ class DeclaredOptions:
     def __init__(self, kind: str, repeatable: Mapping[str, bool]) -> None:
         self._kind = kind
         self._repeatable = repeatable
-        """By name: whether it is a list."""
+        """Names of the options; True if the option is a list."""
 
     @classmethod
     def of_query(cls, dependant: Dependant) -> DeclaredOptions:
-        """Those of a route's query."""
+        """Return the options of a route's query."""
         fields = (f for f in get_flat_params(dependant) if isinstance(f.field_info, params.Query))
         return cls("query parameter", {f.alias: is_list(f.field_info) for f in fields})
 
     @classmethod
     def of_form(cls, body: params.Form) -> DeclaredOptions:
-        """Those of the form that a route's body is."""
+        """Return the fields of a route's form."""
         model = body.annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise TypeError(f"{model} is no form")
@@ -65,7 +66,7 @@ class DeclaredOptions:
         return cls("form field", {info.alias or name: is_list(info) for name, info in fields})
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise `BadRequest` for a name that isn't declared, or comes twice without being a list's.
+        """Raise `BadRequest` for a name that isn't declared, or is repeated without being a list.
         Names are case-sensitive."""
         seen: set[str] = set()
         for name in names:
@@ -77,7 +78,8 @@ class DeclaredOptions:
             seen.add(name)
 
     def check_query(self, scope: Scope) -> None:
-        """Raise `BadRequest` for a query of other options than these, or one that can't be read."""
+        """Raise `BadRequest` for a query with other options than these, or one that can't be
+        read."""
         pairs = query_of(scope)
         if pairs:
             self.check(name for name, _ in pairs)
@@ -85,7 +87,7 @@ class DeclaredOptions:
                 self._refuse_semicolons(scope["query_string"])
 
     def _refuse_semicolons(self, text: bytes) -> None:
-        """Refuse `name=a;visibility=private`: one name to us, two options to its writer."""
+        """Refuse `name=a;visibility=private`: one option to on-api, two to its author."""
         for piece in text.split(b"&"):
             for after in piece.split(b";")[1:]:
                 name, equals, _ = after.decode("latin-1").partition("=")
@@ -100,7 +102,8 @@ class DeclaredOptions:
 
 
 def query_of(scope: Scope) -> list[tuple[str, str]]:
-    """The options of a request's query, read once. Raises `BadRequest` for one that isn't UTF-8."""
+    """Return the options of a request's query, parsed once. Raises `BadRequest` if it isn't
+    UTF-8."""
     pairs: list[tuple[str, str]] | None = scope.get(_QUERY)
     if pairs is None:
         pairs = scope[_QUERY] = list(read_pairs(scope["query_string"]))
@@ -108,8 +111,8 @@ def query_of(scope: Scope) -> list[tuple[str, str]]:
 
 
 def read_pairs(text: bytes) -> Iterator[tuple[str, str]]:
-    """The names and values of a query or of a form in its form, in their order. Parted by `&` only
-    (WHATWG URL). Raises `BadRequest` for what is not UTF-8."""
+    """Yield the names and values of a query or a URL-encoded form, in order. Separated by `&` only
+    (WHATWG URL). Raises `BadRequest` for text that is not UTF-8."""
     for piece in text.split(b"&"):
         if piece:
             raw_name, _, raw_value = (part.replace(b"+", b" ") for part in piece.partition(b"="))
@@ -120,8 +123,8 @@ def read_pairs(text: bytes) -> Iterator[tuple[str, str]]:
 
 
 def refuse_misread(scope: Scope) -> None:
-    """Refuse a request whose headers say of its body what isn't looked at: a coding, a part of a
-    whole; or that say two things where there is one.
+    """Refuse a request whose headers declare a coding or a partial body, which on-api doesn't
+    support, or repeat a header of `ONCE`.
 
     Raises `BadRequest` or `UnsupportedMediaType`.
     """
@@ -139,7 +142,7 @@ def refuse_misread(scope: Scope) -> None:
                 headers={"Accept-Encoding": "identity"},
             )
     if b"content-range" in seen and may_have_body:
-        # As `curl -C - -T` sends: the rest of a file would pass for the whole (RFC 9110, 14.5).
+        # Sent by `curl -C - -T`: the rest of a file would pass for the whole (RFC 9110, 14.5).
         raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
 
 
@@ -149,7 +152,7 @@ def _is_identity(value: bytes) -> bool:
 
 
 def is_list(field: FieldInfo) -> bool:
-    """Whether a parameter may come several times."""
+    """Return whether a parameter may be repeated."""
     return _holds_list(field.annotation)
 
 
@@ -163,6 +166,6 @@ def _holds_list(annotation: object) -> bool:
 
 
 def _shown(name: bytes) -> str:
-    """A name as it may stand in an answer: short, printable."""
+    """Return a name fit for an error message: short, printable."""
     text = name[:_MAX_SHOWN].decode(errors="replace")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

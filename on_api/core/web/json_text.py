@@ -1,4 +1,4 @@
-"""JSON as it is taken from clients: what says the same thing twice is an error, not a choice."""
+"""JSON as accepted from clients: a repeated name is an error."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class RepeatedName(ValueError):
-    """An object has a name twice, of which most readers would keep the last value."""
+    """An object has a name twice; most readers would keep the last value."""
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError` for what is none, `RepeatedName` for an object
-    with a name twice (RFC 8259, section 4), and `RecursionError` for what is nested too deeply."""
+    """Return the value of a JSON text. Raises `ValueError` if it isn't JSON, `RepeatedName` for an
+    object with a repeated name (RFC 8259, section 4), and `RecursionError` for too deep nesting."""
     return json.loads(text, object_pairs_hook=_object)
 
 

@@ -1,5 +1,5 @@
-"""What wraps every request: its id, its line in the access log, headers that every answer has, and
-the count of what goes out. Pure ASGI."""
+"""Middleware around every request: its id, its line in the access log, common headers, and the
+count of bytes sent. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ REQUEST_ID = b"x-request-id"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 TICKET = "on_api.ticket"
-"""Where in the scope the `Ticket` is that counts an answer."""
+"""Key in the scope of the `Ticket` that counts an answer."""
 CUT = "on_api.cut"
-"""Where in the scope it says why an answer was cut, or failed."""
+"""Key in the scope of the reason why an answer was cut, or failed."""
 
 new_request_number = partial(random.Random().getrandbits, 64)  # noqa: S311 (no secret)
-"""A random one, of which an id is made: 16 hexadecimal digits."""
+"""Return a random number of 64 bits, from which an id of 16 hexadecimal digits is made."""
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
 _LINKS = "/s/"
-"""What follows in such a path is the secret of a share."""
+"""Prefix of a path that is followed by the secret of a share."""
 
 
 class _Series(NamedTuple):
@@ -45,12 +45,12 @@ class _Series(NamedTuple):
 
 
 def new_request_id() -> str:
-    """One for the log and the answer's header."""
+    """Return a new request id, for the log and the answer's header."""
     return f"{new_request_number():016x}"
 
 
 class RequestRecord:
-    """What is told of a request that is over: its line in the access log, its numbers."""
+    """Reports a finished request: its line in the access log and its metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -67,11 +67,12 @@ class RequestRecord:
         sent: int,
         seconds: float,
     ) -> None:
-        """Tell it. `route` is the pattern of the path: the number of series must not grow with what
-        is stored. `sent`: bytes of the body. The request's id is set."""
+        """Report a request. `route` is the pattern of the path: the number of series must not grow
+        with the stored objects. `sent` is the bytes of the body. The request's id is in its context
+        variable."""
         series = self._series.get((method, route, status))
         if series is None:
-            # Kept, since looking one up by its labels takes longer than counting.
+            # Cached: looking it up by its labels takes longer than counting.
             series = self._series[method, route, status] = _Series(
                 self._metrics.requests.labels(method, route, status),
                 self._metrics.request_seconds.labels(method, route),
@@ -97,7 +98,7 @@ class RequestRecord:
 
 
 class RequestContext:
-    """Gives each request an id, and logs it when it is over. Outermost."""
+    """Gives each request an id, and reports it when it is over. Outermost middleware."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -150,11 +151,10 @@ class RequestContext:
 
 
 class ErrorAnswers:
-    """Makes an answer of every exception. Innermost: the others see an answer, whatever it is.
+    """Turns every exception into an answer. Innermost middleware: the others always see an answer.
 
-    `respond` makes it, for a connection and for what was raised. With the answer begun nothing
-    honest can be said any more: it ends there, and the server cuts the connection, so that the
-    client sees that it is incomplete.
+    `respond` returns it, for a scope and an exception. If an answer has already begun, it ends
+    there, and the server cuts the connection, so that the client sees that it is incomplete.
     """
 
     def __init__(self, app: ASGIApp, respond: Callable[[Scope, Exception], ASGIApp]) -> None:
@@ -186,8 +186,8 @@ class Metering:
     """Counts the bytes of an answer's body before each piece is sent, with the ticket that the
     endpoint has put into the scope (`TICKET`).
 
-    Nothing is counted of what has no ticket, of HEAD, and of errors: their bytes are ours. When a
-    budget ends in the middle of an answer, it is cut.
+    Answers without a ticket, answers to HEAD, and errors are not counted. When a budget ends in the
+    middle of an answer, the answer is cut.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -224,7 +224,7 @@ class Metering:
 
 
 class Places:
-    """How many requests may be under way at once."""
+    """Counter of requests in flight, up to a limit."""
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self._limit = limit
@@ -232,7 +232,7 @@ class Places:
         self._taken = 0
 
     def take(self) -> bool:
-        """Take one, if there is any left."""
+        """Take a place. Returns False if none is free."""
         if self._taken >= self._limit:
             return False
         self._taken += 1
@@ -240,16 +240,16 @@ class Places:
         return True
 
     def give(self) -> None:
-        """Give it back."""
+        """Return a place."""
         self._taken -= 1
         self._metrics.in_flight = self._taken
 
 
 class InFlightLimit:
-    """Refuses requests for which there is no place, so that those under way can end. Health and
+    """Refuses requests for which there is no place, so that those in flight can end. Health and
     metrics always pass.
 
-    `refuse` makes the 503 for a path.
+    `refuse` returns the 503 for a path.
     """
 
     def __init__(
@@ -280,14 +280,15 @@ def _loggable(path: str) -> str:
 
 
 def _pattern(scope: Scope) -> str:
-    """The route's pattern, not the path: the number of series must not grow with what is stored."""
+    """Return the route's pattern, not the path: the number of series must not grow with stored
+    objects."""
     route = getattr(scope.get("route"), "path", None)
     if route is None:
         return "(none)"
     if route.count("/") == scope["path"].count("/"):
         return str(route)
-    if ":path}" in route:  # its segments can't be counted
+    if ":path}" in route:  # the number of its segments varies
         return str(route)
-    # FastAPI tells the route within its router; what comes before it is the router's own prefix.
+    # FastAPI names the route within its router; the part before it is the router's own prefix.
     segments = scope["path"].split("/")
     return "/".join(segments[: 1 + max(0, len(segments) - 1 - route.count("/"))]) + str(route)

@@ -1,5 +1,5 @@
-"""A streaming reader of `multipart/form-data` (RFC 7578): parts in their order, nothing on disk,
-every size bounded.
+"""A streaming reader of `multipart/form-data` (RFC 7578): parts in order, nothing on disk, every
+size bounded.
 
 Works on an iterator of bytes; knows no web framework and no meaning of any part.
 """
@@ -23,39 +23,41 @@ from on_api.core.web.header_values import TEXT_CODINGS, read_filename, read_para
 
 MAX_HEADERS = 16
 MAX_HEADER_BYTES = 8 * 1024
-"""Of one header of a part."""
+"""Bytes of one header of a part."""
 MAX_FIELD_BYTES = 64 * 1024
-"""Of one form field's value."""
+"""Bytes of one form field's value."""
 MAX_PREAMBLE_BYTES = 64 * 1024
-"""Before the first boundary (RFC 2046, section 5.1.1)."""
+"""Bytes before the first boundary (RFC 2046, section 5.1.1)."""
 
 _PLAIN_CODINGS = {"", "7bit", "8bit", "binary"}
-"""Values of a part's Content-Transfer-Encoding that change no byte (RFC 2045)."""
+"""Values of a part's Content-Transfer-Encoding that leave the bytes unchanged (RFC 2045)."""
 
 
 class _End:
-    """Marks a part's end in the queue."""
+    """Mark of a part's end in the queue."""
 
 
 @dataclass
 class Part:
-    """One part. Its body must be read (or the reader moved on) before the next part can come."""
+    """One part. Its body must be read (or the reader moved on) before the next part can be read."""
 
     name: str
     filename: str | None
-    """None: an ordinary field. Empty: a browser's file input without a file."""
+    """Name of the part's file. None: an ordinary field. Empty: a browser's file input without a
+    file."""
     media_type: str | None
     _reader: MultipartReader = field(repr=False)
 
     async def chunks(self) -> AsyncIterator[Bytes]:
-        """The part's body as it comes."""
+        """Yield the part's body as it comes."""
         while isinstance(item := await self._reader._next(), Bytes):
             yield item
-            del item  # who waits for the next one holds none
+            del item  # hold none while waiting for the next one
 
     async def text(self) -> str:
-        """The whole body of a form field, in the charset that its Content-Type names, else UTF-8.
-        Raises `BadRequest` when it is too long or in another charset than it should be."""
+        """Return the whole body of a form field, in the charset that its Content-Type names, else
+        UTF-8. Raises `BadRequest` when it is too long or not in that charset,
+        `UnsupportedMediaType` for an unknown charset."""
         charset = "utf-8"
         if self.media_type is not None:
             charset = read_parameters(self.media_type)[1].get("charset", charset)
@@ -74,7 +76,7 @@ class Part:
 
 
 class MultipartReader:
-    """Reads the parts of a body. `source` is the body; at most `max_parts` parts are taken."""
+    """Reads the parts of a body. `source` is the body; more than `max_parts` parts are an error."""
 
     def __init__(self, content_type: str, source: AsyncIterator[Bytes], *, max_parts: int) -> None:
         self._source = source
@@ -92,16 +94,16 @@ class MultipartReader:
             max_header_count=MAX_HEADERS,
             max_header_size=MAX_HEADER_BYTES,
         )
-        # The parser knows no preamble: to it, this is a part's data, which is dropped.
+        # The parser knows no preamble: it reads it as a part's data, which is dropped.
         self._parser.write(b"--%b\r\n\r\n\r\n" % boundary)
 
     @property
     def queued(self) -> int:
-        """Bytes that were parsed and not read yet."""
+        """Bytes that were parsed but not read yet."""
         return sum(len(item) for item in self._queue if isinstance(item, Bytes))
 
     async def parts(self) -> AsyncIterator[Part]:
-        """Every part in turn; what was not read of one is skipped. Raises `BadRequest` for a
+        """Yield every part in turn; unread bytes of a part are skipped. Raises `BadRequest` for a
         malformed body."""
         while (item := await self._next()) is not None:
             if isinstance(item, Part):
@@ -115,8 +117,8 @@ class MultipartReader:
                     raise BadRequest("The multipart body ends before its last boundary.")
                 return None
             try:
-                self._parser.write(cast(bytes, chunk))  # a `bytearray` does as well
-                del chunk  # who waits for the next one holds none
+                self._parser.write(cast(bytes, chunk))  # it accepts any buffer
+                del chunk  # hold none while waiting for the next one
             except MultipartParseError:
                 raise BadRequest(
                     "The multipart body is malformed, or a part has too many or too long headers."
@@ -192,7 +194,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _names(disposition: str) -> tuple[str, str | None]:
-    """The part's own name and that of its file."""
+    """Return the names of the part and of its file."""
     kind, parameters = read_parameters(disposition)
     if kind != "form-data" or "name" not in parameters:
         raise BadRequest("A part has no Content-Disposition: form-data with a name.")
@@ -200,7 +202,7 @@ def _names(disposition: str) -> tuple[str, str | None]:
 
 
 def _refuse_coded(headers: Mapping[str, str]) -> None:
-    """Refuse a part whose bytes would not be those of its file: they are kept as they come."""
+    """Refuse a part with a coding: bytes are stored as they come, and would not be the file's."""
     transfer = headers.get("content-transfer-encoding", "").lower()
     if transfer not in _PLAIN_CODINGS:
         raise UnsupportedMediaType(

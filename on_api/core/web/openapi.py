@@ -1,4 +1,5 @@
-"""A version of the API and its OpenAPI document. Knows how versions differ, not which there are."""
+"""A version of the API and its OpenAPI document. Knows how versions differ, not which ones
+exist."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ IDEMPOTENCY_KEY = {
     "required": False,
     "description": "Repeat a request with the same key and it is done once: the same answer comes "
     "again, for 24 hours. 409 `IN_PROGRESS` while it runs, 409 `CONFLICT` for another request.",
-    # No `example` of the parameter: Swagger would send it with every request that is tried.
+    # No `example` of the parameter: Swagger would send it with every request made there.
     "schema": {
         "type": "string",
         "minLength": 1,
@@ -57,7 +58,7 @@ TAGS = {
     "gateway": "The IPFS gateway, without an account.",
     "health": "For watchers and for Prometheus.",
 }
-"""What each tag is about, in the order in which the documents show them."""
+"""Descriptions of the tags, in the order in which the documents show them."""
 
 _HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
@@ -97,7 +98,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
     },
 }
 _RETRIED = {"408", "409", "429", "503", "507"}
-"""Statuses that may come with `Retry-After`."""
+"""Status codes that may come with `Retry-After`."""
 _VERSIONED = re.compile(r"/v\d+/")
 _METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
@@ -106,29 +107,29 @@ KEY_SCHEME = {
     "scheme": "bearer",
     "description": "An API key, pasted whole: `onapi_…`",
 }
-"""For Swagger's *Authorize*, beside the password login: a field for a key."""
+"""Security scheme for Swagger's *Authorize*: a field for a key, besides the password login."""
 
 REF = "#/components/schemas/{model}"
 
 
 @dataclass(frozen=True, slots=True)
 class ApiVersion:
-    """One version: where it is mounted, its routes, how it words errors."""
+    """One version: its prefix, its routes, its format of errors."""
 
     prefix: str
     router: APIRouter
     errors: ErrorFormat
     description: str
     foreign_errors: Mapping[str, ErrorFormat] = field(default_factory=dict)
-    """Of resources (by path below the prefix) whose contract is somebody else's."""
+    """Error formats of resources (by path below the prefix) whose contract is defined elsewhere."""
 
     def error_formats(self) -> dict[str, ErrorFormat]:
-        """By prefix of the path."""
+        """Return the error formats by prefix of the path."""
         foreign = {self.prefix + path: wording for path, wording in self.foreign_errors.items()}
         return {self.prefix: self.errors, **foreign}
 
     def errors_of(self, path: str) -> ErrorFormat:
-        """How errors of one path are worded."""
+        """Return the error format of one path."""
         formats = self.error_formats()
         return formats[max((prefix for prefix in formats if path.startswith(prefix)), key=len)]
 
@@ -136,9 +137,9 @@ class ApiVersion:
 def openapi_document(
     app: FastAPI, version: ApiVersion, release: str, beside: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of one version, with what is served outside of all versions.
+    """Return the OpenAPI 3.1 document of one version, including paths outside of all versions.
 
-    `beside`: path items of what is no route of the framework.
+    `beside` has the path items of resources that are no routes of the framework.
     """
     document = get_openapi(
         title="on-api",
@@ -190,12 +191,12 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 
 
 def _without_patterns(paths: dict[str, Any]) -> dict[str, Any]:
-    """Paths as OpenAPI writes them: `{token}`, not `{token:path}`."""
+    """Return paths as OpenAPI writes them: `{token}`, not `{token:path}`."""
     return {re.sub(r"{(\w+):\w+}", r"{\1}", path): item for path, item in paths.items()}
 
 
 def _add(responses: dict[str, Any], *errors: type[OnApiError]) -> None:
-    """Add errors to those that an operation tells of already."""
+    """Add errors to those that an operation documents already."""
     for error in errors:
         text, status = f"`{error.reason}` {error.summary}", str(error.status)
         there = responses.get(status)
@@ -222,7 +223,7 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
     alike = own[0] if len(own) > 1 and all(each == own[0] for each in own) else None
     for error in shared:
         described = {"description": f"`{error.reason}` {error.summary}"}
-        if alike is not None:  # an operation whose errors have another form than its version's
+        if alike is not None:  # an operation with another error format than its version
             described["content"] = alike
         responses.setdefault(str(error.status), described)
     reference = REF.format(model=form.models[0].__name__)
@@ -233,8 +234,8 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
 
 
 def _describe_headers(operation: dict[str, Any], repeats: bool, versioned: bool) -> None:
-    """Name the headers that on-api gives to answers beside what each operation names itself. What
-    is outside the versions says of errors too who may keep them."""
+    """Add the headers that on-api gives to all answers to those that an operation names itself.
+    Outside the versions, errors have caching headers as well."""
     for status, response in operation["responses"].items():
         names = ["X-Request-Id", "X-Content-Type-Options"]
         if status[0] in "23" or not versioned:
@@ -251,7 +252,7 @@ def _describe_headers(operation: dict[str, Any], repeats: bool, versioned: bool)
 
 
 def _share_headers(operation: dict[str, Any], shared: dict[str, Any]) -> None:
-    """Describe each header once: answers refer to it."""
+    """Describe each header once; answers refer to the shared description."""
     for response in operation["responses"].values():
         headers = response["headers"] = dict(response["headers"])
         for name, described in headers.items():
@@ -260,16 +261,16 @@ def _share_headers(operation: dict[str, Any], shared: dict[str, Any]) -> None:
 
 
 def _offer_key(operation: dict[str, Any]) -> None:
-    """Offer an API key wherever the password login is; it names no scopes, which only OAuth2
-    defines. Who needs no key says so."""
+    """Offer an API key wherever the password login is offered, without scopes, which only OAuth2
+    defines. An operation without authentication gets an empty list."""
     needs = operation.setdefault("security", [])
     if any("Password" in need for need in needs):
         needs.append({"Key": []})
 
 
 def _write_whole_numbers(schema: dict[str, Any]) -> None:
-    """Write bounds as they are: the framework makes floats of them, which for 2^62 clients read as
-    another number."""
+    """Write whole bounds as integers: the framework makes floats of them, which clients read as
+    another number for 2^62."""
     for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
         bound = schema.get(name)
         if isinstance(bound, float) and bound.is_integer():
@@ -277,7 +278,7 @@ def _write_whole_numbers(schema: dict[str, Any]) -> None:
 
 
 def _rename(document: dict[str, Any], start: str, name: str) -> None:
-    """Give a schema that the framework has named after its function and path a name of ours."""
+    """Rename a schema that the framework has named after its function and path."""
     schemas = document["components"]["schemas"]
     found = next((known for known in schemas if known.startswith(start)), None)
     if found is None:
@@ -289,7 +290,7 @@ def _rename(document: dict[str, Any], start: str, name: str) -> None:
 
 
 def _used_schemas(document: dict[str, Any]) -> set[str]:
-    """Schemas that an operation refers to, directly or through others."""
+    """Return the names of schemas that an operation refers to, directly or through others."""
     schemas = document["components"]["schemas"]
     used: set[str] = set()
     waiting = [document["paths"]]
@@ -303,7 +304,7 @@ def _used_schemas(document: dict[str, Any]) -> set[str]:
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a document."""
+    """Yield every object in a document."""
     if isinstance(tree, dict):
         yield tree
         tree = list(tree.values())

@@ -1,4 +1,4 @@
-"""A request's body as it streams: in large blocks where the server can hand it over in these.
+"""A request's body as it streams, in large blocks if the server can provide them.
 
 The server offers that by the extension `BODY_BLOCKS`, as `fast/protocol.py` does.
 """
@@ -22,22 +22,22 @@ Piece = TypeVar("Piece", bound=Bytes)
 
 
 class BlockedBody(Protocol):
-    """A body in blocks. Each may be read until the next one is asked for."""
+    """A body in blocks. Each may be used until the next one is requested."""
 
     def __aiter__(self) -> AsyncIterator[Bytes]: ...
 
     def release(self) -> None:
-        """Give back every block: nobody reads the body any more."""
+        """Release every block; the body is not used after that."""
 
 
 @contextmanager
 def body_of(request: Request, room: Room, idle_timeout: float) -> Iterator[AsyncIterator[Bytes]]:
-    """The body, in blocks out of `room` or in smaller pieces, for as long as the context lasts: its
-    end gives the blocks back, however much of the body was read.
+    """Provide the body, in blocks out of `room` or in smaller pieces, while the context lasts: its
+    end releases the blocks, however much of the body was read.
 
-    Each piece may be read until the next one is asked for; what is needed for longer is copied.
-    Reading raises `ClientDisconnect`; `RequestTimeout` after `idle_timeout` seconds without a byte;
-    and `BadRequest` at the end of a body that isn't what its sender's digest says.
+    Each piece may be used until the next one is requested; copy what is needed for longer. Reading
+    raises `ClientDisconnect`; `RequestTimeout` after `idle_timeout` seconds without a byte; and
+    `BadRequest` at the end of a body that doesn't match its sender's digest.
     """
     take: Callable[[Room], BlockedBody] | None = extension(request.scope, BODY_BLOCKS)
     if take is None:
@@ -51,12 +51,13 @@ def body_of(request: Request, room: Room, idle_timeout: float) -> Iterator[Async
 
 
 def checked_stream(request: Request, idle_timeout: float) -> AsyncIterator[bytes]:
-    """The same in the pieces that the server hands over."""
+    """Return the body in the pieces that the server provides; reading it raises the errors of
+    `body_of`."""
     return _checked(request, _PiecesInTime(request.receive, idle_timeout))
 
 
 class _PiecesInTime(AsyncIterator[bytes]):
-    """The pieces of a body, which is given up when nothing of it comes."""
+    """The pieces of a body. Raises `RequestTimeout` when none comes in time."""
 
     def __init__(self, receive: Receive, idle_timeout: float) -> None:
         self._receive = receive
@@ -74,14 +75,14 @@ class _PiecesInTime(AsyncIterator[bytes]):
                 raise ClientDisconnect
             self._is_whole = not message.get("more_body", False)
             piece: bytes = message.get("body", b"")
-            del message  # who waits for the next one holds none
+            del message  # hold none while waiting for the next one
             if piece:
                 return piece
         raise StopAsyncIteration
 
 
 class _BlocksInTime(AsyncIterator[Bytes]):
-    """The blocks of a body, which is given up when nothing of it comes."""
+    """The blocks of a body. Raises `RequestTimeout` when none comes in time."""
 
     def __init__(self, body: AsyncIterator[Bytes], idle_timeout: float) -> None:
         self._body = body

@@ -1,8 +1,8 @@
-"""Finds the route of a request by its path, where that has no parameters, else among those of its
-resource that are as deep and have its method.
+"""Fast lookup of a request's route: by its path, if that has no parameters, else among the routes
+of its resource with as many segments and the same method.
 
-Starlette matches one regular expression after the other: of a hundred routes the last one's request
-waits for ninety-nine.
+Starlette matches one regular expression after the other: with a hundred routes a request for the
+last one waits for ninety-nine.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from on_api.core.web.head_requests import HeadRoute
 
 
 class ResourceRoutes:
-    """Stands before the router. `routes` are of `/VERSION/RESOURCE[/…]`, a parameter one segment.
-    What none of them takes is left to the router, which knows what to say: 404, 405, another
-    path."""
+    """Lookup in front of the router. `routes` have paths `/VERSION/RESOURCE[/…]`, a parameter being
+    one segment. A request that none of them matches goes to the router, which answers 404 or 405,
+    or knows another path."""
 
     def __init__(self, router: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._router = router
         self._fixed: dict[tuple[str, str], HeadRoute] = {}
-        """By method and path."""
+        """Routes without parameters, by method and path."""
         self._near: dict[tuple[str, str, int], list[HeadRoute]] = {}
-        """By method and place."""
+        """Routes with parameters, by method and `_place_of` their path."""
         for route in routes:
             if isinstance(route, HeadRoute):
                 for method in route.answered_methods:
@@ -57,6 +57,6 @@ class ResourceRoutes:
 
 
 def _place_of(path: str) -> tuple[str, int]:
-    """Version and resource, and how many segments there are."""
+    """Return version and resource, and the number of segments."""
     segments = path.split("/")
     return "/".join(segments[:3]), len(segments)

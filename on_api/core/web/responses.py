@@ -1,4 +1,4 @@
-"""The response that streams a file's bytes: complete, or visibly cut."""
+"""Responses that stream a file's bytes: complete, or visibly cut."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from on_api.core.streams.blocks import Bytes
 from on_api.core.web.middleware import TICKET
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
-"""Of every response that carries users' bytes: whatever they are, they get no origin of ours and
-no script."""
+"""Content-Security-Policy of every response with users' bytes: it denies them our origin and any
+script."""
 
 Opener = Callable[[], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
 
 
 class ContentResponse(Response):
-    """Streams what `open_body` yields. Its length must be in the headers: when less comes, the
-    exception that says so leaves here after the start, and the server cuts the connection."""
+    """Response that streams what `open_body` yields. Its length must be in the headers: when fewer
+    bytes come, the exception leaves here after the start, and the server cuts the connection."""
 
     def __init__(self, open_body: Opener, status: int, headers: dict[str, str]) -> None:
         super().__init__(status_code=status)
@@ -39,7 +39,8 @@ class ContentResponse(Response):
         self._open_body = open_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open the body first: what fails before its first byte is still answered as an error."""
+        """Send the response. The body is opened first: a failure before its first byte is still
+        answered as an error."""
         gone = asyncio.ensure_future(until_disconnect(receive))
         try:
             async with self._open_body() as chunks:
@@ -69,12 +70,12 @@ async def file_response(
     whole: bool = False,
     caching: Mapping[str, str] | None = None,
 ) -> Response:
-    """Answer a GET or HEAD of a file's bytes, in full or in part, and have it counted; `whole`: in
-    full, whatever the request's headers ask for. `caching` are the headers that say who may keep
-    and see it; by default its owner alone.
+    """Return the answer to a GET or HEAD of a file's bytes, in full or in part, and open its
+    ticket. With `whole` it is answered in full, whatever the request's headers ask for. `caching`
+    are the headers that say who may cache it; by default only its owner.
 
-    Raises `PreconditionFailed`, `RangeNotSatisfiable`, `EgressBudgetExceeded`; from within the
-    response what opening it raises.
+    Raises `PreconditionFailed`, `RangeNotSatisfiable`, `EgressBudgetExceeded`; sending the response
+    raises the errors of opening the file.
     """
     wanted = plan({} if whole else request.headers, etag=file.etag, size=file.size)
     is_head = request.method == "HEAD"
@@ -105,32 +106,32 @@ async def file_response(
 
 
 async def have_counted(request: Request, meter: Meter, charge: Charge, length: int | None) -> None:
-    """Have the answer to a request counted, of `length` bytes (None: not known; 0: only that it
-    was asked). Raises `EgressBudgetExceeded` when a budget leaves less."""
+    """Open a ticket for the answer to a request, of `length` bytes (None: not known; 0: only the
+    request is counted). Raises `EgressBudgetExceeded` when a budget leaves less."""
     request.scope[TICKET] = await meter.open(charge, length)
 
 
 def redirect_to_fallback(
     gateway: GatewaySettings, cid: str, name: str, *, download: bool
 ) -> Response:
-    """Send a client elsewhere for public content, when a budget is used up."""
+    """Return a redirect to the fallback gateway, for public content when a budget is used up."""
     query = urlencode({"filename": name, **({"download": "true"} if download else {})})
     location = f"{gateway.fallback_url}/ipfs/{cid}?{query}"
     return Response(status_code=302, headers={"Location": location, "Cache-Control": "no-store"})
 
 
 def _owners_caching(file: Reading) -> Mapping[str, str]:
-    # Checked again each time: the file may be deleted, the key revoked.
+    # Revalidated each time: the file may be deleted, the key revoked.
     control = "private, no-store" if file.private else "private, no-cache"
     return {"Cache-Control": control, "Vary": "Authorization"}
 
 
 def content_disposition(name: str, *, download: bool) -> str:
-    """The header for any unicode name (RFC 6266): an ASCII fallback, and `filename*` (RFC 8187)
-    where needed."""
+    """Return the header for any Unicode name (RFC 6266): an ASCII fallback, and `filename*` (RFC
+    8187) if needed."""
     kind = "attachment" if download else "inline"
-    # Control characters can't be in a name; what the header's grammar or a file system minds is
-    # replaced.
+    # Control characters can't be in a name; characters that the header's grammar or a file system
+    # can't take are replaced.
     fallback = "".join(
         character
         if character.isascii() and character.isprintable() and character not in '"\\/%'

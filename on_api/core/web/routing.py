@@ -1,4 +1,4 @@
-"""How a route reads its request, runs its endpoint and documents its errors."""
+"""Routes: reading a request, running its endpoint, documenting its errors."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from on_api.core.web.inputs import DeclaredOptions, refuse_misread
 from on_api.core.web.whole_bodies import WholeBody
 
 CLAIMING = frozenset({"POST", "PUT"})
-"""Methods with which an `Idempotency-Key` is heard."""
+"""Methods for which an `Idempotency-Key` is honoured."""
 ATTEMPT = "on_api.attempt"
-"""Where in the scope it says what came of a request's `Idempotency-Key`."""
+"""Key in the scope of the result of claiming the request's `Idempotency-Key`."""
 BODY_DIGEST = "on_api.body_digest"
-"""Where in the scope the hash is of query and body, for a request with such a key."""
+"""Key in the scope of the hash of query and body, for a request with such a key."""
 
 T = TypeVar("T")
 
 
 class Transaction:
-    """The one transaction of a request, not yet begun. Where the request has claimed an
-    `Idempotency-Key`, its answer is recorded in it: there is never the one without the other.
+    """The one transaction of a request, not yet begun. If the request has claimed an
+    `Idempotency-Key`, its answer is recorded in the same transaction.
 
-    What `dependencies.SessionDep` and `TransactionDep` hand to a route.
+    `dependencies.SessionDep` and `TransactionDep` pass it to a route.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Transaction:
         database: Database,
         idempotency: IdempotencyService,
     ) -> None:
-        """`response`: FastAPI's own, by which an endpoint sets status and headers."""
+        """Create it. `response` is FastAPI's own, on which an endpoint sets status and headers."""
         self._request = request
         self._response = response
         self._database = database
         self._idempotency = idempotency
 
     def run(self, work: Callable[[Session], T]) -> T:
-        """Do the work and record what it returns as the answer; committed. GET reads a snapshot."""
+        """Run `work`, record its result as the answer, and commit. GET and HEAD read a snapshot."""
         writes = self._request.method not in {"GET", "HEAD"}
         with self._database.session_scope(write=writes) as session:
             result = work(session)
@@ -75,7 +75,7 @@ class Transaction:
         return result
 
     def record(self, session: Session, result: object) -> None:
-        """Record the answer in a session that somebody else commits."""
+        """Record the answer in a session that the caller commits."""
         claim = self._request.scope.get(ATTEMPT)
         if not isinstance(claim, Claim):
             return
@@ -90,23 +90,25 @@ class Transaction:
 
 
 def services_of(request: Request) -> Services:
-    """The process's services."""
+    """Return the process's services."""
     services: Services = request.scope["app"].services
     return services
 
 
 class ChecksQuery:
-    """A dependency that calls `ApiRoute.check_query` itself, as soon as it knows who asks."""
+    """A dependency that calls `ApiRoute.check_query` itself, as soon as the caller is
+    authenticated."""
 
 
 class ApiRoute(HeadRoute):
-    """A route whose whole-read body is bounded, and which is done once per `Idempotency-Key`. What
-    it doesn't declare, in a query or in a form, is refused.
+    """A route with a bounded body (unless it streams), done once per `Idempotency-Key`. Undeclared
+    options in query or form are refused.
 
-    A plain endpoint runs in one visit to a thread, its transaction with it. One that streams is a
-    coroutine and takes the `Request` itself, and its attempt from `dependencies.attempt_of`. The
-    key is claimed in `dependencies.get_principal`; whoever commits what was asked for records the
-    answer in the same transaction: `Transaction`, or the service that the attempt is given to.
+    A synchronous endpoint runs in one call in a worker thread, together with its transaction. One
+    that streams is a coroutine and takes the `Request` itself, and its attempt from
+    `dependencies.attempt_of`. The key is claimed in `dependencies.get_principal`; the answer is
+    recorded in the transaction that commits the request's effect: by `Transaction`, or by the
+    service that gets the attempt.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -115,7 +117,8 @@ class ApiRoute(HeadRoute):
         self.app = _application(self._respond)
 
     def below(self, prefix: str) -> ApiRoute:
-        """The same route, its path with a prefix. Raises `TypeError` for one with parameters."""
+        """Return the route with a prefix before its path. Raises `TypeError` for a prefix with
+        parameters."""
         if "{" in prefix:
             raise TypeError(f"{prefix} has parameters, which the built route doesn't know")
         path = prefix + self.path
@@ -131,11 +134,12 @@ class ApiRoute(HeadRoute):
         return route
 
     def check_query(self, request: Request) -> None:
-        """Refuse what the route doesn't declare. Raises `BadRequest`."""
+        """Refuse options that the route doesn't declare. Raises `BadRequest`."""
         self._query.check_query(request.scope)
 
     def rendered(self, result: object) -> bytes:
-        """The body of the answer that FastAPI makes of an endpoint's result."""
+        """Return the body of the answer, as FastAPI would render an endpoint's result. Raises
+        `TypeError` or `ValueError` for a result that doesn't fit the declared model."""
         if self.response_field is None:
             if result is not None:
                 raise TypeError(f"{self.path} answers what it isn't declared to")
@@ -151,7 +155,7 @@ class ApiRoute(HeadRoute):
         )
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What makes the response to a request of this route, in place of FastAPI's own."""
+        """Return the function that makes the response to a request, in place of FastAPI's own."""
         self._query = DeclaredOptions.of_query(self.dependant)
 
         async def check_query(request: Request) -> None:
@@ -207,8 +211,8 @@ class ApiRoute(HeadRoute):
 
 
 def _operation_id(route: ApiRoute) -> str:
-    """The endpoint's name as clients in most languages write it: `uploadFiles`, the same in every
-    version."""
+    """Return the endpoint's name as most client languages spell it: `uploadFiles`, the same in
+    every version."""
     name = route.operation_id or route.name
     if route.methods == {"HEAD"}:
         name = f"head_{name.partition('_')[2]}"
@@ -217,13 +221,13 @@ def _operation_id(route: ApiRoute) -> str:
 
 
 def add_flat(to: APIRouter, router: APIRouter) -> None:
-    """Add every route of a router of `ApiRoute`s to another one, below its prefix.
+    """Add every route of a router of `ApiRoute`s to another router, below its prefix.
 
-    With FastAPI's `include_router` each route is built anew on every level, a fifth of a start; and
-    the included routers are looked through again on each level for each request, more than half of
-    the time of a short one.
+    FastAPI's `include_router` builds each route anew on every level, a fifth of the start-up time,
+    and searches the included routers on each level for each request, more than half of the time of
+    a short one.
 
-    Routes for HEAD come first: one for GET stands in for HEAD only where there is no other.
+    Routes for HEAD come first: one for GET answers HEAD only if there is no other.
     """
     for route in sorted(router.routes, key=_is_not_for_head):
         if not isinstance(route, ApiRoute):
@@ -233,8 +237,9 @@ def add_flat(to: APIRouter, router: APIRouter) -> None:
 
 
 def _let_fixed_paths_win(routes: Sequence[ApiRoute]) -> None:
-    """Keep routes with parameters from paths that are others' own: what `/users/me` doesn't offer
-    is 405 there, and not what `/users/{user_id}` says of an account named `me`."""
+    """Exclude from routes with parameters the fixed paths of other routes: a method that
+    `/users/me` doesn't offer gets 405 there, and not the answer of `/users/{user_id}` for an
+    account named `me`."""
     fixed = {route.path for route in routes if not route.param_convertors}
     for route in routes:
         taken = [path for path in sorted(fixed) if route.path_regex.match(path)]
@@ -248,7 +253,7 @@ def _is_not_for_head(route: BaseRoute) -> bool:
 
 
 def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
-    """`responses=` for the errors an operation may answer besides those that all share.
+    """Return `responses=` for the errors of an operation besides those that all share.
 
     Holds the reasons only; each version's document adds its own body to them.
     """
@@ -261,7 +266,8 @@ def documented(*errors: type[OnApiError]) -> dict[int | str, dict[str, Any]]:
 
 
 def _application(respond: Callable[[Request], Coroutine[Any, Any, Response]]) -> ASGIApp:
-    """A route as the router calls it. Errors are rendered outside of the router, for all alike."""
+    """Return the ASGI application of a route. Errors are rendered outside of the router, for all
+    routes alike."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         response = await respond(Request(scope, receive, send))
@@ -271,8 +277,8 @@ def _application(respond: Callable[[Request], Coroutine[Any, Any, Response]]) ->
 
 
 def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain function as a coroutine, so that FastAPI makes no visits to threads of its own for
-    it: each costs more than the question to the database."""
+    """Wrap a synchronous endpoint as a coroutine, so that FastAPI doesn't use threads of its own
+    for it: each such switch costs more than the database query."""
     if iscoroutinefunction(endpoint):
         return endpoint
 
@@ -290,10 +296,10 @@ def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _give_back(request: Request) -> None:
-    """Free the claim of a request that failed: it may be tried again."""
+    """Release the claim of a failed request, so that it may be retried."""
     if not isinstance(claim := request.scope.get(ATTEMPT), Claim):
         return
-    # Where even that fails the claim dies by itself; the first error is the one to tell.
+    # If even that fails the claim expires by itself; the first error is the one to report.
     with CancelScope(shield=True), suppress(OnApiError):
         await run_in_threadpool(services_of(request).idempotency.release, claim)
 

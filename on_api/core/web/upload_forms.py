@@ -1,5 +1,4 @@
-"""What an upload says about its files: options from the query or from form fields, checked, joined
-to the bytes.
+"""Options of uploads, from the query or from form fields: validated, and joined to the bytes.
 
 Between the multipart reader, which knows no meaning, and the upload service, which knows no HTTP.
 """
@@ -27,11 +26,10 @@ from on_api.core.web.multipart import MultipartReader, Part
 
 FILE_FIELD = "file"
 FORM_OVERHEAD = 64 * 1024
-"""Bytes that a form's boundaries, headers and fields are taken to need: only an early refusal
+"""Bytes that a form's boundaries, headers and fields are assumed to need; only an early refusal
 depends on it."""
 
-# curl's own word for `--data-binary`, and everybody's for what they don't know: they say nothing
-# about the file.
+# Default types of curl's `--data-binary` and of other clients: they say nothing about the file.
 _MEANINGLESS = frozenset({"application/x-www-form-urlencoded", BINARY})
 
 _OPTIONS: dict[str, TypeAdapter[Any]] = {
@@ -44,12 +42,12 @@ _OPTIONS: dict[str, TypeAdapter[Any]] = {
 
 PASSPHRASE_HEADER = "On-Api-Passphrase"  # noqa: S105 (a header's name)
 LEAST_PASSPHRASE, MOST_PASSPHRASE = 8, 256
-"""Characters of a passphrase: of a new one at least, of any at most."""
+"""Characters of a passphrase: minimum for a new one, maximum for any."""
 
 
 @dataclass
 class UploadOptions:
-    """What may be said of an upload, by query or by form field; the passphrase by header only."""
+    """Options of an upload, from query or form fields; the passphrase from a header only."""
 
     default_visibility: str
     passphrase: str | None = field(default=None, repr=False)
@@ -60,8 +58,8 @@ class UploadOptions:
     owner_access: bool | None = None
 
     def set(self, field: str, value: str) -> None:
-        """Take one option as text; recipients come together. Raises `BadRequest` for an unknown,
-        invalid or contradicting one."""
+        """Set one option from text; recipients add up. Raises `BadRequest` for an unknown, invalid
+        or contradictory one."""
         if field == "recipients" and self.recipients is not None:
             value, self.recipients = ",".join([*self.recipients, value]), None
         checked = check_option(field, value)
@@ -71,15 +69,15 @@ class UploadOptions:
         setattr(self, field, checked)
 
     def set_from_form(self, field: str, value: str) -> None:
-        """Like `set`; what a person left empty in a form is as if it weren't there."""
+        """Set one option from a form, as `set` does; an empty field counts as absent."""
         if value or field not in _OPTIONS:
             self.set(field, value)
 
     def describe_file(
         self, body: AsyncIterator[Bytes], filename: str | None, media_type: str | None
     ) -> IncomingFile:
-        """An incoming file under these options. Raises `BadRequest` for a name or media type that
-        is none."""
+        """Return an incoming file with these options. Raises `BadRequest` for an invalid name or
+        media type."""
         name = self.name or _check_name(filename)
         return IncomingFile(
             name=name,
@@ -106,8 +104,8 @@ class UploadOptions:
 
 
 def raw_media_type(headers: Mapping[str, str]) -> str | None:
-    """The Content-Type of a body that is one file. Raises `UnsupportedMediaType` for a form, whose
-    boundaries would be stored with it."""
+    """Return the Content-Type of a body that is one file. Raises `UnsupportedMediaType` for a form,
+    whose boundaries would be stored with it."""
     media_type = headers.get("content-type")
     if media_type is not None and media_type.strip().lower().startswith("multipart/"):
         raise UnsupportedMediaType(
@@ -118,7 +116,8 @@ def raw_media_type(headers: Mapping[str, str]) -> str | None:
 
 
 def check_option(field: str, value: str) -> Any:
-    """The value of an option given as text. Raises `BadRequest` for an unknown or invalid one."""
+    """Return the value of an option given as text. Raises `BadRequest` for an unknown or invalid
+    one."""
     if field == "passphrase":
         raise BadRequest(f"passphrase: send it in the header {PASSPHRASE_HEADER} only.")
     adapter = _OPTIONS.get(field)
@@ -131,10 +130,9 @@ def check_option(field: str, value: str) -> Any:
 
 
 def check_passphrase(header: str | None, *, new: bool) -> str | None:
-    """A passphrase as the header has it: UTF-8, which headers are taken for Latin-1 before.
+    """Return the passphrase of a header: UTF-8, although headers were decoded as Latin-1.
 
-    Raises `BadRequest` for one that nobody could have been given, or that is too short for a
-    `new` one.
+    Raises `BadRequest` for one that can't be valid, or that is too short for a `new` one.
     """
     if header is None:
         return None
@@ -153,8 +151,8 @@ def check_passphrase(header: str | None, *, new: bool) -> str | None:
 def announced_by_body(
     headers: Mapping[str, str], max_size: int, audience: Audience | None
 ) -> Announced:
-    """What a raw body's headers say of the size it will have on the node. Raises `PayloadTooLarge`
-    when they say too much."""
+    """Return the size on the node that a raw body's headers announce. Raises `PayloadTooLarge` when
+    it exceeds `max_size`."""
     length = _content_length(headers)
     if length is None:
         return Announced()
@@ -165,8 +163,8 @@ def announced_by_body(
 
 
 def announced_by_form(headers: Mapping[str, str]) -> Announced:
-    """What a form's headers say of its files' size: its own length, less what a form may add to
-    it, and with what private files have more."""
+    """Return the size of a form's files that its headers announce: between its own length less the
+    form's overhead, and its length plus the overhead of private files."""
     length = _content_length(headers)
     if length is None:
         return Announced()
@@ -177,7 +175,7 @@ def announced_by_form(headers: Mapping[str, str]) -> Announced:
 async def incoming_files(
     reader: MultipartReader, options: UploadOptions
 ) -> AsyncIterator[IncomingFile]:
-    """The files of a form, one after the other as they come.
+    """Yield the files of a form, one after the other as they come.
 
     `name` and `meta` may also follow the file; `visibility` must come first, since the bytes are
     already on their way to the node by then.
@@ -186,7 +184,7 @@ async def incoming_files(
     async for part in reader.parts():
         if part.name == FILE_FIELD:
             if part.filename == "" and await _is_empty(part):
-                continue  # a browser's file input in which nothing was chosen
+                continue  # a browser's file input without a chosen file
             if part.filename is None and options.name is None:
                 raise BadRequest(
                     "The part `file` has no filename. With curl write -F file=@PATH, "
@@ -229,8 +227,8 @@ def _check_name(name: str | None) -> str:
 
 
 def _check_media_type(text: str) -> str | None:
-    """A file's Content-Type without what is empty in it (`text/plain;`); None where it says nothing
-    about the file."""
+    """Return a file's Content-Type without empty parameters (`text/plain;`); None if it says
+    nothing about the file."""
     media_type = tidied(text)
     if media_type is None:
         raise BadRequest("The file's Content-Type is not a media type.")
@@ -239,10 +237,11 @@ def _check_media_type(text: str) -> str | None:
 
 
 def _last_step(filename: str | None) -> str | None:
-    """A path in a part's filename is the sender's own business (RFC 7578, section 4.2)."""
+    """Return the last step of a path: the rest is the sender's own business (RFC 7578, section
+    4.2)."""
     if filename is None:
         return None
-    if filename[1:3] == ":\\" or filename[:2] == "\\\\":  # of a machine with Windows
+    if filename[1:3] == ":\\" or filename[:2] == "\\\\":  # a path of Windows
         filename = filename.rpartition("\\")[2]
     return filename.rpartition("/")[2]
 
@@ -265,5 +264,5 @@ def _by_commas(text: str) -> object:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-# What is no plain text.
+# Parsers of options that are not plain text.
 _READ: dict[str, Callable[[str], object]] = {"meta": _json_object, "recipients": _by_commas}

@@ -1,5 +1,5 @@
-"""Bodies that are read whole: JSON, and forms without files. Uploads are streamed instead
-(`request_bodies.py`)."""
+"""Bodies that are read completely before the endpoint runs: JSON, and forms without files. Uploads
+are streamed instead (`request_bodies.py`)."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from on_api.core.web.inputs import DeclaredOptions, read_pairs
 from on_api.core.web.json_text import RepeatedName, read_json
 
 MAX_BODY_BYTES = 1024 * 1024
-"""The largest body that is read whole."""
+"""Bytes of the largest body that is read completely."""
 URLENCODED, FORM_DATA = "application/x-www-form-urlencoded", "multipart/form-data"
 
 
 class WholeBody:
-    """How the body of one route is read: as the fields of a form, else as JSON."""
+    """Reader of one route's body: as the fields of a form, else as JSON."""
 
     def __init__(self, field: ModelField) -> None:
-        """`field`: FastAPI's, of the route's body."""
+        """Create a reader. `field` is FastAPI's field of the route's body."""
         body = field.field_info
         self._form = DeclaredOptions.of_form(body) if isinstance(body, params.Form) else None
 
     async def read(
         self, request: Request, limits: ConnectionSettings, look: Callable[[bytes], None] | None
     ) -> Any:
-        """What FastAPI validates: a JSON value, a form's fields, bytes of a type that is no JSON,
-        `Undefined` for no body. Each piece is shown to `look`.
+        """Return the input for FastAPI's validation: a JSON value, a form's fields, bytes of
+        another type, `Undefined` for no body. Each piece is passed to `look`.
 
         Raises `PayloadTooLarge`, `RequestTimeout`, `UnsupportedMediaType`, `BadRequest`, and
-        `RequestValidationError` for what is no JSON.
+        `RequestValidationError` for invalid JSON.
         """
         _refuse_too_large(request)
         _refuse_other_charset(request.headers.get("content-type", ""))
@@ -75,8 +75,8 @@ def _is_json(content_type: str) -> bool:
 
 
 async def _form_of(request: Request, declared: DeclaredOptions) -> FormData:
-    """The form's fields. Raises `UnsupportedMediaType` for a body of another type, `BadRequest` for
-    other fields."""
+    """Return the form's fields. Raises `UnsupportedMediaType` for a body of another type,
+    `BadRequest` for undeclared fields."""
     content_type = request.headers.get("content-type")
     essence = None if content_type is None else read_parameters(content_type)[0]
     if essence == FORM_DATA:
@@ -89,7 +89,7 @@ async def _form_of(request: Request, declared: DeclaredOptions) -> FormData:
         return form
     if essence not in {None, URLENCODED}:
         raise UnsupportedMediaType(f"Send a form: {URLENCODED} or {FORM_DATA}.")
-    # Starlette takes bytes that aren't percent-encoded for Latin-1.
+    # Starlette decodes bytes that aren't percent-encoded as Latin-1.
     pairs: list[tuple[str, str | UploadFile]] = [*read_pairs(await request.body())]
     declared.check(name for name, _ in pairs)
     return FormData(pairs)
@@ -102,7 +102,7 @@ def _refuse_too_large(request: Request) -> None:
 
 
 def _refuse_other_charset(content_type: str) -> None:
-    """Refuse text in another charset than UTF-8, which JSON and forms are read as."""
+    """Refuse text in another charset than UTF-8, in which JSON and forms are read."""
     if "charset" not in content_type.lower():
         return
     charset = read_parameters(content_type)[1].get("charset", "utf-8")
@@ -111,8 +111,9 @@ def _refuse_other_charset(content_type: str) -> None:
 
 
 def _in_time(receive: Receive, limits: ConnectionSettings) -> Receive:
-    """The messages of a body. Raises `RequestTimeout` when nothing of it comes for a while, or not
-    all of it in time: whoever sends a byte now and then is no client."""
+    """Bound the time of a body's messages. Raises `RequestTimeout` when no byte comes for
+    `body_idle_timeout`, or not all of it within `body_timeout`: a client could otherwise send a
+    byte now and then."""
     loop = asyncio.get_running_loop()
     end = loop.time() + limits.body_timeout
     is_whole = False
@@ -133,7 +134,7 @@ def _in_time(receive: Receive, limits: ConnectionSettings) -> Receive:
 
 
 def _bounded(receive: Receive, look: Callable[[bytes], None] | None) -> Receive:
-    """Pass messages on, no more than `MAX_BODY_BYTES` of them, showing each to `look`."""
+    """Bound a body to `MAX_BODY_BYTES`, and pass each piece to `look`."""
     received = 0
 
     async def receive_bounded() -> Message:
@@ -151,7 +152,7 @@ def _bounded(receive: Receive, look: Callable[[bytes], None] | None) -> Receive:
 
 
 def _compared(receive: Receive, headers: Iterable[tuple[bytes, bytes]]) -> Receive:
-    """Pass messages on, and compare the body with the digests that the headers declare."""
+    """Compare a body with the digests that the headers declare."""
     digests = SentDigests(headers)
     if not digests:
         return receive
