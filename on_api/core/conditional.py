@@ -1,8 +1,8 @@
 """Conditional requests and ranges on one representation (RFC 9110, sections 13 and 14), as a pure
 function.
 
-Knows strong ETags only: the bytes behind an id never change without their CID changing. Several
-ranges in one request are answered with the whole, as the RFC allows.
+Knows strong ETags only: the bytes behind an id never change without their CID changing. A request
+for several ranges is answered with the whole, as the RFC allows.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _RANGE = re.compile(
 
 
 UNSATISFIABLE = "bytes=9223372036854775806-"
-"""A range that begins behind the end of whatever there is."""
+"""A range that begins after the end of any representation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to answer: 200 the whole, 206 a part, 304 nothing. `offset` and `length` in bytes."""
+    """The answer: 200 the whole, 206 a part, 304 nothing. `offset` and `length` in bytes."""
 
     status: int
     offset: int
@@ -57,10 +57,11 @@ def plan(headers: Mapping[str, str], *, etag: str, size: int) -> Plan:
 
 
 def well_formed(wanted: str) -> str | None:
-    """A `Range` header in the one spelling that every server reads; None for one that is to be
-    ignored, as `plan` does: another unit, or a range that ends before it begins.
+    """Return a `Range` header in the one spelling that every server reads; None for one that is to
+    be ignored, as `plan` does: another unit, or a range that ends before it begins.
 
-    A list of several stays one, since others may answer it; a suffix of no bytes is unsatisfiable.
+    A list of several ranges stays a list, since other servers may answer it; a suffix of no bytes
+    is unsatisfiable.
     """
     unit, _, listed = wanted.partition("=")
     parts = []
@@ -96,7 +97,7 @@ def _part(wanted: str, size: int) -> Plan | None:
 
 
 def _lists(header: str, etag: str, *, weak: bool) -> bool:
-    """Whether a list of entity tags names ours; `weak` comparison ignores the W/ mark."""
+    """Return whether a list of entity tags contains ours; `weak` comparison ignores the W/ mark."""
     if header.strip() == "*":
         return True
     ours = etag.strip('"')

@@ -1,5 +1,4 @@
-"""The one tree of exceptions: what can go wrong, which HTTP status it is, and the stable word
-clients match on.
+"""The tree of exceptions: each error, its HTTP status, and the stable code that clients match on.
 
     OnApiError
     ├── BadRequest            400 BAD_REQUEST              the input is wrong; the details say where
@@ -89,13 +88,13 @@ class PassphraseNeeded(BadRequest):
 
 
 class BadCar(BadRequest):
-    """A CAR is damaged, is cut, or holds what on-api takes from nobody."""
+    """A CAR is damaged, is cut, or holds blocks that on-api doesn't accept."""
 
     reason, summary = "BAD_CAR", "This CAR can't be taken."
 
 
 class AddressRefused(BadRequest):
-    """A URL leads to where on-api makes no calls for others: not HTTPS, or a private address."""
+    """A URL that on-api doesn't call for users: not HTTPS, or at a private address."""
 
     reason, summary = (
         "ADDRESS_REFUSED",
@@ -133,13 +132,13 @@ class SharePasswordRequired(Forbidden):
 
 
 class QuotaExceeded(Forbidden):
-    """The user's storage quota would be passed."""
+    """The user's storage quota would be exceeded."""
 
     reason, summary = "STORAGE_QUOTA_EXCEEDED", "The storage quota is used up."
 
 
 class KeyLimitReached(Forbidden):
-    """The key's `max_bytes` would be passed."""
+    """The key's `max_bytes` would be exceeded."""
 
     reason, summary = "KEY_LIMIT_REACHED", "The key may not upload as many bytes."
 
@@ -179,7 +178,7 @@ class Conflict(OnApiError):
 
 
 class InsufficientFunds(OnApiError):
-    """A pin would pass the storage quota: the Pinning Service API's word for it."""
+    """A pin would exceed the storage quota; the name is the Pinning Service API's."""
 
     status, reason, summary = (
         409,
@@ -217,7 +216,7 @@ class UnsupportedMediaType(OnApiError):
 
 
 class RangeNotSatisfiable(OnApiError):
-    """The Range starts behind the end. `size` is the file's size in bytes."""
+    """The Range starts after the end. `size` is the file's size in bytes."""
 
     status, reason, summary = 416, "RANGE_NOT_SATISFIABLE", "The range lies outside the file."
 
@@ -229,7 +228,7 @@ class RangeNotSatisfiable(OnApiError):
 
 
 class HeadersTooLarge(OnApiError):
-    """A request's line, headers or trailers are over what is held in memory of them."""
+    """A request's line, headers or trailers exceed the memory bound for them."""
 
     status, reason, summary = 431, "HEADERS_TOO_LARGE", "The request's headers are too large."
 
@@ -252,15 +251,16 @@ class RetryLater(OnApiError):
 
 
 class TooManyRequests(RetryLater):
-    """Too much in too short a time."""
+    """Too many requests in too short a time."""
 
     status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
 
 
 class EgressBudgetExceeded(TooManyRequests):
-    """Somebody's egress budget of this month is used up, or leaves less than what was asked for.
+    """An account's egress budget of this month is used up, or leaves less than the request needs.
 
-    `redirectable`: public content may be had elsewhere, as the operator has chosen.
+    `redirectable` means that public content may be redirected to the fallback gateway, as the
+    operator has chosen.
     """
 
     reason, summary = (
@@ -284,18 +284,18 @@ class LegallyUnavailable(OnApiError):
 
 
 class InProgress(RetryLater):
-    """A request with the same Idempotency-Key is still being done."""
+    """A request with the same Idempotency-Key is still under way."""
 
     status, reason, summary = 409, "IN_PROGRESS", "The same request is still being done."
 
 
 class InternalError(OnApiError):
-    """Our own fault. Carries nothing of what happened: that is in the log, under the request's
+    """Our own fault. Carries no details of the failure: they are in the log, under the request's
     id."""
 
 
 class NodeError(RetryLater):
-    """The IPFS node answered something else than what was asked."""
+    """The IPFS node failed to do what was asked."""
 
     status, reason, summary = 502, "NODE_ERROR", "The IPFS node could not do this."
 
@@ -310,7 +310,7 @@ class NodeRefused(NodeError):
 
 
 class BlocksMissing(NodeError):
-    """The node has not all blocks of a DAG itself."""
+    """The node lacks blocks of a DAG."""
 
     reason, summary = "BLOCKS_MISSING", "Blocks of this content are missing on the IPFS node."
 
@@ -338,7 +338,7 @@ class NodeUnavailable(NodeError):
 
 
 class WrongNode(NodeUnavailable):
-    """Another node answers where this deployment's is expected. Nothing is asked of it."""
+    """Another node answers where this deployment's is expected. It gets no calls."""
 
     reason, summary = (
         "WRONG_NODE",
@@ -354,7 +354,7 @@ class NodeTimeout(NodeError):
 
 
 class ServiceUnavailable(RetryLater):
-    """Not now, but soon."""
+    """Temporarily not available."""
 
     status, reason, summary = (
         503,
@@ -390,12 +390,12 @@ class SecretUnavailable(ServiceUnavailable):
 
 
 class InsufficientStorage(OnApiError):
-    """The node has no room left."""
+    """The node has no space left."""
 
     status, reason, summary = 507, "INSUFFICIENT_STORAGE", "The IPFS node has no room for this."
 
 
 class StartupError(OnApiError):
-    """on-api can't start or a command can't run. The message is one sentence with the cure."""
+    """on-api can't start or a command can't run. The message is one sentence with the remedy."""
 
     reason, summary = "STARTUP_FAILED", "on-api can't start."

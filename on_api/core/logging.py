@@ -1,5 +1,5 @@
-"""Logs: one line an event on standard error, for people or as JSON, each with the id of the request
-it belongs to.
+"""Logs: one line per event on standard error, for people or as JSON, each with the id of the
+request it belongs to.
 
 Sets up the standard library's logging once, at the start of a process. What is logged must hold no
 secret: queries, bodies and headers are never passed to it.
@@ -18,18 +18,19 @@ from functools import lru_cache
 from on_api.core.setting_groups import LogSettings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that this task or thread works for."""
+"""Id of the request that this task or thread works for."""
 
 _API_KEY = re.compile(r"(onapi_[0-9A-Za-z]{6})[0-9A-Za-z]{10,}")
 _SHARE_LINK = re.compile(r"/s/[0-9A-Za-z]{16,}")
 
 # Control characters, which may steer a terminal; separators, at which some readers end a line; and
-# what turns the direction of text. None of them may come into the log from outside.
+# characters that change the direction of text. None of them may enter the log from outside.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOST_CAUSES = 3
 
 EXTRA = "on_api"
-"""Where a record carries its structured fields: `logger.info("…", extra={EXTRA: {…}})`."""
+"""Attribute of a record that holds its structured fields: `logger.info("…", extra={EXTRA:
+{…}})`."""
 
 
 def configure_logging(settings: LogSettings) -> None:
@@ -39,9 +40,9 @@ def configure_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.level)
-    # No line shows these, and to find them out takes as long as the line.
+    # No line shows these, and determining them takes as long as the line itself.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as its own HOWTO says
+    logging._srcfile = None  # as Python's logging HOWTO advises
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers = []
@@ -54,26 +55,26 @@ def configure_logging(settings: LogSettings) -> None:
 
 
 def mask_foreign_access_log() -> None:
-    """Keep secrets out of uvicorn's own access log, for who serves the application by uvicorn's
-    command; on-api's has it off."""
+    """Keep secrets out of uvicorn's own access log, in case the application is served by uvicorn's
+    command; `configure_logging` switches that log off."""
     logging.getLogger("uvicorn.access").addFilter(_masks_arguments)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """The structured fields of a record, the request's id first."""
+    """Return the structured fields of a record, the request's id first."""
     current = request_id.get()
     first: dict[str, object] = {} if current is None else {"request_id": current}
     return first | getattr(record, EXTRA, {})
 
 
 def log_failure(logger: logging.Logger, words: str, cause: BaseException | None) -> None:
-    """Warn of a request that could not be served for a reason that on-api has an error for: one
-    line, since there is one for each request while a node or a database is down. The traceback of
-    its cause is told at the level DEBUG."""
+    """Warn of a request that failed with one of on-api's own errors: in one line, since there is
+    one for each request while a node or a database is down. The traceback of its cause is logged at
+    the level DEBUG only."""
     trace = cause if logger.isEnabledFor(logging.DEBUG) else None
     reasons: list[str] = []
     while cause is not None and len(reasons) < _MOST_CAUSES:
-        # Types and the system's words, no others: those may hold what nobody should read here.
+        # Types and the system's texts only: other texts may hold private data.
         system = cause.strerror if isinstance(cause, OSError) else None
         reasons.append(f"{type(cause).__name__} ({system})" if system else type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
@@ -112,8 +113,8 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def _masked(line: str) -> str:
-    """API keys and links are recognised by their form and cut off: a client may put its key into a
-    path, and a link is one."""
+    """Mask API keys and share links, recognised by their form: a client may put its key into a
+    path, and a link is a secret."""
     if "onapi_" in line:
         line = _API_KEY.sub(r"\1…", line)
     return _SHARE_LINK.sub("/s/…", line) if "/s/" in line else line
@@ -129,7 +130,7 @@ def _second(seconds: int) -> str:
 
 
 def _as_escape(found: re.Match[str]) -> str:
-    """As Python writes it: `\\n`, `\\x1b`, `\\u2028`."""
+    """Return the character as Python escapes it: `\\n`, `\\x1b`, `\\u2028`."""
     return found[0].encode("unicode_escape").decode()
 
 

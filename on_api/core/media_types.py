@@ -1,4 +1,4 @@
-"""Media types: whether one is well-formed, and which one a file has when its sender doesn't say."""
+"""Media types: validation, and guessing a file's type if its sender doesn't name one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARAMETER = rf'{_TOKEN}=(?:{_TOKEN}|"[\x20-\x21\x23-\x5b\x5d-\x7e]*")'
 _WITH_EMPTY_PARAMETERS = re.compile(
     rf"\s*({_TOKEN}/{_TOKEN})((?:\s*;\s*(?:{_PARAMETER})?)*)\s*", re.ASCII
 )
-# Python's own table only: what the machine has in /etc must not change the answer.
+# Python's own table only: the files in the machine's /etc must not change the answer.
 _BY_NAME = mimetypes.MimeTypes(filenames=())
 _ALSO = {
     "application/epub+zip": ".epub",
@@ -54,20 +54,20 @@ _ALSO = {
     "video/matroska": ".mkv",
     "video/ogg": ".ogv",
 }
-"""Of IANA's types those that Python's table lacks in some version, or has otherwise in another."""
+"""IANA's types that are missing or different in Python's table of some version."""
 for _media_type, _endings in _ALSO.items():
     for _ending in _endings.split():
         _BY_NAME.add_type(_media_type, _ending)
 
 
 def is_well_formed(media_type: str) -> bool:
-    """Whether this is `type/subtype`, parameters allowed (RFC 9110, section 8.3.1)."""
+    """Return whether this is `type/subtype`, parameters allowed (RFC 9110, section 8.3.1)."""
     return len(media_type) <= 255 and _MEDIA_TYPE.fullmatch(media_type) is not None
 
 
 def tidied(media_type: str) -> str | None:
-    """The same without the empty parameters that RFC 9110 allows (section 5.6.6), as `text/plain;`
-    has one; None for what is no media type."""
+    """Return the media type without the empty parameters that RFC 9110 allows (section 5.6.6), as
+    in `text/plain;`; None if it is not a media type."""
     if is_well_formed(media_type):
         return media_type
     found = _WITH_EMPTY_PARAMETERS.fullmatch(media_type) if len(media_type) <= 255 else None
@@ -77,7 +77,7 @@ def tidied(media_type: str) -> str | None:
 
 
 def sniff(name: str, head: bytes) -> str:
-    """The media type by the file's name, else by its first bytes."""
+    """Return the media type by the file's name, else by its first bytes."""
     by_name, encoding = _BY_NAME.guess_type(name, strict=False)
     if by_name is not None and encoding is None:
         return by_name
@@ -95,8 +95,8 @@ def sniff(name: str, head: bytes) -> str:
 
 
 def _marks() -> re.Pattern[bytes]:
-    """Any of puremagic's marks where it looks for it at a file's beginning. Parted by offset and
-    first byte, so that most are passed over together."""
+    """Return a pattern of puremagic's signatures at a file's beginning, grouped by offset and first
+    byte so that most of them are skipped together."""
     places: dict[int, dict[bytes, set[bytes]]] = {}
     for row in puremagic.magic_header_array:
         rests = places.setdefault(row.offset, {}).setdefault(row.byte_match[:1], set())
@@ -125,8 +125,8 @@ _ENDS = [
 
 
 def may_be_known(head: bytes) -> bool:
-    """Whether any of puremagic's marks is there: it compares each of its 1,400 by itself, which
-    takes as long as the rest of a small upload."""
+    """Return whether any of puremagic's signatures matches. Puremagic compares each of its 1,400 in
+    turn, which takes as long as the rest of a small upload."""
     return _MARKS.match(head) is not None or _ends_with_mark(head)
 
 
@@ -139,8 +139,8 @@ def _ends_with_mark(head: bytes) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    """Valid UTF-8 without control characters; the last character may be cut off by the sample's
-    end."""
+    """Return whether this is valid UTF-8 without control characters; the sample may end within a
+    character."""
     try:
         head.decode()
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
-"""What Prometheus may ask of one process: counters and gauges, each with its unit in its name.
+"""Prometheus metrics of one process: counters and gauges, each with its unit in its name.
 
-Labels are few and bounded: routes, methods, statuses, never names or ids of users' things.
+Labels are few and bounded: routes, methods, statuses, never names or ids of users' objects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = 0
-        """Requests under way: a plain number, since each request changes it twice."""
+        """Number of requests in flight; a plain number, since each request changes it twice."""
         self.watch("on_api_requests_in_flight", "Requests under way.", lambda: self.in_flight)
         self.refused = Counter(
             "on_api_requests_refused",
@@ -129,9 +129,9 @@ class Metrics:
         )
 
     def watch(self, name: str, what: str, ask: Callable[[], float]) -> None:
-        """Show what is asked anew at each scrape."""
+        """Add a gauge whose value is computed by `ask` at each scrape."""
         Gauge(name, what, registry=self._registry).set_function(ask)
 
     def exposition(self) -> bytes:
-        """Everything, in the text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

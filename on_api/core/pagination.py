@@ -1,7 +1,6 @@
-"""Pages of lists, newest first. v1's are walked by times, v2's by an opaque, signed cursor.
+"""Pages of lists, newest first: v1 pages by time, v2 by an opaque, signed cursor.
 
-Holds positions and how a cursor is written; how a statement is narrowed by them is in
-`shared/paging.py`.
+Holds positions and the format of cursors; `shared/paging.py` applies them to statements.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _MAC_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class TimePage:
-    """Which part of a list: at most `limit` rows made before and after these moments (both
+    """Page of a list: at most `limit` rows created before and after these moments (both
     exclusive)."""
 
     limit: int = DEFAULT_LIMIT
@@ -35,13 +34,13 @@ class TimePage:
 
     @property
     def whole(self) -> bool:
-        """Whether no time narrows the list."""
+        """True if no time restricts the list."""
         return self.before is None and self.after is None
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A row's place in a list: the next page begins behind it."""
+    """Position of a row in a list: the next page begins after it."""
 
     created_at: datetime
     id: uuid.UUID
@@ -49,29 +48,30 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class CursorPage:
-    """Which part of a list: at most `limit` rows behind a position."""
+    """Page of a list: at most `limit` rows after a position."""
 
     limit: int = DEFAULT_LIMIT
     behind: Position | None = None
 
 
 class CursorSigner:
-    """Writes and reads cursors. A cursor holds for one list only: the same user, path and
+    """Writes and reads cursors. A cursor is valid for one list only: the same user, path and
     filters."""
 
     def __init__(self, subkeys: Callable[[], Sequence[bytes]]) -> None:
-        """`subkeys`: the one to sign with, then those whose signatures still count."""
+        """Create a signer. `subkeys` returns the key to sign with, then those whose signatures are
+        still valid."""
         self._subkeys = subkeys
 
     def write(self, position: Position, scope: str) -> str:
-        """The cursor of the page behind a position."""
+        """Return the cursor of the page after a position."""
         payload = json.dumps([position.created_at.isoformat(), position.id.hex]).encode()
         signed = self._mac(payload, scope, self._subkeys()[0]) + payload
         return base64.urlsafe_b64encode(signed).decode().rstrip("=")
 
     def read(self, cursor: str, scope: str) -> Position:
-        """Where a cursor points. Raises `BadRequest` for one that isn't ours, or is another
-        list's."""
+        """Return the position of a cursor. Raises `BadRequest` for one that isn't ours, or is
+        another list's."""
         try:
             raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""The groups of settings: values, bounds and defaults of one subject each. `settings.py` joins and
+"""Groups of settings: values, bounds and defaults of one subject each. `settings.py` joins and
 reads them."""
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class IpfsSettings(Group):
     rpc_auth: SecretStr | None = Field(
         None, description="Its RPC secret: `bearer:TOKEN` or `basic:USER:PASSWORD`."
     )
-    # Not for the network's sake: a process that has many uploads at once may look only seconds
-    # later whether it is connected.
+    # So long not because of the network: a process with many uploads may only notice seconds later
+    # that it is connected.
     connect_timeout: Seconds = Field(10, description="Seconds to reach the node.")
     control_timeout: Seconds = Field(10, description="Seconds for a short question to the node.")
     stall_timeout: Seconds = Field(
@@ -386,15 +386,15 @@ class LogSettings(Group):
 
 
 def http_origin(value: str) -> str:
-    """An http:// or https:// URL without its trailing slash; it may have a path.
+    """Return an http:// or https:// URL without its trailing slash; it may have a path.
 
-    Raises `ValueError`, which doesn't show it, for any other.
+    Raises `ValueError`, which doesn't show the value, for any other.
     """
     msg = "must be an http:// or https:// URL without a user or password in it, a query or a #"
     try:
         parts = urlsplit(value)
         is_whole = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # what stands for a port or an IPv6 address is none
+    except ValueError:  # a malformed port or IPv6 address
         raise ValueError(msg) from None
     is_plain = value.isprintable() and not any(mark in value for mark in " @?#\\")
     if parts.scheme not in {"http", "https"} or not is_whole or not is_plain:

@@ -1,8 +1,8 @@
 """Every setting of on-api, read from the environment (prefix `ON_API_`, nested with `__`) and from
 `.env`.
 
-Holds values, bounds and defaults only: it opens no file but `.env`, and knows nothing of the rest
-of the house.
+Holds values, bounds and defaults only: it opens no file but `.env`, and knows nothing of the other
+modules.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from on_api.core.setting_groups import (
 )
 
 OF_COMMANDS = {"new_password", "source_token", "source_password"}
-"""Secrets that commands take from the environment: no settings."""
+"""Secrets that commands read from the environment; they are no settings."""
 
 
 class UnknownSettingError(ValueError):
-    """A name in the environment or `.env` that looks like a setting but is none."""
+    """A name in the environment or `.env` that looks like a setting but is not."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is no setting (see .env.example)")
 
 
 class Settings(BaseSettings):
-    """All settings. Read once per process and handed to `create_app`; never a global."""
+    """All settings. Read once per process and passed to `create_app`; never a global."""
 
     model_config = SettingsConfigDict(
         env_prefix="ON_API_",
@@ -62,10 +62,10 @@ class Settings(BaseSettings):
         env_file=".env",
         env_file_encoding="utf-8",
         env_ignore_empty=True,
-        # What is not ours in `.env` is somebody else's; what is ours but misspelt is found below.
+        # Other names in `.env` belong to other programs; misspelt names of ours are found below.
         extra="ignore",
         frozen=True,
-        # A value that is refused may be a secret: whoever prints the error prints none.
+        # A refused value may be a secret: error messages don't show it.
         hide_input_in_errors=True,
     )
 
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _are_addresses(cls, value: list[str]) -> list[str]:
-        """What is no address would match nobody, silently."""
+        """Refuse text that is not an address: it would silently match no proxy."""
         for place in value:
             if place != "*":
                 try:
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _names_its_driver(cls, value: SecretStr | None) -> SecretStr | None:
-        """A plain `postgresql://` means psycopg2 here, whatever SQLAlchemy's own default is."""
+        """Read a plain `postgresql://` as psycopg2, whatever SQLAlchemy's own default is."""
         if value is None:
             return None
         url = value.get_secret_value()
@@ -203,9 +203,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The usual sources, after a look for names that begin with `ON_API_` but are no setting.
+        """Return the usual sources, after checking for names that begin with `ON_API_` but are no
+        setting.
 
-        Raises `UnknownSettingError`: a misspelt name must not pass for its default.
+        Raises `UnknownSettingError`: a misspelt name must not silently get its default.
         """
         prefix = str(cls.model_config["env_prefix"]).lower()
         for source in (env_settings, dotenv_settings):
@@ -219,19 +220,19 @@ class Settings(BaseSettings):
 
     @cached_property
     def sqlalchemy_url(self) -> str:
-        """The database's URL, password included: for the engine only, never for a log."""
+        """URL of the database, password included: for the engine only, never for a log."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.home.absolute() / 'on-api.db'}"
 
     @property
     def uses_sqlite(self) -> bool:
-        """Whether the database is a file, which has a single writer."""
+        """True if the database is a file, which has a single writer."""
         return self.sqlalchemy_url.startswith("sqlite")
 
     @property
     def manages_node(self) -> bool:
-        """Whether on-api runs the node itself."""
+        """True if on-api runs the node itself."""
         return self.ipfs.rpc_url is None
 
     @property
@@ -246,6 +247,6 @@ class Settings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        """Origin of on-api itself as people reach it."""
+        """Origin of on-api itself as clients reach it."""
         host = "localhost" if self.host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else self.host  # noqa: S104 (compared, not bound)
         return self.public_url or f"http://{host}:{self.port}"
