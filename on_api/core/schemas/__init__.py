@@ -1,2 +1,2 @@
-"""What goes over the wire: Pydantic models, `X` for answers, `XCreate`/`XUpdate` for requests. No
-rules, no tables."""
+"""Schemas of requests and answers: Pydantic models, `X` for answers, `XCreate`/`XUpdate` for
+requests. No rules, no tables."""

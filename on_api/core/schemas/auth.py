@@ -1,4 +1,4 @@
-"""Logging in and registering."""
+"""Schemas of login and registration."""
 
 from __future__ import annotations
 

@@ -28,9 +28,10 @@ class Request(BaseModel):
 
 
 def left_out(description: str | None = None) -> Any:
-    """Default of a field of an update: left out means unchanged (`model_dump(exclude_unset=True)`).
+    """Return the default of a field of an update: left out means unchanged
+    (`model_dump(exclude_unset=True)`).
 
-    It is no value that could be sent, so the document shows none.
+    It is not a value that could be sent, so the document shows none.
     """
     return Field(default=None, description=description, json_schema_extra=_hide_default)
 
@@ -64,14 +65,15 @@ def _check(value: object, depth: int) -> None:
         for item in value:
             _check(item, depth - 1)
     elif isinstance(value, str):
-        # What PostgreSQL's JSONB can't hold is refused on every database.
+        # Text that PostgreSQL's JSONB can't hold is refused on every database.
         storable_text(value)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must not contain NaN or infinite numbers")
 
 
 def storable_text(value: str) -> str:
-    """Any text that every database can hold. Raises `ValueError` for NUL and lone surrogates."""
+    """Return a text that every database can hold. Raises `ValueError` for NUL and lone
+    surrogates."""
     if "\x00" in value or _has_surrogate(value):
         raise ValueError("must not contain NUL characters or lone surrogates")
     return value
@@ -93,7 +95,7 @@ def _rfc3339(value: datetime) -> str:
 
 
 Text = Annotated[str, AfterValidator(_plain_text)]
-"""Text of people: any unicode but control characters."""
+"""Text from people: any Unicode except control characters."""
 
 Meta = Annotated[
     dict[str, Any],
@@ -117,7 +119,7 @@ GivenMoment = Annotated[
 """A moment in a request: RFC 3339 with its offset."""
 
 Absent = SkipJsonSchema[None]
-"""A query parameter that may be left out: the document doesn't offer null, which no URL can
+"""Type of a query parameter that may be left out: the document doesn't offer null, which no URL can
 carry."""
 
 NextCursor = Annotated[

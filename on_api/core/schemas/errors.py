@@ -1,5 +1,5 @@
-"""Bodies of errors: v1's `Failure` (that of the Pinning Service API) and v2's problem details
-(RFC 9457)."""
+"""Schemas of errors: v1's `Failure` (that of the Pinning Service API) and v2's problem details (RFC
+9457)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files."""
+"""Schemas of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from on_api.core.services.files.files import FileFacts
 from on_api.core.services.files.visibility import NOTICES, has_failed
 
 Visibility = TypeAliasType("Visibility", Literal["public", "private"])
-"""Named in the documents, so that generated clients have one type for it."""
+"""Type with a name of its own in the documents, so that generated clients have one type for it."""
 FileName = Annotated[
     Text,
     Field(min_length=1, max_length=255, description="1 to 255 characters.", examples=["地図.pdf"]),
@@ -68,7 +68,7 @@ class StoredFile(Answer):
 
     @classmethod
     def of(cls, row: FileRow | FileFacts, gateway: str) -> Self:
-        """Show a row; `gateway` is the origin at which content is seen."""
+        """Return a row's schema; `gateway` is the origin for the content's URL."""
         return cls(
             id=row.id,
             cid=row.cid,
@@ -122,7 +122,7 @@ class FileVisibility(Answer):
 
     @classmethod
     def of(cls, row: FileRow, change: VisibilityChange | None) -> Self:
-        """Show where a file's change has got to."""
+        """Return the progress of a file's change."""
         status: Literal["settled", "waiting", "failed"] = "settled"
         if change is not None:
             status = "failed" if has_failed(change) else "waiting"
@@ -142,7 +142,7 @@ class FileChanging(StoredFile):
 
     @classmethod
     def with_change(cls, row: FileRow, gateway: str, change: VisibilityChange) -> Self:
-        """Show a file as it is, and what it is being changed to."""
+        """Return a file as it is, with the change that is under way."""
         shown = StoredFile.of(row, gateway).model_dump()
         return cls(**shown, change=FileVisibility.of(row, change))
 

@@ -1,4 +1,4 @@
-"""Encryption identities."""
+"""Schemas of encryption identities."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ExportedIdentities(Answer):
 
     @classmethod
     def of(cls, found: Sequence[tuple[IdentityRow, X25519Identity]]) -> Self:
-        """Show identities, the active one first."""
+        """Return identities, the active one first."""
         identities = [
             ExportedIdentity(
                 id=row.id,

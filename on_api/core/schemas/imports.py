@@ -1,4 +1,4 @@
-"""Imports."""
+"""Schemas of imports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _plain_secret(value: SecretStr) -> SecretStr:
 
 Url = Annotated[Text, Field(min_length=1, max_length=2048)]
 Secret = Annotated[SecretStr, AfterValidator(_plain_secret), Field(min_length=1, max_length=8192)]
-"""A credential of the source: kept sealed, shown never, forgotten once its list was read."""
+"""A credential of the source: stored sealed, never shown, erased once its list was read."""
 
 
 class PinningApiSource(Request):
@@ -114,7 +114,7 @@ class ImportCreate(Request):
     start: bool = Field(False, description="Begin at once; else look at the preview first.")
 
     def as_request(self) -> ImportRequest:
-        """For the service. Raises `BadRequest`."""
+        """Convert it for the service. Raises `BadRequest`."""
         given = self.source.model_dump(exclude_none=True)
         for name in ("token", "password"):
             if name in given:
@@ -167,7 +167,7 @@ class Import(Answer):
 
     @classmethod
     def of(cls, row: ImportRow, standing: Standing) -> Self:
-        """Show a row."""
+        """Return a row's schema."""
         needed = row.known_bytes - row.here_bytes
         complete = row.listed_at is not None
         fits = True if standing.room is None else None
@@ -244,7 +244,7 @@ class ImportItem(Answer):
 
     @classmethod
     def of(cls, row: ItemRow) -> Self:
-        """Show a row."""
+        """Return a row's schema."""
         shown = {name: getattr(row, name) for name in cls.model_fields if name != "bytes"}
         return cls.model_validate({**shown, "bytes": row.dag_size})
 

@@ -1,4 +1,4 @@
-"""The node, the audit log and the service's health."""
+"""Schemas of the node, the audit log and the service's health."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Pins, to the letter of the IPFS Pinning Service API 1.0.0. What it leaves out when there is
-nothing to say is absent, never null."""
+"""Schemas of pins, exactly as in the IPFS Pinning Service API 1.0.0. Optional members without a
+value are absent, never null."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class TextMatchingStrategy(StrEnum):
 
 
 def _dialable(value: object) -> list[str] | None:
-    """Those that could be dialled at all, if any. A pin is never refused for the others."""
+    """Return the multiaddrs that could be dialled at all, if any. A pin is never refused for the
+    others."""
     items = value if isinstance(value, list) else []
     known = [item for item in items if isinstance(item, str) and Multiaddr.parse(item)]
     return list(dict.fromkeys(known))[:MAX_ADDRESSES] or None
@@ -79,13 +80,13 @@ PinMoment = Annotated[
     PlainSerializer(_milliseconds, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-"""With milliseconds, which clients keep exactly."""
+"""Moment in an answer, to the millisecond, which clients keep exactly."""
 
 
 class Pin(BaseModel):
     """Pin object"""
 
-    # Clients of other services may send fields of those.
+    # Clients of other services may send fields that those services define.
     model_config = ConfigDict(extra="ignore")
 
     cid: str = Field(
@@ -111,7 +112,7 @@ class Pin(BaseModel):
     )
 
     def as_request(self) -> PinRequest:
-        """For the service."""
+        """Convert it for the service."""
         return PinRequest(self.cid, self.name or None, self.origins or (), self.meta)
 
 
@@ -146,7 +147,7 @@ class PinStatus(BaseModel):
 
     @classmethod
     def of(cls, row: PinRow, delegates: Sequence[str]) -> Self:
-        """Show a row."""
+        """Return a row's schema."""
         return cls(
             requestid=str(row.id),
             status=Status(row.status),
@@ -177,7 +178,7 @@ def _info(row: PinRow) -> dict[str, str] | None:
     imported = row.source_created_at
     known: dict[str, Any] = {
         "status_details": row.details,
-        # While blocks come it is what is there so far.
+        # While blocks are being fetched, the values are those so far.
         "dag_size" if row.status == Status.PINNED else "fetched_bytes": row.dag_size,
         "blocks" if row.status == Status.PINNED else "fetched_blocks": row.blocks,
         "source_created_at": None if imported is None else _milliseconds(imported),

@@ -1,4 +1,4 @@
-"""Shares."""
+"""Schemas of shares."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Share(Answer):
 
     @classmethod
     def of(cls, row: ShareRow) -> Self:
-        """Show a row."""
+        """Return a row's schema."""
         return cls(
             id=row.id,
             file_id=row.file_id,

@@ -1,4 +1,4 @@
-"""Traffic reports."""
+"""Schemas of traffic reports."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TrafficReport(Answer):
     def of(
         cls, report: Report, group_by: GroupBy | None, settings: TrafficSettings
     ) -> TrafficReport:
-        """What we send. Fields that don't belong to it are left unset."""
+        """Return a report as it is sent. Fields that don't belong to it are left unset."""
         items = [
             TrafficItem.model_validate(
                 {"period": line.period, **line.counts}
@@ -88,8 +88,8 @@ class TrafficReport(Answer):
         return cls(items=items, total=total, truncated=report.truncated)
 
     def as_csv(self, group_by: GroupBy | None) -> str:
-        """The items as RFC 4180. Ids, CIDs and numbers only: nothing that a spreadsheet could
-        take for a formula."""
+        """Return the items as CSV (RFC 4180). Ids, CIDs and numbers only: nothing that a
+        spreadsheet could take for a formula."""
         text = io.StringIO()
         names = ["period", *([] if group_by is None else [group_by.value]), *COUNTS]
         lines = csv.DictWriter(text, names, extrasaction="ignore")

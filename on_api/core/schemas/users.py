@@ -1,4 +1,4 @@
-"""Accounts."""
+"""Schemas of accounts."""
 
 from __future__ import annotations
 
