@@ -150,7 +150,7 @@ class WrongPassphrase(Forbidden):
 
 
 class NotFound(OnApiError):
-    """Not there, or someone else's: the two are never told apart."""
+    """The object doesn't exist, or is another user's: the two are never distinguished."""
 
     status, reason, summary = 404, "NOT_FOUND", "There is nothing here under this name."
 
@@ -188,7 +188,7 @@ class InsufficientFunds(OnApiError):
 
 
 class Gone(OnApiError):
-    """On the gateway's deny list."""
+    """The content is on the gateway's deny list."""
 
     status, reason, summary = 410, "GONE", "This content is not served any more."
 
@@ -244,7 +244,7 @@ class UnknownTransferCoding(OnApiError):
 
 
 class RetryLater(OnApiError):
-    """Base of the errors that pass by themselves: they carry `Retry-After` in seconds."""
+    """Base of temporary errors: they carry `Retry-After` in seconds."""
 
     def __init__(self, details: str | None = None, *, retry_after: int = 5) -> None:
         super().__init__(details, headers={"Retry-After": str(max(1, retry_after))})
@@ -274,7 +274,7 @@ class EgressBudgetExceeded(TooManyRequests):
 
 
 class LegallyUnavailable(OnApiError):
-    """On the gateway's deny list, because of a law."""
+    """The content is on the gateway's deny list, because of a law."""
 
     status, reason, summary = (
         451,

@@ -46,7 +46,7 @@ class Content(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     unreferenced_at: Mapped[datetime | None] = mapped_column()
     thinned_at: Mapped[datetime | None] = mapped_column()
-    """Set on a bundle most of which is dead: when its living members are to get pins of their
+    """Moment at which a mostly dead bundle is to be dissolved: its living members get pins of their
     own."""
 
     __table_args__ = (
@@ -113,7 +113,7 @@ class Lease(Base):
     reserved_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Bytes of quota taken for data that may still come, or that a failure has left on the node."""
     swept_at: Mapped[datetime | None] = mapped_column()
-    """When the node's pins were first searched for the name of this lease; set on dead leases
+    """Moment at which the node's pins were first searched for this lease's name; set on dead leases
     only."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 

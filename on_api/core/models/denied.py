@@ -15,7 +15,7 @@ REASON_LENGTH = 500
 
 class DeniedCid(Base):
     """One entry of the deny list. Matched by the hash alone: `hash_cid` is the CID with the codec
-    `raw`, whatever codec it was asked for with."""
+    `raw`, whatever codec a request uses."""
 
     __tablename__ = "denied_cids"
 
@@ -25,7 +25,7 @@ class DeniedCid(Base):
     status: Mapped[int] = mapped_column()
     """Status code of the answer: 410 or 451."""
     reason: Mapped[str | None] = mapped_column(String(REASON_LENGTH))
-    """For the operator; not shown."""
+    """Reason for the operator; not shown to clients."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (CheckConstraint("status IN (410, 451)", name="status"),)

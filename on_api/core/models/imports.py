@@ -47,8 +47,9 @@ class Import(LeasedJob, Base):
     """One import. `due_at` is set while there is work for a worker: reading the source's list
     (until `listed_at`) and, once it is `running`, moving its items.
 
-    `secrets` are the source's credentials, sealed; they are erased when the import ends. `done`
-    counts items that are here, `skipped` those of them that were here before.
+    `secrets` are the source's credentials, sealed; they are erased once the list was read, or when
+    the import ends before that. `done` counts items that are here, `skipped` those of them that
+    were here before.
     """
 
     __tablename__ = "imports"

@@ -29,9 +29,9 @@ class User(Base):
     is_admin: Mapped[bool] = mapped_column(default=False)
     active: Mapped[bool] = mapped_column(default=True)
     storage_quota: Mapped[int | None] = mapped_column(BigInteger)
-    """Bytes; None: no limit."""
+    """Quota in bytes; None: no limit."""
     egress_budget: Mapped[int | None] = mapped_column(BigInteger)
-    """Bytes a calendar month; None: no limit."""
+    """Budget in bytes per calendar month; None: no limit."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     deleted_at: Mapped[datetime | None] = mapped_column()
 

@@ -1,4 +1,4 @@
-"""What can be wrong with an age file or key, as one tree; services map it to answers.
+"""Errors of age files and keys, as one tree; services map them to answers.
 
     AgeError
     ├── BadKey                  text that is no recipient or identity, or a recipient nobody can be
@@ -35,7 +35,7 @@ class BadRecipients(AgeError):
 
 
 class BadArmor(AgeError):
-    """Not the strict armor that the format demands."""
+    """The armor is not as strict as the format demands."""
 
 
 class Truncated(AgeError):

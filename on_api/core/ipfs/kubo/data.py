@@ -76,7 +76,7 @@ class _Body(aiohttp.payload.Payload):
         async for piece in self._value:
             if len(piece) <= JOINED_BYTES:
                 await stream.write(piece)
-                del piece  # who waits for the next one holds none
+                del piece  # hold none while waiting for the next one
                 continue
             stream.send_headers()
             if stream.transport is None or stream.transport.is_closing():
@@ -214,7 +214,7 @@ class KuboData:
             clock.reschedule(loop.time() + self._limits.stall_timeout)
             if len(waiting) + len(chunk) <= JOINED_BYTES:
                 waiting += chunk
-                del chunk  # who waits for the next one holds none
+                del chunk  # hold none while waiting for the next one
                 continue
             if waiting:
                 yield waiting
