@@ -34,7 +34,7 @@ class Block:
         self._room = room
 
     def release(self) -> None:
-        """Return the bytes to the room. Does nothing the second time."""
+        """Give the bytes back to the room. Does nothing the second time."""
         room, self._room = self._room, None
         if room is not None:
             room.give_back(len(self.memory))

@@ -240,7 +240,7 @@ class Places:
         return True
 
     def give(self) -> None:
-        """Return a place."""
+        """Give a place back."""
         self._taken -= 1
         self._metrics.in_flight = self._taken
 

@@ -18,7 +18,7 @@ from on_api.core.web.head_requests import HeadRoute
 class ResourceRoutes:
     """Lookup in front of the router. `routes` have paths `/VERSION/RESOURCE[/…]`, a parameter being
     one segment. A request that none of them matches goes to the router, which answers 404 or 405,
-    or knows another path."""
+    or has a route for a path of another kind."""
 
     def __init__(self, router: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._router = router

@@ -1,1 +1,2 @@
-"""Our HTTP client for the node: connections are reused, small answers need no task."""
+"""Our HTTP client for the node: one connection per call, kept for later calls; small answers need
+no task."""

@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
             self._parse(self._parser, data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End the exchange under way: well only for a body that lasts until the connection is
+        """End the exchange under way, with an error unless its body lasts until the connection is
         closed."""
         self._transport = None
         self._keeper.forget(self)

@@ -118,8 +118,8 @@ class KuboPins:
             # Lines of progress have no such field.
             if "UniqueBlocks" in last:
                 return DagStat(int(last["TotalSize"]), int(last["UniqueBlocks"]))
-            # Kubo fails to write the summary for an empty block (a division by zero), and when a
-            # block is missing: either is only reported in the trailer.
+            # Kubo fails to write the summary for an empty block (its ratio would be 0/0), and when
+            # a block is missing: either is only reported in the trailer.
             so_far = last["DagStats"][0]
             if so_far["NumBlocks"] == 1 and not so_far.get("Size"):
                 return DagStat(0, 1)
