@@ -109,7 +109,7 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", help="Until its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """How far an import is."""
+    """Progress of an import."""
     if follow:
         _follow(import_id, until_listed=False, as_json=as_json)
         return

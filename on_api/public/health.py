@@ -33,7 +33,8 @@ async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(services: ServicesDep, request: Request) -> Response:
-    """For Prometheus. Holds no names and no content; a proxy should keep it inside all the same."""
+    """Metrics for Prometheus, without names and content; a proxy should keep them inside all the
+    same."""
     text = services.metrics.exposition()
     sibling: Sibling | None = request.app.state.sibling
     if sibling is not None:

@@ -55,7 +55,7 @@ class PinBatch(Interruptible):
 
 
 class PinBatches:
-    """Has the node pin content whose blocks it has, and records the pins."""
+    """Makes the node pin content whose blocks it has, and records the pins."""
 
     def __init__(
         self, transactions: Transactions, node: IpfsNode, names: PinNames, metrics: Metrics

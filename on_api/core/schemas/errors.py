@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 
 class FailureError(BaseModel):
-    """What went wrong."""
+    """Error that a request was answered with."""
 
     reason: str = Field(description="A stable word to match on.", examples=["NOT_FOUND"])
     details: str = Field(description="A sentence for people.")
@@ -16,7 +16,7 @@ class FailureError(BaseModel):
 class Failure(BaseModel):
     """The body of every error of v1."""
 
-    error: FailureError = Field(description="What went wrong.")
+    error: FailureError = Field(description="Error that a request was answered with.")
 
 
 class Problem(BaseModel):

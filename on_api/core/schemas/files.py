@@ -99,7 +99,7 @@ class FileList(Answer):
 
 
 class FileUpdate(Request):
-    """What may be changed; what is not named stays."""
+    """Changes to a file; fields that are left out stay as they are."""
 
     name: FileName = left_out("A new name, 1 to 255 characters.")
     meta: Meta = left_out("A new JSON object; it replaces the old one as a whole.")
@@ -109,7 +109,7 @@ class FileUpdate(Request):
 
 
 class FileVisibility(Answer):
-    """Who can read a file, and what it is being changed to."""
+    """Visibility of a file, and the one that it is being changed to."""
 
     visibility: Visibility = Field(description="Now.")
     changing_to: Visibility | None = Field(description="What was asked for; null: nothing.")

@@ -42,7 +42,7 @@ class IdentityImport(Request):
 
 
 class IdentityExport(Request):
-    """Who asks for the secrets, proved once more."""
+    """Proof, once more, of who asks for the secrets."""
 
     password: str = Field(max_length=256, description="Your password.")
 

@@ -125,7 +125,7 @@ class ImportCreate(Request):
 
 
 class ImportPreview(Answer):
-    """What there is to be moved, as far as the source tells; sizes in bytes."""
+    """Items that can be moved, as far as the source tells; sizes in bytes."""
 
     complete: bool = Field(description="Whether the source's list was read to its end.")
     items: int = Field(description="How many it lists so far.")

@@ -12,7 +12,7 @@ from on_api.core.services.accounts.audit import MOST_COUNTED
 
 
 class Maintenance(Answer):
-    """How the last run of one kind of maintenance ended."""
+    """Outcome of the last run of one kind of maintenance."""
 
     finished_at: Moment | None = Field(description="When; null: never.")
     result: dict[str, Any] | None = Field(
@@ -72,7 +72,7 @@ class AuditList(Answer):
 
 
 class Health(Answer):
-    """Whether the process lives."""
+    """Sign of life of the process."""
 
     status: Literal["ok"] = Field(description="Always `ok`: else there is no answer.")
 
@@ -87,7 +87,7 @@ class Check(Answer):
 
 
 class Readiness(Answer):
-    """Whether the service can do its work."""
+    """Readiness of the service to do its work."""
 
     ready: bool = Field(description="Whether all that are needed are well.")
     checks: list[Check] = Field(description="Each thing looked at.")

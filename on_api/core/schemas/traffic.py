@@ -17,7 +17,7 @@ _NONE = "null: none, or not known."
 
 
 class TrafficCounts(Answer):
-    """What was counted."""
+    """Requests and bytes that were counted."""
 
     requests: int = Field(description="Requests answered; of uploads, files.")
     unchanged: int = Field(description="Of these, answered 304.")
@@ -50,7 +50,7 @@ class TrafficItem(TrafficCounts):
 
 
 class Cost(Answer):
-    """What the bytes out cost, by the operator's price."""
+    """Cost of the bytes that went out, by the operator's price."""
 
     amount: float = Field(description="bytes_out / 10^9 · price.", examples=[1.25])
     currency: str = Field(description="ISO 4217.", examples=["EUR"])

@@ -37,7 +37,7 @@ class UserCreate(Request):
 
 
 class UserUpdate(Request):
-    """What an administrator may change; what is left out stays.
+    """Changes that an administrator may make; fields that are left out stay as they are.
 
     `active: false` stops the user's keys and ends their logins; a new password ends the logins.
     """
@@ -50,7 +50,7 @@ class UserUpdate(Request):
 
 
 class MeUpdate(Request):
-    """What everyone may change of themselves."""
+    """Changes that users may make to their own account."""
 
     username: Username
 
@@ -70,7 +70,7 @@ class UserList(Answer):
 
 
 class StorageUsage(Answer):
-    """What lies on the node for the user."""
+    """Storage that a user has on the node."""
 
     bytes: int = Field(
         description="Bytes charged: each content once, with its overhead on the node; and what "
@@ -80,7 +80,7 @@ class StorageUsage(Answer):
 
 
 class EgressUsage(Answer):
-    """What went out this month."""
+    """Traffic that went out this month."""
 
     bytes: int = Field(
         description="Bytes sent this month. Never less than what was delivered: what is being sent "

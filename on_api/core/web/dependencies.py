@@ -79,10 +79,10 @@ async def get_transaction(
 
 
 SessionDep = Annotated[Session, Depends(get_transaction)]
-"""For a parameter named `session`: `ApiRoute` opens the transaction around the endpoint."""
+"""Parameter named `session`: `ApiRoute` opens the transaction around the endpoint."""
 
 TransactionDep = Annotated[Transaction, Depends(get_transaction)]
-"""For an endpoint that has slow work to do before: it runs the transaction itself."""
+"""Transaction for an endpoint that has slow work to do before, and runs it itself."""
 
 
 def bearer_key(authorization: str) -> str | None:
@@ -142,7 +142,7 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
 
 
 def attempt_of(request: Request) -> Claim | Answered | None:
-    """What came of the request's Idempotency-Key, for an endpoint that streams its body."""
+    """Return what came of the request's Idempotency-Key, for an endpoint that streams its body."""
     attempt: Claim | Answered | None = request.scope.get(ATTEMPT)
     return attempt
 
@@ -174,7 +174,7 @@ ClientDep = Annotated[Actor, Depends(get_client)]
 
 
 def act_as(principal: Principal, client: Actor) -> Actor:
-    """Who to name in the audit log."""
+    """Return the actor to name in the audit log."""
     return Actor(principal.user_id, principal.key_id, client.client)
 
 
@@ -346,7 +346,7 @@ async def get_file_filter(
         ),
     ] = None,
 ) -> FileFilter:
-    """Which files a list shows."""
+    """Filter of a list of files."""
     contained = None if meta is None else check_option("meta", meta)
     return FileFilter(name, name_contains, cid, media_type, visibility, contained)
 

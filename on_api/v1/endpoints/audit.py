@@ -33,6 +33,6 @@ def list_audit_events(
         Query(max_length=64, description="Only this action.", examples=["key.create"]),
     ] = None,
 ) -> AuditList:
-    """Who did what, newest first."""
+    """Audit log: actors and their actions, newest first."""
     count, rows = events(actor_id=actor_id, action=action).by_time(session, page)
     return AuditList(count=count, items=[AuditEvent.model_validate(row) for row in rows])

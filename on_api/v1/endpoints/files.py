@@ -217,7 +217,7 @@ async def get_one_file(file_id: FileId, principal: FilesRead, request: Request) 
 
 @router.get("/{file_id}/visibility", responses=documented(NotFound))
 def get_visibility(file_id: FileId, principal: FilesRead, session: SessionDep) -> FileVisibility:
-    """Who can read one of your files, and how far a change of that has got."""
+    """Visibility of one of your files, and how far a change of it has got."""
     row = get_file(session, principal.user_id, file_id)
     return FileVisibility.of(row, find_change(session, file_id))
 

@@ -109,7 +109,7 @@ def list_items_of_import(
     page: PageQuery,
     status: ImportStatusQuery = None,
 ) -> ImportItemList:
-    """What an import moves, the last of the source's list first."""
+    """Items of an import, the last of the source's list first."""
     listing = items_of(session, principal.user_id, import_id, status)
     count, rows = listing.by_time(session, page)
     return ImportItemList(count=count, items=[ImportItem.of(row) for row in rows])

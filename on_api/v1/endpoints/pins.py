@@ -145,7 +145,7 @@ async def _pin_filter(
     status: _Words = None,
     meta: Annotated[str | None, Query(max_length=20_000, include_in_schema=False)] = None,
 ) -> PinFilter:
-    """Which pins a list shows."""
+    """Filter of a list of pins."""
     cids = _split(cid)
     if len(cids) > MAX_CIDS:
         raise BadRequest(f"cid: at most {MAX_CIDS} at once.")
@@ -165,7 +165,7 @@ async def _page(
     after: Annotated[GivenMoment | None, _Hidden] = None,
     limit: Annotated[int, Query(ge=1, le=1000, include_in_schema=False)] = DEFAULT_LIMIT,
 ) -> TimePage:
-    """Which part of the list."""
+    """Part of a list of pins."""
     return TimePage(limit, before, after)
 
 
@@ -182,7 +182,7 @@ RequestId = Annotated[
 ]
 
 DelegatesDep = Annotated[Sequence[str], Depends(_delegates)]
-"""Where clients find the node."""
+"""Addresses at which clients find the node."""
 
 
 @router.get(

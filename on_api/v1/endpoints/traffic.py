@@ -91,8 +91,8 @@ def get_traffic(
         ),
     ] = None,
 ) -> Response | TrafficReport:
-    """What went out and came in, yours, or everybody's with an administrator's key that has the
-    scope `admin`.
+    """Traffic that went out and came in: yours, or everybody's with an administrator's key that
+    has the scope `admin`.
 
     It is some seconds old. What a process that was killed may have sent is in it as kind
     `unattributed`: no total is ever less than what was delivered.

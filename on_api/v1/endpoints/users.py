@@ -85,7 +85,7 @@ def change_my_password(
 
 @router.get("/me/usage")
 def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
-    """What you store and what went out this month."""
+    """Your storage, and your traffic of this month."""
     return Usage.model_validate(usage_of(session, get_user(session, principal.user_id)))
 
 
@@ -133,7 +133,7 @@ def get_one_user(user_id: UserId, _principal: Admin, session: SessionDep) -> Use
 
 @router.get("/{user_id}/usage", responses=documented(NotFound))
 def get_usage_of_user(user_id: UserId, _principal: Admin, session: SessionDep) -> Usage:
-    """What a user stores and what went out for them this month."""
+    """A user's storage, and their traffic of this month."""
     return Usage.model_validate(usage_of(session, get_user(session, user_id)))
 
 

@@ -41,7 +41,7 @@ def list_audit_events(
         Query(max_length=64, description="Only this action.", examples=["key.create"]),
     ] = None,
 ) -> AuditPage:
-    """Who did what, newest first."""
+    """Audit log: actors and their actions, newest first."""
     rows, behind = events(actor_id=actor_id, action=action).by_cursor(session, cursors.page)
     items = [AuditEvent.model_validate(row) for row in rows]
     return AuditPage(items=items, next_cursor=cursors.next(behind))

@@ -56,7 +56,7 @@ def list_items_of_import(
     cursors: CursorQuery,
     status: ImportStatusQuery = None,
 ) -> ImportItemPage:
-    """What an import moves, the last of the source's list first."""
+    """Items of an import, the last of the source's list first."""
     listing = items_of(session, principal.user_id, import_id, status)
     rows, behind = listing.by_cursor(session, cursors.page)
     items = [ImportItem.of(row) for row in rows]

@@ -18,7 +18,7 @@ Row = TypeVarTuple("Row")
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """Right that a key may have."""
 
     FILES_READ = "files:read"
     FILES_WRITE = "files:write"

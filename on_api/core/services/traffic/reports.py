@@ -60,7 +60,7 @@ class Interval(StrEnum):
 
 
 class GroupBy(StrEnum):
-    """What a report tells apart."""
+    """Dimension by which a report is grouped."""
 
     FILE = "file"
     CID = "cid"
@@ -71,7 +71,7 @@ class GroupBy(StrEnum):
 
 
 class SortBy(StrEnum):
-    """What comes first: the earliest period, or the most bytes out."""
+    """Order of a report: the earliest period first, or the most bytes out."""
 
     PERIOD = "period"
     BYTES_OUT = "bytes_out"

@@ -24,7 +24,7 @@ COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
 
 
 class Kind(StrEnum):
-    """By which way bytes went out, or came in."""
+    """Way by which bytes went out, or came in."""
 
     GATEWAY = "gateway"
     CONTENT = "content"

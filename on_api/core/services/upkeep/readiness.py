@@ -45,7 +45,7 @@ _TAKE_ROOM = text(
     "CREATE TEMPORARY TABLE on_api_takes_room AS"
     " SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000)"
 )
-"""Has PostgreSQL write a megabyte to a file of its own, without its log."""
+"""Make PostgreSQL write a megabyte to a file of its own, without its log."""
 
 EMPTY_FILE = "bafkqaaa"
 """Identity CID, which contains its own content: every gateway has it."""
