@@ -31,7 +31,13 @@ from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
 from on_api.core.web.error_handlers import ErrorHandlers
 from on_api.core.web.head_requests import SlashRedirect
-from on_api.core.web.middleware import ErrorAnswers, InFlightLimit, Metering, Places, RequestContext
+from on_api.core.web.middleware import (
+    ErrorAnswers,
+    InFlightLimit,
+    Metering,
+    RequestContext,
+    RequestSlots,
+)
 from on_api.core.web.resource_routes import ResourceRoutes
 from on_api.core.web.routing import add_flat
 from on_api.public import docs, health, shares
@@ -120,7 +126,7 @@ def create_app(
     app.connection_limits = settings.connections
     if settings.trusted_proxies:  # every connection comes from one of them
         app.connection_limits = settings.connections.model_copy(update={"most_per_address": 0})
-    places = Places(settings.max_requests, services.metrics)
+    places = RequestSlots(settings.max_requests, services.metrics)
     app.add_middleware(ErrorAnswers, respond=handlers.respond)
     app.add_middleware(Metering)
     app.add_middleware(

@@ -17,7 +17,14 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, Asked, Block, Bytes, Room
+from on_api.core.streams.blocks import (
+    LEAST_BYTES,
+    MOST_BYTES,
+    Block,
+    BlockRequest,
+    BufferPool,
+    Bytes,
+)
 
 LARGE_BYTES = 128 * 1024
 """Remaining bytes of a body above which this way pays."""
@@ -63,7 +70,11 @@ class LargeBody(asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, http: TakesBack, cycle: RequestResponseCycle, left: Callable[[], int], room: Room
+        self,
+        http: TakesBack,
+        cycle: RequestResponseCycle,
+        left: Callable[[], int],
+        room: BufferPool,
     ) -> None:
         """`left` returns how many bytes of the body uvicorn hasn't received."""
         self._http = http
@@ -79,7 +90,7 @@ class LargeBody(asyncio.BufferedProtocol):
         """Bytes to be read, each with the block that holds them, or None."""
         self._pace = MOST_BYTES
         """Bytes of the next block at most, by how much this client has filled in time."""
-        self._asked: Asked | None = None
+        self._asked: BlockRequest | None = None
         self._asked_at = 0.0
         self._block: Block | None = None
         """The block that is being received into."""

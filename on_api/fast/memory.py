@@ -9,7 +9,7 @@ from __future__ import annotations
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers
 from on_api.core.services.traffic.metering import Charge
-from on_api.fast.tally import Tally
+from on_api.fast.hot_counter import HotCounter
 from on_api.fast.usual import UsualRequest
 from on_api.fast.wire import with_id
 
@@ -24,7 +24,7 @@ class Memory:
         self._answers = answers
         self._policy = services.gateway
         self._meter = services.meter
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, HotCounter] = {}
         self._given = self._given_bytes = 0
         watch = services.metrics.watch
         # Plain numbers: a Prometheus counter takes longer than the rest of a hot answer.
@@ -47,11 +47,11 @@ class Memory:
         self._given_bytes += size
         return with_id(answer.head), answer.body
 
-    def tally(self, root: str, charge: Charge) -> Tally:
+    def tally(self, root: str, charge: Charge) -> HotCounter:
         """Return the tally that counts the answers below a root."""
         tally = self._tallies.get(root)
         if tally is None or tally.charge is not charge:
             if len(self._tallies) >= MOST_TALLIES:
                 self._tallies.clear()
-            tally = self._tallies[root] = Tally(self._meter, charge)
+            tally = self._tallies[root] = HotCounter(self._meter, charge)
         return tally

@@ -41,7 +41,7 @@ class GiveUpError(Exception):
     """Ends an item as failed, for a reason that is shown to the user."""
 
 
-class Bringer:
+class GatewayFetch:
     """Fetches items of one user's import from one gateway, if there is one. `seen`: what has come
     so far, by item."""
 

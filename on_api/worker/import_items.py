@@ -46,7 +46,7 @@ from on_api.core.services.transfer import jobs as import_jobs
 from on_api.core.services.transfer.imports import AUTO, GATEWAY, IPFS
 from on_api.core.services.transfer.jobs import Claim, Item, LostError
 from on_api.worker.import_files import FileFacts, ImportedFiles, NotAuthenticError
-from on_api.worker.import_gateway import EMPTY, Bringer, GiveUpError
+from on_api.worker.import_gateway import EMPTY, GatewayFetch, GiveUpError
 from on_api.worker.pin_watch import PinWatch
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class _Begun:
     pin_id: uuid.UUID | None = None
 
 
-class Mover:
+class ItemTransfer:
     """Moves items of one import."""
 
     def __init__(
@@ -83,13 +83,13 @@ class Mover:
         services: Services,
         claim: Claim,
         watch: PinWatch,
-        bringer: Bringer,
+        gateway_fetch: GatewayFetch,
         threads: CapacityLimiter,
     ) -> None:
         self._services = services
         self._claim = claim
         self._watch = watch
-        self._bringer = bringer
+        self._gateway_fetch = gateway_fetch
         self._threads = threads
         self._limits = services.settings.imports
         self._in_vain = 0
@@ -150,7 +150,7 @@ class Mover:
 
     @property
     def _has_gateway(self) -> bool:
-        return self._claim.route == AUTO and self._bringer.has_gateway
+        return self._claim.route == AUTO and self._gateway_fetch.has_gateway
 
     def _ends_at(self, item: Item) -> float:
         return item.began + self._limits.deadline
@@ -266,7 +266,7 @@ class Mover:
 
     async def _from_gateway(self, item: Item) -> None:
         """Fetch it from the gateway under a lease, and record it."""
-        async with self._bringer.brought(item, self._ends_at(item)) as lease:
+        async with self._gateway_fetch.brought(item, self._ends_at(item)) as lease:
             await self._finish(item, lease)
 
     async def _finish(self, item: Item, lease: LeaseHandle | None) -> None:
@@ -287,11 +287,11 @@ class Mover:
                     lambda session: self._record(session, item, stat, facts, lease, secured)
                 )
             except contents.NotSecuredError as error:
-                keeper = self._services.keeper
+                reconciler = self._services.reconciler
                 secured[error.cid] = await (
-                    keeper.secure(error.cid, item.id)
+                    reconciler.secure(error.cid, item.id)
                     if lease is None
-                    else keeper.secure_under(lease, error.cid, stat.size)
+                    else reconciler.secure_under(lease, error.cid, stat.size)
                 )
             else:
                 self._services.metrics.import_items.labels(outcome).inc()

@@ -32,8 +32,8 @@ from on_api.core.services.container import Services
 from on_api.core.services.transfer import jobs as import_jobs
 from on_api.core.services.transfer import lists as import_lists
 from on_api.core.services.transfer.jobs import Claim, Item, LostError, PinState
-from on_api.worker.import_gateway import Bringer
-from on_api.worker.import_items import Mover
+from on_api.worker.import_gateway import GatewayFetch
+from on_api.worker.import_items import ItemTransfer
 from on_api.worker.pin_watch import PinWatch
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,10 @@ class _Run:
         self._in_database = worker._in_database
         self._claim = claim
         self._watch = PinWatch()
-        self._bringer = Bringer(self._services, claim.user_id, gateway, worker._threads)
-        self._mover = Mover(self._services, claim, self._watch, self._bringer, worker._threads)
+        self._gateway_fetch = GatewayFetch(self._services, claim.user_id, gateway, worker._threads)
+        self._transfer = ItemTransfer(
+            self._services, claim, self._watch, self._gateway_fetch, worker._threads
+        )
 
     async def run(self) -> None:
         """Carry out the import until its end, or the loss of its lease."""
@@ -192,9 +194,9 @@ class _Run:
             if claim.resume is None:
                 delegates = await source.delegates()
                 for identity in await source.identities():
-                    await self._mover.add_identity(identity)
+                    await self._transfer.add_identity(identity)
                 await self._in_database(lambda s: import_lists.begin_listing(s, claim, delegates))
-                self._mover.delegates = tuple(delegates)
+                self._transfer.delegates = tuple(delegates)
             async for page in source.pages(claim.resume):
                 await self._in_database(
                     lambda s, page=page: import_lists.add_page(  # type: ignore[misc]
@@ -217,7 +219,9 @@ class _Run:
                 if is_more and free >= max(1, places // 2):
                     items = await self._take(free, {item.id: item.cid for item in moving.values()})
                     is_more = len(items) == free
-                    moving |= {asyncio.create_task(self._mover.move(item)): item for item in items}
+                    moving |= {
+                        asyncio.create_task(self._transfer.move(item)): item for item in items
+                    }
                 if not moving:
                     if await self._in_database(lambda s: import_jobs.finish(s, claim)):
                         return
@@ -268,7 +272,7 @@ class _Run:
         )
 
     async def _renew(self) -> bool:
-        claim, life, seen = self._claim, self._life, dict(self._bringer.seen)
+        claim, life, seen = self._claim, self._life, dict(self._gateway_fetch.seen)
         return await self._in_database(lambda s: import_jobs.renew(s, claim, life, seen))
 
     async def _give_up(self, details: str) -> None:

@@ -28,11 +28,11 @@ from on_api.core.models import Database
 from on_api.core.models.database import moment_of
 from on_api.core.services.content import leftovers, maintenance
 from on_api.core.services.content.contents import Removal
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import release_dead_leases
 from on_api.core.services.content.leftovers import SETTLED, Leftover, Whose
 from on_api.core.services.content.maintenance import GARBAGE, SWEEP, Turn
 from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.pin_reconciler import PinReconciler
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ class LeftoverRemover:
         self,
         database: Database,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         names: PinNames,
         metrics: Metrics,
         life: timedelta,
     ) -> None:
         self._database = database
         self._node = node
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._names = names
         self._metrics = metrics
         self._life = life
@@ -145,7 +145,7 @@ class LeftoverRemover:
         if removal is None:
             return await self._write(lambda session: leftovers.is_kept(session, cid))
         try:
-            removed = await self._keeper.remove(removal)
+            removed = await self._reconciler.remove(removal)
         except NodeError as error:
             logger.warning("could not unpin %s, which a failure has left: %s", cid, error.details)
             return False

@@ -29,8 +29,8 @@ from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.services.content import contents
 from on_api.core.services.content.capacity import Capacity
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.jobs import Claim
 from on_api.core.settings import Settings
@@ -95,7 +95,7 @@ class PinAttempts:
         settings: Settings,
         transactions: Transactions,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         leftovers: LeftoverRemover,
         names: PinNames,
         capacity: Capacity,
@@ -105,7 +105,7 @@ class PinAttempts:
         self._settings = settings
         self._transactions = transactions
         self._node = node
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._leftovers = leftovers
         self._names = names
         self._capacity = capacity
@@ -187,7 +187,7 @@ class PinAttempts:
         if claim.known is not None:
             # An earlier attempt may have ended between dropping the node's pin and renewing it.
             if not claim.is_first:
-                await self._keeper.heal(claim.cid, claim.id)
+                await self._reconciler.heal(claim.cid, claim.id)
             return DagStat(claim.known, 0)
         if await self._node.pin_status(claim.cid) is None:
             if not fetch:
@@ -258,7 +258,7 @@ class PinAttempts:
                     lambda session: pin_jobs.finish(session, claim, stat, secured)
                 )
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._keeper.secure(error.cid, claim.id)
+                secured[error.cid] = await self._reconciler.secure(error.cid, claim.id)
             else:
                 break
         if pinned:
@@ -288,7 +288,7 @@ class PinAttempts:
         """Repair the node's pins: an attempt that ended early may have left one that no row keeps,
         or dropped one that another row keeps."""
         try:
-            await self._keeper.heal(claim.cid, claim.id)
+            await self._reconciler.heal(claim.cid, claim.id)
             await self._leftovers.remove_of(claim.id)
         except NodeError:
             logger.info("could not look after %s yet", claim.cid)

@@ -24,8 +24,8 @@ from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.services.content import maintenance
 from on_api.core.services.content.capacity import Capacity
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.pins import jobs as pin_jobs
 from on_api.core.services.pins.jobs import Claim
 from on_api.core.services.shared.wakeup import Sleeper
@@ -80,7 +80,7 @@ class PinWorker:
         settings: Settings,
         database: Database,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         leftovers: LeftoverRemover,
         names: PinNames,
         capacity: Capacity,
@@ -95,7 +95,7 @@ class PinWorker:
             settings,
             self._transactions,
             node,
-            keeper,
+            reconciler,
             leftovers,
             names,
             capacity,

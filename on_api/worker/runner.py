@@ -59,7 +59,7 @@ class Worker:
         self._poll = settings.worker.poll
         self._unpinner = Unpinner(
             services.database,
-            services.keeper,
+            services.reconciler,
             services.metrics,
             grace=timedelta(seconds=settings.gc.grace),
             life=timedelta(seconds=settings.worker.lease_seconds),
@@ -67,7 +67,7 @@ class Worker:
         self._leftovers = LeftoverRemover(
             services.database,
             services.node,
-            services.keeper,
+            services.reconciler,
             services.names,
             services.metrics,
             timedelta(seconds=settings.worker.lease_seconds),
@@ -76,7 +76,7 @@ class Worker:
             settings,
             services.database,
             services.node,
-            services.keeper,
+            services.reconciler,
             self._leftovers,
             services.names,
             services.capacity,

@@ -14,7 +14,7 @@ from on_api.core.models import Database
 from on_api.core.models.database import new_id
 from on_api.core.services.content import bundles, contents, maintenance
 from on_api.core.services.content.contents import Removal
-from on_api.core.services.content.keeper import Keeper
+from on_api.core.services.content.pin_reconciler import PinReconciler
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ class Unpinner:
     def __init__(
         self,
         database: Database,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         metrics: Metrics,
         *,
         grace: timedelta,
         life: timedelta,
     ) -> None:
         self._database = database
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._metrics = metrics
         self._grace = grace
         self._life = life
@@ -56,7 +56,7 @@ class Unpinner:
         if removal is None:
             return False
         try:
-            removed = await self._keeper.remove(removal)
+            removed = await self._reconciler.remove(removal)
         except NodeError as error:
             # Whether the node has unpinned it is unknown: the claim expires, and it is retried.
             logger.warning("could not unpin %s: %s", cid, error.details)
@@ -72,7 +72,7 @@ class Unpinner:
         if bundle is None:
             return False
         try:
-            await self._keeper.dissolve(bundle, new_id(), lost=False)
+            await self._reconciler.dissolve(bundle, new_id(), lost=False)
         except NodeError as error:
             logger.warning("could not thin out bundle %s: %s", bundle, error.details)
         return True

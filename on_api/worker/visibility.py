@@ -178,7 +178,7 @@ class _Attempt:
                     )
                 )
             except contents.NotSecuredError as error:
-                secured[error.cid] = await self._services.keeper.secure_under(
+                secured[error.cid] = await self._services.reconciler.secure_under(
                     lease, error.cid, added.dag_size
                 )
             else:

@@ -30,9 +30,9 @@ from on_api.core.services.accounts.strangers import Strangers
 from on_api.core.services.accounts.throttling import Throttle
 from on_api.core.services.accounts.users import UserService
 from on_api.core.services.content.capacity import Capacity
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import UPLOAD, LeaseService
 from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.content.private_blocks import PrivateBlocks
 from on_api.core.services.content.standing_lease import StandingLease
 from on_api.core.services.files.file_answers import FileAnswers
@@ -62,7 +62,7 @@ from on_api.core.services.uploads.bundling import Bundler
 from on_api.core.services.uploads.intake import Intake, IntakeLimits
 from on_api.core.services.uploads.uploads import UploadService
 from on_api.core.settings import Settings
-from on_api.core.streams.blocks import Room
+from on_api.core.streams.blocks import BufferPool
 
 HASHING_THREADS = 4
 
@@ -102,7 +102,7 @@ class Services:
     pins: PinService
     imports: ImportService
     cars: CarImports
-    keeper: Keeper
+    reconciler: PinReconciler
     names: PinNames
     leases: LeaseService
     capacity: Capacity
@@ -115,7 +115,7 @@ class Services:
     idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
-    room: Room
+    room: BufferPool
     """Memory that all uploads under way share."""
     pins_doubtful: threading.Event
     """Set while the node's pins have to be checked."""
@@ -158,17 +158,17 @@ class Services:
         capacity = Capacity(node, settings)
         node_gateway = NodeGateway(settings)
         names = PinNames(database)
-        keeper = Keeper(database, node, names, settings.worker.lease_seconds)
+        reconciler = PinReconciler(database, node, names, settings.worker.lease_seconds)
         lease_life = timedelta(seconds=settings.files.lease_seconds)
         quarantine = timedelta(seconds=settings.gc.quarantine)
         headers = SealedHeaders(database, node, identities)
-        fsck = Fsck(database, node, keeper, names, headers, quarantine)
+        fsck = Fsck(database, node, reconciler, names, headers, quarantine)
         wakeup = Wakeup(invalidations)
         leases = LeaseService(database, names, settings.files.lease_seconds, wakeup.wake_after)
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), wakeup.wake_after)
-        room = Room()
+        room = BufferPool()
         limits = IntakeLimits(settings.files.max_size, room)
         doubtful = threading.Event()
         doubtful.set()  # the node's last end is not known
@@ -200,7 +200,7 @@ class Services:
             uploads=UploadService(
                 database,
                 node,
-                keeper,
+                reconciler,
                 leases,
                 capacity,
                 hashers,
@@ -228,7 +228,7 @@ class Services:
             cars=CarImports(
                 database,
                 node,
-                keeper,
+                reconciler,
                 leases,
                 capacity,
                 pins,
@@ -237,7 +237,7 @@ class Services:
                 limits,
                 settings.files.lease_seconds,
             ),
-            keeper=keeper,
+            reconciler=reconciler,
             names=names,
             leases=leases,
             capacity=capacity,

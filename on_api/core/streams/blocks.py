@@ -23,12 +23,12 @@ TOGETHER_BYTES = 3 * 1024 * 1024
 
 
 class Block:
-    """Memory out of a `Room`. The receiver calls `release` once nothing reads it any more; the
-    count never depends on when Python collects the memory itself, which is not reused."""
+    """Memory out of a `BufferPool`. The receiver calls `release` once nothing reads it any more;
+    the count never depends on when Python collects the memory itself, which is not reused."""
 
     __slots__ = ("_room", "memory")
 
-    def __init__(self, size: int, room: Room | None) -> None:
+    def __init__(self, size: int, room: BufferPool | None) -> None:
         """Allocate `size` bytes. `room` is where they are counted; None: nowhere."""
         self.memory = bytearray(size)
         self._room = room
@@ -40,7 +40,7 @@ class Block:
             room.give_back(len(self.memory))
 
 
-class Asked:
+class BlockRequest:
     """A request for a block of up to `most` bytes. `take` is called with it."""
 
     __slots__ = ("most", "take")
@@ -54,7 +54,7 @@ class Asked:
         self.take = None
 
 
-class Room:
+class BufferPool:
     """The memory in which bodies stream, of one event loop: `together` bytes, granted block by
     block in the order of the requests. The more streams there are, the smaller blocks are."""
 
@@ -63,7 +63,7 @@ class Room:
         self.streams = 0
         self.held = 0
         """Bytes of all counted blocks that were not released yet."""
-        self._waiting: deque[Asked] = deque()
+        self._waiting: deque[BlockRequest] = deque()
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
@@ -85,10 +85,10 @@ class Room:
         reads more."""
         return self.share() < MOST_BYTES
 
-    def ask(self, most: int, take: Callable[[Block], None]) -> Asked:
+    def ask(self, most: int, take: Callable[[Block], None]) -> BlockRequest:
         """Call `take` with a block of up to `most` bytes: at once, or as soon as there is room for
         it and earlier requests are served. Up to `LEAST_BYTES` are granted at once."""
-        asked = Asked(most, take)
+        asked = BlockRequest(most, take)
         if most <= LEAST_BYTES:
             take(Block(most, None))
             return asked

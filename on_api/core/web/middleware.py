@@ -223,7 +223,7 @@ class Metering:
                 ticket.close(status)
 
 
-class Places:
+class RequestSlots:
     """Counter of requests in flight, up to a limit."""
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
@@ -253,7 +253,7 @@ class InFlightLimit:
     """
 
     def __init__(
-        self, app: ASGIApp, places: Places, refuse: Callable[[str], ASGIApp], metrics: Metrics
+        self, app: ASGIApp, places: RequestSlots, refuse: Callable[[str], ASGIApp], metrics: Metrics
     ) -> None:
         self._app = app
         self._places = places

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from on_api.core.errors import RequestTimeout
-from on_api.core.streams.blocks import Bytes, Room
+from on_api.core.streams.blocks import BufferPool, Bytes
 from on_api.core.web.digests import SentDigests
 from on_api.core.web.extensions import BODY_BLOCKS, extension
 
@@ -31,7 +31,9 @@ class BlockedBody(Protocol):
 
 
 @contextmanager
-def body_of(request: Request, room: Room, idle_timeout: float) -> Iterator[AsyncIterator[Bytes]]:
+def body_of(
+    request: Request, room: BufferPool, idle_timeout: float
+) -> Iterator[AsyncIterator[Bytes]]:
     """Provide the body, in blocks out of `room` or in smaller pieces, while the context lasts: its
     end releases the blocks, however much of the body was read.
 
@@ -39,7 +41,7 @@ def body_of(request: Request, room: Room, idle_timeout: float) -> Iterator[Async
     raises `ClientDisconnect`; `RequestTimeout` after `idle_timeout` seconds without a byte; and
     `BadRequest` at the end of a body that doesn't match its sender's digest.
     """
-    take: Callable[[Room], BlockedBody] | None = extension(request.scope, BODY_BLOCKS)
+    take: Callable[[BufferPool], BlockedBody] | None = extension(request.scope, BODY_BLOCKS)
     if take is None:
         yield checked_stream(request, idle_timeout)
         return

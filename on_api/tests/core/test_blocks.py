@@ -7,14 +7,14 @@ import asyncio
 
 import pytest
 
-from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Block, Room
+from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Block, BufferPool
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_blocks_are_dealt_out_in_turn() -> None:
     """As much as there is; then, whenever one is released, the one who has waited longest."""
-    room = Room(2 * MOST_BYTES)
+    room = BufferPool(2 * MOST_BYTES)
     taken: dict[str, Block] = {}
     for name in "abcd":
         room.ask(MOST_BYTES, lambda block, name=name: taken.update({name: block}))  # type: ignore[misc]
@@ -30,7 +30,7 @@ async def test_blocks_are_dealt_out_in_turn() -> None:
 
 async def test_a_block_counts_until_it_is_released_and_is_released_once() -> None:
     """Whether somebody still refers to it, or nobody does any more: neither tells."""
-    room = Room(2 * MOST_BYTES)
+    room = BufferPool(2 * MOST_BYTES)
     taken: list[Block] = []
     room.ask(MOST_BYTES, taken.append)
     room.ask(MOST_BYTES, lambda _: None)
@@ -43,7 +43,7 @@ async def test_a_block_counts_until_it_is_released_and_is_released_once() -> Non
 
 async def test_who_is_smaller_does_not_overtake_but_the_smallest_do_not_wait() -> None:
     """Else large ones would never get theirs, and the slow would need room."""
-    room = Room(2 * MOST_BYTES)
+    room = BufferPool(2 * MOST_BYTES)
     taken: list[Block] = []
     for size in (MOST_BYTES, MOST_BYTES // 2, MOST_BYTES, LEAST_BYTES + 1):
         room.ask(size, taken.append)
@@ -56,7 +56,7 @@ async def test_who_is_smaller_does_not_overtake_but_the_smallest_do_not_wait() -
 
 async def test_what_is_withdrawn_is_passed_over() -> None:
     """By whoever waits behind it."""
-    room = Room(2 * MOST_BYTES)
+    room = BufferPool(2 * MOST_BYTES)
     taken: list[Block] = []
     for _ in range(2):
         room.ask(MOST_BYTES, taken.append)
@@ -70,7 +70,7 @@ async def test_what_is_withdrawn_is_passed_over() -> None:
 
 async def test_what_could_not_be_taken_is_given_to_the_next() -> None:
     """Else that room would be gone for as long as the process lives."""
-    room = Room(2 * MOST_BYTES)
+    room = BufferPool(2 * MOST_BYTES)
     taken: list[Block] = []
 
     def fail(_: Block) -> None:
@@ -95,7 +95,7 @@ async def test_what_could_not_be_taken_is_given_to_the_next() -> None:
 
 def test_many_have_smaller_blocks() -> None:
     """So that very many hold no more memory than a few."""
-    room = Room()
+    room = BufferPool()
     streams = [room.streaming() for _ in range(1000)]
     for index, stream in enumerate(streams, 1):
         stream.__enter__()

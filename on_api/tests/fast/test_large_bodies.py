@@ -16,7 +16,14 @@ from contextlib import closing
 import pytest
 
 from on_api.core.setting_groups import FilesSettings
-from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Asked, Block, Room
+from on_api.core.streams.blocks import (
+    LEAST_BYTES,
+    MOST_BYTES,
+    TOGETHER_BYTES,
+    Block,
+    BlockRequest,
+    BufferPool,
+)
 from on_api.fast import large_bodies
 from on_api.fast.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
@@ -229,9 +236,9 @@ def test_who_waits_for_more_holds_no_block(
     room = server.services.room
     dealt: list[int] = []
 
-    def ask(most: int, take: Callable[[Block], None]) -> Asked:
+    def ask(most: int, take: Callable[[Block], None]) -> BlockRequest:
         dealt.append(most)
-        return Room.ask(room, most, take)
+        return BufferPool.ask(room, most, take)
 
     monkeypatch.setattr(room, "ask", ask)
     if way == "form":

@@ -373,7 +373,7 @@ class Tour:
         from on_api.core.services.upkeep.fsck.findings import Report
 
         checks = NodeChecks(
-            services.database, services.node, services.keeper, services.names, Report(),
+            services.database, services.node, services.reconciler, services.names, Report(),
             repair=False, fetch=False,
         )  # fmt: skip
         async for _ in checks.pinned_contents():

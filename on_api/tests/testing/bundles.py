@@ -124,7 +124,7 @@ def free(settings: Settings) -> None:
     async def run(services: Services) -> None:
         unpinner = Unpinner(
             services.database,
-            services.keeper,
+            services.reconciler,
             services.metrics,
             grace=timedelta(0),
             life=timedelta(seconds=30),

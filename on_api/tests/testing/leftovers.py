@@ -18,7 +18,7 @@ def remover_of(services: Services) -> LeftoverRemover:
     return LeftoverRemover(
         services.database,
         services.node,
-        services.keeper,
+        services.reconciler,
         services.names,
         services.metrics,
         timedelta(seconds=30),

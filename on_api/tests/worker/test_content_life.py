@@ -229,7 +229,7 @@ class ContentLife(RuleBasedStateMachine):
 async def _unpin(services: Services) -> None:
     unpinner = Unpinner(
         services.database,
-        services.keeper,
+        services.reconciler,
         services.metrics,
         grace=timedelta(0),
         life=timedelta(seconds=30),

@@ -4,7 +4,8 @@ removal when it has no references.
 A reference is added or dropped in one transaction with the row that refers (a file, a pin). The
 content's row is locked first, always in order of CID, so that no two transactions wait for each
 other. No lock can span a call to the node: a removal is a state with a lease, and a transaction
-that meets one (`NotSecuredError`) is repeated after `keeper.py` has made sure of the node's pin.
+that meets one (`NotSecuredError`) is repeated after `pin_reconciler.py` has made sure of the node's
+pin.
 """
 
 from __future__ import annotations

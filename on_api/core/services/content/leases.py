@@ -23,8 +23,8 @@ from on_api.core.models.database import database_now, new_id
 from on_api.core.services.content import contents, leftovers, maintenance, reservations
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.reservations import Announced
+from on_api.core.services.shared.batching import Batcher
 from on_api.core.services.shared.renewal import renewed
-from on_api.core.services.shared.together import Together
 
 UPLOAD = "upload"
 GIVEN_UP = "This took too long and was given up; send it again."
@@ -109,7 +109,7 @@ class LeaseService:
         self._ring = ring
         self._names = names
         self._life = timedelta(seconds=seconds)
-        self._opening = Together(self._open_all)
+        self._opening = Batcher(self._open_all)
 
     def open(self, kind: str, holder: Holder, announced: Announced) -> LeaseHandle:
         """Commit a lease and its reservation for work that is about to begin.

@@ -29,8 +29,8 @@ from on_api.core.services.accounts.names import spellings
 from on_api.core.services.content import contents, quota, recorder
 from on_api.core.services.pins.records import tell_pinned
 from on_api.core.services.shared import events
+from on_api.core.services.shared.batching import Batcher
 from on_api.core.services.shared.paging import Listing
-from on_api.core.services.shared.together import Together
 
 MILLISECOND = timedelta(milliseconds=1)
 """Resolution of a pin's `created_at`: clients send it back as `before`, so it must be exact."""
@@ -87,7 +87,7 @@ class PinService:
         self._database = database
         self._deadline = deadline
         self._ring = ring
-        self._additions = Together(self._add_all)
+        self._additions = Batcher(self._add_all)
 
     async def add(
         self, user_id: uuid.UUID, request: PinRequest, record: Record | None = None

@@ -30,8 +30,8 @@ from on_api.core.services.accounts.idempotency import (
 from on_api.core.services.accounts.keys import require_in_force
 from on_api.core.services.content import contents
 from on_api.core.services.content.capacity import Capacity
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import UPLOAD, Holder, LeaseHandle, LeaseService
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.content.walking import DamagedError, read_dag
 from on_api.core.services.pins.pins import PinRequest, PinService
@@ -69,7 +69,7 @@ class CarImports:
         self,
         database: Database,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         leases: LeaseService,
         capacity: Capacity,
         pins: PinService,
@@ -80,7 +80,7 @@ class CarImports:
     ) -> None:
         self._database = database
         self._node = node
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._leases = leases
         self._capacity = capacity
         self._pins = pins
@@ -234,7 +234,7 @@ class CarImports:
                 await self._in_database(record)
             except contents.NotSecuredError as error:
                 size = {root.cid: root.stat.size for root in roots}.get(error.cid, 0)
-                secured[error.cid] = await self._keeper.secure_under(lease, error.cid, size)
+                secured[error.cid] = await self._reconciler.secure_under(lease, error.cid, size)
             else:
                 return
 

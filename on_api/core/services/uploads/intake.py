@@ -19,7 +19,7 @@ from on_api.core.crypto.age import Encryptor
 from on_api.core.errors import PayloadTooLarge
 from on_api.core.services.content.capacity import Capacity
 from on_api.core.services.content.leases import LeaseHandle, LeaseService
-from on_api.core.streams.blocks import WHOLE_BYTES, Bytes, Room
+from on_api.core.streams.blocks import WHOLE_BYTES, BufferPool, Bytes
 from on_api.core.streams.pipeline import DONE_HERE, transformed
 
 LOOK_EVERY = 64 * 1024 * 1024
@@ -32,7 +32,7 @@ class IntakeLimits:
     """Limit in bytes for one file; and the memory that all uploads share."""
 
     max_file_size: int
-    room: Room = field(default_factory=Room)
+    room: BufferPool = field(default_factory=BufferPool)
 
 
 class FilePassage:

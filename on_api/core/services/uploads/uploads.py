@@ -44,12 +44,12 @@ from on_api.core.services.accounts.idempotency import (
 from on_api.core.services.accounts.keys import keys_in_force, require_in_force
 from on_api.core.services.content import contents, recorder
 from on_api.core.services.content.capacity import Capacity
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leases import UPLOAD, LeaseHandle, LeaseService
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.content.reservations import Announced
 from on_api.core.services.files.files import FileFacts
 from on_api.core.services.files.private_files import PrivateFiles
-from on_api.core.services.shared.together import Together
+from on_api.core.services.shared.batching import Batcher
 from on_api.core.services.traffic.metering import Charge, Kind, Meter
 from on_api.core.services.uploads.bundle_records import SmallUpload
 from on_api.core.services.uploads.bundling import Bundler
@@ -108,7 +108,7 @@ class UploadService:
         self,
         database: Database,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         leases: LeaseService,
         capacity: Capacity,
         hashers: Executor,
@@ -121,7 +121,7 @@ class UploadService:
     ) -> None:
         self._database = database
         self._node = node
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._leases = leases
         self._capacity = capacity
         self._hashers = hashers
@@ -132,7 +132,7 @@ class UploadService:
         self._meter = meter
         self._bundler = bundler
         self._stored = metrics.uploads.labels("stored")
-        self._recording = Together(self._record_all)
+        self._recording = Batcher(self._record_all)
 
     async def store_once(
         self,
@@ -329,7 +329,7 @@ class UploadService:
         except StoredUnpinned as error:
             # The same content was removed between the node's pin and our check of it.
             added = error.added
-            await self._keeper.secure_under(lease, added.cid, added.dag_size)
+            await self._reconciler.secure_under(lease, added.cid, added.dag_size)
         lease.told(added.cid, added.dag_size)
         return added
 
@@ -339,7 +339,7 @@ class UploadService:
             try:
                 return await self._recording.do(upload.user_id, upload)
             except contents.NotSecuredError as error:
-                generation = await self._keeper.secure_under(upload.lease, error.cid)
+                generation = await self._reconciler.secure_under(upload.lease, error.cid)
                 upload.secured[error.cid] = generation
 
     def _record_all(self, uploads: Sequence[_Ended]) -> list[Sequence[FileFacts]]:

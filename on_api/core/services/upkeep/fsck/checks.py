@@ -24,9 +24,9 @@ from on_api.core.models import Content, Database, Holding, Lease, LeasedPin, Pin
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import database_now, new_id
 from on_api.core.services.content import bundles, contents, leftovers
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.leftovers import Leftover
 from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.content.walking import DamagedError, read_block, read_dag
 from on_api.core.services.pins.jobs import UNDER_WAY
 from on_api.core.services.upkeep.fsck.findings import Finding, Kind, Report
@@ -55,7 +55,7 @@ class NodeChecks:
         self,
         database: Database,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         names: PinNames,
         report: Report,
         *,
@@ -64,7 +64,7 @@ class NodeChecks:
     ) -> None:
         self._database = database
         self._node = node
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._names = names
         self._report = report
         self._repair = repair
@@ -135,7 +135,7 @@ class NodeChecks:
         mended = False
         if self._repair:
             try:
-                mended = await self._keeper.heal(cid, self._run)
+                mended = await self._reconciler.heal(cid, self._run)
             except NodeError:
                 mended = await self._fetch_and_pin(cid)
         details = "the node has no pin on it"
@@ -167,7 +167,7 @@ class NodeChecks:
         except (DamagedError, DagError) as error:
             mended = False
             if self._repair:
-                await self._keeper.dissolve(cid, self._run, lost=False)
+                await self._reconciler.dissolve(cid, self._run, lost=False)
                 mended = await to_thread.run_sync(self._state, cid) != PINNED
             self._report.add(Finding(Kind.DAMAGED_DAG, cid, str(error), mended))
             return
@@ -198,7 +198,7 @@ class NodeChecks:
     async def _fetch_and_pin(self, cid: str) -> bool:
         await self._fetch(cid)
         try:
-            return await self._keeper.heal(cid, self._run)
+            return await self._reconciler.heal(cid, self._run)
         except NodeError:
             return False
 
@@ -206,7 +206,7 @@ class NodeChecks:
         """Pin again a content that has holdings though its row says that it is not pinned. Returns
         whether that succeeded."""
         try:
-            generation = await self._keeper.secure(cid, self._run)
+            generation = await self._reconciler.secure(cid, self._run)
         except (NodeError, ServiceUnavailable):
             return False
 
@@ -259,7 +259,7 @@ class NodeChecks:
         """Return whether a content is not whole, or not pinned and can't be. Raises a `NodeError`:
         a node that doesn't answer has lost nothing."""
         try:
-            await self._keeper.heal(cid, self._run)
+            await self._reconciler.heal(cid, self._run)
         except BlocksMissing:
             return True
         return await self._damage(cid) is not None
@@ -281,7 +281,7 @@ class NodeChecks:
         if removal is None:
             return False
         try:
-            return await self._keeper.remove(removal)
+            return await self._reconciler.remove(removal)
         except NodeError:
             return False
 

@@ -12,9 +12,9 @@ from anyio import to_thread
 from on_api.core.ipfs.port import IpfsNode
 from on_api.core.models import Database
 from on_api.core.services.accounts.audit import Actor
-from on_api.core.services.content.keeper import Keeper
 from on_api.core.services.content.maintenance import FSCK, Turn
 from on_api.core.services.content.pin_names import PinNames
+from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.files.sealed_headers import SealedHeaders
 from on_api.core.services.upkeep.fsck import losses
 from on_api.core.services.upkeep.fsck.checks import NodeChecks
@@ -34,7 +34,7 @@ class Fsck:
         self,
         database: Database,
         node: IpfsNode,
-        keeper: Keeper,
+        reconciler: PinReconciler,
         names: PinNames,
         headers: SealedHeaders,
         quarantine: timedelta,
@@ -43,7 +43,7 @@ class Fsck:
         self._quarantine = quarantine
         self._database = database
         self._node = node
-        self._keeper = keeper
+        self._reconciler = reconciler
         self._names = names
 
     async def run(self, *, repair: bool, walk: bool, now: bool = False) -> Report:
@@ -134,7 +134,7 @@ class Fsck:
         return NodeChecks(
             self._database,
             self._node,
-            self._keeper,
+            self._reconciler,
             self._names,
             report,
             repair=repair,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from on_api.core.errors import DatabaseUnavailable, QuotaExceeded
-from on_api.core.services.shared.together import MOST, Together
+from on_api.core.services.shared.batching import MOST, Batcher
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ class Work:
 
 async def all_at_once(work: Work, pieces: Sequence[int]) -> list[int | BaseException]:
     """Ask for all of them while the first is held, then let it go."""
-    together = Together(work)
+    together = Batcher(work)
     asked = [asyncio.create_task(together.do(ALICE, piece)) for piece in pieces]
     async with asyncio.timeout(10):
         while not work.batches:
@@ -76,7 +76,7 @@ async def test_a_database_that_is_gone_is_waited_for_once() -> None:
 async def test_one_who_leaves_hurts_nobody() -> None:
     """A caller that is cancelled, and one of another user who is not kept waiting."""
     work = Work()
-    together = Together(work)
+    together = Batcher(work)
     async with asyncio.timeout(10):
         leaving = asyncio.create_task(together.do(ALICE, 1))
         while not work.batches:

@@ -24,7 +24,7 @@ Piece = TypeVar("Piece")
 Outcome = TypeVar("Outcome")
 
 
-class Together(Generic[Piece, Outcome]):
+class Batcher(Generic[Piece, Outcome]):
     """Queue that gathers pieces while the previous transaction runs; a piece never waits for others
     to come.
 

@@ -11,7 +11,7 @@ import pytest
 from on_api.core.errors import EgressBudgetExceeded
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.setting_groups import MIB
-from on_api.fast.tally import Tally
+from on_api.fast.hot_counter import HotCounter
 from on_api.tests.testing.metering import Stage
 
 
@@ -20,7 +20,7 @@ async def test_it_does_not_guess(stage: Stage) -> None:
     """Without credit, or when budgets may have changed, somebody else has to look."""
     owner, meter = stage.new_user(budget=10 * MIB), stage.meter()
     charge = Charge(Kind.GATEWAY, owner)
-    tally = Tally(meter, charge)
+    tally = HotCounter(meter, charge)
     assert not tally.take(8192)
     async with asyncio.timeout(20):
         while not tally.take(8192):  # news may have come in between
@@ -42,7 +42,7 @@ async def test_it_lasts(stage: Stage) -> None:
     the counters of its moment, beside tickets for the same charge."""
     owner, meter = stage.new_user(), stage.meter()
     charge = Charge(Kind.GATEWAY, owner)
-    tally, dice = Tally(meter, charge), random.Random(5)
+    tally, dice = HotCounter(meter, charge), random.Random(5)
     sent: dict[tuple[int, int], int] = {}
     for _ in range(150):
         for _ in range(dice.randrange(20)):

@@ -32,9 +32,9 @@ LOOK_SECONDS = 0.05
 MARGIN_SECONDS = 5.0
 
 
-class Keeper:
-    """Keeper that pins and unpins on the node as the rows of contents say. `life` is that of a
-    removal's claim, in seconds."""
+class PinReconciler:
+    """Pins and unpins on the node as the rows of contents say. `life` is that of a removal's
+    claim, in seconds."""
 
     def __init__(self, database: Database, node: IpfsNode, names: PinNames, life: float) -> None:
         self._database = database

@@ -1,5 +1,5 @@
-"""Counting for answers from memory: `Tally` does a `Ticket`'s work for answers that go out whole,
-at once, and by the thousand.
+"""Counting for answers from memory: `HotCounter` does the work of a `Ticket` for answers that go
+out whole, at once, and by the thousand.
 
 Used on one event loop. Knows nothing of how answers are made.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 from on_api.core.services.traffic.metering import Charge, Meter
 
 
-class Tally:
+class HotCounter:
     """Counter for answers that go out whole and at once, all for one charge: a ticket for each
     would cost more than the answer. Used on the event loop only."""
 
