@@ -59,7 +59,6 @@ class Application(FastAPI):
     """FastAPI application that hands requests below the gateway's paths to `gateway`, past the
     framework, because they are the most frequent."""
 
-    services: Services
     gateway: ASGIApp
     connection_limits: ConnectionSettings
     """Limits for on-api's own server: connections, and seconds to wait for their clients."""
@@ -112,7 +111,7 @@ def create_app(
         # `metrics.py` does the metrics.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.services = app.state.services = services
+    app.state.services = services
     app.state.sibling = sibling
     app.state.is_up = lambda: None
     gateway = Gateway(services)

@@ -41,7 +41,7 @@ class Arguments:
         self._calls: list[_Call] = []
         self._places: dict[tuple[Any, tuple[str, ...]], int] = {}
         self._endpoint = self._call_of(dependant, ())
-        self._responds = any(call.response for call in (*self._calls, self._endpoint))
+        self._responds = any(call.response is not None for call in (*self._calls, self._endpoint))
 
     async def of(self, request: Request, body: Any) -> tuple[dict[str, Any], Response | None]:
         """Return the arguments for a request, and the response on which the endpoint or a
@@ -89,12 +89,12 @@ class Arguments:
         if found or not is_valid:
             errors += found
             return None
-        for name in call.request:
-            values[name] = request
-        for name in call.response:
-            values[name] = response
-        for name in call.scopes:
-            values[name] = SecurityScopes(list(call.granted))
+        if call.request is not None:
+            values[call.request] = request
+        if call.response is not None:
+            values[call.response] = response
+        if call.scopes is not None:
+            values[call.scopes] = call.granted
         return values
 
     def _place_of(self, dependant: Dependant, scopes: tuple[str, ...]) -> int:
@@ -133,10 +133,10 @@ class Arguments:
             tuple((name, place) for name, place in takes if name is not None),
             tuple(each for each in fields if each),
             dependant.body_params,
-            _named(dependant.request_param_name),
-            _named(dependant.response_param_name),
-            _named(dependant.security_scopes_param_name),
-            scopes,
+            dependant.request_param_name,
+            dependant.response_param_name,
+            dependant.security_scopes_param_name,
+            SecurityScopes(list(scopes)),
         )
 
 
@@ -150,10 +150,10 @@ class _Call:
     """Names, and the index of the result for each."""
     fields: tuple[_Fields, ...]
     body: list[ModelField]
-    request: tuple[str, ...]
-    response: tuple[str, ...]
-    scopes: tuple[str, ...]
-    granted: tuple[str, ...]
+    request: str | None
+    response: str | None
+    scopes: str | None
+    granted: SecurityScopes
     """Scopes required at this dependency's place in the signature."""
 
 
@@ -217,10 +217,6 @@ def _in_headers(request: Request) -> Mapping[str, list[Any]]:
 def _sent_as(alias: str, kind: str) -> str:
     """Return the name under which a request has a parameter: headers are in lower case."""
     return alias.lower() if kind == "header" else alias
-
-
-def _named(name: str | None) -> tuple[str, ...]:
-    return () if name is None else (name,)
 
 
 def _unset_response() -> Response:

@@ -29,6 +29,7 @@ from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
+from on_api.core.web.inputs import query_of
 from on_api.core.web.routing import (
     ATTEMPT,
     BODY_DIGEST,
@@ -226,7 +227,7 @@ class Cursors:
     ) -> None:
         self._signer = services.cursors
         # Another path or filter is another list, to which the cursor doesn't belong.
-        others = [item for item in request.query_params.multi_items() if item[0] not in _PAGING]
+        others = [pair for pair in query_of(request.scope) if pair[0] not in _PAGING]
         self._scope = repr((request.url.path, sorted(others)))
         behind = None if cursor is None else self._signer.read(cursor, self._scope)
         self.page = CursorPage(limit, behind)

@@ -6,7 +6,7 @@ The server offers that by the extension `BODY_BLOCKS`, as `fast/protocol.py` doe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from on_api.core.web.digests import SentDigests
 from on_api.core.web.extensions import BODY_BLOCKS, extension
 
 Piece = TypeVar("Piece", bound=Bytes)
+T = TypeVar("T")
 
 
 class BlockedBody(Protocol):
@@ -68,11 +69,7 @@ class _PiecesInTime(AsyncIterator[bytes]):
 
     async def __anext__(self) -> bytes:
         while not self._is_whole:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    message = await self._receive()
-            except TimeoutError:
-                raise RequestTimeout from None
+            message = await _in_time(self._receive(), self._seconds)
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             self._is_whole = not message.get("more_body", False)
@@ -91,11 +88,16 @@ class _BlocksInTime(AsyncIterator[Bytes]):
         self._seconds = idle_timeout
 
     async def __anext__(self) -> Bytes:
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await anext(self._body)
-        except TimeoutError:
-            raise RequestTimeout from None
+        return await _in_time(anext(self._body), self._seconds)
+
+
+async def _in_time(coming: Awaitable[T], seconds: float) -> T:
+    """Return what comes. Raises `RequestTimeout` when it doesn't come in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await coming
+    except TimeoutError:
+        raise RequestTimeout from None
 
 
 def _checked(request: Request, body: AsyncIterator[Piece]) -> AsyncIterator[Piece]:

@@ -82,7 +82,7 @@ class Transaction:
         route: ApiRoute = self._request.scope["route"]
         answer = Answered(
             self._request.scope[BODY_DIGEST].digest(),
-            self._response.status_code or route.status_code or 200,
+            route.status_of(self._response),
             route.rendered(result),
             tuple(self._response.headers.items()),
         )
@@ -91,7 +91,7 @@ class Transaction:
 
 def services_of(request: Request) -> Services:
     """Return the process's services."""
-    services: Services = request.scope["app"].services
+    services: Services = request.scope["app"].state.services
     return services
 
 
@@ -136,6 +136,11 @@ class ApiRoute(HeadRoute):
     def check_query(self, request: Request) -> None:
         """Refuse options that the route doesn't declare. Raises `BadRequest`."""
         self._query.check_query(request.scope)
+
+    def status_of(self, told: Response | None) -> int:
+        """Return the status of an answer: what the endpoint has set on its response, else the
+        route's own."""
+        return (told and told.status_code) or self.status_code or 200
 
     def rendered(self, result: object) -> bytes:
         """Return the body of the answer, as FastAPI would render an endpoint's result. Raises
@@ -200,11 +205,9 @@ class ApiRoute(HeadRoute):
         result = await self.endpoint(**values)
         if isinstance(result, Response):
             return result
-        status = self.status_code or 200
-        if told is not None and told.status_code:
-            status = told.status_code
         body = self.rendered(result)
-        response = Response(body, status, media_type="application/json" if body else None)
+        media_type = "application/json" if body else None
+        response = Response(body, self.status_of(told), media_type=media_type)
         if told is not None:
             response.raw_headers += told.raw_headers
         return response

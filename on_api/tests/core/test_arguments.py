@@ -1,4 +1,4 @@
-"""What endpoints are called with: the same that FastAPI would call them with."""
+"""Arguments of endpoints: those with which FastAPI would call them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ Writer = Annotated[str, Security(scoped, scopes=["read", "write"])]
 
 
 async def needs_scopes(one: Annotated[str, Depends(scoped)], two: Writer, three: Writer) -> None:
-    """Of what it is asked."""
+    """Take the scopes of two dependencies."""
 
 
 async def read_all(
@@ -89,7 +89,7 @@ async def read_all(
     wanted: Annotated[bool, Query()],
     default: Annotated[str, Query(alias="long-name")] = "left out",
 ) -> dict[str, Any]:
-    """Of everything but a body."""
+    """Return every argument of a request without a body."""
     return {
         "thing_id": thing_id,
         "page": page.shown,
@@ -101,19 +101,19 @@ async def read_all(
 
 
 async def take_thing(thing: Thing, number: Number) -> dict[str, Any]:
-    """Of a body that is one object."""
+    """Return a body that is one object."""
     return {"thing": thing.model_dump(), "number": number}
 
 
 async def take_members(
     first: Annotated[int, Body()], second: Annotated[Thing, Body()], wanted: bool = False
 ) -> dict[str, Any]:
-    """Of a body with a member for each parameter."""
+    """Return a body with a member for each parameter."""
     return {"first": first, "second": second.model_dump(), "wanted": wanted}
 
 
 async def take_form(name: Annotated[str, Form()], size: Annotated[int, Form()] = 1) -> list[Any]:
-    """Of a form."""
+    """Return the fields of a form."""
     return [name, size]
 
 
