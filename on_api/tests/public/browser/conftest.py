@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from on_api.tests.conftest import DatabaseMaker, Server
 from on_api.tests.testing.programs import needs, program
 
 needs_chromium = [pytest.mark.browser, needs("chromium")]
 """Marks of every module here."""
+
+SHOWN_WITHIN_MS = 60_000
+"""How long a page may take to show what a test looks for: a bound on a test that fails, not on the
+page, which renders a large document beside other suites on two cores."""
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,7 @@ def new_database(sqlite_database: DatabaseMaker) -> DatabaseMaker:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A running Chromium."""
+    expect.set_options(timeout=SHOWN_WITHIN_MS)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
             executable_path=program("chromium"),
@@ -60,6 +65,6 @@ def browsing(browser: Browser, *origins: str) -> Iterator[Page]:
     with browser.new_context() as context:
         opened = context.new_page()
         opened.on("request", watch)
-        opened.set_default_timeout(20_000)
+        opened.set_default_timeout(SHOWN_WITHIN_MS)
         yield opened
     assert not strangers
