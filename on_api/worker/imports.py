@@ -11,7 +11,8 @@ import logging
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
@@ -26,8 +27,6 @@ from on_api.core.errors import (
 )
 from on_api.core.ipfs.retrieval import GatewayFetcher
 from on_api.core.net.errors import SourceUnavailable
-from on_api.core.net.outbound import Outbound
-from on_api.core.providers.opening import open_source
 from on_api.core.services.container import Services
 from on_api.core.services.transfer import jobs as import_jobs
 from on_api.core.services.transfer import lists as import_lists
@@ -35,6 +34,9 @@ from on_api.core.services.transfer.jobs import Claim, Item, LostError, PinState
 from on_api.worker.import_gateway import GatewayFetch
 from on_api.worker.import_items import ItemTransfer
 from on_api.worker.pin_watch import PinWatch
+
+if TYPE_CHECKING:
+    from on_api.core.net.outbound import Outbound
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +60,17 @@ class ImportWorker:
         self._services = services
         # Threads of its own: requests must not wait for these.
         self._threads = CapacityLimiter(THREADS)
-        self._outbound = Outbound(services.settings.imports)
         self._life = timedelta(seconds=services.settings.worker.lease_seconds)
         self._runs: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+
+    @cached_property
+    def outbound(self) -> Outbound:
+        """Client for other people's servers. Made for the first import: httpx and what it brings
+        are a tenth of an idle server's memory."""
+        from on_api.core.net.outbound import Outbound
+
+        return Outbound(self._services.settings.imports)
 
     async def step(self) -> bool:
         """Begin one import that is due, if a slot is free. Return whether there was one."""
@@ -94,12 +103,13 @@ class ImportWorker:
         for task in self._runs:
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
-        await self._outbound.close()
+        if "outbound" in vars(self):
+            await self.outbound.close()
 
     def _gateway(self, url: str | None) -> GatewayFetcher | None:
         if url is None:
             return None
-        return GatewayFetcher(self._services.node, self._outbound, url)
+        return GatewayFetcher(self._services.node, self.outbound, url)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
@@ -118,7 +128,7 @@ class _Run:
 
     def __init__(self, worker: ImportWorker, claim: Claim, gateway: GatewayFetcher | None) -> None:
         self._services = worker._services
-        self._outbound = worker._outbound
+        self._outbound = worker.outbound
         self._life = worker._life
         self._in_database = worker._in_database
         self._claim = claim
@@ -188,6 +198,8 @@ class _Run:
         sealed = await self._in_database(lambda s: import_lists.secrets_of(s, claim))
         if sealed is None:
             raise SecretUnavailable
+        from on_api.core.providers.opening import open_source
+
         spec = self._services.imports.open_spec(claim.id, *sealed)
         source = open_source(spec, self._outbound)
         try:

@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 
 CHANGES_AT_ONCE = 2
 """Files of which one process changes the visibility at the same time."""
-LOOK_SECONDS = 5.0
-"""Seconds between looks for work without a wake-up: jobs of a process that died, and work that may
-wait."""
+LONGEST_LOOK_SECONDS = 30.0
+"""Seconds between looks for work without a wake-up, at most: jobs of a process that died, and work
+that may wait. Half a lease if that is less: jobs of a dead process wait for its end anyway.
+"""
 
 TROUBLE_SECONDS = 1.0
 """Seconds until the next try while the node or the database can't be reached."""
@@ -45,7 +46,7 @@ class _Loop:
     `next_due`, when the next job is due."""
 
     step: _Step
-    pause: float = LOOK_SECONDS
+    pause: float
     next_due: _NextDue | None = None
     is_woken: bool = True
 
@@ -90,22 +91,29 @@ class Worker:
 
     def start(self) -> None:
         """Start the loops on the running event loop."""
-        slow = min(LOOK_SECONDS, max(self._poll, self._services.settings.gc.grace / 2))
+        settings = self._services.settings
+        look = min(LONGEST_LOOK_SECONDS, max(self._poll, settings.worker.lease_seconds / 2))
+        slow = min(look, max(self._poll, settings.gc.grace / 2))
         pins = self._pins
         loops = [
-            _Loop(partial(pins.step, fetch=False), next_due=partial(pins.next_due, fetch=False)),
-            _Loop(partial(pins.step, fetch=True), next_due=partial(pins.next_due, fetch=True)),
+            _Loop(
+                partial(pins.step, fetch=False), look, next_due=partial(pins.next_due, fetch=False)
+            ),
+            _Loop(
+                partial(pins.step, fetch=True), look, next_due=partial(pins.next_due, fetch=True)
+            ),
             _Loop(pins.beat, BEAT_SECONDS, is_woken=False),
-            _Loop(self._number_events, is_woken=False),
-            _Loop(self._restore_pins),
+            _Loop(self._number_events, look, is_woken=False),
+            _Loop(self._restore_pins, look),
             _Loop(self._unpinner.step, slow, is_woken=False),
             _Loop(self._unpinner.thin_out, slow, is_woken=False),
             _Loop(self._leftovers.step, slow),
-            _Loop(self._imports.step, next_due=self._imports.next_due),
-            *[_Loop(self._visibility.step, next_due=self._visibility.next_due)] * CHANGES_AT_ONCE,
+            _Loop(self._imports.step, look, next_due=self._imports.next_due),
+            *[_Loop(self._visibility.step, look, next_due=self._visibility.next_due)]
+            * CHANGES_AT_ONCE,
         ]
-        if self._services.settings.gc.interval:
-            loops.append(_Loop(self._collect_when_due, is_woken=False))
+        if settings.gc.interval:
+            loops.append(_Loop(self._collect_when_due, look, is_woken=False))
         for loop in loops:
             sleeper = Sleeper(asyncio.get_running_loop())
             if loop.is_woken:

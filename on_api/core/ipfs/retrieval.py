@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from on_api.core.errors import BadCar, BlocksMissing, PayloadTooLarge
 from on_api.core.ipfs.formats.car import (
@@ -26,8 +27,10 @@ from on_api.core.ipfs.formats.cid import RAW, Cid
 from on_api.core.ipfs.formats.dag import DagError, TooComplexError, UnknownCodecError, links_of
 from on_api.core.ipfs.port import DagStat, IpfsNode
 from on_api.core.net.errors import SourceError, SourceMalformed, SourceUnavailable
-from on_api.core.net.outbound import Answer, Outbound, check_url
 from on_api.core.streams.blocks import Bytes
+
+if TYPE_CHECKING:
+    from on_api.core.net.outbound import Answer, Outbound
 
 CAR_TYPE = "application/vnd.ipld.car"
 CAR_ACCEPTED = f"{CAR_TYPE}; version=1; order=dfs; dups=n"
@@ -70,6 +73,8 @@ class GatewayFetcher:
 
     def __init__(self, node: IpfsNode, outbound: Outbound, gateway_url: str) -> None:
         """Create a fetcher. Raises `AddressRefused` for a URL that on-api must not call."""
+        from on_api.core.net.outbound import check_url
+
         self._node = node
         self._outbound = outbound
         # Many users add `/ipfs`, with which every path on it begins.

@@ -1,11 +1,14 @@
-"""The internet addresses that users may make on-api connect to: those of the public internet.
-
-Pure: looks up no names.
-"""
+"""The internet addresses that users may make on-api connect to: those of the public internet; and
+the lookup of names."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+RESOLVE_SECONDS = 5.0
 
 # An IPv4 address embedded in IPv6 is judged as the IPv4 address (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -39,3 +42,18 @@ def is_public(address: Address) -> bool:
             return False
     is_special = any(address in network for network in _SPECIAL)
     return address.is_global and not address.is_multicast and not is_special
+
+
+LookUp = Callable[[str], Awaitable[Sequence[Address]]]
+
+
+async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address]:
+    """Return the IP addresses of a name, as the system resolves it; empty when it has none."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await loop.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError):
+        return ()
+    texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
+    return [ipaddress.ip_address(text) for text in texts]

@@ -7,38 +7,20 @@ judged, and the connection is made to that address; TLS still requires the name'
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import os
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 import httpcore
 import httpx
 
 from on_api.core.errors import AddressRefused
-from on_api.core.net.addresses import Address, is_public
+from on_api.core.net.addresses import LookUp, is_public
 from on_api.core.setting_groups import ImportsSettings
 
 MAX_ADDRESSES = 4
 """Number of a name's addresses that are tried, one after the other."""
-RESOLVE_SECONDS = 5.0
-
-LookUp = Callable[[str], Awaitable[Sequence[Address]]]
-
-
-async def look_up(name: str, family: int = socket.AF_UNSPEC) -> Sequence[Address]:
-    """Return the IP addresses of a name, as the system resolves it; empty when it has none."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            found = await loop.getaddrinfo(name, 0, family=family, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError, UnicodeError):
-        return ()
-    texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
-    return [ipaddress.ip_address(text) for text in texts]
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):

@@ -23,8 +23,8 @@ import httpx
 
 from on_api.core.backoff import Backoff
 from on_api.core.errors import AddressRefused
-from on_api.core.net.addresses import is_public
-from on_api.core.net.checked_connections import CheckedTransport, LookUp, look_up
+from on_api.core.net.addresses import LookUp, is_public, look_up
+from on_api.core.net.checked_connections import CheckedTransport
 from on_api.core.net.errors import (
     SourceError,
     SourceMalformed,

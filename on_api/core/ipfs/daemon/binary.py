@@ -23,12 +23,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.daemon.version import KUBO_VERSION, TESTED_RANGE, is_tested, is_too_old
 from on_api.core.setting_groups import MIB, NodeSettings
+
+if TYPE_CHECKING:
+    import httpx
 
 Say = Callable[[str], None]
 """Callback that shows one line to the person who waits."""
@@ -151,6 +153,8 @@ def download_release(program: Path, say: Say, release_url: str) -> None:
 
     Raises `_NotObtained` when there is none for this machine, or it can't be downloaded or trusted.
     """
+    import httpx
+
     name = _archive_name()
     url = f"{release_url.rstrip('/')}/kubo/v{KUBO_VERSION}/{name}"
     say(f"downloading Kubo {KUBO_VERSION} from {url}")

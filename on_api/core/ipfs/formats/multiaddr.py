@@ -15,12 +15,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import dns.asyncresolver
-import dns.exception
 import libipld
 
-from on_api.core.net.addresses import Address, is_public
-from on_api.core.net.checked_connections import RESOLVE_SECONDS, look_up
+from on_api.core.net.addresses import RESOLVE_SECONDS, Address, is_public, look_up
 
 MAX_LENGTH = 512
 MAX_ADDRESSES = 20
@@ -93,6 +90,9 @@ class Resolver:
     async def dnsaddr(self, name: str) -> Sequence[str]:
         """Return the multiaddrs in the TXT records of `_dnsaddr.<name>` (the dnsaddr
         specification), at most `MAX_ADDRESSES`."""
+        import dns.asyncresolver
+        import dns.exception
+
         try:
             resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
             if self._nameservers:

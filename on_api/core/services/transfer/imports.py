@@ -30,7 +30,6 @@ from on_api.core.models.imports import (
     WAITING,
 )
 from on_api.core.models.pin import PINNED_STATUS
-from on_api.core.net.outbound import check_url
 from on_api.core.providers.base import CAR, KUBO, ON_API, PINATA, SourceSpec
 from on_api.core.services.accounts.access import owned
 from on_api.core.services.accounts.master_secret import RowSealer
@@ -106,6 +105,8 @@ class ImportService:
         URL that must not be called, `BadRequest` for a route without its gateway, `Conflict` for
         too many, `SecretUnavailable` without a master secret.
         """
+        from on_api.core.net.outbound import check_url  # brings httpx, which few servers need
+
         spec = request.source
         if spec.kind == KUBO and not is_admin:
             raise Forbidden("Only administrators may import from a Kubo's RPC.")

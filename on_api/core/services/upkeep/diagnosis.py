@@ -12,7 +12,6 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-import httpx
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -353,6 +352,8 @@ def _is_taken(host: str, port: int) -> bool:
 
 
 def _is_on_api(settings: Settings) -> bool:
+    import httpx
+
     url = f"http://{settings.host}:{settings.port}/healthz"
     try:
         return bool(httpx.get(url, timeout=2, trust_env=False).json() == {"status": "ok"})
