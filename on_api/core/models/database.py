@@ -14,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg2
-import psycopg2.errorcodes
 from sqlalchemy import (
     JSON,
     Connection,
@@ -56,13 +54,19 @@ ANSWER_MARGIN = 5.0
 _SQLITE_BEGIN = "on_api_sqlite_begin"
 _SQLITE_WRITES = "BEGIN IMMEDIATE"
 _HAS_TURN = "on_api_has_the_writers_turn"
-_TIMED_OUT = psycopg2.errorcodes.QUERY_CANCELED
+_FOREIGN_KEY_VIOLATION = "23503"
+"""SQLSTATE of PostgreSQL (its manual, appendix A), as are the next ones. Those of psycopg2 are the
+same, but a server on SQLite has no need to load it."""
+_UNIQUE_VIOLATION = "23505"
+_READ_ONLY_TRANSACTION = "25006"
+_DISK_FULL = "53100"
+_TIMED_OUT = "57014"
 _READ_ONLY = "The database is read-only at the moment."
 _FULL = "The database's disk is full."
 _DAMAGED = "The database's file is damaged, or is none of SQLite's: restore it from a backup."
 _EXPLAINED = {
-    psycopg2.errorcodes.READ_ONLY_SQL_TRANSACTION: _READ_ONLY,
-    psycopg2.errorcodes.DISK_FULL: _FULL,
+    _READ_ONLY_TRANSACTION: _READ_ONLY,
+    _DISK_FULL: _FULL,
     "SQLITE_READONLY": _READ_ONLY,
     "SQLITE_FULL": _FULL,
     "SQLITE_CORRUPT": _DAMAGED,
@@ -333,16 +337,17 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
         # Values in error messages would reach the logs: hashes, names, e-mail addresses.
         hide_parameters=True,
     )
-    event.listen(engine, "handle_error", _distrust_confusion)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
+    else:
+        event.listen(engine, "handle_error", _distrust_confusion)
     return engine
 
 
 def _distrust_confusion(context: ExceptionContext) -> None:
     # psycopg2 raises its bare DatabaseError when it can't parse the server's answer: whatever the
     # cause, this connection can't be used any more.
-    if type(context.original_exception) is psycopg2.DatabaseError:
+    if type(context.original_exception) is context.dialect.loaded_dbapi.DatabaseError:
         context.is_disconnect = True
 
 
@@ -398,8 +403,8 @@ def _is_race(error: IntegrityError) -> bool:
     and our write."""
     code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
     return code in {
-        psycopg2.errorcodes.UNIQUE_VIOLATION,
-        psycopg2.errorcodes.FOREIGN_KEY_VIOLATION,
+        _UNIQUE_VIOLATION,
+        _FOREIGN_KEY_VIOLATION,
         "SQLITE_CONSTRAINT_UNIQUE",
         "SQLITE_CONSTRAINT_PRIMARYKEY",
         "SQLITE_CONSTRAINT_FOREIGNKEY",

@@ -19,13 +19,16 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session, object_session
 
 from on_api.core.models.database import Database
 from on_api.core.models.file import File
-from on_api.core.models.patient_connection import PatientConnection, wait_for_any
+
+if TYPE_CHECKING:
+    from on_api.core.models.patient_connection import PatientConnection
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +210,8 @@ class Invalidations:
         self._is_lost = False
 
     def _listen(self) -> None:
+        from on_api.core.models.patient_connection import PatientConnection
+
         url = self._database.engine.url
         dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
         with (
@@ -222,6 +227,8 @@ class Invalidations:
         """Pass on the news that arrive. Our own heartbeats travel the same way, so one that returns
         proves that all news sent before it have arrived. Raises `TimeoutError` when none has
         returned for `SILENCE_SECONDS`."""
+        from on_api.core.models.patient_connection import wait_for_any
+
         name = f"{_BEAT}{uuid.uuid4().hex}:"
         sent = 0
         sent_at: dict[str, float] = {}

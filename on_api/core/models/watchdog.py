@@ -14,9 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from psycopg2.extensions import connection, cursor
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
 
 LOOK_SECONDS = 0.25
 
@@ -30,6 +32,8 @@ class Watchdog:
         self._waiting: dict[int, float] = {}
         """Deadlines for an answer (`time.monotonic`), by the socket's file descriptor."""
         self._stopping = threading.Event()
+        self._needed = threading.Event()
+        """Set while the thread is to look; without it, the thread sleeps."""
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -40,6 +44,8 @@ class Watchdog:
             if self._thread is None:
                 self._start()
             self._waiting[descriptor] = time.monotonic() + self._limit
+            if not self._needed.is_set():
+                self._needed.set()
         try:
             yield
         finally:
@@ -51,6 +57,7 @@ class Watchdog:
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
+        self._needed.set()
         if self._thread is not None:
             self._thread.join()
 
@@ -60,14 +67,19 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
+            self._needed.wait()
             now = time.monotonic()
             with self._lock:
+                if not self._waiting and not self._stopping.is_set():
+                    self._needed.clear()
                 for descriptor in [d for d, until in self._waiting.items() if until < now]:
                     del self._waiting[descriptor]
                     _cut(descriptor)
 
     def connection_factory(self) -> type[connection]:
         """Return a psycopg2 connection class whose every call to the server is watched."""
+        from psycopg2.extensions import connection, cursor
+
         watchdog = self
 
         class WatchedCursor(cursor):

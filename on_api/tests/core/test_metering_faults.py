@@ -191,10 +191,10 @@ def test_merging_old_rows_changes_no_sum(stage: Stage) -> None:
     """Hours into days, days into months: by two at once, in any order, again and again; a report
     taken meanwhile never counts a byte twice, or not at all."""
     owner = stage.new_user()
-    begin = utc_now().replace(minute=0, second=0, microsecond=0) - timedelta(days=60)
+    begin = utc_now().replace(minute=0, second=0, microsecond=0) - timedelta(days=75)
     with stage.database.session_scope() as session:
         for number in range(600):
-            hour = begin + timedelta(hours=2 * number)
+            hour = begin + timedelta(hours=3 * number)
             charge = Charge(Kind.CONTENT, owner, file_id=uuid.UUID(int=number % 7))
             add_traffic(session, [Sums(hour, charge, requests=1, bytes_out=1000 + number)])
     before = reported(stage)
