@@ -13,16 +13,16 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Look at everything that is known to go wrong. Exit code 1 when something is."""
-    from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
+    from on_api.core.services.upkeep.diagnosis import Severity, diagnose
 
     findings = diagnose(command_settings(warns=False))
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
-        marks = {Verdict.OK: "ok  ", Verdict.WARNING: "WARN", Verdict.BROKEN: "FAIL"}
+        marks = {Severity.OK: "ok  ", Severity.WARNING: "WARN", Severity.BROKEN: "FAIL"}
         for finding in findings:
             typer.echo(f"{marks[finding.verdict]}  {finding.name}: {finding.details}")
             if finding.cure:
                 typer.echo(f"      cure: {finding.cure}")
-    if any(finding.verdict is Verdict.BROKEN for finding in findings):
+    if any(finding.verdict is Severity.BROKEN for finding in findings):
         raise typer.Exit(1)

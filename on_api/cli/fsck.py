@@ -12,8 +12,8 @@ from on_api.cli.context import build_services, command_settings, print_json
 
 if TYPE_CHECKING:
     from on_api.core.services.container import Services
-    from on_api.core.services.upkeep.fsck.findings import Finding, Report
-    from on_api.core.services.upkeep.fsck.losses import Loss
+    from on_api.core.services.upkeep.fsck.findings import Finding, FsckReport
+    from on_api.core.services.upkeep.fsck.losses import LostContent
     from on_api.core.settings import Settings
 
 
@@ -65,7 +65,7 @@ def fsck(
         raise typer.Exit(1)
 
 
-async def _check(settings: Settings, *, repair: bool, walk: bool, now: bool) -> Report:
+async def _check(settings: Settings, *, repair: bool, walk: bool, now: bool) -> FsckReport:
     services = build_services(settings)
     try:
         return await services.fsck.run(repair=repair, walk=walk, now=now)
@@ -95,18 +95,18 @@ async def _drop_lost(settings: Settings, *, walk: bool, yes: bool, as_json: bool
         raise typer.Exit(1)
 
 
-async def _losses(services: Services, *, walk: bool) -> Sequence[Loss]:
+async def _losses(services: Services, *, walk: bool) -> Sequence[LostContent]:
     report = await services.fsck.run(repair=True, walk=walk)
     return await services.fsck.losses(report)
 
 
-async def _drop(services: Services, found: Sequence[Loss]) -> Sequence[Loss]:
+async def _drop(services: Services, found: Sequence[LostContent]) -> Sequence[LostContent]:
     from on_api.core.services.accounts.audit import COMMAND_LINE
 
     return await services.fsck.drop_lost(found, COMMAND_LINE)
 
 
-def _print(report: Report) -> None:
+def _print(report: FsckReport) -> None:
     from on_api.core.services.upkeep.fsck.findings import MEANINGS
 
     for finding in report.findings:
@@ -130,7 +130,7 @@ def _state(finding: Finding) -> str:
     return "WRONG" if finding.is_trouble else "note"
 
 
-def _print_losses(found: Sequence[Loss]) -> None:
+def _print_losses(found: Sequence[LostContent]) -> None:
     for loss in found:
         typer.echo(f"lost    {loss.cid}: {loss.details}")
         for each in loss.references:

@@ -133,7 +133,7 @@ def report(
     Without --csv, --json or --output: the last line alone. Exit code 1 when something is missing,
     or is here and can't be opened.
     """
-    from on_api.core.services.transfer.reports import REPORTS, verdict_of
+    from on_api.core.services.transfer.reports import REPORTS, summary_of
 
     database = open_database(command_settings())
     try:
@@ -146,12 +146,12 @@ def report(
         elif as_csv or as_json:
             for piece in pieces:
                 typer.echo(piece, nl=False)
-        verdict = verdict_of(database, owner, import_id)
+        summary = summary_of(database, owner, import_id)
     finally:
         database.dispose()
     if not (as_csv or as_json or output):
-        typer.echo(verdict.words)
-    if not verdict.complete:
+        typer.echo(summary.words)
+    if not summary.complete:
         raise typer.Exit(1)
 
 
@@ -278,7 +278,7 @@ async def _send_car(settings: Settings, import_id: uuid.UUID, path: Path) -> Non
 
 def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
     """Show an import's progress until it has ended, or until its source's list was read."""
-    from on_api.core.services.transfer.reports import verdict_of
+    from on_api.core.services.transfer.reports import summary_of
 
     database = open_database(command_settings())
     line = ProgressLine()
@@ -305,17 +305,17 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
         line.end()
     with database.session_scope(write=False) as session:
         owner = _owner(session, import_id)
-    verdict = verdict_of(database, owner, import_id)
+    summary = summary_of(database, owner, import_id)
     database.dispose()
     if as_json:
-        print_json({**shown, "complete": verdict.complete, "verdict": verdict.words})
+        print_json({**shown, "complete": summary.complete, "verdict": summary.words})
     elif until_listed and shown["status"] == "draft":
         _print(shown)
     else:
         typer.echo(f"import {import_id}: {shown['status']}")
-        typer.echo(verdict.words)
+        typer.echo(summary.words)
     is_preview = until_listed and shown["status"] in UNENDED
-    if shown["failed"] or not (is_preview or verdict.complete):
+    if shown["failed"] or not (is_preview or summary.complete):
         raise typer.Exit(1)
 
 

@@ -13,13 +13,13 @@ from on_api.cli.context import account_scope, print_json, print_table
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
-User = Annotated[str, typer.Option("--user", help="Whose key.")]
+KeyOwner = Annotated[str, typer.Option("--user", help="Whose key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 @app.command("create")
 def create(
-    user: User,
+    user: KeyOwner,
     name: Annotated[str, typer.Option(help="What to call it.")] = "command line",
     scope: Annotated[
         list[str] | None, typer.Option(help="May be repeated; without: all that the user may do.")
@@ -49,7 +49,7 @@ def create(
 
 
 @app.command("list")
-def list_(user: User, as_json: AsJson = False) -> None:
+def list_(user: KeyOwner, as_json: AsJson = False) -> None:
     """A user's keys, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
     from on_api.core.services.accounts.keys import keys_of
@@ -69,7 +69,7 @@ def list_(user: User, as_json: AsJson = False) -> None:
 
 
 @app.command("revoke")
-def revoke(user: User, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.")]) -> None:
+def revoke(user: KeyOwner, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.")]) -> None:
     """End a key, in every process within a second."""
     from on_api.core.services.accounts.audit import COMMAND_LINE
     from on_api.core.services.accounts.users import find_user

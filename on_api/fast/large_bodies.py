@@ -20,10 +20,10 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from on_api.core.streams.blocks import (
     LEAST_BYTES,
     MOST_BYTES,
-    Block,
     BlockRequest,
     BufferPool,
     Bytes,
+    MemoryBlock,
 )
 
 LARGE_BYTES = 128 * 1024
@@ -84,15 +84,15 @@ class LargeBody(asyncio.BufferedProtocol):
         self._begun = False
         self._receiving = False
         self._left = 0
-        self._read: Block | None = None
+        self._read: MemoryBlock | None = None
         """The block that the consumer has now."""
-        self._ready: deque[tuple[Bytes, Block | None]] = deque()
+        self._ready: deque[tuple[Bytes, MemoryBlock | None]] = deque()
         """Bytes to be read, each with the block that holds them, or None."""
         self._pace = MOST_BYTES
         """Bytes of the next block at most, by how much this client has filled in time."""
         self._asked: BlockRequest | None = None
         self._asked_at = 0.0
-        self._block: Block | None = None
+        self._block: MemoryBlock | None = None
         """The block that is being received into."""
         self._free = memoryview(b"")
         """The unfilled part of `_block`."""
@@ -146,7 +146,7 @@ class LargeBody(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Implement `asyncio.BufferedProtocol`: never offer more bytes than the body has left."""
         if self._block is None:
-            self._block = Block(min(LEAST_BYTES, self._left), None)
+            self._block = MemoryBlock(min(LEAST_BYTES, self._left), None)
             self._free = memoryview(self._block.memory)
         return self._free
 
@@ -198,7 +198,7 @@ class LargeBody(asyncio.BufferedProtocol):
         asked = self._room.ask(min(self._pace, self._left), self._receive_into)
         self._asked = asked if self._block is None else None
 
-    def _receive_into(self, block: Block) -> None:
+    def _receive_into(self, block: MemoryBlock) -> None:
         self._asked = None
         if self._receiving:
             self._block, self._free = block, memoryview(block.memory)
@@ -232,7 +232,7 @@ class LargeBody(asyncio.BufferedProtocol):
             block.release()
         self._wake()
 
-    def _pass_on(self, data: Bytes, block: Block | None) -> None:
+    def _pass_on(self, data: Bytes, block: MemoryBlock | None) -> None:
         self._ready.append((data, block))
         self._block, self._free = None, memoryview(b"")
         self._http.transport.pause_reading()

@@ -16,7 +16,7 @@ from on_api.core.ipfs.formats.endings import ending_of
 from on_api.core.ipfs.formats.gateway_path import GatewayPath, read_path, tidied
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer, Stale
 from on_api.core.services.container import Services
-from on_api.core.services.gateway.hot_answers import Key
+from on_api.core.services.gateway.hot_answers import AnswerKey
 from on_api.core.services.traffic.metering import Charge
 from on_api.fast.memory import Memory
 from on_api.fast.usual import UsualRequest
@@ -134,7 +134,7 @@ class _Asking:
     __slots__ = ("_relay", "charge", "client", "key", "started", "target")
 
     def __init__(
-        self, relay: Relay, client: Client, key: Key, target: GatewayPath, charge: Charge
+        self, relay: Relay, client: Client, key: AnswerKey, target: GatewayPath, charge: Charge
     ) -> None:
         self._relay = relay
         self.client = client

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from on_api.core.services.gateway.hot_answers import Key
+from on_api.core.services.gateway.hot_answers import AnswerKey
 from on_api.public.gateway.request import ACCEL, READ
 from on_api.server.framing import is_host
 
@@ -60,7 +60,7 @@ _FIELDS = re.compile(rb"\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r
 class UsualRequest(NamedTuple):
     """The parts of a usual request that select its answer."""
 
-    key: Key
+    key: AnswerKey
     has_accel: bool
     """True if nginx offers to send the answer in our place."""
 

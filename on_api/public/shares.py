@@ -42,7 +42,7 @@ from on_api.core.errors import (
 from on_api.core.models.file import FOR_PASSPHRASE
 from on_api.core.services.accounts.audit import Actor
 from on_api.core.services.container import Services
-from on_api.core.services.files.reading import Opener, Reading
+from on_api.core.services.files.reading import RangeOpener, Reading
 from on_api.core.services.shares.shares import PASSWORD_LENGTH, Shared
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.streams.blocks import Bytes
@@ -72,10 +72,10 @@ _PATH = "/{token:path}"
 
 router = APIRouter(prefix=PREFIX, tags=["shares"], route_class=ApiRoute)
 
-Secret = Annotated[
+EnteredSecret = Annotated[
     str | None, Form(max_length=PASSWORD_LENGTH, description="Where the link asks for it.")
 ]
-Token = Annotated[
+ShareToken = Annotated[
     str, Path(description="What follows `/s/` in the link.", examples=["a1B2c3d4E5f6g7H8i9J0k1L2"])
 ]
 
@@ -135,7 +135,7 @@ _FORM_ANSWERS = _ANSWERS | _described(documented(PayloadTooLarge, UnsupportedMed
 @router.head(_PATH, response_class=Response, responses=_ANSWERS)
 @router.get(_PATH, response_class=Response, responses=_ANSWERS)
 async def open_share(
-    token: Token,
+    token: ShareToken,
     request: Request,
     services: ServicesDep,
     client: ClientDep,
@@ -171,12 +171,12 @@ async def open_share(
 
 @router.post(_PATH, response_class=Response, responses=_FORM_ANSWERS)
 async def download_share(
-    token: Token,
+    token: ShareToken,
     request: Request,
     services: ServicesDep,
     client: ClientDep,
-    password: Secret = None,
-    passphrase: Secret = None,
+    password: EnteredSecret = None,
+    passphrase: EnteredSecret = None,
     _download: Annotated[
         bool, Query(alias="download", description="Makes no difference here.", examples=[True])
     ] = False,
@@ -241,7 +241,7 @@ async def _reading(
     return replace(file, open=_counted(services, shared, file.open))
 
 
-def _counted(services: Services, shared: Shared, open_part: Opener) -> Opener:
+def _counted(services: Services, shared: Shared, open_part: RangeOpener) -> RangeOpener:
     """Return an opener that counts a part against the share's limits before its first byte."""
     shares, threads = services.shares, services.strangers
 

@@ -49,7 +49,7 @@ class NotAuthenticError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FileFacts:
+class ImportedFileFacts:
     """Columns for a file's row that say whether it is public or private.
 
     `problem`: why it can't be read here. `note`: what could not be compared.
@@ -78,7 +78,7 @@ class ImportedFiles:
             actor = Actor(self._user_id, client="import")
             self._services.identities.add(session, self._user_id, text, actor, active=False)
 
-    async def inspect(self, item: Item, stat: DagStat) -> FileFacts:
+    async def inspect(self, item: Item, stat: DagStat) -> ImportedFileFacts:
         """Read a file's bytes as they will be served, and hash them if the server can decrypt them.
 
         Raises `NotAuthenticError`, `DamagedError`, or a `NodeError`.
@@ -96,16 +96,16 @@ class ImportedFiles:
         await self._check_size(item, columns.get("sealed_size", size))
         sealed_for = columns.get("sealed_for", FOR_OWNER)
         if sealed_for == FOR_RECIPIENTS:
-            return FileFacts(columns, problem=CLOSED)
+            return ImportedFileFacts(columns, problem=CLOSED)
         if sealed_for == FOR_PASSPHRASE:
-            return FileFacts(columns, note=NOT_COMPARED)
+            return ImportedFileFacts(columns, note=NOT_COMPARED)
         try:
             await self._hash(File(**self._row(item, columns)))
         except (ContentDamaged, NodeTruncated) as error:
             raise NotAuthenticError(f"Its bytes are not those of a file: {error.details}") from None
-        return FileFacts(columns)
+        return ImportedFileFacts(columns)
 
-    def open_others(self, session: Session, item: Item, facts: FileFacts) -> None:
+    def open_others(self, session: Session, item: Item, facts: ImportedFileFacts) -> None:
         """Update every file of the user with these bytes for which no usable identity is recorded:
         record the one that opens it. The user's usage must be locked."""
         if not facts.is_opened:
@@ -128,7 +128,7 @@ class ImportedFiles:
         session: Session,
         usage: UserUsage,
         item: Item,
-        facts: FileFacts,
+        facts: ImportedFileFacts,
         stat: DagStat,
         secured: Mapping[str, int],
     ) -> uuid.UUID:

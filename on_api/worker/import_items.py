@@ -44,8 +44,8 @@ from on_api.core.services.content.walking import DamagedError, read_dag
 from on_api.core.services.pins.pins import PinRequest
 from on_api.core.services.transfer import jobs as import_jobs
 from on_api.core.services.transfer.imports import AUTO, GATEWAY, IPFS
-from on_api.core.services.transfer.jobs import Claim, Item, LostError
-from on_api.worker.import_files import FileFacts, ImportedFiles, NotAuthenticError
+from on_api.core.services.transfer.jobs import ImportClaim, Item, LostError
+from on_api.worker.import_files import ImportedFileFacts, ImportedFiles, NotAuthenticError
 from on_api.worker.import_gateway import EMPTY, GatewayFetch, GiveUpError
 from on_api.worker.pin_watch import PinWatch
 
@@ -81,7 +81,7 @@ class ItemTransfer:
     def __init__(
         self,
         services: Services,
-        claim: Claim,
+        claim: ImportClaim,
         watch: PinWatch,
         gateway_fetch: GatewayFetch,
         threads: CapacityLimiter,
@@ -302,7 +302,7 @@ class ItemTransfer:
         session: Session,
         item: Item,
         stat: DagStat,
-        facts: FileFacts | None,
+        facts: ImportedFileFacts | None,
         lease: LeaseHandle | None,
         secured: Mapping[str, int],
     ) -> str:

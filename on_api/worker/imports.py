@@ -30,7 +30,7 @@ from on_api.core.net.errors import SourceUnavailable
 from on_api.core.services.container import Services
 from on_api.core.services.transfer import jobs as import_jobs
 from on_api.core.services.transfer import lists as import_lists
-from on_api.core.services.transfer.jobs import Claim, Item, LostError, PinState
+from on_api.core.services.transfer.jobs import ImportClaim, Item, LostError, PinState
 from on_api.worker.import_gateway import GatewayFetch
 from on_api.worker.import_items import ItemTransfer
 from on_api.worker.pin_watch import PinWatch
@@ -126,7 +126,9 @@ class ImportWorker:
 class _Run:
     """One import, for as long as this process has its lease."""
 
-    def __init__(self, worker: ImportWorker, claim: Claim, gateway: GatewayFetcher | None) -> None:
+    def __init__(
+        self, worker: ImportWorker, claim: ImportClaim, gateway: GatewayFetcher | None
+    ) -> None:
         self._services = worker._services
         self._outbound = worker.outbound
         self._life = worker._life

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from on_api.core.errors import BadRequest, Conflict, NodeError
 from on_api.core.ipfs.formats.cid import normalise
-from on_api.core.ipfs.port import IpfsNode, PinStatus
+from on_api.core.ipfs.port import IpfsNode, NodePin
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.database import moment_of
@@ -117,7 +117,7 @@ class LeftoverRemover:
             await self._write(lambda session: leftovers.unlist(session, leftover))
         return is_over
 
-    async def _let_go(self, leftover: Leftover, pin: PinStatus) -> bool:
+    async def _let_go(self, leftover: Leftover, pin: NodePin) -> bool:
         """Unpin a leftover if its pin's name is that of the failed work. Return whether it is
         settled."""
         cid = leftover.cid

@@ -32,7 +32,7 @@ from on_api.core.services.content.capacity import Capacity
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.pins import jobs as pin_jobs
-from on_api.core.services.pins.jobs import Claim
+from on_api.core.services.pins.jobs import PinClaim
 from on_api.core.settings import Settings
 from on_api.worker.interruptible import Interruptible
 from on_api.worker.leftovers import LeftoverRemover
@@ -75,7 +75,7 @@ class _GiveUp(Exception):
 class Work(Interruptible):
     """A claim being worked on; it has no task of its own while it is in a batch."""
 
-    claim: Claim
+    claim: PinClaim
     stat: DagStat | None = None
     moved_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     """Time of the last block, on the event loop's clock."""
@@ -145,7 +145,7 @@ class PinAttempts:
         except Exception:
             logger.exception("pin %s is left to its lease", claim.id)
 
-    async def give_back(self, claim: Claim) -> None:
+    async def give_back(self, claim: PinClaim) -> None:
         """Put an interrupted pin back, as if it had not been tried."""
         details = "It was interrupted, and begins again soon."
         await self._put_back(claim, _Stop(details, pause=0, counted=False))
@@ -204,7 +204,7 @@ class PinAttempts:
         await self._meet(claim)
         return await self._fetch(work, self._node.dag_stat(claim.cid, fetch=True))
 
-    async def _meet(self, claim: Claim) -> None:
+    async def _meet(self, claim: PinClaim) -> None:
         """Connect to the pin's origins. Raises `_GiveUp` if the node has no peer at all."""
         allowed = await dialable(
             claim.origins, self._resolver, allow_private=self._settings.pins.dial_private
@@ -242,7 +242,7 @@ class PinAttempts:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _again(self, claim: Claim, details: str, pause: float) -> _Stop | _GiveUp:
+    def _again(self, claim: PinClaim, details: str, pause: float) -> _Stop | _GiveUp:
         """Return the exception for another attempt later, or for the end when the time is up."""
         left = claim.ends_at - time.monotonic()
         if left < LAST_ATTEMPT:
@@ -250,7 +250,7 @@ class PinAttempts:
             return _GiveUp(f"{details} It was tried for {tried}.")
         return _Stop(details, pause=min(pause, left / 2))
 
-    async def _record(self, claim: Claim, stat: DagStat) -> None:
+    async def _record(self, claim: PinClaim, stat: DagStat) -> None:
         secured: dict[str, int] = {}
         while True:
             try:
@@ -267,7 +267,7 @@ class PinAttempts:
             logger.info("pin %s was ended by somebody else", claim.id)
             await self._look_after(claim)
 
-    async def _put_back(self, claim: Claim, stop: _Stop) -> None:
+    async def _put_back(self, claim: PinClaim, stop: _Stop) -> None:
         await self._transactions.run(
             lambda session: pin_jobs.put_back(
                 session,
@@ -279,12 +279,12 @@ class PinAttempts:
         )
         await self._look_after(claim)
 
-    async def _fail(self, claim: Claim, reason: str) -> None:
+    async def _fail(self, claim: PinClaim, reason: str) -> None:
         if await self._transactions.run(lambda session: pin_jobs.fail(session, claim, reason)):
             self._metrics.pins_ended.labels("failed").inc()
         await self._look_after(claim)
 
-    async def _look_after(self, claim: Claim) -> None:
+    async def _look_after(self, claim: PinClaim) -> None:
         """Repair the node's pins: an attempt that ended early may have left one that no row keeps,
         or dropped one that another row keeps."""
         try:

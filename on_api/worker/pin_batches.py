@@ -30,7 +30,7 @@ from on_api.core.services.content import leftovers
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.quota import Room
 from on_api.core.services.pins import jobs as pin_jobs
-from on_api.core.services.pins.jobs import Claim
+from on_api.core.services.pins.jobs import PinClaim
 from on_api.worker.interruptible import Interruptible
 from on_api.worker.transactions import Transactions
 
@@ -48,8 +48,8 @@ LONGEST = timedelta(minutes=1)
 class PinBatch(Interruptible):
     """Claims of one user, all of different CIDs, that are worked on together."""
 
-    claims: Sequence[Claim]
-    kin: Sequence[Claim] = ()
+    claims: Sequence[PinClaim]
+    kin: Sequence[PinClaim] = ()
     """Claims that the node is told to pin, all under the pin name of the first one; the others are
     listed as its leftovers meanwhile."""
 
@@ -140,7 +140,7 @@ class PinBatches:
             await self._node.pin_all([claim.cid for claim in going], name=name)
         return {**stats, **fitting}
 
-    async def _walk(self, claims: Sequence[Claim]) -> Mapping[uuid.UUID, DagStat]:
+    async def _walk(self, claims: Sequence[PinClaim]) -> Mapping[uuid.UUID, DagStat]:
         """Return the sizes of the DAGs whose blocks are all there, by pin."""
         if not claims:
             return {}
@@ -165,7 +165,7 @@ class PinBatches:
 
 
 def _within_room(
-    claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
+    claims: Sequence[PinClaim], stats: Mapping[uuid.UUID, DagStat]
 ) -> Iterator[tuple[uuid.UUID, DagStat]]:
     """Yield as many as the user's quota has room for, as far as is known before they are
     recorded."""

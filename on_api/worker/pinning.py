@@ -27,7 +27,7 @@ from on_api.core.services.content.capacity import Capacity
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.pins import jobs as pin_jobs
-from on_api.core.services.pins.jobs import Claim
+from on_api.core.services.pins.jobs import PinClaim
 from on_api.core.services.shared.wakeup import Sleeper
 from on_api.core.settings import Settings
 from on_api.worker.leftovers import LeftoverRemover
@@ -187,7 +187,7 @@ class PinWorker:
         tasks = [item.task for item in work if item.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _claim(self, lane: _Lane, *, fetch: bool) -> Sequence[Claim]:
+    async def _claim(self, lane: _Lane, *, fetch: bool) -> Sequence[PinClaim]:
         """Claim pins of the next user in turn who has not used up their share of slots."""
         busy = Counter(item.claim.user_id for item in lane.work.values())
         served = {user for user, count in busy.items() if count + lane.at_once > lane.share}
@@ -198,7 +198,7 @@ class PinWorker:
                 pin_jobs.next_user(session, None, served, fetch=fetch)
             )
 
-        def claim(session: Session) -> Sequence[Claim]:
+        def claim(session: Session) -> Sequence[PinClaim]:
             if not maintenance.may_begin(session):
                 return ()
             user = next_user(session)
@@ -234,7 +234,7 @@ class PinWorker:
         for work in alone:
             self._go_alone(lane, work, fetch=False)
 
-    async def _give_back(self, claims: Sequence[Claim]) -> None:
+    async def _give_back(self, claims: Sequence[PinClaim]) -> None:
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
         await asyncio.gather(*map(self._attempts.give_back, claims), return_exceptions=True)

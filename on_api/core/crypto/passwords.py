@@ -25,7 +25,7 @@ _STORED = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PasswordCheck:
     """Result of a check: whether the password was correct, and whether its hash should be made anew
     at today's cost."""
 
@@ -54,22 +54,22 @@ class PasswordHasher:
             salt, self._derive(password, salt, self._log_n, BLOCK_SIZE, PARALLELISM)
         )
 
-    def verify(self, password: str, stored: str | None) -> Verdict:
+    def verify(self, password: str, stored: str | None) -> PasswordCheck:
         """Check a password in constant time. `stored=None` (no such user) takes as long and is
         never correct."""
         match = _STORED.fullmatch(self._nobody if stored is None else stored)
         if match is None:
-            return Verdict(correct=False)
+            return PasswordCheck(correct=False)
         log_n, block_size, parallelism = (int(match[index]) for index in (1, 2, 3))
         if log_n > MAX_LOG_N or not self._scrypt.fits(log_n, block_size) or parallelism > 4:
-            return Verdict(correct=False)
+            return PasswordCheck(correct=False)
         try:
             salt, expected = _decode(match[4]), _decode(match[5])
         except binascii.Error:
-            return Verdict(correct=False)
+            return PasswordCheck(correct=False)
         actual = self._derive(password, salt, log_n, block_size, parallelism)
         correct = hmac.compare_digest(actual, expected) and stored is not None
-        return Verdict(correct=correct, outdated=correct and log_n < self._log_n)
+        return PasswordCheck(correct=correct, outdated=correct and log_n < self._log_n)
 
     def _derive(
         self, password: str, salt: bytes, log_n: int, block_size: int, parallelism: int

@@ -14,8 +14,8 @@ from on_api.core.ipfs.port import (
     DagStat,
     Exchanged,
     IpfsNode,
+    NodePin,
     NodeVersion,
-    PinStatus,
     RepoStat,
 )
 from on_api.core.metrics import Metrics
@@ -41,12 +41,12 @@ class MeasuredNode:
         """See `IpfsNode.read`."""
         return self._read(cid, offset, length)
 
-    async def pin_status(self, cid: str) -> PinStatus | None:
+    async def pin_status(self, cid: str) -> NodePin | None:
         """See `IpfsNode.pin_status`."""
         with self._measured("pin_status"):
             return await self._node.pin_status(cid)
 
-    def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
+    def pins(self, *, name: str = "") -> AsyncIterator[NodePin]:
         """See `IpfsNode.pins`."""
         return self._node.pins(name=name)
 

@@ -12,7 +12,7 @@ from on_api.core.ipfs.formats.car import car_header, car_section
 from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.formats.dag import Walk
 from on_api.core.ipfs.formats.unixfs import build_file
-from on_api.core.ipfs.port import Added, DagStat, Exchanged, NodeVersion, PinStatus, RepoStat
+from on_api.core.ipfs.port import Added, DagStat, Exchanged, NodePin, NodeVersion, RepoStat
 from on_api.core.streams.blocks import Bytes
 
 SLICE = 64 * 1024
@@ -50,15 +50,15 @@ class MemoryNode:
 
         yield slices()
 
-    async def pin_status(self, cid: str) -> PinStatus | None:
+    async def pin_status(self, cid: str) -> NodePin | None:
         """See `IpfsNode.pin_status`."""
-        return PinStatus(cid, self._pins[cid]) if cid in self._pins else None
+        return NodePin(cid, self._pins[cid]) if cid in self._pins else None
 
-    async def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
+    async def pins(self, *, name: str = "") -> AsyncIterator[NodePin]:
         """See `IpfsNode.pins`."""
         for cid, called in list(self._pins.items()):
             if name in called:
-                yield PinStatus(cid, called)
+                yield NodePin(cid, called)
 
     async def pin(
         self,

@@ -41,7 +41,7 @@ class StoredUnpinned(NodeError):
 
 
 @dataclass(frozen=True, slots=True)
-class PinStatus:
+class NodePin:
     """A recursive pin on exactly this CID."""
 
     cid: str
@@ -108,11 +108,11 @@ class IpfsNode(Protocol):
         """
         ...
 
-    async def pin_status(self, cid: str) -> PinStatus | None:
+    async def pin_status(self, cid: str) -> NodePin | None:
         """Return the recursive pin on exactly `cid`, or None."""
         ...
 
-    def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
+    def pins(self, *, name: str = "") -> AsyncIterator[NodePin]:
         """Yield every recursive pin whose name contains `name`, as the node lists them.
 
         The list may be cut without an error: that a CID is missing from it proves nothing.

@@ -30,7 +30,7 @@ from on_api.core.net.errors import SourceError, SourceMalformed, SourceUnavailab
 from on_api.core.streams.blocks import Bytes
 
 if TYPE_CHECKING:
-    from on_api.core.net.outbound import Answer, Outbound
+    from on_api.core.net.outbound import Outbound, OutboundResponse
 
 CAR_TYPE = "application/vnd.ipld.car"
 CAR_ACCEPTED = f"{CAR_TYPE}; version=1; order=dfs; dups=n"
@@ -40,7 +40,7 @@ MAX_WANTED = 2**20
 MAX_REPEATED = 64 * 1024 * 1024
 """Bytes of repeated blocks that a CAR may have, on top of the bytes of its distinct ones."""
 
-Progress = Callable[[DagStat], None]
+ProgressCallback = Callable[[DagStat], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class GatewayFetcher:
         self._gives_cars = True
 
     async def fetch(
-        self, cid: str, *, max_bytes: int | None = None, progress: Progress | None = None
+        self, cid: str, *, max_bytes: int | None = None, progress: ProgressCallback | None = None
     ) -> FetchedDag:
         """Fetch the blocks of the DAG of `cid` that the node lacks; it is not pinned.
 
@@ -247,7 +247,7 @@ class _BrokenOffError(SourceUnavailable):
 class _Missing:
     """Blocks of one DAG that aren't known to be on the node, as far as its links have been read."""
 
-    def __init__(self, root: Cid, max_bytes: int | None, progress: Progress | None) -> None:
+    def __init__(self, root: Cid, max_bytes: int | None, progress: ProgressCallback | None) -> None:
         self.blocks = 0
         self.bytes = 0
         self._fetched = DagStat(0, 0)
@@ -368,7 +368,7 @@ class _Arriving:
         return None
 
 
-def _media_type(answer: Answer) -> str:
+def _media_type(answer: OutboundResponse) -> str:
     return answer.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -67,7 +67,7 @@ def check_url(text: str, *, allow_private: bool) -> httpx.URL:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OutboundResponse:
     """The head of a successful answer, and its body still to come."""
 
     status: int
@@ -128,12 +128,14 @@ class Outbound:
         query: Mapping[str, str] | None = None,
         authorization: str | None = None,
         accept: str = "*/*",
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[OutboundResponse]:
         """Open an answer whose body streams. Only failures before its body are retried."""
         call = _Call(method, _with_query(url, query), {"accept": accept}, authorization, b"")
         response = await self._patiently(lambda: self._open_once(call))
         try:
-            yield Answer(response.status_code, response.headers, _body(call.url, response))
+            yield OutboundResponse(
+                response.status_code, response.headers, _body(call.url, response)
+            )
         finally:
             await response.aclose()
 

@@ -126,5 +126,5 @@ NextCursor = Annotated[
     str | None, Field(description="Send it as `cursor` for the next page; null at the end.")
 ]
 
-Bytes = Annotated[int, Field(ge=0, le=2**62)]
+ByteCount = Annotated[int, Field(ge=0, le=2**62)]
 """A number of bytes."""

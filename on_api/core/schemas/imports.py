@@ -11,7 +11,7 @@ from on_api.core.models import Import as ImportRow
 from on_api.core.models import ImportItem as ItemRow
 from on_api.core.providers.base import SourceSpec
 from on_api.core.schemas.common import Answer, Moment, Request, Text, storable_text
-from on_api.core.services.transfer.imports import ImportRequest, Standing
+from on_api.core.services.transfer.imports import ImportRequest, ImportState
 
 ImportStatus = Literal["draft", "running", "paused", "done", "failed", "cancelled"]
 ItemStatus = Literal["waiting", "moving", "done", "skipped", "failed"]
@@ -91,7 +91,7 @@ class OnApiSource(Request):
     )
 
 
-Source = Annotated[
+ImportSource = Annotated[
     PinningApiSource | PinataSource | KuboSource | CarSource | CidsSource | OnApiSource,
     Field(discriminator="kind"),
 ]
@@ -100,7 +100,7 @@ Source = Annotated[
 class ImportCreate(Request):
     """A new import."""
 
-    source: Source = Field(description="Where from.")
+    source: ImportSource = Field(description="Where from.")
     route: Route = Field(
         "auto",
         description="How the bytes come. `ipfs`: from the source's IPFS nodes. `gateway`: from a "
@@ -166,13 +166,13 @@ class Import(Answer):
     finished_at: Moment | None = Field(description="When it ended.")
 
     @classmethod
-    def of(cls, row: ImportRow, standing: Standing) -> Self:
+    def of(cls, row: ImportRow, state: ImportState) -> Self:
         """Return a row's schema."""
         needed = row.known_bytes - row.here_bytes
         complete = row.listed_at is not None
-        fits = True if standing.room is None else None
-        if standing.room is not None and row.status == "draft":
-            if needed > standing.room:
+        fits = True if state.room is None else None
+        if state.room is not None and row.status == "draft":
+            if needed > state.room:
                 fits = False
             elif complete and not row.unknown_sizes:
                 fits = True
@@ -189,7 +189,7 @@ class Import(Answer):
                 "skipped": row.skipped,
                 "failed": row.failed,
                 "bytes": row.moved_bytes,
-                "bytes_under_way": standing.moving_bytes,
+                "bytes_under_way": state.moving_bytes,
                 "preview": ImportPreview(
                     complete=complete,
                     items=row.total,
@@ -197,7 +197,7 @@ class Import(Answer):
                     unknown_sizes=row.unknown_sizes,
                     already_here=row.here,
                     already_here_bytes=row.here_bytes,
-                    quota_left=standing.room,
+                    quota_left=state.room,
                     fits=fits,
                 ),
                 "created_at": row.created_at,

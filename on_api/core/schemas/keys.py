@@ -6,7 +6,7 @@ import uuid
 
 from pydantic import Field
 
-from on_api.core.schemas.common import Absent, Answer, Bytes, GivenMoment, Moment, Request, Text
+from on_api.core.schemas.common import Absent, Answer, ByteCount, GivenMoment, Moment, Request, Text
 from on_api.core.services.accounts.access import Scope
 
 _SCOPES = "What the key may do."
@@ -53,8 +53,8 @@ class KeyCreate(Request):
     )
     expires_at: GivenMoment | None = Field(None, description=_EXPIRES)
     max_uses: int | None = Field(None, ge=1, le=2**62, description=_MAX_USES)
-    max_bytes: Bytes | None = Field(None, description=_MAX_BYTES)
-    egress_budget: Bytes | None = Field(None, description=_EGRESS_BUDGET)
+    max_bytes: ByteCount | None = Field(None, description=_MAX_BYTES)
+    egress_budget: ByteCount | None = Field(None, description=_EGRESS_BUDGET)
 
 
 class KeyList(Answer):

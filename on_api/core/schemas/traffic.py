@@ -9,7 +9,7 @@ import uuid
 from pydantic import Field
 
 from on_api.core.schemas.common import Answer, Moment
-from on_api.core.services.traffic.reports import GroupBy, Report
+from on_api.core.services.traffic.reports import GroupBy, ReportTable
 from on_api.core.services.traffic.sums import COUNTS, Kind
 from on_api.core.setting_groups import GB, TrafficSettings
 
@@ -71,7 +71,7 @@ class TrafficReport(Answer):
 
     @classmethod
     def of(
-        cls, report: Report, group_by: GroupBy | None, settings: TrafficSettings
+        cls, report: ReportTable, group_by: GroupBy | None, settings: TrafficSettings
     ) -> TrafficReport:
         """Return a report as it is sent. Fields that don't belong to it are left unset."""
         items = [

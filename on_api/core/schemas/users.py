@@ -7,9 +7,9 @@ import uuid
 from pydantic import Field
 
 from on_api.core.schemas.auth import Password, Username
-from on_api.core.schemas.common import Answer, Bytes, Moment, Request, left_out
+from on_api.core.schemas.common import Answer, ByteCount, Moment, Request, left_out
 
-Quota = Bytes | None
+Quota = ByteCount | None
 _QUOTA = "Bytes that the user may store; null: no limit."
 _BUDGET = "Bytes that the user's content may send out in a calendar month; null: no limit."
 

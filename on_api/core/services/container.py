@@ -56,7 +56,7 @@ from on_api.core.services.upkeep.garbage import GarbageCollector
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.services.upkeep.node_adoption import RecordedNode
 from on_api.core.services.upkeep.node_watch import NodeWatch
-from on_api.core.services.upkeep.readiness import Readiness
+from on_api.core.services.upkeep.readiness import ReadinessChecks
 from on_api.core.services.uploads.bundle_records import BundleRecords
 from on_api.core.services.uploads.bundling import Bundler
 from on_api.core.services.uploads.intake import Intake, IntakeLimits
@@ -106,7 +106,7 @@ class Services:
     names: PinNames
     leases: LeaseService
     capacity: Capacity
-    readiness: Readiness
+    readiness: ReadinessChecks
     fsck: Fsck
     garbage: GarbageCollector
     watch: NodeWatch
@@ -241,7 +241,7 @@ class Services:
             names=names,
             leases=leases,
             capacity=capacity,
-            readiness=Readiness(database, node, capacity, invalidations, keyring),
+            readiness=ReadinessChecks(database, node, capacity, invalidations, keyring),
             fsck=fsck,
             garbage=GarbageCollector(database, node, fsck, metrics),
             watch=NodeWatch(settings, database, node),

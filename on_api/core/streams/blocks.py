@@ -22,7 +22,7 @@ TOGETHER_BYTES = 3 * 1024 * 1024
 """Bytes of all counted blocks together."""
 
 
-class Block:
+class MemoryBlock:
     """Memory out of a `BufferPool`. The receiver calls `release` once nothing reads it any more;
     the count never depends on when Python collects the memory itself, which is not reused."""
 
@@ -45,9 +45,9 @@ class BlockRequest:
 
     __slots__ = ("most", "take")
 
-    def __init__(self, most: int, take: Callable[[Block], None]) -> None:
+    def __init__(self, most: int, take: Callable[[MemoryBlock], None]) -> None:
         self.most = most
-        self.take: Callable[[Block], None] | None = take
+        self.take: Callable[[MemoryBlock], None] | None = take
 
     def withdraw(self) -> None:
         """Cancel the request."""
@@ -85,12 +85,12 @@ class BufferPool:
         reads more."""
         return self.share() < MOST_BYTES
 
-    def ask(self, most: int, take: Callable[[Block], None]) -> BlockRequest:
+    def ask(self, most: int, take: Callable[[MemoryBlock], None]) -> BlockRequest:
         """Call `take` with a block of up to `most` bytes: at once, or as soon as there is room for
         it and earlier requests are served. Up to `LEAST_BYTES` are granted at once."""
         asked = BlockRequest(most, take)
         if most <= LEAST_BYTES:
-            take(Block(most, None))
+            take(MemoryBlock(most, None))
             return asked
         self._waiting.append(asked)
         self._deal()
@@ -113,7 +113,7 @@ class BufferPool:
             if self.held and self.held + size > self._together:
                 return
             self._waiting.popleft()
-            block = Block(size, self)
+            block = MemoryBlock(size, self)
             self.held += size
             try:
                 first.take(block)

@@ -26,7 +26,7 @@ from on_api.core.schemas.files import Visibility
 from on_api.core.schemas.imports import ItemStatus
 from on_api.core.services.accounts.access import SCOPE_DESCRIPTIONS, Principal, Scope
 from on_api.core.services.accounts.audit import Actor
-from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, Claim
+from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered, IdempotencyClaim
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
 from on_api.core.web.inputs import query_of
@@ -142,9 +142,9 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
     request.scope[ATTEMPT] = attempt
 
 
-def attempt_of(request: Request) -> Claim | Answered | None:
+def attempt_of(request: Request) -> IdempotencyClaim | Answered | None:
     """Return what came of the request's Idempotency-Key, for an endpoint that streams its body."""
-    attempt: Claim | Answered | None = request.scope.get(ATTEMPT)
+    attempt: IdempotencyClaim | Answered | None = request.scope.get(ATTEMPT)
     return attempt
 
 

@@ -22,7 +22,7 @@ from on_api.core.streams.blocks import Bytes
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-Block = TypeVar("Block", bound=Bytes)
+BytesT = TypeVar("BytesT", bound=Bytes)
 
 DIGEST_HEADERS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5"})
 
@@ -77,7 +77,7 @@ class SentDigests:
                     "sent with them; nothing was stored. Send them again."
                 )
 
-    async def checked(self, body: AsyncIterator[Block]) -> AsyncIterator[Block]:
+    async def checked(self, body: AsyncIterator[BytesT]) -> AsyncIterator[BytesT]:
         """Yield the body's blocks as they come. Raises `BadRequest` after the last one if a digest
         differs."""
         async for block in body:

@@ -18,7 +18,7 @@ from on_api.core.streams.blocks import BufferPool, Bytes
 from on_api.core.web.digests import SentDigests
 from on_api.core.web.extensions import BODY_BLOCKS, extension
 
-Piece = TypeVar("Piece", bound=Bytes)
+BytesT = TypeVar("BytesT", bound=Bytes)
 T = TypeVar("T")
 
 
@@ -100,6 +100,6 @@ async def _in_time(coming: Awaitable[T], seconds: float) -> T:
         raise RequestTimeout from None
 
 
-def _checked(request: Request, body: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+def _checked(request: Request, body: AsyncIterator[BytesT]) -> AsyncIterator[BytesT]:
     digests = SentDigests(request.scope["headers"])
     return digests.checked(body) if digests else body

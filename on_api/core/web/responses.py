@@ -18,18 +18,20 @@ from on_api.core.setting_groups import GatewaySettings
 from on_api.core.streams.blocks import Bytes
 from on_api.core.web.middleware import TICKET
 
-SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+CONTENT_SANDBOX = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+)
 """Content-Security-Policy of every response with users' bytes: it denies them our origin and any
 script."""
 
-Opener = Callable[[], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
+BodyOpener = Callable[[], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
 
 
 class ContentResponse(Response):
     """Response that streams what `open_body` yields. Its length must be in the headers: when fewer
     bytes come, the exception leaves here after the start, and the server cuts the connection."""
 
-    def __init__(self, open_body: Opener, status: int, headers: dict[str, str]) -> None:
+    def __init__(self, open_body: BodyOpener, status: int, headers: dict[str, str]) -> None:
         super().__init__(status_code=status)
         # Not through `Response`: it would add a Content-Length of the empty body.
         self.raw_headers = [
@@ -90,7 +92,7 @@ async def file_response(
         "Content-Length": str(wanted.length),
         "Content-Type": file.media_type,
         "Content-Disposition": content_disposition(file.name, download=download),
-        "Content-Security-Policy": SANDBOX,
+        "Content-Security-Policy": CONTENT_SANDBOX,
         "X-Content-Type-Options": "nosniff",
     }
     if wanted.status == 206:

@@ -27,7 +27,7 @@ from on_api.core.models import Database
 from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
     Answered,
-    Claim,
+    IdempotencyClaim,
     IdempotencyService,
 )
 from on_api.core.services.container import Services
@@ -77,7 +77,7 @@ class Transaction:
     def record(self, session: Session, result: object) -> None:
         """Record the answer in a session that the caller commits."""
         claim = self._request.scope.get(ATTEMPT)
-        if not isinstance(claim, Claim):
+        if not isinstance(claim, IdempotencyClaim):
             return
         route: ApiRoute = self._request.scope["route"]
         answer = Answered(
@@ -300,7 +300,7 @@ def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 async def _give_back(request: Request) -> None:
     """Release the claim of a failed request, so that it may be retried."""
-    if not isinstance(claim := request.scope.get(ATTEMPT), Claim):
+    if not isinstance(claim := request.scope.get(ATTEMPT), IdempotencyClaim):
         return
     # If even that fails the claim expires by itself; the first error is the one to report.
     with CancelScope(shield=True), suppress(OnApiError):

@@ -20,9 +20,9 @@ from on_api.core.ipfs.formats.endings import CarEnding, TarEnding, ending_of
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.services.gateway.hot_answers import (
+    AnswerKey,
     HotAnswer,
     HotAnswers,
-    Key,
     is_authentic,
     is_constant,
 )
@@ -30,7 +30,7 @@ from on_api.core.services.traffic.metering import Ticket
 from on_api.core.web.extensions import WRITE_WHOLE, extension
 from on_api.core.web.responses import until_disconnect
 
-SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
+GATEWAY_SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """Content security policy: users' pages run, but in an opaque origin of their own, so that they
 can't read cookies, storage or APIs of on-api."""
 
@@ -50,7 +50,7 @@ Writer = Callable[[bytes, bytes], bool]
 _PHRASES = defaultdict(bytes, {status.value: status.phrase.encode() for status in HTTPStatus})
 
 OURS: Headers = [
-    (b"content-security-policy", SANDBOX),
+    (b"content-security-policy", GATEWAY_SANDBOX),
     (b"x-content-type-options", b"nosniff"),
 ]
 """Headers of every answer that carries users' bytes."""
@@ -229,7 +229,7 @@ class Gathering:
     """An answer that is cached once all of it has come."""
 
     def __init__(
-        self, answers: HotAnswers, key: Key, root: Cid, headers: Headers, length: int
+        self, answers: HotAnswers, key: AnswerKey, root: Cid, headers: Headers, length: int
     ) -> None:
         self._answers = answers
         self._key = key
@@ -240,7 +240,7 @@ class Gathering:
 
     @classmethod
     def of(
-        cls, answers: HotAnswers, key: Key, root: Cid, method: str, answer: NodeAnswer
+        cls, answers: HotAnswers, key: AnswerKey, root: Cid, method: str, answer: NodeAnswer
     ) -> Gathering | None:
         """Return a gathering for an answer to a request without conditions, to be ended by `end`;
         None if the answer is not worth caching."""

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from on_api.core.conditional import well_formed
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
-from on_api.core.services.gateway.hot_answers import Key
+from on_api.core.services.gateway.hot_answers import AnswerKey
 from on_api.core.web.extensions import NODE_ANSWER, extension
 
 Said = NodeAnswer | NodeError
@@ -78,7 +78,7 @@ class GatewayRequest:
         return cls(scope["method"], scope["raw_path"], query, headers, is_joined, accel, said)
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AnswerKey:
         """Key of the representation: path, query, and `Accept`."""
         return self.raw_path, self.query, self.headers.get(b"accept", b"")
 

@@ -13,7 +13,7 @@ import pytest
 
 from on_api.core.models.revisions import PROJECT
 from on_api.core.services.upkeep import diagnosis
-from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
+from on_api.core.services.upkeep.diagnosis import Severity, diagnose
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, free_port
@@ -136,7 +136,7 @@ def test_a_node_that_is_not_durable_or_not_of_the_profile(
     config["Import"]["UnixFSChunker"] = "size-262144"
     (tmp_path / "ipfs" / "config").write_text(json.dumps(config))
     found = list(diagnosis.node_settings(Settings(_env_file=None, home=tmp_path)))
-    assert [finding.verdict for finding in found] == [Verdict.WARNING] * 2
+    assert [finding.verdict for finding in found] == [Severity.WARNING] * 2
     assert "unixfs-v1-2025" in (found[0].cure or "")
     assert "sync" in (found[1].cure or "")
 
@@ -182,13 +182,13 @@ def test_more_connections_than_the_server_allows(
         node=NodeSettings(),
     )
     found = {finding.name: finding for finding in diagnose(settings)}
-    assert found["connections"].verdict is Verdict.WARNING
-    assert found["database"].verdict is Verdict.OK
+    assert found["connections"].verdict is Severity.WARNING
+    assert found["database"].verdict is Severity.OK
 
 
 def test_missing_swagger_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in an incomplete copy."""
     monkeypatch.setattr(diagnosis, "SWAGGER_FOLDER", tmp_path)
     [found] = diagnosis.swagger(Settings(_env_file=None))
-    assert found.verdict is Verdict.BROKEN
+    assert found.verdict is Severity.BROKEN
     assert "swagger-ui.css" in found.details

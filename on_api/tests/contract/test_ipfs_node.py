@@ -20,7 +20,7 @@ from on_api.core.ipfs.formats.multiaddr import Multiaddr
 from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.ipfs.kubo.control import KuboNode
 from on_api.core.ipfs.memory import MemoryNode
-from on_api.core.ipfs.port import DagStat, IpfsNode, PinStatus
+from on_api.core.ipfs.port import DagStat, IpfsNode, NodePin
 from on_api.core.settings import Settings
 from on_api.tests.conftest import RPC_SECRET, Kubo, free_port
 from on_api.tests.testing.dags import block_of, follow, tree
@@ -175,8 +175,8 @@ async def test_pinning_what_is_there(node: IpfsNode, size: int) -> None:
     assert await node.pin_status(cid) is None
     assert await node.dag_stat(cid) == expected
     assert await node.pin(cid, name="on-api/test/pin", fetch=False) == expected
-    assert await node.pin_status(cid) == PinStatus(cid, "on-api/test/pin")
-    assert PinStatus(cid, "on-api/test/pin") in [pin async for pin in node.pins()]
+    assert await node.pin_status(cid) == NodePin(cid, "on-api/test/pin")
+    assert NodePin(cid, "on-api/test/pin") in [pin async for pin in node.pins()]
     for _ in range(2):
         await node.unpin(cid)
         assert await node.pin_status(cid) is None
@@ -307,7 +307,7 @@ async def test_a_bundle_is_stored_and_pinned_as_one(node: IpfsNode) -> None:
     bundle = make_bundle(blocks, os.urandom(16))
     await node.store_bundle(bundle, pin_name="on-api/test/bundle")
     root = str(bundle.cid)
-    assert await node.pin_status(root) == PinStatus(root, "on-api/test/bundle")
+    assert await node.pin_status(root) == NodePin(root, "on-api/test/bundle")
     assert await node.dag_stat(root) == DagStat(bundle.dag_size, 4)
     await node.collect_garbage()
     for cid, data in blocks:

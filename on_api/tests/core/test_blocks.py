@@ -7,7 +7,13 @@ import asyncio
 
 import pytest
 
-from on_api.core.streams.blocks import LEAST_BYTES, MOST_BYTES, TOGETHER_BYTES, Block, BufferPool
+from on_api.core.streams.blocks import (
+    LEAST_BYTES,
+    MOST_BYTES,
+    TOGETHER_BYTES,
+    BufferPool,
+    MemoryBlock,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -15,7 +21,7 @@ pytestmark = pytest.mark.anyio
 async def test_blocks_are_dealt_out_in_turn() -> None:
     """As much as there is; then, whenever one is released, the one who has waited longest."""
     room = BufferPool(2 * MOST_BYTES)
-    taken: dict[str, Block] = {}
+    taken: dict[str, MemoryBlock] = {}
     for name in "abcd":
         room.ask(MOST_BYTES, lambda block, name=name: taken.update({name: block}))  # type: ignore[misc]
     assert (sorted(taken), room.held) == (["a", "b"], 2 * MOST_BYTES)
@@ -31,7 +37,7 @@ async def test_blocks_are_dealt_out_in_turn() -> None:
 async def test_a_block_counts_until_it_is_released_and_is_released_once() -> None:
     """Whether somebody still refers to it, or nobody does any more: neither tells."""
     room = BufferPool(2 * MOST_BYTES)
-    taken: list[Block] = []
+    taken: list[MemoryBlock] = []
     room.ask(MOST_BYTES, taken.append)
     room.ask(MOST_BYTES, lambda _: None)
     assert room.held == 2 * MOST_BYTES
@@ -44,7 +50,7 @@ async def test_a_block_counts_until_it_is_released_and_is_released_once() -> Non
 async def test_who_is_smaller_does_not_overtake_but_the_smallest_do_not_wait() -> None:
     """Else large ones would never get theirs, and the slow would need room."""
     room = BufferPool(2 * MOST_BYTES)
-    taken: list[Block] = []
+    taken: list[MemoryBlock] = []
     for size in (MOST_BYTES, MOST_BYTES // 2, MOST_BYTES, LEAST_BYTES + 1):
         room.ask(size, taken.append)
     assert [len(block.memory) for block in taken] == [MOST_BYTES, MOST_BYTES // 2]
@@ -57,7 +63,7 @@ async def test_who_is_smaller_does_not_overtake_but_the_smallest_do_not_wait() -
 async def test_what_is_withdrawn_is_passed_over() -> None:
     """By whoever waits behind it."""
     room = BufferPool(2 * MOST_BYTES)
-    taken: list[Block] = []
+    taken: list[MemoryBlock] = []
     for _ in range(2):
         room.ask(MOST_BYTES, taken.append)
     asked = room.ask(MOST_BYTES, lambda _: pytest.fail("it was withdrawn"))
@@ -71,9 +77,9 @@ async def test_what_is_withdrawn_is_passed_over() -> None:
 async def test_what_could_not_be_taken_is_given_to_the_next() -> None:
     """Else that room would be gone for as long as the process lives."""
     room = BufferPool(2 * MOST_BYTES)
-    taken: list[Block] = []
+    taken: list[MemoryBlock] = []
 
-    def fail(_: Block) -> None:
+    def fail(_: MemoryBlock) -> None:
         raise ZeroDivisionError
 
     for _ in range(3):

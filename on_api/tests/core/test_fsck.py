@@ -34,7 +34,7 @@ from on_api.core.models.database import utc_now
 from on_api.core.models.file import FOR_OWNER
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.container import Services
-from on_api.core.services.upkeep.fsck.findings import Kind, Report
+from on_api.core.services.upkeep.fsck.findings import FindingKind, FsckReport
 from on_api.core.services.upkeep.fsck.ledger import check_ledger
 from on_api.core.services.upkeep.node import connect_node
 from on_api.core.setting_groups import WorkerSettings
@@ -61,10 +61,10 @@ def user(own: Server) -> Iterator[Account]:
         yield account
 
 
-def fsck(server: Server, *, repair: bool = False, now: bool = False) -> Report:
+def fsck(server: Server, *, repair: bool = False, now: bool = False) -> FsckReport:
     """One run, on connections of its own."""
 
-    async def run() -> Report:
+    async def run() -> FsckReport:
         services = Services.build(server.settings, connect_node(server.settings))
         try:
             return await services.fsck.run(repair=repair, walk=True, now=now)
@@ -84,7 +84,7 @@ def on_node(server: Server, work: Callable[[IpfsNode], object]) -> object:
     return asyncio.run(run())
 
 
-def troubles(report: Report) -> set[tuple[Kind, str]]:
+def troubles(report: FsckReport) -> set[tuple[FindingKind, str]]:
     """What is wrong, without what is only told."""
     return {(finding.kind, finding.subject) for finding in report.findings if finding.is_trouble}
 
@@ -112,7 +112,7 @@ def test_a_missing_pin_is_pinned_again(own: Server, user: Account) -> None:
     """As long as the blocks are there."""
     cid = str(user.upload(os.urandom(2 * MIB))["cid"])
     on_node(own, lambda node: node.unpin(cid))
-    assert troubles(fsck(own)) == {(Kind.MISSING_PIN, cid)}
+    assert troubles(fsck(own)) == {(FindingKind.MISSING_PIN, cid)}
     assert fsck(own, repair=True).clean
     assert on_node(own, lambda node: node.pin_status(cid)) is not None
     assert fsck(own).clean
@@ -124,7 +124,7 @@ def test_a_hole_in_a_dag_is_found(own: Server, user: Account, kubo: Kubo) -> Non
     cid, leaf = str(user.upload(data)["cid"]), leaf_of(data)
     Blockstore(kubo.home / "ipfs").take(leaf)
     report = fsck(own, repair=True)
-    assert troubles(report) == {(Kind.DAMAGED_DAG, cid)}
+    assert troubles(report) == {(FindingKind.DAMAGED_DAG, cid)}
     assert any(leaf in finding.details for finding in report.findings)
 
 
@@ -135,7 +135,7 @@ def test_a_block_that_was_altered_is_found(own: Server, user: Account, kubo: Kub
     blocks = Blockstore(kubo.home / "ipfs")
     saved = blocks.take(leaf)
     blocks.put(leaf, bytes([saved[0] ^ 1]) + saved[1:])
-    assert troubles(fsck(own)) == {(Kind.DAMAGED_DAG, cid)}
+    assert troubles(fsck(own)) == {(FindingKind.DAMAGED_DAG, cid)}
     blocks.put(leaf, saved)
 
 
@@ -161,10 +161,10 @@ def test_only_our_orphans_are_removed(own: Server, user: Account) -> None:
 
     on_node(own, rename)
     orphan, _, foreign = cids
-    assert troubles(fsck(own)) == {(Kind.ORPHAN_PIN, orphan)}
+    assert troubles(fsck(own)) == {(FindingKind.ORPHAN_PIN, orphan)}
     report = fsck(own, repair=True, now=True)
     assert report.clean
-    assert foreign in {f.subject for f in report.findings if f.kind is Kind.FOREIGN_PIN}
+    assert foreign in {f.subject for f in report.findings if f.kind is FindingKind.FOREIGN_PIN}
     pinned = [on_node(own, lambda node, cid=cid: node.pin_status(cid)) for cid in cids]  # type: ignore[misc]
     assert [pin is not None for pin in pinned] == [False, True, True]
     # What was an orphan can be somebody's again.
@@ -182,7 +182,7 @@ def test_counters_and_holdings_are_counted_anew(own: Server, user: Account) -> N
         session.execute(update(Holding).where(Holding.cid == doubled).values(references=7))
         session.execute(update(UserUsage).values(file_count=9, storage_bytes=1, pinned_count=5))
     found = fsck(own)
-    assert {subject for kind, subject in troubles(found) if kind is Kind.WRONG_COUNT} >= {
+    assert {subject for kind, subject in troubles(found) if kind is FindingKind.WRONG_COUNT} >= {
         lost,
         doubled,
         user.id,
@@ -214,9 +214,9 @@ def test_states_that_contradict_their_references(own: Server, user: Account) -> 
         )
     on_node(own, lambda node: node.unpin(held))
     assert troubles(fsck(own)) == {
-        (Kind.WRONG_STATE, held),
-        (Kind.WRONG_STATE, unstamped),
-        (Kind.DEAD_LEASE, undone),
+        (FindingKind.WRONG_STATE, held),
+        (FindingKind.WRONG_STATE, unstamped),
+        (FindingKind.DEAD_LEASE, undone),
     }
     assert fsck(own, repair=True).clean
     assert fsck(own).clean
@@ -239,7 +239,7 @@ def test_dead_leases_give_back_what_they_reserved(own: Server, user: Account) ->
             )
         )
         session.execute(update(UserUsage).values(reserved_bytes=500))
-    assert {kind for kind, _ in troubles(fsck(own))} == {Kind.DEAD_LEASE}
+    assert {kind for kind, _ in troubles(fsck(own))} == {FindingKind.DEAD_LEASE}
     assert fsck(own, repair=True).clean
     with own.services.database.session_scope(write=False) as session:
         assert session.scalars(select(UserUsage.reserved_bytes)).one() == 0
@@ -267,7 +267,7 @@ def test_a_lease_that_lists_pins_stays(own: Server, user: Account) -> None:
         await node.pin(mine, name=own.services.names.of(lease_id), fetch=False)
 
     on_node(own, rename)
-    assert troubles(fsck(own, repair=True)) == {(Kind.DEAD_LEASE, str(waiting))}
+    assert troubles(fsck(own, repair=True)) == {(FindingKind.DEAD_LEASE, str(waiting))}
     assert [is_pinned(own, cid) for cid in (mine, others)] == [False, True]
     with own.services.database.session_scope(write=False) as session:
         assert session.scalars(select(Lease.id)).all() == [waiting]
@@ -321,7 +321,7 @@ def pass_time(own: Server, by: timedelta) -> None:
 def test_a_database_that_is_older_than_the_node(own: Server, user: Account) -> None:
     """What it doesn't know is told and left, until it is seen again a day later."""
     cid = unknown_pin(own, user)
-    assert troubles(fsck(own)) == {(Kind.ORPHAN_PIN, cid)}
+    assert troubles(fsck(own)) == {(FindingKind.ORPHAN_PIN, cid)}
     [seen] = first_sights(own).values()
     for _ in range(2):
         report = fsck(own, repair=True)
@@ -333,7 +333,7 @@ def test_a_database_that_is_older_than_the_node(own: Server, user: Account) -> N
         assert is_pinned(own, cid)
     assert first_sights(own) == {cid: seen}
     pass_time(own, timedelta(days=1))
-    assert troubles(fsck(own)) == {(Kind.ORPHAN_PIN, cid)}
+    assert troubles(fsck(own)) == {(FindingKind.ORPHAN_PIN, cid)}
     assert is_pinned(own, cid)  # only a repair ends it
     assert fsck(own, repair=True).clean
     assert not is_pinned(own, cid)
@@ -509,7 +509,7 @@ def test_a_private_file_that_can_not_be_opened(own: Server, user: Account) -> No
         session.execute(mine.values(**empty))
         mine = update(File).where(File.id == uuid.UUID(str(private[1]["id"])))
         session.execute(mine.values(identity_id=uuid.uuid4()))
-    closed = {(Kind.CLOSED_FILE, str(each["id"])) for each in private[:2]}
+    closed = {(FindingKind.CLOSED_FILE, str(each["id"])) for each in private[:2]}
     assert troubles(fsck(own)) == closed
     assert fsck(own, repair=True).clean
     for number, file in enumerate(private):
@@ -517,7 +517,7 @@ def test_a_private_file_that_can_not_be_opened(own: Server, user: Account) -> No
         assert answer.content == b"secret %d" % number
     with own.services.database.session_scope() as session:
         session.execute(delete(Identity))
-    lost = {(Kind.CLOSED_FILE, str(each["id"])) for each in private}
+    lost = {(FindingKind.CLOSED_FILE, str(each["id"])) for each in private}
     assert troubles(fsck(own)) == lost
     assert troubles(fsck(own, repair=True)) == lost
     with own.services.database.session_scope(write=False) as session:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from on_api.core.services.gateway.hot_answers import HotAnswer, HotAnswers, Key
+from on_api.core.services.gateway.hot_answers import AnswerKey, HotAnswer, HotAnswers
 
 KIB = 1024
 CAPACITY = 1024 * KIB
@@ -15,7 +15,7 @@ def answer(headers: list[tuple[bytes, bytes]] = HEADERS) -> HotAnswer:
     return HotAnswer("bafkqaaa", headers, b"x", b'"x"')
 
 
-def kept(keys: list[Key], headers: list[tuple[bytes, bytes]] = HEADERS) -> int:
+def kept(keys: list[AnswerKey], headers: list[tuple[bytes, bytes]] = HEADERS) -> int:
     """How many of these are still known when all have been kept."""
     answers = HotAnswers(CAPACITY)
     for key in keys:
@@ -40,7 +40,7 @@ def test_what_the_client_sends_counts() -> None:
 
 def test_what_the_node_says_counts() -> None:
     """Its headers name the path that was asked for; they are held as such and as a head."""
-    keys: list[Key] = [(b"%d" % n, b"", b"") for n in range(200)]
+    keys: list[AnswerKey] = [(b"%d" % n, b"", b"") for n in range(200)]
     headers = [*HEADERS, (b"x-ipfs-path", b"a" * LONG)]
     assert 0 < kept(keys, headers) * 2 * LONG < CAPACITY
 

@@ -29,7 +29,7 @@ from on_api.core.services.content import contents, recorder
 from on_api.core.services.content.contents import NotSecuredError
 from on_api.core.services.files.files import delete_file
 from on_api.core.services.pins import jobs, pins
-from on_api.core.services.pins.jobs import Claim
+from on_api.core.services.pins.jobs import PinClaim
 from on_api.core.services.uploads.stored_files import MICROSECOND
 from on_api.tests.testing.rows import pin_row, user_row
 
@@ -206,7 +206,7 @@ class Run:
                 stat = DagStat(SIZES[claim.cid], 1)
                 assert jobs.finish(self.session, claim, stat, secured)
 
-    def _claim(self, user: int, cid: str) -> Claim:
+    def _claim(self, user: int, cid: str) -> PinClaim:
         usage = contents.lock_usage(self.session, self.users[user])
         pin = pin_row(
             usage.user_id,
@@ -220,7 +220,7 @@ class Run:
         self.session.flush()
         assert pin.lease_token is not None
         ends_at = time.monotonic() + 60
-        return Claim(
+        return PinClaim(
             pin.id, pin.lease_token, pin.user_id, cid, (), 1, ends_at, False, None, None, None
         )
 

@@ -20,9 +20,9 @@ from on_api.core.streams.blocks import (
     LEAST_BYTES,
     MOST_BYTES,
     TOGETHER_BYTES,
-    Block,
     BlockRequest,
     BufferPool,
+    MemoryBlock,
 )
 from on_api.fast import large_bodies
 from on_api.fast.large_bodies import LARGE_BYTES, PATIENCE_SECONDS
@@ -236,7 +236,7 @@ def test_who_waits_for_more_holds_no_block(
     room = server.services.room
     dealt: list[int] = []
 
-    def ask(most: int, take: Callable[[Block], None]) -> BlockRequest:
+    def ask(most: int, take: Callable[[MemoryBlock], None]) -> BlockRequest:
         dealt.append(most)
         return BufferPool.ask(room, most, take)
 
@@ -264,7 +264,7 @@ def test_who_waits_for_room_is_not_left_standing(
     """While others have all of it: they go on in small steps, for as long as that takes."""
     monkeypatch.setattr(large_bodies, "LONGEST_WAIT_SECONDS", 0.0)
     room, body = server.services.room, BODY[: LARGE_BYTES + 100]
-    held: list[Block] = []
+    held: list[MemoryBlock] = []
 
     async def take_all() -> None:
         for _ in range(TOGETHER_BYTES // MOST_BYTES):

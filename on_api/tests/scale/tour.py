@@ -370,10 +370,10 @@ class Tour:
         """The pages that a look at all pins goes through: a page, and nothing of the rest."""
         services = self.server.services
         from on_api.core.services.upkeep.fsck.checks import NodeChecks
-        from on_api.core.services.upkeep.fsck.findings import Report
+        from on_api.core.services.upkeep.fsck.findings import FsckReport
 
         checks = NodeChecks(
-            services.database, services.node, services.reconciler, services.names, Report(),
+            services.database, services.node, services.reconciler, services.names, FsckReport(),
             repair=False, fetch=False,
         )  # fmt: skip
         async for _ in checks.pinned_contents():

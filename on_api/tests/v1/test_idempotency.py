@@ -16,7 +16,7 @@ import pytest
 from on_api.core.models import File, IdempotencyRecord
 from on_api.core.models.database import utc_now
 from on_api.core.services.accounts.access import Principal
-from on_api.core.services.accounts.idempotency import Answered, Claim, forget_old_answers
+from on_api.core.services.accounts.idempotency import Answered, IdempotencyClaim, forget_old_answers
 from on_api.tests.conftest import Account, Server
 from on_api.tests.testing.deadline import until
 
@@ -185,7 +185,7 @@ def test_the_claim_of_a_crash_is_free_after_its_lease(server: Server, alice: Acc
     service, database = server.services.idempotency, server.services.database
     principal: Principal = server.services.authenticator.authenticate(alice.key)
     crashed = service.claim(principal, "PUT /v1/files", "word")
-    assert isinstance(crashed, Claim)
+    assert isinstance(crashed, IdempotencyClaim)
     header = {"Idempotency-Key": "word"}
     assert alice.client.put("/v1/files?name=x", content=b"x", headers=header).status_code == 409
     with database.session_scope() as session:
@@ -207,7 +207,7 @@ def test_a_request_of_more_than_a_day(server: Server, alice: Account) -> None:
     service, database = server.services.idempotency, server.services.database
     principal: Principal = server.services.authenticator.authenticate(alice.key)
     claims = [service.claim(principal, "PUT /v1/files", word) for word in ("long", "crashed")]
-    slow, crashed = (claim.id for claim in claims if isinstance(claim, Claim))
+    slow, crashed = (claim.id for claim in claims if isinstance(claim, IdempotencyClaim))
     with database.session_scope() as session:
         session.query(IdempotencyRecord).update({"created_at": utc_now() - timedelta(hours=25)})
         session.get_one(IdempotencyRecord, crashed).lease_until = utc_now() - timedelta(1)
@@ -215,7 +215,7 @@ def test_a_request_of_more_than_a_day(server: Server, alice: Account) -> None:
         forget_old_answers(session)
     with database.session_scope() as session:
         assert session.get(IdempotencyRecord, crashed) is None
-        assert isinstance(claims[0], Claim)
+        assert isinstance(claims[0], IdempotencyClaim)
         service.finish(session, claims[0], Answered(bytes(32), 201, b"{}"))
     with database.session_scope() as session:
         forget_old_answers(session)

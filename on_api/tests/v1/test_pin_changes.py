@@ -19,7 +19,7 @@ from on_api.core.errors import InsufficientFunds
 from on_api.core.ipfs.port import DagStat
 from on_api.core.models import Content, Holding, Pin, User, UserUsage
 from on_api.core.services.pins import jobs as pin_jobs
-from on_api.core.services.pins.jobs import Claim
+from on_api.core.services.pins.jobs import PinClaim
 from on_api.tests.conftest import Account, Server
 from on_api.tests.testing.pins import add_pin, charged, list_pins, some_cid
 
@@ -34,7 +34,7 @@ class Bench:
     def __init__(self, server: Server) -> None:
         self.scope = server.services.database.session_scope
 
-    def claim(self, pin: dict[str, Any], *, fetch: bool = False) -> Claim:
+    def claim(self, pin: dict[str, Any], *, fetch: bool = False) -> PinClaim:
         """Take this pin as a worker does."""
         with self.scope() as session:
             row = session.get_one(Pin, uuid.UUID(pin["requestid"]))
@@ -44,12 +44,12 @@ class Bench:
         [claim] = [claim for claim in claims if str(claim.id) == pin["requestid"]]
         return claim
 
-    def finish(self, claim: Claim, size: int) -> bool:
+    def finish(self, claim: PinClaim, size: int) -> bool:
         """The node has pinned it."""
         with self.scope() as session:
             return pin_jobs.finish(session, claim, DagStat(size, 1), {})
 
-    def fail(self, claim: Claim, reason: str = "nobody has it") -> None:
+    def fail(self, claim: PinClaim, reason: str = "nobody has it") -> None:
         """The worker gives it up."""
         with self.scope() as session:
             pin_jobs.fail(session, claim, reason)

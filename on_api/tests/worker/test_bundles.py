@@ -22,7 +22,7 @@ from on_api.core.models.database import utc_now
 from on_api.core.services.container import Services
 from on_api.core.services.content import maintenance, standing_lease
 from on_api.core.services.files.files import FileFacts
-from on_api.core.services.upkeep.fsck.findings import Kind, Report
+from on_api.core.services.upkeep.fsck.findings import FindingKind, FsckReport
 from on_api.core.setting_groups import GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
@@ -93,17 +93,17 @@ def some(account: Account, count: int, size: int = 1000) -> list[tuple[Account, 
     return [(account, os.urandom(size)) for _ in range(count)]
 
 
-def fsck(server: Server, *, repair: bool = False, now: bool = False) -> Report:
+def fsck(server: Server, *, repair: bool = False, now: bool = False) -> FsckReport:
     """One run; with `now` without quarantine."""
     return beside(server.settings, lambda s: s.fsck.run(repair=repair, walk=True, now=now))
 
 
-def troubles(report: Report) -> set[tuple[Kind, str]]:
+def troubles(report: FsckReport) -> set[tuple[FindingKind, str]]:
     """What is wrong, without dead leases: these tests leave some on purpose."""
     return {
         (finding.kind, finding.subject)
         for finding in report.findings
-        if finding.is_trouble and finding.kind is not Kind.DEAD_LEASE
+        if finding.is_trouble and finding.kind is not FindingKind.DEAD_LEASE
     }
 
 
@@ -292,7 +292,7 @@ def test_a_bundle_that_lost_its_pin(calm: Server, user: Account, blocks: Blockst
     members = bundle(calm, some(user, 4))
     root = root_of(calm, members[0].cid)
     on_node(calm, root)
-    assert troubles(fsck(calm)) == {(Kind.MISSING_PIN, root)}
+    assert troubles(fsck(calm)) == {(FindingKind.MISSING_PIN, root)}
     assert not troubles(fsck(calm, repair=True))
     assert root in pins(calm.settings)
     on_node(calm, root)
@@ -308,7 +308,7 @@ def test_a_bundle_that_can_not_be_pinned_again(
     root, lost = root_of(calm, members[0].cid), members[1]
     on_node(calm, root)
     blocks.take(lost.cid)
-    assert troubles(fsck(calm, repair=True)) == {(Kind.MISSING_PIN, lost.cid)}
+    assert troubles(fsck(calm, repair=True)) == {(FindingKind.MISSING_PIN, lost.cid)}
     found = pins(calm.settings)
     assert root not in found
     others = [member for member in members if member is not lost]
@@ -327,13 +327,13 @@ def test_damage_in_a_bundle(calm: Server, user: Account, blocks: Blockstore) -> 
     members = bundle(calm, some(user, 4))
     root = root_of(calm, members[0].cid)
     saved = blocks.take(members[0].cid)
-    assert troubles(fsck(calm, repair=True)) == {(Kind.DAMAGED_DAG, members[0].cid)}
+    assert troubles(fsck(calm, repair=True)) == {(FindingKind.DAMAGED_DAG, members[0].cid)}
     assert root in pins(calm.settings)
     blocks.put(members[0].cid, saved)
     members[0].delete()
     free(calm.settings)
     blocks.take(members[0].cid)
-    assert troubles(fsck(calm)) == {(Kind.DAMAGED_DAG, root)}
+    assert troubles(fsck(calm)) == {(FindingKind.DAMAGED_DAG, root)}
     assert not troubles(fsck(calm, repair=True))
     assert root not in pins(calm.settings)
     assert [member.read() for member in members[1:]] == [member.data for member in members[1:]]
@@ -392,7 +392,7 @@ def test_the_node_fails(
     orphans = {
         cid
         for kind, cid in troubles(fsck(calm))
-        if kind is Kind.ORPHAN_PIN and Cid.from_text(cid).codec == DAG_CBOR
+        if kind is FindingKind.ORPHAN_PIN and Cid.from_text(cid).codec == DAG_CBOR
     }
     assert len(orphans) == (command == "pin/add" and answer)
     assert not troubles(fsck(calm, repair=True))

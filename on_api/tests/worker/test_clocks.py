@@ -18,7 +18,7 @@ from sqlalchemy import select
 from on_api.core.models import Lease
 from on_api.core.models.database import utc_now
 from on_api.core.models.revisions import PROJECT
-from on_api.core.services.upkeep.diagnosis import Verdict, diagnose
+from on_api.core.services.upkeep.diagnosis import Severity, diagnose
 from on_api.core.setting_groups import FilesSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Server
@@ -137,7 +137,7 @@ def test_doctor_tells_the_difference(
     monkeypatch.setattr("on_api.core.models.database.utc_now", lambda: utc_now() + ahead)
     [clock] = [finding for finding in diagnose(settings) if finding.name == "clock"]
     if hours:
-        assert clock.verdict is Verdict.WARNING
+        assert clock.verdict is Severity.WARNING
         assert "ahead" in clock.details
     else:
-        assert clock.verdict is Verdict.OK
+        assert clock.verdict is Severity.OK

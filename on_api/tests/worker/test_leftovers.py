@@ -26,7 +26,7 @@ from on_api.core.services.container import Services
 from on_api.core.services.content import leftovers
 from on_api.core.services.content.leases import UPLOAD, JobHolder, release_dead_leases
 from on_api.core.services.content.reservations import Announced
-from on_api.core.services.upkeep.fsck.findings import Report
+from on_api.core.services.upkeep.fsck.findings import FsckReport
 from on_api.core.setting_groups import FilesSettings, GcSettings, WorkerSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
@@ -285,7 +285,7 @@ def test_a_database_restored_from_a_backup(settings: Settings, here: Peer) -> No
             session.flush()
             session.add(LeasedPin(lease_id=jobs[1], cid=listed))
 
-        async def remove(services: Services) -> Report:
+        async def remove(services: Services) -> FsckReport:
             for cid, job in ((fresh, jobs[0]), (listed, jobs[1]), (newer, jobs[1])):
                 await services.node.pin(cid, name=names.of(job), fetch=False)
             await remove_leftovers(services)
@@ -307,7 +307,7 @@ def test_what_was_stored_again_after_the_backup(settings: Settings, here: Peer) 
         with database.session_scope() as session:
             leftovers.leave(session, uuid.uuid4(), [again, kin])
 
-        async def remove(services: Services) -> Report:
+        async def remove(services: Services) -> FsckReport:
             await services.node.pin(again, name=names.of(uuid.uuid4()), fetch=False)
             await services.node.pin(kin, name=names.of(first), fetch=False)
             await remover_of(services).step()

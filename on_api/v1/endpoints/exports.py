@@ -22,7 +22,7 @@ from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.services.transfer.exports import CAR_TYPE, metadata, open_car, pins_list
 from on_api.core.web.binary_bodies import binary_answer, header
 from on_api.core.web.dependencies import ClientDep, ExportRead, ServicesDep, act_as
-from on_api.core.web.responses import SANDBOX, ContentResponse, have_counted
+from on_api.core.web.responses import CONTENT_SANDBOX, ContentResponse, have_counted
 from on_api.core.web.routing import ApiRoute, documented
 
 router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
@@ -74,7 +74,7 @@ async def export_everything(
     headers = {
         "Cache-Control": "private, no-store",
         "Content-Disposition": f'attachment; filename="{_NAMES[format]}"',
-        "Content-Security-Policy": SANDBOX,
+        "Content-Security-Policy": CONTENT_SANDBOX,
         "X-Content-Type-Options": "nosniff",
     }
     if format != "car":

@@ -39,7 +39,7 @@ from on_api.core.schemas.files import (
     StoredFiles,
 )
 from on_api.core.services.accounts.access import Principal
-from on_api.core.services.accounts.idempotency import Answered, Claim
+from on_api.core.services.accounts.idempotency import Answered, IdempotencyClaim
 from on_api.core.services.accounts.keys import require_in_force
 from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.services.container import Services
@@ -333,7 +333,7 @@ async def _store(
     principal: Principal,
     files: AsyncIterator[IncomingFile],
     announced: Announced,
-    attempt: Claim | Answered | None,
+    attempt: IdempotencyClaim | Answered | None,
 ) -> Response:
     """Store an upload, once per Idempotency-Key where one was sent."""
 

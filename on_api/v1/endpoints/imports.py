@@ -38,7 +38,7 @@ from on_api.core.services.transfer.imports import (
     imports_of,
     items_of,
     standing_of,
-    standings_of,
+    states_of,
 )
 from on_api.core.services.transfer.reports import REPORTS
 from on_api.core.web.binary_bodies import CAR_BODY, binary_answer
@@ -90,8 +90,8 @@ def create_import(
 def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuery) -> ImportList:
     """Your imports, newest first."""
     count, rows = imports_of(principal.user_id).by_time(session, page)
-    standings = standings_of(session, principal.user_id, rows)
-    return ImportList(count=count, items=[Import.of(row, standings[row.id]) for row in rows])
+    states = states_of(session, principal.user_id, rows)
+    return ImportList(count=count, items=[Import.of(row, states[row.id]) for row in rows])
 
 
 @router.get("/{import_id}", responses=documented(NotFound))

@@ -8,7 +8,7 @@ from pydantic import Field
 from on_api.core.errors import NotFound
 from on_api.core.schemas.common import Answer, NextCursor
 from on_api.core.schemas.imports import Import, ImportItem
-from on_api.core.services.transfer.imports import imports_of, items_of, standings_of
+from on_api.core.services.transfer.imports import imports_of, items_of, states_of
 from on_api.core.web.dependencies import (
     CursorQuery,
     ImportId,
@@ -43,8 +43,8 @@ def list_my_imports(
 ) -> ImportPage:
     """Your imports, newest first."""
     rows, behind = imports_of(principal.user_id).by_cursor(session, cursors.page)
-    standings = standings_of(session, principal.user_id, rows)
-    items = [Import.of(row, standings[row.id]) for row in rows]
+    states = states_of(session, principal.user_id, rows)
+    items = [Import.of(row, states[row.id]) for row in rows]
     return ImportPage(items=items, next_cursor=cursors.next(behind))
 
 

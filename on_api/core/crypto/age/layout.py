@@ -22,7 +22,7 @@ def sealed_size(plain_size: int, header_size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ByteRange:
     """Bytes `start` to `end` (exclusive) of the file."""
 
     start: int
@@ -38,9 +38,9 @@ class Piece:
 class Span:
     """Parts of the file that a range of the plaintext needs."""
 
-    chunks: Piece
+    chunks: ByteRange
     """The chunks that hold the range; of size 0 when the range is empty."""
-    final: Piece | None
+    final: ByteRange | None
     """The file's last chunk if it must be fetched and checked before `chunks` may be used, else
     None."""
     first_index: int
@@ -95,8 +95,8 @@ class Layout:
             first = offset // CHUNK_BYTES
             stop = -(-(offset + length) // CHUNK_BYTES) if length else first
         return Span(
-            chunks=Piece(self._start(first), self._start(stop)),
-            final=Piece(self._start(last), self.sealed_size)
+            chunks=ByteRange(self._start(first), self._start(stop)),
+            final=ByteRange(self._start(last), self.sealed_size)
             if from_end and first != last
             else None,
             first_index=first,

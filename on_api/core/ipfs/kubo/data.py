@@ -25,7 +25,7 @@ from on_api.core.ipfs.formats.bundle import Block, Bundle
 from on_api.core.ipfs.formats.car import car_header, car_section
 from on_api.core.ipfs.formats.cid import ADD_OPTIONS, CHUNK_BYTES, Cid, normalise, raw_leaf_cid
 from on_api.core.ipfs.kubo.rpc import KuboHttp, failure, translate, unexpected, unexpected_content
-from on_api.core.ipfs.port import Added, DagStat, PinStatus, StoredUnpinned
+from on_api.core.ipfs.port import Added, DagStat, NodePin, StoredUnpinned
 from on_api.core.setting_groups import IpfsSettings
 from on_api.core.streams.blocks import Bytes
 
@@ -97,7 +97,7 @@ class KuboData:
         self,
         http: KuboHttp,
         limits: IpfsSettings,
-        pin_status: Callable[[str], Awaitable[PinStatus | None]],
+        pin_status: Callable[[str], Awaitable[NodePin | None]],
     ) -> None:
         self._http = http
         self._limits = limits

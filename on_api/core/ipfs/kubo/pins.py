@@ -15,7 +15,7 @@ from on_api.core.errors import BlocksMissing, NodeError, NodeTimeout, NodeTrunca
 from on_api.core.ipfs.formats.car import MAX_BLOCK_BYTES
 from on_api.core.ipfs.formats.cid import RAW, Cid
 from on_api.core.ipfs.kubo.rpc import KuboHttp, NotPinned, unexpected_content
-from on_api.core.ipfs.port import DagStat, PinStatus
+from on_api.core.ipfs.port import DagStat, NodePin
 from on_api.core.setting_groups import IpfsSettings
 
 CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
@@ -30,7 +30,7 @@ class KuboPins:
         self._http = http
         self._limits = limits
 
-    async def pin_status(self, cid: str) -> PinStatus | None:
+    async def pin_status(self, cid: str) -> NodePin | None:
         """See `IpfsNode.pin_status`. Asks for exactly this CID: an unfiltered list costs the whole
         pin set. Called after each upload, and so not through ipfshttpclient, which takes ten times
         the CPU time."""
@@ -38,13 +38,13 @@ class KuboPins:
         try:
             found = (await self._http.ask("pin/ls", query))["Keys"]
             pin = found.get(cid)
-            return None if pin is None else PinStatus(cid, str(pin.get("Name", "")))
+            return None if pin is None else NodePin(cid, str(pin.get("Name", "")))
         except NotPinned:
             return None
         except (AttributeError, KeyError) as error:
             raise NodeError("The IPFS node's answer was not understood.") from error
 
-    async def pins(self, *, name: str = "") -> AsyncIterator[PinStatus]:
+    async def pins(self, *, name: str = "") -> AsyncIterator[NodePin]:
         """See `IpfsNode.pins`."""
         query = {"type": "recursive", "stream": "true", "names": "true"}
         if name:
@@ -55,7 +55,7 @@ class KuboPins:
             async for line in lines:
                 if "Cid" not in line:
                     raise NodeError("The IPFS node's answer was not understood.")
-                yield PinStatus(str(line["Cid"]), str(line.get("Name", "")))
+                yield NodePin(str(line["Cid"]), str(line.get("Name", "")))
 
     async def pin(
         self,

@@ -40,7 +40,7 @@ _KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_LENGTH}}}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdempotencyClaim:
     """The right to execute this request now."""
 
     id: uuid.UUID
@@ -101,7 +101,7 @@ class IdempotencyService:
         self._sealer = sealer
         self._life = timedelta(seconds=lease_seconds)
 
-    def claim(self, principal: Principal, route: str, key: str) -> Claim | Answered:
+    def claim(self, principal: Principal, route: str, key: str) -> IdempotencyClaim | Answered:
         """Claim a key, or return the recorded answer. Raises `BadRequest` for a malformed key, and
         `InProgress` while another request holds the claim."""
         if _KEY.fullmatch(key) is None:
@@ -126,7 +126,7 @@ class IdempotencyService:
                 **place,
             )
             if record.token == token:
-                return Claim(record.id, token)
+                return IdempotencyClaim(record.id, token)
             now = moment_of(session)
             if record.answer is not None and now - record.created_at < MEMORY:
                 return self._answered(record)
@@ -136,9 +136,9 @@ class IdempotencyService:
             # A claim left by a crash, or an outdated answer: claimed again.
             record.token, record.lease_until, record.created_at = token, now + self._life, now
             record.answer = record.status = None
-            return Claim(record.id, token)
+            return IdempotencyClaim(record.id, token)
 
-    def lock(self, session: Session, claims: Sequence[Claim]) -> Collection[uuid.UUID]:
+    def lock(self, session: Session, claims: Sequence[IdempotencyClaim]) -> Collection[uuid.UUID]:
         """Lock the claims that are still held and return their ids; they stay held until the end of
         the transaction."""
         if not claims:
@@ -153,7 +153,7 @@ class IdempotencyService:
             .with_for_update()
         ).all()
 
-    def finish(self, session: Session, claim: Claim, answer: Answered) -> None:
+    def finish(self, session: Session, claim: IdempotencyClaim, answer: Answered) -> None:
         """Record the answer in the same transaction as the result that it describes.
 
         Raises `ServiceUnavailable` when the claim is no longer held: then nothing may be done under
@@ -174,7 +174,7 @@ class IdempotencyService:
         if record is None:
             raise ServiceUnavailable("This took too long and was given up; send it again.")
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: IdempotencyClaim) -> None:
         """Give up a claim without an answer: the request failed and may be retried."""
         with self._database.session_scope() as session:
             session.execute(
@@ -185,11 +185,11 @@ class IdempotencyService:
                 )
             )
 
-    def kept_alive(self, claim: Claim) -> AbstractAsyncContextManager[None]:
+    def kept_alive(self, claim: IdempotencyClaim) -> AbstractAsyncContextManager[None]:
         """Renew the claim while the block runs."""
         return renewed(lambda: self._renew(claim), self._life)
 
-    def _renew(self, claim: Claim) -> None:
+    def _renew(self, claim: IdempotencyClaim) -> None:
         with self._database.session_scope() as session:
             session.execute(
                 update(IdempotencyRecord)

@@ -118,13 +118,13 @@ class LoginService:
         subject = _asked(username) if user is None else _subject(user.id)
         try:
             with self._one_try(subject, network, username):
-                verdict = self._hasher.verify(password, stored)  # outside: it takes its time
-                if user is None or stored is None or not verdict.correct:
+                check = self._hasher.verify(password, stored)  # outside: it takes its time
+                if user is None or stored is None or not check.correct:
                     raise Unauthorized("Wrong username or password.")
         except Unauthorized:
             self._note_failure(subject, network, user, actor)
             raise
-        return user.id, stored, self._hasher.hash(password) if verdict.outdated else None
+        return user.id, stored, self._hasher.hash(password) if check.outdated else None
 
     def _note_failure(self, subject: str, network: str, user: User | None, actor: Actor) -> None:
         """Record a failed login in the log if the user exists, so that unknown names can't fill it.

@@ -25,7 +25,7 @@ AGE_MEDIA_TYPE = "application/octet-stream"
 """Media type of age files, which have no registered one."""
 AGE_SUFFIX = ".age"
 
-Opener = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
+RangeOpener = Callable[[int, int], AbstractAsyncContextManager[AsyncIterator[Bytes]]]
 """Opens `length` bytes at `offset`. Entering raises errors that can be known before the first byte;
 the iterator raises rather than end too soon, or return a byte that isn't authentic."""
 
@@ -42,7 +42,7 @@ class Reading:
     media_type: str
     private: bool
     """True if no copy may be kept on the way (`no-store`)."""
-    open: Opener
+    open: RangeOpener
 
 
 class FileReader:

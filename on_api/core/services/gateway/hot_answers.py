@@ -27,7 +27,7 @@ _IN_304 = {
     b"x-content-type-options", b"x-ipfs-path",
 }  # fmt: skip
 
-Key = tuple[bytes, bytes, bytes]
+AnswerKey = tuple[bytes, bytes, bytes]
 """Path and query as received, and Accept: all that selects a representation."""
 
 
@@ -77,7 +77,7 @@ class HotAnswers:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._known: OrderedDict[Key, HotAnswer] = OrderedDict()
+        self._known: OrderedDict[AnswerKey, HotAnswer] = OrderedDict()
         self._size = 0
         self._filling = 0
 
@@ -86,14 +86,14 @@ class HotAnswers:
         """Bytes in use."""
         return self._size
 
-    def get(self, key: Key) -> HotAnswer | None:
+    def get(self, key: AnswerKey) -> HotAnswer | None:
         """Return the cached answer, or None; it becomes the last to be dropped."""
         answer = self._known.get(key)
         if answer is not None:
             self._known.move_to_end(key)
         return answer
 
-    def reserve(self, key: Key, headers: Headers, length: int) -> bool:
+    def reserve(self, key: AnswerKey, headers: Headers, length: int) -> bool:
         """Reserve memory for gathering an answer of `length` bytes. Returns whether there is
         enough; if so, `settle` has to follow."""
         cost = _cost(key, headers, length)
@@ -102,11 +102,11 @@ class HotAnswers:
         self._filling += cost
         return True
 
-    def settle(self, key: Key, headers: Headers, length: int) -> None:
+    def settle(self, key: AnswerKey, headers: Headers, length: int) -> None:
         """End the gathering of an answer, complete or not; arguments as in `reserve`."""
         self._filling -= _cost(key, headers, length)
 
-    def keep(self, key: Key, answer: HotAnswer) -> None:
+    def keep(self, key: AnswerKey, answer: HotAnswer) -> None:
         """Cache an answer, dropping others for it."""
         before = self._known.pop(key, None)
         if before is not None:
@@ -163,11 +163,11 @@ def _is_cors(name: bytes) -> bool:
     return name.startswith(b"access-control-")
 
 
-def _cost_of(key: Key, answer: HotAnswer) -> int:
+def _cost_of(key: AnswerKey, answer: HotAnswer) -> int:
     return _cost(key, answer.headers, len(answer.body))
 
 
-def _cost(key: Key, headers: Headers, length: int) -> int:
+def _cost(key: AnswerKey, headers: Headers, length: int) -> int:
     # The client chooses path and query, which may be long, and the node repeats them.
     told = sum(len(name) + len(value) for name, value in headers)
     return length + sum(map(len, key)) + 2 * told + ENTRY_BYTES  # twice: `HotAnswer.head`

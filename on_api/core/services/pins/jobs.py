@@ -39,7 +39,7 @@ _IS_ANOTHER = and_(_other.cid == Pin.cid, _other.id != Pin.id)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class PinClaim:
     """Pin to be worked on by the holder of the token, with what the work needs to know.
 
     `attempts` counts this one; `details` are the last one's. `room`: bytes that the user's quota
@@ -86,7 +86,7 @@ def next_due(session: Session, *, fetch: bool) -> float | None:
 
 def claim(
     session: Session, user_id: uuid.UUID, limit: int, life: timedelta, *, fetch: bool
-) -> Sequence[Claim]:
+) -> Sequence[PinClaim]:
     """Claim up to `limit` of a user's due pins, for `life`.
 
     `fetch`: claim pins whose blocks are known not to be all here, else the others. No two claims
@@ -127,7 +127,7 @@ def claim(
     known = contents.kept_sizes(session, rows)
     now, here = moment_of(session), time.monotonic()
     return [
-        Claim(
+        PinClaim(
             id=row.id,
             token=token,
             user_id=user_id,
@@ -174,7 +174,7 @@ def renew(
     return set(work) - {row.id for row in ours if row.removed_at is None}
 
 
-def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, int]) -> bool:
+def finish(session: Session, claim: PinClaim, stat: DagStat, secured: Mapping[str, int]) -> bool:
     """Record a reference for a pin that the node has pinned. Returns False when the claim was lost
     or the pin was removed: the node's pin is then a leftover.
 
@@ -199,7 +199,7 @@ def finish(session: Session, claim: Claim, stat: DagStat, secured: Mapping[str, 
 
 
 def finish_all(
-    session: Session, claims: Sequence[Claim], stats: Mapping[uuid.UUID, DagStat]
+    session: Session, claims: Sequence[PinClaim], stats: Mapping[uuid.UUID, DagStat]
 ) -> set[uuid.UUID]:
     """Record references for several pins, as `finish` does. Returns the ids of those recorded.
 
@@ -228,7 +228,7 @@ def finish_all(
     return {claim.id for claim in fit}
 
 
-def _lock_usual(session: Session, claims: Sequence[Claim]) -> list[Claim]:
+def _lock_usual(session: Session, claims: Sequence[PinClaim]) -> list[PinClaim]:
     """Lock those claims that are still ours, in the common order. Returns those that neither were
     removed nor replace another pin."""
     ids = [claim.id for claim in claims]
@@ -247,7 +247,7 @@ def _lock_usual(session: Session, claims: Sequence[Claim]) -> list[Claim]:
     ]
 
 
-def fail(session: Session, claim: Claim, details: str) -> bool:
+def fail(session: Session, claim: PinClaim, details: str) -> bool:
     """Fail a pin for good, with the reason. Returns False when the claim was lost or the pin was
     removed."""
     usage = _lock_usage(session, claim)
@@ -268,7 +268,7 @@ def fail(session: Session, claim: Claim, details: str) -> bool:
 
 def put_back(
     session: Session,
-    claim: Claim,
+    claim: PinClaim,
     *,
     due_in: timedelta = timedelta(0),
     details: str | None = None,
@@ -346,7 +346,7 @@ def _end_removed(session: Session, usage: UserUsage, pin: Pin) -> None:
     session.flush()
 
 
-def _lock_usage(session: Session, claim: Claim) -> UserUsage | None:
+def _lock_usage(session: Session, claim: PinClaim) -> UserUsage | None:
     try:
         return contents.lock_usage(session, claim.user_id)
     except Unauthorized:  # deleted meanwhile, and its pins with it

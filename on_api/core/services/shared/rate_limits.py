@@ -26,7 +26,7 @@ SUBJECTS = 100_000
 NETWORK_BITS = 64
 """Bits of an IPv6 address that count: its owner has the whole network."""
 
-Headers = dict[str, str]
+LimitHeaders = dict[str, str]
 
 
 class TokenBuckets:
@@ -55,7 +55,7 @@ class TokenBuckets:
             self._buckets.popitem(last=False)
         return left, wait
 
-    def describe(self, left: int, wait: float) -> Headers:
+    def describe(self, left: int, wait: float) -> LimitHeaders:
         """Return the headers of draft-ietf-httpapi-ratelimit-headers-06."""
         seconds = math.ceil(wait) if left < 0 else math.ceil((self.burst - left) / self._rate)
         return {
@@ -88,12 +88,12 @@ class RateLimits:
         """Number of connections counted now."""
         return self._under_way.total()
 
-    def check(self, address: str | None, key_id: uuid.UUID | None = None) -> Headers:
+    def check(self, address: str | None, key_id: uuid.UUID | None = None) -> LimitHeaders:
         """Count one request. Returns headers for its answer, those of the limit that is closer.
 
         Raises `TooManyRequests`, with the same headers and `Retry-After`.
         """
-        closest: tuple[int, Headers] | None = None
+        closest: tuple[int, LimitHeaders] | None = None
         for name, buckets, subject in (
             ("ip", self._by_address, None if address is None else network_of(address)),
             ("key", self._by_key, key_id),

@@ -22,7 +22,13 @@ from on_api.core.errors import DatabaseUnavailable, OnApiError
 from on_api.core.models.database import new_id
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.traffic import INSTANCE
-from on_api.core.services.traffic.egress import EgressLedger, Flush, Position, Standing, Subject
+from on_api.core.services.traffic.egress import (
+    AccountState,
+    CreditRequest,
+    EgressLedger,
+    Flush,
+    Subject,
+)
 from on_api.core.services.traffic.sums import Charge, Kind, Sums
 from on_api.core.setting_groups import MIB
 
@@ -234,9 +240,9 @@ class Credit:
         async with self._one_at_a_time:
             generation = self._generation
             subjects = [account.subject for account in accounts]
-            standings = await to_thread.run_sync(self._ledger.look_up, subjects)
+            states = await to_thread.run_sync(self._ledger.look_up, subjects)
             for account in accounts:
-                self._learn(account, standings.get(account.subject), generation)
+                self._learn(account, states.get(account.subject), generation)
 
     def flush_soon(self) -> None:
         """Write what was counted without waiting for the next flush."""
@@ -314,36 +320,36 @@ class Credit:
         pending, generation = self._pending, self._generation
         accounts = {*asked, *(pending.accounts if pending is not None else ())}
         now = time.monotonic()
-        positions = []
+        requests = []
         for account in accounts:
             needed = wanted = 0
             if account in asked:
                 needed = max(0, asked[account] - account.credit)
                 wanted = max(needed, account.next_slice(now))
             held = account.credit + account.used
-            positions.append(Position(account.subject, held, needed, wanted))
+            requests.append(CreditRequest(account.subject, held, needed, wanted))
         flush = None if pending is None else pending.flush
-        synced = await to_thread.run_sync(self._ledger.sync, self._process_id, positions, flush)
+        synced = await to_thread.run_sync(self._ledger.sync, self._process_id, requests, flush)
         self._pending = None
         for account in accounts:
-            standing = synced.standings.get(account.subject)
+            state = synced.states.get(account.subject)
             account.doubtful = False
-            self._learn(account, standing, generation)
-            if standing is not None:
-                account.credit += standing.granted
+            self._learn(account, state, generation)
+            if state is not None:
+                account.credit += state.granted
                 account.low = account.credit // 2
                 if account in asked:
                     account.slice, account.taken_at = account.next_slice(now), now
                     account.idle = False
 
-    def _learn(self, account: Account, standing: Standing | None, generation: int) -> None:
+    def _learn(self, account: Account, state: AccountState | None, generation: int) -> None:
         account.generation = generation
         account.checked_at = time.monotonic()
-        account.exempt = standing is None
-        if standing is None:
+        account.exempt = state is None
+        if state is None:
             account.credit = _UNLIMITED
         else:
-            account.budget, account.room = standing.budget, standing.room
+            account.budget, account.room = state.budget, state.room
 
     def _gather(self, asked: Collection[Account]) -> _Pending:
         """Gather all that was counted since the last time as a flush, and return idle credit."""

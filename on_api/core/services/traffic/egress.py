@@ -59,7 +59,7 @@ class Subject(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class CreditRequest:
     """Bytes that a process holds of an account, and bytes that it asks for.
 
     `held`: open credit, including what is used but not part of a flush. `needed` is granted as far
@@ -83,7 +83,7 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AccountState:
     """State of an account after a transaction: bytes granted by it, and what the budget leaves
     beyond all open credit (below 0: exceeded). `budget` None: no limit, so `room` means nothing."""
 
@@ -106,7 +106,7 @@ class Notice:
 class Synced:
     """Result of a transaction."""
 
-    standings: dict[Subject, Standing] = field(default_factory=dict)
+    states: dict[Subject, AccountState] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
 
 
@@ -125,7 +125,7 @@ class EgressLedger:
     def sync(
         self,
         process_id: uuid.UUID,
-        positions: Collection[Position],
+        requests: Collection[CreditRequest],
         flush: Flush | None,
     ) -> Synced:
         """Write what a process holds and has counted, and grant what it asks for, in one
@@ -140,14 +140,14 @@ class EgressLedger:
             if flush is not None and is_new:
                 add_traffic(session, flush.counted)
             settled = flush.settled if flush is not None and is_new else {}
-            ordered = sorted(positions, key=lambda position: _lock_order(position.subject))
+            ordered = sorted(requests, key=lambda request: _lock_order(request.subject))
             for start in range(0, len(ordered), _AT_ONCE):
                 some = ordered[start : start + _AT_ONCE]
                 self._settle(session, process_id, some, settled, synced)
         log_notices(synced.notices)
         return synced
 
-    def look_up(self, subjects: Collection[Subject]) -> dict[Subject, Standing]:
+    def look_up(self, subjects: Collection[Subject]) -> dict[Subject, AccountState]:
         """Return the present state of budgets, without taking anything."""
         with self._database.session_scope(write=False) as session:
             budgets = self._budgets(session, subjects)
@@ -158,7 +158,7 @@ class EgressLedger:
                 )
             }
         return {
-            subject: Standing(0, budget, (budget or 0) - spent.get(subject, 0))
+            subject: AccountState(0, budget, (budget or 0) - spent.get(subject, 0))
             for subject, budget in budgets.items()
         }
 
@@ -195,29 +195,29 @@ class EgressLedger:
         self,
         session: Session,
         process_id: uuid.UUID,
-        positions: Sequence[Position],
+        requests: Sequence[CreditRequest],
         settled: Mapping[Subject, int],
         synced: Synced,
     ) -> None:
-        budgets = self._budgets(session, [position.subject for position in positions])
-        positions = [position for position in positions if position.subject in budgets]
-        if not positions:
+        budgets = self._budgets(session, [request.subject for request in requests])
+        requests = [request for request in requests if request.subject in budgets]
+        if not requests:
             return
-        subjects = [position.subject for position in positions]
+        subjects = [request.subject for request in requests]
         counters = _lock_counters(session, subjects)
         credits_open = _credits_of(session, process_id, subjects)
-        for position in positions:
-            subject, counter = position.subject, counters[position.subject]
+        for request in requests:
+            subject, counter = request.subject, counters[request.subject]
             credit = credits_open.get(subject)
             # All that this process doesn't hold: credit open in others, and bytes delivered for
             # good.
             spent = counter.bytes - (credit.bytes if credit is not None else 0)
             spent += settled.get(subject, 0)
             budget = budgets[subject]
-            granted = position.wanted
+            granted = request.wanted
             if budget is not None and self._settings.over_budget != "allow":
-                granted = _grant(position, max(0, budget - spent - position.held))
-            held = position.held + granted
+                granted = _grant(request, max(0, budget - spent - request.held))
+            held = request.held + granted
             counter.bytes = spent + held
             if (notice := _notice(counter, subject, budget)) is not None:
                 counter.warned_percent, counter.warned_budget = notice.percent, budget
@@ -227,7 +227,7 @@ class EgressLedger:
                 credit.bytes = held
             elif held:
                 session.add(EgressCredit(process_id=process_id, **_key_of(subject), bytes=held))
-            synced.standings[subject] = Standing(granted, budget, (budget or 0) - spent - held)
+            synced.states[subject] = AccountState(granted, budget, (budget or 0) - spent - held)
         session.flush()
         session.execute(
             delete(EgressCredit).where(
@@ -284,9 +284,9 @@ def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> b
     return True
 
 
-def _grant(position: Position, room: int) -> int:
+def _grant(request: CreditRequest, room: int) -> int:
     cautious = max(SMALLEST_SLICE, room // SHARE_OF_THE_REST)
-    return min(room, max(position.needed, min(position.wanted, cautious)))
+    return min(room, max(request.needed, min(request.wanted, cautious)))
 
 
 def _notice(counter: EgressCounter, subject: Subject, budget: int | None) -> Notice | None:

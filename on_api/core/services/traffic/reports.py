@@ -120,7 +120,7 @@ class ReportLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReportTable:
     """Requested lines, and the sums of all, including those cut off by the limit."""
 
     lines: Sequence[ReportLine]
@@ -128,7 +128,7 @@ class Report:
     truncated: bool
 
 
-def make_report(session: Session, request: ReportRequest, settings: TrafficSettings) -> Report:
+def make_report(session: Session, request: ReportRequest, settings: TrafficSettings) -> ReportTable:
     """Make a report. Counts of the last seconds that processes have not written yet are missing."""
     end = max(request.end or utc_now(), _EARLIEST + _REACH[request.interval])
     begin = _floor(
@@ -156,7 +156,7 @@ def make_report(session: Session, request: ReportRequest, settings: TrafficSetti
     ]
     everything, _ = _seen(session, request, dead, begin, end, None)
     total = _counts(session.execute(select(*_sums(everything))).one())
-    return Report(lines, total, truncated=len(rows) > request.limit)
+    return ReportTable(lines, total, truncated=len(rows) > request.limit)
 
 
 def silence(settings: TrafficSettings) -> timedelta:

@@ -23,7 +23,7 @@ from on_api.core.providers.base import CAR
 from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
     Answered,
-    Claim,
+    IdempotencyClaim,
     IdempotencyService,
     fingerprint,
 )
@@ -95,7 +95,7 @@ class CarImports:
         import_id: uuid.UUID,
         chunks: AsyncIterator[bytes],
         announced: Announced,
-        attempt: Claim | Answered,
+        attempt: IdempotencyClaim | Answered,
         render: Render,
         *,
         name: str | None = None,

@@ -61,7 +61,7 @@ class ImportRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ImportState:
     """State of an import that is not in its row.
 
     `moving_bytes`: bytes so far of items under way. `room`: bytes that the user's quota leaves;
@@ -317,9 +317,9 @@ def items_of(
     return Listing(statement, ImportItem.created_at, ImportItem.id, known)
 
 
-def standings_of(
+def states_of(
     session: Session, user_id: uuid.UUID, rows: Sequence[Import]
-) -> Mapping[uuid.UUID, Standing]:
+) -> Mapping[uuid.UUID, ImportState]:
     """Return the present state of imports of one user, by id."""
     running = [row.id for row in rows if row.status == RUNNING]
     # A few items at most. While a pin is unfinished its row says how many bytes have come.
@@ -336,12 +336,12 @@ def standings_of(
     )
     moving = {key: int(size or 0) for key, size in session.execute(sums)} if running else {}
     room = Room.of(contents.usage_of(session, user_id)).left
-    return {row.id: Standing(moving.get(row.id, 0), room) for row in rows}
+    return {row.id: ImportState(moving.get(row.id, 0), room) for row in rows}
 
 
-def standing_of(session: Session, row: Import) -> Standing:
+def standing_of(session: Session, row: Import) -> ImportState:
     """Return the present state of one import."""
-    return standings_of(session, row.user_id, [row])[row.id]
+    return states_of(session, row.user_id, [row])[row.id]
 
 
 def shown_source(spec: SourceSpec) -> dict[str, str]:

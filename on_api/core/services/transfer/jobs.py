@@ -45,7 +45,7 @@ class LostError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ImportClaim:
     """Import to be carried out by the holder of the token. `attempts` counts this one."""
 
     id: uuid.UUID
@@ -102,13 +102,13 @@ def next_due(session: Session) -> float | None:
     return leased_jobs.next_due(session, Import, _IS_UNDER_WAY)
 
 
-def claim(session: Session, life: timedelta) -> Claim | None:
+def claim(session: Session, life: timedelta) -> ImportClaim | None:
     """Claim the import that has been due for longest, for `life`."""
     claimed = leased_jobs.claim(session, Import, life, _IS_UNDER_WAY)
     if claimed is None:
         return None
     row, token = claimed
-    return Claim(
+    return ImportClaim(
         id=row.id,
         token=token,
         user_id=row.user_id,
@@ -125,7 +125,7 @@ def claim(session: Session, life: timedelta) -> Claim | None:
 
 
 def renew(
-    session: Session, claim: Claim, life: timedelta, seen: Mapping[uuid.UUID, DagStat]
+    session: Session, claim: ImportClaim, life: timedelta, seen: Mapping[uuid.UUID, DagStat]
 ) -> bool:
     """Renew an import's lease, and record the progress of items from a gateway. Returns False when
     the lease was lost, or the import is no longer wanted."""
@@ -141,7 +141,7 @@ def renew(
 
 
 def take(
-    session: Session, claim: Claim, limit: int, under_way: Mapping[uuid.UUID, str]
+    session: Session, claim: ImportClaim, limit: int, under_way: Mapping[uuid.UUID, str]
 ) -> Sequence[Item]:
     """Take up to `limit` items to be moved, those left under way by a crash first.
 
@@ -174,7 +174,7 @@ def take(
     return taken
 
 
-def usage_for(session: Session, claim: Claim) -> tuple[UserUsage, Import]:
+def usage_for(session: Session, claim: ImportClaim) -> tuple[UserUsage, Import]:
     """Lock the user's usage and the import, for changes to both, and return them. Raises
     `LostError`."""
     try:
@@ -254,7 +254,7 @@ def is_still_here(session: Session, user_id: uuid.UUID, item: ImportItem) -> boo
 
 
 def end_item(
-    session: Session, claim: Claim, item: ImportItem, stat: DagStat, note: str | None = None
+    session: Session, claim: ImportClaim, item: ImportItem, stat: DagStat, note: str | None = None
 ) -> None:
     """Record that an item is here, every block of it verified; `note` says what could not be. The
     import is locked."""
@@ -270,7 +270,7 @@ def end_item(
     session.flush()
 
 
-def fail_item(session: Session, claim: Claim, item: ImportItem, reason: str) -> None:
+def fail_item(session: Session, claim: ImportClaim, item: ImportItem, reason: str) -> None:
     """Record that an item can't be moved, or that what is here of it can't be used. The import is
     locked."""
     row = lock(session, claim)
@@ -281,7 +281,7 @@ def fail_item(session: Session, claim: Claim, item: ImportItem, reason: str) -> 
     session.flush()
 
 
-def finish(session: Session, claim: Claim) -> str | None:
+def finish(session: Session, claim: ImportClaim) -> str | None:
     """End an import that has no work left. Returns its status, None if there is work left."""
     row = lock(session, claim)
     left = exists().where(ImportItem.import_id == row.id, ImportItem.status.in_((WAITING, MOVING)))
@@ -293,13 +293,18 @@ def finish(session: Session, claim: Claim) -> str | None:
     return row.status
 
 
-def give_up(session: Session, claim: Claim, error: str) -> None:
+def give_up(session: Session, claim: ImportClaim, error: str) -> None:
     """End an import as failed, with the reason."""
     _end(session, lock(session, claim), FAILED, error[:REASON_LENGTH])
 
 
 def put_back(
-    session: Session, claim: Claim, error: str | None, *, due_in: timedelta, counted: bool = True
+    session: Session,
+    claim: ImportClaim,
+    error: str | None,
+    *,
+    due_in: timedelta,
+    counted: bool = True,
 ) -> None:
     """Return an import to the queue; does nothing if it was lost. `counted=False`: without counting
     the attempt."""
@@ -311,7 +316,7 @@ def put_back(
     row.error = None if error is None else error[:REASON_LENGTH]
 
 
-def lock(session: Session, claim: Claim) -> Import:
+def lock(session: Session, claim: ImportClaim) -> Import:
     """Lock and return the import. Raises `LostError` when the claim is over."""
     row = leased_jobs.lock_claimed(session, Import, claim.id, claim.token)
     if row is None:

@@ -24,12 +24,12 @@ from on_api.core.models.imports import (
     WAITING,
 )
 from on_api.core.providers.base import SourceFile, SourceItem
-from on_api.core.services.transfer.jobs import Claim, let_go, lock
+from on_api.core.services.transfer.jobs import ImportClaim, let_go, lock
 
 ITEM_STEP = timedelta(microseconds=1)
 
 
-def secrets_of(session: Session, claim: Claim) -> tuple[int, bytes] | None:
+def secrets_of(session: Session, claim: ImportClaim) -> tuple[int, bytes] | None:
     """Return the sealed source of an import, and first the version of the master secret that opens
     it; None if the source is forgotten."""
     row = lock(session, claim)
@@ -38,13 +38,13 @@ def secrets_of(session: Session, claim: Claim) -> tuple[int, bytes] | None:
     return row.secret_version, row.secrets
 
 
-def begin_listing(session: Session, claim: Claim, delegates: Sequence[str]) -> None:
+def begin_listing(session: Session, claim: ImportClaim, delegates: Sequence[str]) -> None:
     """Record where the source's content can be fetched, as the source says."""
     lock(session, claim).delegates = list(delegates)
 
 
 def add_page(
-    session: Session, claim: Claim, items: Sequence[SourceItem], resume: str, most: int
+    session: Session, claim: ImportClaim, items: Sequence[SourceItem], resume: str, most: int
 ) -> None:
     """Add a page of the source's list, and record where to resume. Raises `BadRequest` for more
     than `most` items in all."""
@@ -71,7 +71,7 @@ def add_page(
     session.flush()
 
 
-def end_listing(session: Session, claim: Claim) -> bool:
+def end_listing(session: Session, claim: ImportClaim) -> bool:
     """End the listing, and forget the source's credentials. Returns whether the items are to be
     moved at once."""
     row = lock(session, claim)

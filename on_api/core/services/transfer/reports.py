@@ -41,7 +41,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReportSummary:
     """Last line of a report. `complete`: every item is here, and no file is closed that its owner
     should be able to read."""
 
@@ -91,12 +91,12 @@ class Totals:
             "blocks": self.blocks,
         }
 
-    def verdict(self, status: str, error: str | None) -> Verdict:
+    def summary(self, status: str, error: str | None) -> ReportSummary:
         """Return the last line: everything is here and verified, or exactly what is not."""
         here = self.counts["done"] + self.counts["skipped"]
         items = sum(self.counts.values())
         if status == DONE and here == items == self.verified:
-            return Verdict(True, self._whole(items))
+            return ReportSummary(True, self._whole(items))
         words = [f"{_INCOMPLETE.get(status, 'Not ended yet')}: {here} of {items} items are here."]
         if error is not None and not self.failures:
             words.append(error)
@@ -106,7 +106,7 @@ class Totals:
             words.append(f"{self.counts['failed']} failed: {named}.")
         if left := self.counts["waiting"] + self.counts["moving"]:
             words.append(f"{left} are left.")
-        return Verdict(False, " ".join(words))
+        return ReportSummary(False, " ".join(words))
 
     def _whole(self, items: int) -> str:
         if not items:
@@ -144,11 +144,11 @@ def json_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) ->
         yield comma + ",\n".join(shown)
         comma = ",\n"
     row = _read(database, user_id, import_id)
-    verdict = totals.verdict(row.status, row.error)
+    summary = totals.summary(row.status, row.error)
     tail = {
         "totals": totals.as_document(),
-        "complete": verdict.complete,
-        "verdict": verdict.words,
+        "complete": summary.complete,
+        "verdict": summary.words,
     }
     yield "\n], " + json.dumps(tail, ensure_ascii=False)[1:] + "\n"
 
@@ -166,10 +166,10 @@ def csv_report(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
             totals.add(item)
         yield "".join(_csv_line([each[column] for column in COLUMNS]) for each in page)
     row = _read(database, user_id, import_id)
-    yield _csv_line(["verdict", totals.verdict(row.status, row.error).words])
+    yield _csv_line(["verdict", totals.summary(row.status, row.error).words])
 
 
-def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> Verdict:
+def summary_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> ReportSummary:
     """Return the last line alone. Raises `NotFound`."""
     row = _read(database, user_id, import_id)
     totals = Totals(row.kind)
@@ -177,7 +177,7 @@ def verdict_of(database: Database, user_id: uuid.UUID, import_id: uuid.UUID) -> 
         for item in page:
             totals.add(item)
     row = _read(database, user_id, import_id)
-    return totals.verdict(row.status, row.error)
+    return totals.summary(row.status, row.error)
 
 
 def as_document(item: ImportItem, *, is_closed: bool) -> dict[str, Any]:
@@ -251,8 +251,8 @@ def _moment(value: datetime | None) -> str | None:
     return None if value is None else value.isoformat().replace("+00:00", "Z")
 
 
-Report = Callable[[Database, uuid.UUID, uuid.UUID], Iterator[str]]
-REPORTS: dict[str, tuple[str, Report]] = {
+ReportGenerator = Callable[[Database, uuid.UUID, uuid.UUID], Iterator[str]]
+REPORTS: dict[str, tuple[str, ReportGenerator]] = {
     "json": ("application/json", json_report),
     "csv": ("text/csv; charset=utf-8", csv_report),
 }

@@ -30,7 +30,7 @@ WEAK_BELOW = 10
 """Fewest different characters of a master secret given by hand that cause no warning."""
 
 
-class Verdict(StrEnum):
+class Severity(StrEnum):
     """Severity of a finding."""
 
     OK = "ok"
@@ -39,18 +39,18 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """Result of one check, with its cure."""
 
     name: str
-    verdict: Verdict
+    verdict: Severity
     details: str
     cure: str | None = None
 
 
-def diagnose(settings: Settings) -> Sequence[Finding]:
+def diagnose(settings: Settings) -> Sequence[Diagnosis]:
     """Run all checks. A check that can't be made is a finding too."""
-    looks: dict[str, Callable[[Settings], Iterator[Finding]]] = {
+    looks: dict[str, Callable[[Settings], Iterator[Diagnosis]]] = {
         "pycryptodome": _crypto,
         "encryption": _encryption,
         "master secret": _secret,
@@ -62,57 +62,57 @@ def diagnose(settings: Settings) -> Sequence[Finding]:
         "ports": _ports,
         "Swagger UI": swagger,
     }
-    findings: list[Finding] = []
+    findings: list[Diagnosis] = []
     for name, look in looks.items():
         try:
             findings += look(settings)
         except OnApiError as error:
-            findings.append(Finding(name, Verdict.BROKEN, error.details))
+            findings.append(Diagnosis(name, Severity.BROKEN, error.details))
     return findings
 
 
-def _crypto(_settings: Settings) -> Iterator[Finding]:
+def _crypto(_settings: Settings) -> Iterator[Diagnosis]:
     name = "pycryptodome"
     cure = "pip uninstall -y pycrypto && pip install --force-reinstall --no-deps pycryptodome"
     try:
         metadata.distribution("pycrypto")
     except metadata.PackageNotFoundError:
-        yield Finding(name, Verdict.OK, metadata.version(name))
+        yield Diagnosis(name, Severity.OK, metadata.version(name))
     else:
-        yield Finding(
-            name, Verdict.BROKEN, "pycrypto is installed beside it and overwrites its files", cure
+        yield Diagnosis(
+            name, Severity.BROKEN, "pycrypto is installed beside it and overwrites its files", cure
         )
 
 
-def _encryption(_settings: Settings) -> Iterator[Finding]:
+def _encryption(_settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.crypto import aead
 
-    yield Finding("encryption", Verdict.OK, f"ChaCha20-Poly1305 by {aead.describe()}")
+    yield Diagnosis("encryption", Severity.OK, f"ChaCha20-Poly1305 by {aead.describe()}")
 
 
-def _secret(settings: Settings) -> Iterator[Finding]:
+def _secret(settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.crypto.secrets import SECRET_FILE, Keyring
 
     Keyring.load(settings)
     if settings.secret_key is None:
         mode = stat.S_IMODE((settings.home / SECRET_FILE).stat().st_mode)
         if mode & 0o077:
-            yield Finding(
+            yield Diagnosis(
                 "master secret",
-                Verdict.BROKEN,
+                Severity.BROKEN,
                 "others on this machine can read it",
                 f"chmod 600 {settings.home / SECRET_FILE}",
             )
             return
-        yield Finding("master secret", Verdict.OK, f"from {SECRET_FILE}")
+        yield Diagnosis("master secret", Severity.OK, f"from {SECRET_FILE}")
     elif len(set(settings.secret_key.get_secret_value())) < WEAK_BELOW:
         cure = "make a new one before anything depends on it: openssl rand -base64 48"
-        yield Finding("master secret", Verdict.WARNING, "it looks weak: so few characters", cure)
+        yield Diagnosis("master secret", Severity.WARNING, "it looks weak: so few characters", cure)
     else:
-        yield Finding("master secret", Verdict.OK, "from ON_API_SECRET_KEY")
+        yield Diagnosis("master secret", Severity.OK, "from ON_API_SECRET_KEY")
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
+def _database(settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.models import Database
     from on_api.core.models.revisions import check_revision
 
@@ -120,13 +120,13 @@ def _database(settings: Settings) -> Iterator[Finding]:
     try:
         with database.session_scope(write=False) as session:
             connection = session.connection()
-            yield Finding("database", Verdict.OK, f"{connection.dialect.name}, reachable")
+            yield Diagnosis("database", Severity.OK, f"{connection.dialect.name}, reachable")
             try:
                 check_revision(connection)
             except StartupError as error:
-                yield Finding("migrations", Verdict.BROKEN, error.details)
+                yield Diagnosis("migrations", Severity.BROKEN, error.details)
             else:
-                yield Finding("migrations", Verdict.OK, "at head")
+                yield Diagnosis("migrations", Severity.OK, "at head")
                 yield from _secret_of_rows(session, settings)
             yield _clock(session)
             if database.is_postgresql:
@@ -136,7 +136,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         database.dispose()
 
 
-def _clock(session: Session) -> Finding:
+def _clock(session: Session) -> Diagnosis:
     from on_api.core.models.database import moment_of, utc_now
 
     before = utc_now()
@@ -145,12 +145,12 @@ def _clock(session: Session) -> Finding:
     ahead = (before + (after - before) / 2 - there).total_seconds()
     details = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
     if abs(ahead) <= CLOCKS_DIFFER:
-        return Finding("clock", Verdict.OK, details)
+        return Diagnosis("clock", Severity.OK, details)
     cure = "set the clocks of both machines by one time server: keys' expiry and traffic go by this"
-    return Finding("clock", Verdict.WARNING, details, cure)
+    return Diagnosis("clock", Severity.WARNING, details, cure)
 
 
-def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
+def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.crypto.secrets import Keyring
     from on_api.core.services.accounts.rotation import secret_problem
 
@@ -161,38 +161,38 @@ def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Finding]:
         return  # reported already
     problem = secret_problem(session, keyring)
     if problem is None:
-        yield Finding(name, Verdict.OK, "belongs to the secret that is here")
+        yield Diagnosis(name, Severity.OK, "belongs to the secret that is here")
     else:
         details, _, cure = problem.partition(": ")
-        yield Finding(name, Verdict.BROKEN, details, cure)
+        yield Diagnosis(name, Severity.BROKEN, details, cure)
 
 
-def _instance(settings: Settings) -> Iterator[Finding]:
+def _instance(settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.services.upkeep.instance import running_instance
 
     name = "instance"
     instance = running_instance(settings.home)
     if instance is None:
-        yield Finding(name, Verdict.OK, "none runs in this home")
+        yield Diagnosis(name, Severity.OK, "none runs in this home")
     elif instance.uses_database_of(settings):
-        yield Finding(name, Verdict.OK, f"process {instance.pid} runs in this home")
+        yield Diagnosis(name, Severity.OK, f"process {instance.pid} runs in this home")
     else:
         details, _, cure = instance.told_database().partition(": ")
-        yield Finding(name, Verdict.BROKEN, details, cure)
+        yield Diagnosis(name, Severity.BROKEN, details, cure)
 
 
-def _node(settings: Settings) -> Iterator[Finding]:
+def _node(settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.ipfs.daemon.version import TESTED_RANGE
     from on_api.core.services.upkeep.node_adoption import asking
 
-    async def ask() -> Finding:
+    async def ask() -> Diagnosis:
         async with asking(settings) as node:
             version = await node.version()
         if version.tested:
-            return Finding("node", Verdict.OK, f"{version.agent} {version.version}")
-        return Finding(
+            return Diagnosis("node", Severity.OK, f"{version.agent} {version.version}")
+        return Diagnosis(
             "node",
-            Verdict.WARNING,
+            Severity.WARNING,
             f"{version.agent} {version.version} is outside the tested range {TESTED_RANGE}",
             "use a tested version, or report how it went with this one",
         )
@@ -201,13 +201,13 @@ def _node(settings: Settings) -> Iterator[Finding]:
         yield asyncio.run(ask())
     except WrongNode as error:
         details, _, advice = error.details.partition(": nothing was asked of it")
-        yield Finding("node", Verdict.BROKEN, details, advice.strip(". ") or _START_IT)
+        yield Diagnosis("node", Severity.BROKEN, details, advice.strip(". ") or _START_IT)
     except OnApiError as error:
         cure = _START_IT if settings.manages_node else None
-        yield Finding("node", Verdict.BROKEN, error.details, cure)
+        yield Diagnosis("node", Severity.BROKEN, error.details, cure)
 
 
-def _gateway(settings: Settings) -> Iterator[Finding]:
+def _gateway(settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.services.content.walking import DamagedError, read_block
     from on_api.core.services.upkeep.node_adoption import asking
     from on_api.core.services.upkeep.readiness import gateway_problem
@@ -226,15 +226,15 @@ def _gateway(settings: Settings) -> Iterator[Finding]:
     name = "gateway"
     problem = asyncio.run(ask())
     if problem is None:
-        yield Finding(name, Verdict.OK, "gives out what it is asked for")
+        yield Diagnosis(name, Severity.OK, "gives out what it is asked for")
     elif settings.manages_node:
-        yield Finding(name, Verdict.BROKEN, problem, f"{_START_IT}; else look by `on-api fsck`")
+        yield Diagnosis(name, Severity.BROKEN, problem, f"{_START_IT}; else look by `on-api fsck`")
     else:
         cure = (
             "ON_API_IPFS__GATEWAY_URL must be the gateway of the node at ON_API_IPFS__RPC_URL;"
             " `on-api fsck` looks for what is damaged"
         )
-        yield Finding(name, Verdict.BROKEN, problem, cure)
+        yield Diagnosis(name, Severity.BROKEN, problem, cure)
 
 
 def _some_content(settings: Settings) -> Cid | None:
@@ -253,7 +253,7 @@ def _some_content(settings: Settings) -> Cid | None:
         database.dispose()
 
 
-def node_settings(settings: Settings) -> Iterator[Finding]:
+def node_settings(settings: Settings) -> Iterator[Diagnosis]:
     """Compare the node's configuration with the one that on-api wants."""
     from on_api.core.ipfs.daemon.repo import config_differences
 
@@ -261,7 +261,9 @@ def node_settings(settings: Settings) -> Iterator[Finding]:
     if settings.manages_node:
         path = settings.home / "ipfs" / "config"
         if not path.exists():
-            yield Finding(name, Verdict.WARNING, "there is no repo yet", "`on-api serve` makes it")
+            yield Diagnosis(
+                name, Severity.WARNING, "there is no repo yet", "`on-api serve` makes it"
+            )
             return
         config = json.loads(path.read_text())
     else:
@@ -269,9 +271,9 @@ def node_settings(settings: Settings) -> Iterator[Finding]:
     differences = config_differences(config, settings.node)
     for difference in differences:
         details, _, cure = difference.partition(": ")
-        yield Finding(name, Verdict.WARNING, details, cure)
+        yield Diagnosis(name, Severity.WARNING, details, cure)
     if not differences:
-        yield Finding(name, Verdict.OK, "durable, with the CID profile")
+        yield Diagnosis(name, Severity.OK, "durable, with the CID profile")
 
 
 async def _ask_for_config(settings: Settings) -> dict[str, object]:
@@ -281,7 +283,7 @@ async def _ask_for_config(settings: Settings) -> dict[str, object]:
         return await node.config()
 
 
-def _pool(settings: Settings, allowed: int) -> Finding:
+def _pool(settings: Settings, allowed: int) -> Diagnosis:
     # Two more in each process: one receives cache invalidations, one proves that they arrive.
     of_one = settings.database.pool_size + settings.database.max_overflow + 2
     wanted = of_one * settings.processes
@@ -290,15 +292,15 @@ def _pool(settings: Settings, allowed: int) -> Finding:
         " server"
     )
     if wanted < allowed:
-        return Finding("connections", Verdict.OK, details)
+        return Diagnosis("connections", Severity.OK, details)
     cure = (
         "lower ON_API_PROCESSES, or ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (with"
         " ON_API_THREADS), or raise max_connections"
     )
-    return Finding("connections", Verdict.WARNING, details, cure)
+    return Diagnosis("connections", Severity.WARNING, details, cure)
 
 
-def _ports(settings: Settings) -> Iterator[Finding]:
+def _ports(settings: Settings) -> Iterator[Diagnosis]:
     """Check whether our ports are free; one held by the on-api of this home is fine."""
     from on_api.core.services.upkeep.instance import running_instance
 
@@ -307,26 +309,26 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     if instance is None and settings.manages_node:
         yield from _node_ports(settings)
     if not _is_taken(settings.host, settings.port):
-        yield Finding("ports", Verdict.OK, f"{settings.port} is free")
+        yield Diagnosis("ports", Severity.OK, f"{settings.port} is free")
     elif is_ours and _is_on_api(settings):
-        yield Finding("ports", Verdict.OK, f"{settings.port} is on-api's")
+        yield Diagnosis("ports", Severity.OK, f"{settings.port} is on-api's")
     elif _is_on_api(settings):
-        yield Finding(
+        yield Diagnosis(
             "ports",
-            Verdict.WARNING,
+            Severity.WARNING,
             f"{settings.port} is taken by an on-api that this home doesn't tell of",
             "set ON_API_HOME to its home, or choose another port with ON_API_PORT",
         )
     else:
-        yield Finding(
+        yield Diagnosis(
             "ports",
-            Verdict.BROKEN,
+            Severity.BROKEN,
             f"{settings.port} is taken by another program",
             "stop it, or choose another port with ON_API_PORT",
         )
 
 
-def _node_ports(settings: Settings) -> Iterator[Finding]:
+def _node_ports(settings: Settings) -> Iterator[Diagnosis]:
     """Check the ports that the node of this home will need, unless it is running already."""
     from on_api.core.ipfs.daemon.whose import rpc_port_of
 
@@ -337,9 +339,9 @@ def _node_ports(settings: Settings) -> Iterator[Finding]:
         (settings.node.gateway_port, "GATEWAY_PORT"),
     ):
         if _is_taken("127.0.0.1", port):
-            yield Finding(
+            yield Diagnosis(
                 "node's ports",
-                Verdict.BROKEN,
+                Severity.BROKEN,
                 f"{port} is taken by another program, which is left alone",
                 f"stop it, or choose another with ON_API_NODE__{name} (make run {name}=…)",
             )
@@ -361,12 +363,12 @@ def _is_on_api(settings: Settings) -> bool:
         return False
 
 
-def swagger(_settings: Settings) -> Iterator[Finding]:
+def swagger(_settings: Settings) -> Iterator[Diagnosis]:
     """Check for the files of Swagger UI."""
     missing = [name for name in SWAGGER_FILES if not (SWAGGER_FOLDER / name).is_file()]
     if missing:
         cure = "restore on_api/public/static from the release"
         details = f"missing: {', '.join(missing)}"
-        yield Finding("Swagger UI", Verdict.BROKEN, details, cure)
+        yield Diagnosis("Swagger UI", Severity.BROKEN, details, cure)
     else:
-        yield Finding("Swagger UI", Verdict.OK, "its files are here")
+        yield Diagnosis("Swagger UI", Severity.OK, "its files are here")

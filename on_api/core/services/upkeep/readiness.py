@@ -61,7 +61,7 @@ class Check:
     needed: bool = True
 
 
-class Readiness:
+class ReadinessChecks:
     """Checks of all parts, made at once. On one event loop."""
 
     def __init__(

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from on_api.core.errors import ServiceUnavailable, Unauthorized
 from on_api.core.ipfs.formats.bundle import Block, Bundle
 from on_api.core.models import Database
-from on_api.core.services.accounts.idempotency import Answered, Claim, IdempotencyService
+from on_api.core.services.accounts.idempotency import Answered, IdempotencyClaim, IdempotencyService
 from on_api.core.services.accounts.keys import keys_in_force
 from on_api.core.services.content import contents, recorder
 from on_api.core.services.content.leases import GIVEN_UP
@@ -31,7 +31,7 @@ from on_api.core.services.content.statements import (
     keeping,
 )
 from on_api.core.services.files.files import FileFacts
-from on_api.core.services.uploads.stored_files import MICROSECOND, StoredFile, facts_in
+from on_api.core.services.uploads.stored_files import MICROSECOND, UploadedFile, facts_in
 
 Files = Sequence[FileFacts]
 """Files of one upload, as they were recorded."""
@@ -46,9 +46,9 @@ class SmallUpload:
 
     user_id: uuid.UUID
     key_id: uuid.UUID
-    files: Sequence[StoredFile]
+    files: Sequence[UploadedFile]
     blocks: Sequence[Block]
-    claim: Claim | None = None
+    claim: IdempotencyClaim | None = None
     answer: Callable[[Files], Answered] | None = None
 
     @property

@@ -32,7 +32,7 @@ class IncomingFile:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
+class UploadedFile:
     """File whose bytes are on the node, or about to be. `size` and `sha256` are of the bytes
     received, `stored_size` and `dag_size` of those on the node."""
 

@@ -37,7 +37,7 @@ from on_api.core.services.accounts.access import Principal
 from on_api.core.services.accounts.idempotency import (
     AlreadyAnswered,
     Answered,
-    Claim,
+    IdempotencyClaim,
     IdempotencyService,
     fingerprint,
 )
@@ -62,7 +62,7 @@ from on_api.core.services.uploads.intake import (
 from on_api.core.services.uploads.stored_files import (
     MICROSECOND,
     IncomingFile,
-    StoredFile,
+    UploadedFile,
     facts_in,
 )
 from on_api.core.services.uploads.whole_file import WholeFile
@@ -79,11 +79,11 @@ NO_FILE = "No file was sent: name the part `file`."
 class Recording:
     """Claim on an Idempotency-Key, and the renderer of the answer to record."""
 
-    claim: Claim
+    claim: IdempotencyClaim
     render: Callable[[Sequence[FileFacts]], bytes]
 
 
-_Send = Callable[[LeaseHandle, Intake], AsyncIterator[StoredFile]]
+_Send = Callable[[LeaseHandle, Intake], AsyncIterator[UploadedFile]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class _Ended:
     user_id: uuid.UUID
     key_id: uuid.UUID
     lease: LeaseHandle
-    stored: Sequence[StoredFile]
+    stored: Sequence[UploadedFile]
     recording: Recording | None
     secured: dict[str, int] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class UploadService:
         principal: Principal,
         incoming: AsyncIterator[IncomingFile],
         announced: Announced,
-        attempt: Claim | Answered,
+        attempt: IdempotencyClaim | Answered,
         render: Callable[[Sequence[FileFacts]], bytes],
     ) -> Sequence[FileFacts]:
         """Store files like `store`, under an Idempotency-Key: recorded together with the answer.
@@ -201,7 +201,7 @@ class UploadService:
                 with self._bundler.room(most):
                     return await self._store_small(principal, incoming, most, recording)
 
-            async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[StoredFile]:
+            async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[UploadedFile]:
                 async for file in incoming:
                     yield await self._send(principal, file, lease, intake)
 
@@ -232,7 +232,7 @@ class UploadService:
         """Store the files that `send` yields, under a lease of their own."""
         lease = await self._leases.open_together(UPLOAD, principal, announced)
         intake = Intake(lease, self._leases, self._capacity, self._hashers, self._limits)
-        stored: list[StoredFile] = []
+        stored: list[UploadedFile] = []
         try:
             async with self._leases.kept_alive(lease):
                 async for file in send(lease, intake):
@@ -277,13 +277,13 @@ class UploadService:
     async def _store_alone(
         self,
         principal: Principal,
-        files: Sequence[StoredFile],
+        files: Sequence[UploadedFile],
         sent: Sequence[Block],
         recording: Recording | None,
     ) -> Sequence[FileFacts]:
         """Store files that are in memory, not in a bundle."""
 
-        async def send(lease: LeaseHandle, _intake: Intake) -> AsyncIterator[StoredFile]:
+        async def send(lease: LeaseHandle, _intake: Intake) -> AsyncIterator[UploadedFile]:
             for file, (_, block) in zip(files, sent, strict=True):
                 added = await self._add(_once(block), lease)
                 yield replace(file, cid=added.cid, dag_size=added.dag_size)
@@ -305,14 +305,14 @@ class UploadService:
 
     async def _send(
         self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake
-    ) -> StoredFile:
+    ) -> UploadedFile:
         sealing = None
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
         passage = FilePassage(None if sealing is None else sealing.encryptor)
         with intake.passing(file.body, passage) as stream:
             added = await self._add(stream, lease)
-        return StoredFile(
+        return UploadedFile(
             incoming=file,
             cid=added.cid,
             stored_size=added.size,
@@ -377,7 +377,7 @@ class UploadService:
         return files
 
     def _answer(
-        self, stored: Sequence[StoredFile], recording: Recording, files: Sequence[FileFacts]
+        self, stored: Sequence[UploadedFile], recording: Recording, files: Sequence[FileFacts]
     ) -> Answered:
         sent = [(file.incoming, file.sha256) for file in stored]
         return Answered(self._fingerprints(sent)[0], 201, recording.render(files))

@@ -10,7 +10,7 @@ from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid
 from on_api.core.media_types import sniff
 from on_api.core.services.files.private_files import Sealing
 from on_api.core.services.uploads.intake import SNIFFED_BYTES
-from on_api.core.services.uploads.stored_files import IncomingFile, StoredFile
+from on_api.core.services.uploads.stored_files import IncomingFile, UploadedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class WholeFile:
         digest = sha256 if sealing is None else hashlib.sha256(block).digest()
         return cls(incoming, plain, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
 
-    def as_stored(self) -> StoredFile:
+    def as_stored(self) -> UploadedFile:
         """Return the file as the node will store it: one raw block."""
         file = self.incoming
-        return StoredFile(
+        return UploadedFile(
             incoming=file,
             cid=str(self.cid),
             stored_size=len(self.block),

@@ -19,7 +19,7 @@ from sqlalchemy import exists, select
 from on_api.core.errors import BlocksMissing, NodeError, ServiceUnavailable
 from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.ipfs.formats.dag import DAG_CBOR, DagError, links_of
-from on_api.core.ipfs.port import IpfsNode, PinStatus
+from on_api.core.ipfs.port import IpfsNode, NodePin
 from on_api.core.models import Content, Database, Holding, Lease, LeasedPin, Pin
 from on_api.core.models.content import PINNED, UNPINNING
 from on_api.core.models.database import database_now, new_id
@@ -29,7 +29,7 @@ from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.content.walking import DamagedError, read_block, read_dag
 from on_api.core.services.pins.jobs import UNDER_WAY
-from on_api.core.services.upkeep.fsck.findings import Finding, Kind, Report
+from on_api.core.services.upkeep.fsck.findings import Finding, FindingKind, FsckReport
 from on_api.core.services.upkeep.fsck.ledger import SLACK
 from on_api.core.services.upkeep.fsck.node_pins import NodePins
 from on_api.core.services.upkeep.fsck.quarantine import Quarantine
@@ -57,7 +57,7 @@ class NodeChecks:
         node: IpfsNode,
         reconciler: PinReconciler,
         names: PinNames,
-        report: Report,
+        report: FsckReport,
         *,
         repair: bool,
         fetch: bool,
@@ -80,10 +80,12 @@ class NodeChecks:
         for cid in await to_thread.run_sync(self._held_but_not_pinned):
             details = "somebody holds it, its row says that it is not pinned"
             mended = self._repair and await self._restore(cid)
-            self._report.add(Finding(Kind.WRONG_STATE, cid, details, mended))
+            self._report.add(Finding(FindingKind.WRONG_STATE, cid, details, mended))
         for cid in await to_thread.run_sync(self._left_removals):
             mended = self._repair and await self._remove(cid)
-            self._report.add(Finding(Kind.DEAD_LEASE, cid, "its removal was left undone", mended))
+            self._report.add(
+                Finding(FindingKind.DEAD_LEASE, cid, "its removal was left undone", mended)
+            )
 
     async def check_contents(self, pins: NodePins, *, walk: bool) -> None:
         """Check that every content that the database says is pinned is; with `walk` also that its
@@ -139,7 +141,7 @@ class NodeChecks:
             except NodeError:
                 mended = await self._fetch_and_pin(cid)
         details = "the node has no pin on it"
-        self._report.add(Finding(Kind.MISSING_PIN, cid, details, mended))
+        self._report.add(Finding(FindingKind.MISSING_PIN, cid, details, mended))
         return mended
 
     async def _walk(self, cid: str) -> None:
@@ -155,7 +157,7 @@ class NodeChecks:
         if self._repair:
             await self._fetch(cid)
             mended = await self._damage(cid) is None
-        self._report.add(Finding(Kind.DAMAGED_DAG, cid, damage, mended))
+        self._report.add(Finding(FindingKind.DAMAGED_DAG, cid, damage, mended))
 
     async def _walk_bundle(self, cid: str, members: Collection[str]) -> None:
         """Walk a bundle's own block and its dead members, without which it could not be pinned
@@ -169,7 +171,7 @@ class NodeChecks:
             if self._repair:
                 await self._reconciler.dissolve(cid, self._run, lost=False)
                 mended = await to_thread.run_sync(self._state, cid) != PINNED
-            self._report.add(Finding(Kind.DAMAGED_DAG, cid, str(error), mended))
+            self._report.add(Finding(FindingKind.DAMAGED_DAG, cid, str(error), mended))
             return
         self._report.blocks += 1 + len(dead)
         self._report.bytes += len(node) + sum(sizes)
@@ -220,13 +222,13 @@ class NodeChecks:
 
         return await to_thread.run_sync(set_pinned)
 
-    async def _look_at_unknown(self, pin: PinStatus, quarantine: Quarantine, *, now: bool) -> None:
+    async def _look_at_unknown(self, pin: NodePin, quarantine: Quarantine, *, now: bool) -> None:
         if pin.cid in EMPTY_FOLDERS and not pin.name:
             return
         job = await to_thread.run_sync(self._names.job_of, pin.name)
         if job is None:
             details = f"named {pin.name!r}" if pin.name else "without a name"
-            self._report.add(Finding(Kind.FOREIGN_PIN, pin.cid, details))
+            self._report.add(Finding(FindingKind.FOREIGN_PIN, pin.cid, details))
             return
         if await to_thread.run_sync(self._is_in_flight, job, pin.cid):
             return
@@ -239,7 +241,7 @@ class NodeChecks:
             if mended:
                 await to_thread.run_sync(self._unlist, job, pin.cid)
             details = f"left by {job}, which has ended"
-            self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+            self._report.add(Finding(FindingKind.ORPHAN_PIN, pin.cid, details, mended))
             return
         sight = await to_thread.run_sync(quarantine.see, pin.cid, job)
         details = f"nothing here tells of {job}, which has made it"
@@ -247,12 +249,18 @@ class NodeChecks:
             mended = await self._remove(pin.cid)
             if mended:
                 await to_thread.run_sync(quarantine.release, pin.cid)
-            self._report.add(Finding(Kind.ORPHAN_PIN, pin.cid, details, mended))
+            self._report.add(Finding(FindingKind.ORPHAN_PIN, pin.cid, details, mended))
             return
         when = sight.ends_at.isoformat(timespec="seconds").replace("+00:00", "Z")
         details += f"; if it is seen again, --repair removes it from {when} on"
         self._report.add(
-            Finding(Kind.ORPHAN_PIN, pin.cid, details, due_at=sight.ends_at, deferred=self._repair)
+            Finding(
+                FindingKind.ORPHAN_PIN,
+                pin.cid,
+                details,
+                due_at=sight.ends_at,
+                deferred=self._repair,
+            )
         )
 
     async def is_lost(self, cid: str) -> bool:
@@ -313,7 +321,7 @@ class NodeChecks:
         with self._database.session_scope(write=False) as session:
             return session.scalars(select(Content.cid).where(left)).all()
 
-    def _unknown(self, pins: Sequence[PinStatus]) -> list[PinStatus]:
+    def _unknown(self, pins: Sequence[NodePin]) -> list[NodePin]:
         """Return those pins that belong to no content."""
         cids = [pin.cid for pin in pins]
         with self._database.session_scope(write=False) as session:

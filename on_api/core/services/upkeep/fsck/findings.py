@@ -10,7 +10,7 @@ MOST_KEPT = 10_000
 """Findings that are listed; all are counted."""
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """Kind of difference between database and node."""
 
     MISSING_PIN = "missing_pin"
@@ -24,14 +24,14 @@ class Kind(StrEnum):
 
 
 MEANINGS = {
-    Kind.MISSING_PIN: "content that somebody holds is not pinned on the node",
-    Kind.DAMAGED_DAG: "blocks of content that is pinned are missing or damaged",
-    Kind.ORPHAN_PIN: "a pin of ours that nobody holds",
-    Kind.FOREIGN_PIN: "a pin of somebody else: none of on-api's business",
-    Kind.DEAD_LEASE: "work that a crash has ended still counts as begun",
-    Kind.WRONG_STATE: "a row says something else than what refers to it",
-    Kind.WRONG_COUNT: "a counter differs from what it counts",
-    Kind.CLOSED_FILE: "a private file whose row has lost what opens it",
+    FindingKind.MISSING_PIN: "content that somebody holds is not pinned on the node",
+    FindingKind.DAMAGED_DAG: "blocks of content that is pinned are missing or damaged",
+    FindingKind.ORPHAN_PIN: "a pin of ours that nobody holds",
+    FindingKind.FOREIGN_PIN: "a pin of somebody else: none of on-api's business",
+    FindingKind.DEAD_LEASE: "work that a crash has ended still counts as begun",
+    FindingKind.WRONG_STATE: "a row says something else than what refers to it",
+    FindingKind.WRONG_COUNT: "a counter differs from what it counts",
+    FindingKind.CLOSED_FILE: "a private file whose row has lost what opens it",
 }
 
 
@@ -39,7 +39,7 @@ MEANINGS = {
 class Finding:
     """One difference found. `subject` is a CID or a row's id."""
 
-    kind: Kind
+    kind: FindingKind
     subject: str
     details: str
     mended: bool = False
@@ -51,11 +51,11 @@ class Finding:
     @property
     def is_trouble(self) -> bool:
         """True if it breaks a promise as it stands."""
-        return self.kind is not Kind.FOREIGN_PIN and not self.mended and not self.deferred
+        return self.kind is not FindingKind.FOREIGN_PIN and not self.mended and not self.deferred
 
 
 @dataclass
-class Report:
+class FsckReport:
     """All findings of a run, and the amounts checked."""
 
     contents: int = 0
@@ -63,7 +63,7 @@ class Report:
     blocks: int = 0
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
-    counts: dict[Kind, int] = field(default_factory=dict)
+    counts: dict[FindingKind, int] = field(default_factory=dict)
     """Number of findings by kind."""
     troubles: int = 0
     """Number of troubles that are left."""
@@ -77,7 +77,7 @@ class Report:
         self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
         self.troubles += finding.is_trouble
         self.deferred += finding.deferred
-        about_content = {Kind.MISSING_PIN, Kind.DAMAGED_DAG, Kind.WRONG_STATE}
+        about_content = {FindingKind.MISSING_PIN, FindingKind.DAMAGED_DAG, FindingKind.WRONG_STATE}
         if finding.kind in about_content and not finding.mended:
             self.lost[finding.subject] = finding.details
         if len(self.findings) < MOST_KEPT:

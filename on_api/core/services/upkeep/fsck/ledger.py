@@ -31,7 +31,7 @@ from on_api.core.models.database import database_now, moment_of
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services.content import bundles, contents, leftovers
 from on_api.core.services.pins.jobs import UNDER_WAY
-from on_api.core.services.upkeep.fsck.findings import Finding, Kind
+from on_api.core.services.upkeep.fsck.findings import Finding, FindingKind
 
 SLACK = timedelta(minutes=5)
 """Time after its end until a lease counts as dead."""
@@ -93,7 +93,7 @@ def _look_at_holding(
         else:
             holding.references = real
     details = f"user {user_id} refers to it {real} times, {counted} are counted"
-    return Finding(Kind.WRONG_COUNT, cid, details, mended=repair)
+    return Finding(FindingKind.WRONG_COUNT, cid, details, mended=repair)
 
 
 def _check_counters(database: Database, *, repair: bool) -> Iterator[Finding]:
@@ -126,7 +126,7 @@ def _check_counters(database: Database, *, repair: bool) -> Iterator[Finding]:
                     if repair:
                         setattr(usage, column.key, real)
                     details = f"{column.key} says {counted}, it is {real}"
-                    yield Finding(Kind.WRONG_COUNT, str(user_id), details, mended=repair)
+                    yield Finding(FindingKind.WRONG_COUNT, str(user_id), details, mended=repair)
 
 
 def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
@@ -151,7 +151,9 @@ def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
             if repair:
                 content.unreferenced_at = None if is_held else database_now()
             details = "somebody holds it" if is_held else "nobody holds it"
-            yield Finding(Kind.WRONG_STATE, cid, f"{details}, its row says not so", mended=repair)
+            yield Finding(
+                FindingKind.WRONG_STATE, cid, f"{details}, its row says not so", mended=repair
+            )
 
 
 def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
@@ -172,7 +174,9 @@ def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
             yield finding
     for pin_id in jobs:
         # The next worker continues it: nothing to repair, only to report.
-        yield Finding(Kind.DEAD_LEASE, str(pin_id), "a pin whose worker ended; is one running?")
+        yield Finding(
+            FindingKind.DEAD_LEASE, str(pin_id), "a pin whose worker ended; is one running?"
+        )
 
 
 def _look_at_lease(
@@ -187,10 +191,10 @@ def _look_at_lease(
     if session.scalar(select(exists().where(LeasedPin.lease_id == lease_id))):
         # Only the lease lists these pins.
         details = "the worker has not removed yet what it has left; is one running?"
-        return Finding(Kind.DEAD_LEASE, str(lease_id), details)
+        return Finding(FindingKind.DEAD_LEASE, str(lease_id), details)
     if repair:
         leftovers.end(session, usage, lease)
-    return Finding(Kind.DEAD_LEASE, str(lease_id), "an upload that ended", mended=repair)
+    return Finding(FindingKind.DEAD_LEASE, str(lease_id), "an upload that ended", mended=repair)
 
 
 def _references() -> Subquery:

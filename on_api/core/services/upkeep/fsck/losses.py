@@ -41,7 +41,7 @@ class LostReference:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostContent:
     """A lost content. `details` says what is missing."""
 
     cid: str
@@ -53,7 +53,7 @@ class Loss:
         return asdict(self)
 
 
-def loss_of(database: Database, cid: str, details: str) -> Loss:
+def loss_of(database: Database, cid: str, details: str) -> LostContent:
     """Return the references of all users to a lost content."""
     with database.session_scope(write=False) as session:
         links = (
@@ -77,10 +77,10 @@ def loss_of(database: Database, cid: str, details: str) -> Loss:
         *(LostReference("file", *row) for row in files),
         *(LostReference("pin", *row, size=None) for row in pins),
     ]
-    return Loss(cid, details, references)
+    return LostContent(cid, details, references)
 
 
-def drop(session: Session, loss: Loss, user_id: uuid.UUID, actor: Actor) -> None:
+def drop(session: Session, loss: LostContent, user_id: uuid.UUID, actor: Actor) -> None:
     """Drop the rows of one user that refer to a lost content, if they are still there, and record
     events for the user.
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from on_api.core.errors import BadRequest
 from on_api.core.ipfs.formats.cid import normalise
-from on_api.core.ipfs.port import IpfsNode, PinStatus
+from on_api.core.ipfs.port import IpfsNode, NodePin
 
 PAGE = 500
 
@@ -44,7 +44,7 @@ class NodePins:
 
     async def fill(self, node: IpfsNode) -> None:
         """List the node's pins. Raises a `NodeError`."""
-        batch: list[PinStatus] = []
+        batch: list[NodePin] = []
         async for pin in node.pins():
             batch.append(pin)
             if len(batch) >= PAGE:
@@ -59,7 +59,7 @@ class NodePins:
         found = {row[0] for row in self._table.execute(query, cids)}
         return [cid for cid in cids if cid not in found]
 
-    def pages(self) -> Iterator[list[PinStatus]]:
+    def pages(self) -> Iterator[list[NodePin]]:
         """Yield all pins in order of CID, page by page."""
         last = ""
         while True:
@@ -68,10 +68,10 @@ class NodePins:
             ).fetchall()
             if not rows:
                 return
-            yield [PinStatus(cid, name) for cid, name in rows]
+            yield [NodePin(cid, name) for cid, name in rows]
             last = rows[-1][0]
 
-    def _keep(self, batch: Sequence[PinStatus]) -> None:
+    def _keep(self, batch: Sequence[NodePin]) -> None:
         self._table.execute("BEGIN")
         self._table.executemany(
             "INSERT OR REPLACE INTO pins VALUES (?, ?)",

@@ -14,11 +14,11 @@ from on_api.core.errors import NodeError, SecretUnavailable
 from on_api.core.models import Content, Database, File, Identity
 from on_api.core.models.file import FOR_OWNER, FOR_PASSPHRASE, FOR_RECIPIENTS, PRIVATE
 from on_api.core.services.files.sealed_headers import NotSealedError, SealedHeaders
-from on_api.core.services.upkeep.fsck.findings import Finding, Kind, Report
+from on_api.core.services.upkeep.fsck.findings import Finding, FindingKind, FsckReport
 
 
 async def check_private_files(
-    database: Database, headers: SealedHeaders, report: Report, *, repair: bool
+    database: Database, headers: SealedHeaders, report: FsckReport, *, repair: bool
 ) -> None:
     """Check that every private file has a header, and an identity of its owner where that is to
     open it."""
@@ -39,7 +39,7 @@ async def check_private_files(
                     details += "; no identity of its owner opens it"
                 else:
                     mended = await to_thread.run_sync(_write, database, file_id, file.cid, columns)
-        report.add(Finding(Kind.CLOSED_FILE, str(file_id), details, mended))
+        report.add(Finding(FindingKind.CLOSED_FILE, str(file_id), details, mended))
 
 
 def _closed(database: Database) -> Sequence[uuid.UUID]:

@@ -18,9 +18,9 @@ from on_api.core.services.content.pin_reconciler import PinReconciler
 from on_api.core.services.files.sealed_headers import SealedHeaders
 from on_api.core.services.upkeep.fsck import losses
 from on_api.core.services.upkeep.fsck.checks import NodeChecks
-from on_api.core.services.upkeep.fsck.findings import Report
+from on_api.core.services.upkeep.fsck.findings import FsckReport
 from on_api.core.services.upkeep.fsck.ledger import check_ledger
-from on_api.core.services.upkeep.fsck.losses import Loss
+from on_api.core.services.upkeep.fsck.losses import LostContent
 from on_api.core.services.upkeep.fsck.node_pins import NodePins
 from on_api.core.services.upkeep.fsck.private_files import check_private_files
 from on_api.core.services.upkeep.fsck.quarantine import Quarantine
@@ -46,7 +46,7 @@ class Fsck:
         self._reconciler = reconciler
         self._names = names
 
-    async def run(self, *, repair: bool, walk: bool, now: bool = False) -> Report:
+    async def run(self, *, repair: bool, walk: bool, now: bool = False) -> FsckReport:
         """Run all checks; with `repair` repair what can be, with `now` without quarantine; with
         `walk` read every block.
 
@@ -54,7 +54,7 @@ class Fsck:
         can't be done. A run that could not begin because of the node is not recorded.
         """
         await self._node.peer_id()
-        report = Report()
+        report = FsckReport()
         turn = await to_thread.run_sync(Turn, self._database, FSCK)
         result: dict[str, Any] = {"outcome": "failed"}
         try:
@@ -81,7 +81,7 @@ class Fsck:
             await to_thread.run_sync(turn.end, result)
         return report
 
-    async def restore_pins(self) -> Report:
+    async def restore_pins(self) -> FsckReport:
         """Pin again kept contents whose pins the node has lost. Those that can't be are left as
         `report.troubles`.
 
@@ -89,31 +89,31 @@ class Fsck:
         moment it comes back without. The blocks stay until a garbage collection. Nothing is
         fetched.
         """
-        report = Report()
+        report = FsckReport()
         checks = self._checks(report, repair=True, fetch=False)
         with NodePins() as pins:
             await pins.fill(self._node)
             await checks.check_contents(pins, walk=False)
         return report
 
-    async def losses(self, report: Report) -> Sequence[Loss]:
+    async def losses(self, report: FsckReport) -> Sequence[LostContent]:
         """Return the losses of users by the contents that a run could not repair."""
         return [
             await to_thread.run_sync(losses.loss_of, self._database, cid, details)
             for cid, details in report.lost.items()
         ]
 
-    async def drop_lost(self, found: Sequence[Loss], actor: Actor) -> Sequence[Loss]:
+    async def drop_lost(self, found: Sequence[LostContent], actor: Actor) -> Sequence[LostContent]:
         """Drop references to lost contents, and end these contents. Returns the dropped ones: a
         content that has come back meanwhile stays.
 
         Raises `Conflict` while a check is under way, a `NodeError` when the node can't be asked.
         """
         turn = await to_thread.run_sync(Turn, self._database, FSCK)
-        dropped: list[Loss] = []
+        dropped: list[LostContent] = []
         try:
             async with turn.kept():
-                checks = self._checks(Report(), repair=True, fetch=False)
+                checks = self._checks(FsckReport(), repair=True, fetch=False)
                 await self._node.version()  # a node that doesn't answer has lost nothing
                 for loss in found:
                     if await checks.is_lost(loss.cid):
@@ -125,12 +125,12 @@ class Fsck:
             await to_thread.run_sync(turn.end, result)
         return dropped
 
-    def _drop(self, loss: Loss, actor: Actor) -> None:
+    def _drop(self, loss: LostContent, actor: Actor) -> None:
         for user_id in sorted({each.user_id for each in loss.references}):
             with self._database.session_scope() as session:
                 losses.drop(session, loss, user_id, actor)
 
-    def _checks(self, report: Report, *, repair: bool, fetch: bool) -> NodeChecks:
+    def _checks(self, report: FsckReport, *, repair: bool, fetch: bool) -> NodeChecks:
         return NodeChecks(
             self._database,
             self._node,
@@ -142,13 +142,13 @@ class Fsck:
         )
 
 
-def as_document(report: Report) -> dict[str, Any]:
+def as_document(report: FsckReport) -> dict[str, Any]:
     """Return a report as a document for scripts."""
     document = asdict(report)
     del document["lost"]  # findings include it
     return {"clean": report.clean, **document}
 
 
-def _add_ledger(database: Database, report: Report, repair: bool) -> None:
+def _add_ledger(database: Database, report: FsckReport, repair: bool) -> None:
     for finding in check_ledger(database, repair=repair):
         report.add(finding)
