@@ -7,12 +7,12 @@ from fastapi import APIRouter
 from on_api.core.web.error_handlers import FAILURE, PROBLEM
 from on_api.core.web.openapi import ApiVersion
 from on_api.core.web.routing import add_flat
-from on_api.v1.endpoints.auth import router as auth
-from on_api.v1.endpoints.exports import router as exports
-from on_api.v1.endpoints.identities import router as identities
-from on_api.v1.endpoints.node import router as node
-from on_api.v1.endpoints.pins import router as pins
-from on_api.v1.endpoints.traffic import router as traffic
+from on_api.v1.endpoints.auth import shared_router as auth
+from on_api.v1.endpoints.exports import shared_router as exports
+from on_api.v1.endpoints.identities import shared_router as identities
+from on_api.v1.endpoints.node import shared_router as node
+from on_api.v1.endpoints.pins import shared_router as pins
+from on_api.v1.endpoints.traffic import shared_router as traffic
 from on_api.v2.endpoints.audit import router as audit
 from on_api.v2.endpoints.files import router as files
 from on_api.v2.endpoints.imports import router as imports

@@ -113,7 +113,7 @@ class ApiRoute(HeadRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._made_of = endpoint, options
-        super().__init__(path, _in_one_visit(endpoint), **options)
+        super().__init__(path, _in_worker_thread(endpoint), **options)
         self.app = _application(self._respond)
 
     def below(self, prefix: str) -> ApiRoute:
@@ -279,13 +279,14 @@ def _application(respond: Callable[[Request], Coroutine[Any, Any, Response]]) ->
     return application
 
 
-def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a synchronous endpoint as a coroutine, so that FastAPI doesn't use threads of its own
-    for it: each such switch costs more than the database query."""
+def _in_worker_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a synchronous endpoint as a coroutine that runs it, with its transaction, by one switch
+    to a worker thread: with FastAPI's own, each further switch costs more than the database
+    query."""
     if iscoroutinefunction(endpoint):
         return endpoint
 
-    def visit(values: dict[str, Any]) -> Any:
+    def call(values: dict[str, Any]) -> Any:
         transaction: Transaction | None = values.get("session")
         if transaction is None:
             return endpoint(**values)
@@ -293,7 +294,7 @@ def _in_one_visit(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(endpoint)
     async def run(**values: Any) -> Any:
-        return await run_in_threadpool(visit, values)
+        return await run_in_threadpool(call, values)
 
     return run
 

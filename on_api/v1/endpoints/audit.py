@@ -13,10 +13,10 @@ from on_api.core.services.accounts.audit import events
 from on_api.core.web.dependencies import Admin, PageQuery, SessionDep
 from on_api.core.web.routing import ApiRoute
 
-v1_only = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
+replaced_router = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
 
 
-@v1_only.get("")
+@replaced_router.get("")
 def list_audit_events(
     _principal: Admin,
     session: SessionDep,

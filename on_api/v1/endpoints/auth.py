@@ -15,10 +15,10 @@ from on_api.core.services.accounts.scrypt_pool import Asker
 from on_api.core.web.dependencies import ClientDep, ServicesDep, SessionDep
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/auth", tags=["auth"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/auth", tags=["auth"], route_class=ApiRoute)
 
 
-@router.post("/token", responses=documented(Unauthorized, TooManyRequests))
+@shared_router.post("/token", responses=documented(Unauthorized, TooManyRequests))
 async def log_in(
     form: Annotated[OAuth2PasswordRequestForm, Depends()],
     services: ServicesDep,
@@ -42,7 +42,7 @@ async def _hash_password(body: Registration, services: ServicesDep, client: Clie
     return await services.login.hash_password(body.password, Asker.stranger(client.client))
 
 
-@router.post(
+@shared_router.post(
     "/register", status_code=201, responses=documented(Forbidden, Conflict, TooManyRequests)
 )
 def register(

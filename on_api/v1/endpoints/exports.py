@@ -25,7 +25,7 @@ from on_api.core.web.dependencies import ClientDep, ExportRead, ServicesDep, act
 from on_api.core.web.responses import CONTENT_SANDBOX, ContentResponse, have_counted
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/users/me/export", tags=["users"], route_class=ApiRoute)
 
 _EXPORT: dict[int | str, dict[str, Any]] = {
     200: binary_answer(
@@ -42,7 +42,7 @@ _ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, Node
 _NAMES = {"car": "export.car", "pins": "pins.csv", "json": "export.json"}
 
 
-@router.get(
+@shared_router.get(
     "",
     response_class=Response,
     responses={**_EXPORT, **documented(*_ERRORS)},

@@ -79,8 +79,8 @@ from on_api.core.web.upload_forms import (
     raw_media_type,
 )
 
-router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
-v1_only = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
+replaced_router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 
 _UPLOAD_ERRORS = documented(
     QuotaExceeded,
@@ -122,7 +122,7 @@ _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post(
+@shared_router.post(
     "",
     status_code=201,
     response_model=StoredFile | StoredFiles,
@@ -154,7 +154,7 @@ async def upload_files(
         return await _store(services, principal, files, announced, attempt_of(request))
 
 
-@router.put(
+@shared_router.put(
     "",
     status_code=201,
     response_model=StoredFile,
@@ -185,7 +185,7 @@ async def upload_file(
         return await _store(services, principal, only_this(), announced, attempt_of(request))
 
 
-@v1_only.get("")
+@replaced_router.get("")
 def list_my_files(
     principal: FilesRead,
     session: SessionDep,
@@ -199,7 +199,7 @@ def list_my_files(
     return FileList(count=count, items=items)
 
 
-@router.get("/{file_id}", response_model=StoredFile, responses=documented(NotFound))
+@shared_router.get("/{file_id}", response_model=StoredFile, responses=documented(NotFound))
 async def get_one_file(file_id: FileId, principal: FilesRead, request: Request) -> Response:
     """One of your files."""
     services = services_of(request)
@@ -215,14 +215,14 @@ async def get_one_file(file_id: FileId, principal: FilesRead, request: Request) 
     return Response(body, media_type="application/json")
 
 
-@router.get("/{file_id}/visibility", responses=documented(NotFound))
+@shared_router.get("/{file_id}/visibility", responses=documented(NotFound))
 def get_visibility(file_id: FileId, principal: FilesRead, session: SessionDep) -> FileVisibility:
     """Visibility of one of your files, and how far a change of it has got."""
     row = get_file(session, principal.user_id, file_id)
     return FileVisibility.of(row, find_change(session, file_id))
 
 
-@router.patch(
+@shared_router.patch(
     "/{file_id}",
     responses={
         202: {
@@ -262,16 +262,16 @@ def change_one_file(
     return FileChanging.with_change(row, gateway, change)
 
 
-@router.delete("/{file_id}", status_code=204, responses=documented(NotFound))
+@shared_router.delete("/{file_id}", status_code=204, responses=documented(NotFound))
 def delete_one_file(file_id: FileId, principal: FilesWrite, session: SessionDep) -> None:
     """Delete a file. Others who hold the same content keep it."""
     delete_file(session, principal.user_id, file_id)
 
 
-@router.head(
+@shared_router.head(
     "/{file_id}/content", response_class=Response, responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS}
 )
-@router.get(
+@shared_router.get(
     "/{file_id}/content", response_class=Response, responses={**_CONTENT_ANSWERS, **_CONTENT_ERRORS}
 )
 async def get_content(

@@ -28,10 +28,10 @@ from on_api.core.web.dependencies import (
 )
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRoute)
 
 
-@router.get("/identities")
+@shared_router.get("/identities")
 def list_my_identities(principal: FilesRead, session: SessionDep) -> IdentityItems:
     """Your identities, newest first, without their secrets. The first one is made when it is
     needed."""
@@ -39,7 +39,7 @@ def list_my_identities(principal: FilesRead, session: SessionDep) -> IdentityIte
     return IdentityItems(items=[Identity.model_validate(row) for row in found])
 
 
-@router.post("/identity/rotate", responses=documented(Conflict, SecretUnavailable))
+@shared_router.post("/identity/rotate", responses=documented(Conflict, SecretUnavailable))
 def rotate_my_identity(
     principal: KeysWrite, session: SessionDep, services: ServicesDep, client: ClientDep
 ) -> Identity:
@@ -48,7 +48,7 @@ def rotate_my_identity(
     return Identity.model_validate(row)
 
 
-@router.post("/identity/import", responses=documented(Conflict, SecretUnavailable))
+@shared_router.post("/identity/import", responses=documented(Conflict, SecretUnavailable))
 def import_identity(
     body: IdentityImport,
     principal: KeysWrite,
@@ -77,7 +77,7 @@ async def _password_given_again(
     return await services.login.check_password(asker, principal.user_id, body.password)
 
 
-@router.post(
+@shared_router.post(
     "/identity/export",
     responses=documented(Forbidden, TooManyRequests, SecretUnavailable),
 )

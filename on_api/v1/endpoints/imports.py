@@ -55,15 +55,15 @@ from on_api.core.web.request_bodies import checked_stream
 from on_api.core.web.routing import ApiRoute, documented
 from on_api.core.web.upload_forms import announced_by_body, raw_media_type
 
-router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
-v1_only = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
+replaced_router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 
 _REPORT: dict[int | str, dict[str, Any]] = {
     200: binary_answer("The report, as long as it is.", "application/json", "text/csv")
 }
 
 
-@router.post("", status_code=202, responses=documented(Conflict, Forbidden))
+@shared_router.post("", status_code=202, responses=documented(Conflict, Forbidden))
 def create_import(
     body: ImportCreate, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
@@ -86,7 +86,7 @@ def create_import(
     return Import.of(row, standing_of(session, row))
 
 
-@v1_only.get("")
+@replaced_router.get("")
 def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuery) -> ImportList:
     """Your imports, newest first."""
     count, rows = imports_of(principal.user_id).by_time(session, page)
@@ -94,14 +94,14 @@ def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuer
     return ImportList(count=count, items=[Import.of(row, states[row.id]) for row in rows])
 
 
-@router.get("/{import_id}", responses=documented(NotFound))
+@shared_router.get("/{import_id}", responses=documented(NotFound))
 def get_one_import(import_id: ImportId, principal: ImportsWrite, session: SessionDep) -> Import:
     """One of your imports, and how far it is."""
     row = find_import(session, principal.user_id, import_id)
     return Import.of(row, standing_of(session, row))
 
 
-@v1_only.get("/{import_id}/items", responses=documented(NotFound))
+@replaced_router.get("/{import_id}/items", responses=documented(NotFound))
 def list_items_of_import(
     import_id: ImportId,
     principal: ImportsWrite,
@@ -115,7 +115,7 @@ def list_items_of_import(
     return ImportItemList(count=count, items=[ImportItem.of(row) for row in rows])
 
 
-@router.get(
+@shared_router.get(
     "/{import_id}/report",
     response_class=Response,
     responses={**_REPORT, **documented(NotFound)},
@@ -143,7 +143,7 @@ def get_report_of_import(
     )
 
 
-@router.post("/{import_id}/start", status_code=202, responses=documented(NotFound, Conflict))
+@shared_router.post("/{import_id}/start", status_code=202, responses=documented(NotFound, Conflict))
 def start_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
@@ -152,7 +152,7 @@ def start_import(
     return Import.of(row, standing_of(session, row))
 
 
-@router.post("/{import_id}/pause", status_code=202, responses=documented(NotFound, Conflict))
+@shared_router.post("/{import_id}/pause", status_code=202, responses=documented(NotFound, Conflict))
 def pause_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
@@ -161,7 +161,7 @@ def pause_import(
     return Import.of(row, standing_of(session, row))
 
 
-@router.post("/{import_id}/cancel", status_code=202, responses=documented(NotFound))
+@shared_router.post("/{import_id}/cancel", status_code=202, responses=documented(NotFound))
 def cancel_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
@@ -170,7 +170,7 @@ def cancel_import(
     return Import.of(row, standing_of(session, row))
 
 
-@router.put(
+@shared_router.put(
     "/{import_id}/car",
     responses=documented(
         NotFound,
@@ -224,7 +224,7 @@ async def send_car(
     return await run_in_threadpool(look)
 
 
-@router.delete("/{import_id}", status_code=204, responses=documented(NotFound, Conflict))
+@shared_router.delete("/{import_id}", status_code=204, responses=documented(NotFound, Conflict))
 def delete_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> None:

@@ -18,11 +18,11 @@ from on_api.core.web.dependencies import (
 )
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
-v1_only = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
+replaced_router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
 
 
-@router.post("", status_code=201)
+@shared_router.post("", status_code=201)
 def create_key(
     body: KeyCreate,
     principal: KeysWrite,
@@ -45,20 +45,20 @@ def create_key(
     return KeyCreated(**Key.model_validate(key).model_dump(), key=secret)
 
 
-@v1_only.get("")
+@replaced_router.get("")
 def list_my_keys(principal: KeysWrite, session: SessionDep, page: PageQuery) -> KeyList:
     """Your keys that are still valid, newest first."""
     count, keys = keys_of(principal.user_id).by_time(session, page)
     return KeyList(count=count, items=[Key.model_validate(key) for key in keys])
 
 
-@router.get("/{key_id}", responses=documented(NotFound))
+@shared_router.get("/{key_id}", responses=documented(NotFound))
 def get_one_key(key_id: KeyId, principal: KeysWrite, session: SessionDep) -> Key:
     """One of your keys."""
     return Key.model_validate(get_key(session, principal.user_id, key_id))
 
 
-@router.delete("/{key_id}", status_code=204, responses=documented(NotFound))
+@shared_router.delete("/{key_id}", status_code=204, responses=documented(NotFound))
 def revoke_key(
     key_id: KeyId,
     principal: KeysWrite,

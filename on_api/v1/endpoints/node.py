@@ -13,10 +13,10 @@ from on_api.core.services.upkeep.node import MaintenanceReport, describe_node, m
 from on_api.core.web.dependencies import Admin, ServicesDep
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/node", tags=["node"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/node", tags=["node"], route_class=ApiRoute)
 
 
-@router.get("", responses=documented(NodeUnavailable, NodeTimeout))
+@shared_router.get("", responses=documented(NodeUnavailable, NodeTimeout))
 async def get_node(_principal: Admin, services: ServicesDep) -> NodeInfo:
     """The node's identity, version, peers and store, and what was done to it last."""
 

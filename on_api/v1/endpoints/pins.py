@@ -39,7 +39,7 @@ from on_api.core.web.error_texts import describe
 from on_api.core.web.json_text import read_json
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/pins", tags=["pins"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/pins", tags=["pins"], route_class=ApiRoute)
 
 MAX_CIDS = 10
 DEFAULT_LIMIT = 10
@@ -185,7 +185,7 @@ DelegatesDep = Annotated[Sequence[str], Depends(_delegates)]
 """Addresses at which clients find the node."""
 
 
-@router.get(
+@shared_router.get(
     "",
     operation_id="getPins",
     summary="List pin objects",
@@ -206,7 +206,7 @@ def get_pins(
     return PinResults(count=count, results=[PinStatus.of(row, delegates) for row in rows])
 
 
-@router.post(
+@shared_router.post(
     "",
     operation_id="addPin",
     summary="Add pin object",
@@ -230,7 +230,7 @@ async def add_pin(
     return PinStatus.of(row, delegates)
 
 
-@router.get(
+@shared_router.get(
     "/{requestid}",
     operation_id="getPinByRequestId",
     summary="Get pin object",
@@ -245,7 +245,7 @@ def get_pin_by_request_id(
     return PinStatus.of(row, delegates)
 
 
-@router.post(
+@shared_router.post(
     "/{requestid}",
     operation_id="replacePinByRequestId",
     summary="Replace pin object",
@@ -269,7 +269,7 @@ def replace_pin_by_request_id(
     return PinStatus.of(row, delegates)
 
 
-@router.delete(
+@shared_router.delete(
     "/{requestid}",
     operation_id="deletePinByRequestId",
     summary="Remove pin object",

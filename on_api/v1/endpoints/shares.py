@@ -24,8 +24,8 @@ from on_api.core.web.dependencies import (
 )
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
-v1_only = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
+replaced_router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 
 
 async def _hash_given(
@@ -37,7 +37,7 @@ async def _hash_given(
     return await services.login.hash_password(body.password, asker)
 
 
-@router.post("", status_code=201, responses=documented(NotFound, TooManyRequests))
+@shared_router.post("", status_code=201, responses=documented(NotFound, TooManyRequests))
 def create_share(
     body: ShareCreate,
     password_hash: Annotated[str | None, Depends(_hash_given)],
@@ -62,7 +62,7 @@ def create_share(
     return ShareCreated(**shown.model_dump(), url=f"{services.settings.base_url}/s/{token}")
 
 
-@v1_only.get("")
+@replaced_router.get("")
 def list_my_shares(
     principal: SharesWrite, session: SessionDep, page: PageQuery, file_id: SharedFileQuery = None
 ) -> ShareList:
@@ -71,13 +71,13 @@ def list_my_shares(
     return ShareList(count=count, items=[Share.of(row) for row in rows])
 
 
-@router.get("/{share_id}", responses=documented(NotFound))
+@shared_router.get("/{share_id}", responses=documented(NotFound))
 def get_one_share(share_id: ShareId, principal: SharesWrite, session: SessionDep) -> Share:
     """One of your links."""
     return Share.of(get_share(session, principal.user_id, share_id))
 
 
-@router.delete("/{share_id}", status_code=204, responses=documented(NotFound))
+@shared_router.delete("/{share_id}", status_code=204, responses=documented(NotFound))
 def revoke_share(
     share_id: ShareId,
     principal: SharesWrite,

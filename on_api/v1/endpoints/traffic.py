@@ -24,10 +24,10 @@ from on_api.core.web.routing import ApiRoute, documented
 
 MAX_LINES = 1000
 
-router = APIRouter(prefix="/traffic", tags=["traffic"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/traffic", tags=["traffic"], route_class=ApiRoute)
 
 
-@router.get(
+@shared_router.get(
     "",
     response_model=TrafficReport,
     response_model_exclude_unset=True,

@@ -35,17 +35,17 @@ from on_api.core.web.dependencies import (
 )
 from on_api.core.web.routing import ApiRoute, documented
 
-router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
-v1_only = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
+shared_router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
+replaced_router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
 
 
-@router.get("/me")
+@shared_router.get("/me")
 def get_me(principal: CurrentUser, session: SessionDep) -> User:
     """Your own account."""
     return User.model_validate(get_user(session, principal.user_id))
 
 
-@router.patch("/me", responses=documented(Conflict))
+@shared_router.patch("/me", responses=documented(Conflict))
 def change_me(
     body: MeUpdate,
     principal: KeysWrite,
@@ -68,7 +68,7 @@ async def _hash_changed(
     return old, await services.login.hash_password(body.new_password, asker)
 
 
-@router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
+@shared_router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
 def change_my_password(
     hashes: Annotated[tuple[str, str], Depends(_hash_changed)],
     principal: KeysWrite,
@@ -83,7 +83,7 @@ def change_my_password(
     services.users.change(session, principal.user_id, {"password_hash": new}, actor, verified=old)
 
 
-@router.get("/me/usage")
+@shared_router.get("/me/usage")
 def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
     """Your storage, and your traffic of this month."""
     return Usage.model_validate(usage_of(session, get_user(session, principal.user_id)))
@@ -96,7 +96,7 @@ async def _hash_first(
     return await services.login.hash_password(body.password, asker)
 
 
-@router.post("", status_code=201, responses=documented(Conflict, TooManyRequests))
+@shared_router.post("", status_code=201, responses=documented(Conflict, TooManyRequests))
 def create_user(
     body: UserCreate,
     password_hash: Annotated[str, Depends(_hash_first)],
@@ -118,20 +118,20 @@ def create_user(
     return User.model_validate(user)
 
 
-@v1_only.get("")
+@replaced_router.get("")
 def list_all_users(_principal: Admin, session: SessionDep, page: PageQuery) -> UserList:
     """All accounts, newest first."""
     count, users = all_users().by_time(session, page)
     return UserList(count=count, items=[User.model_validate(user) for user in users])
 
 
-@router.get("/{user_id}", responses=documented(NotFound))
+@shared_router.get("/{user_id}", responses=documented(NotFound))
 def get_one_user(user_id: UserId, _principal: Admin, session: SessionDep) -> User:
     """One account."""
     return User.model_validate(get_user(session, user_id))
 
 
-@router.get("/{user_id}/usage", responses=documented(NotFound))
+@shared_router.get("/{user_id}/usage", responses=documented(NotFound))
 def get_usage_of_user(user_id: UserId, _principal: Admin, session: SessionDep) -> Usage:
     """A user's storage, and their traffic of this month."""
     return Usage.model_validate(usage_of(session, get_user(session, user_id)))
@@ -146,7 +146,7 @@ async def _hash_given(
     return await services.login.hash_password(body.password, asker)
 
 
-@router.patch("/{user_id}", responses=documented(NotFound, Conflict, TooManyRequests))
+@shared_router.patch("/{user_id}", responses=documented(NotFound, Conflict, TooManyRequests))
 def change_user(
     user_id: UserId,
     body: UserUpdate,
@@ -165,7 +165,7 @@ def change_user(
     return User.model_validate(user)
 
 
-@router.delete("/{user_id}", status_code=202, responses=documented(NotFound, Conflict))
+@shared_router.delete("/{user_id}", status_code=202, responses=documented(NotFound, Conflict))
 def delete_user(
     user_id: UserId,
     principal: Admin,
@@ -178,7 +178,7 @@ def delete_user(
     services.users.delete(session, user_id, act_as(principal, client))
 
 
-@v1_only.get("/{user_id}/files", responses=documented(NotFound))
+@replaced_router.get("/{user_id}/files", responses=documented(NotFound))
 def list_files_of_user(
     user_id: UserId,
     _principal: Admin,

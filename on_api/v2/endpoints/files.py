@@ -10,10 +10,10 @@ from on_api.core.schemas.files import StoredFile
 from on_api.core.services.files.files import files_of
 from on_api.core.web.dependencies import CursorQuery, FileQuery, FilesRead, ServicesDep, SessionDep
 from on_api.core.web.routing import ApiRoute, add_flat
-from on_api.v1.endpoints.files import router as unchanged
+from on_api.v1.endpoints.files import shared_router
 
 router = APIRouter(route_class=ApiRoute)
-own = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
+replacing_router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRoute)
 
 
 class FilePage(Answer):
@@ -23,7 +23,7 @@ class FilePage(Answer):
     next_cursor: NextCursor
 
 
-@own.get("")
+@replacing_router.get("")
 def list_my_files(
     principal: FilesRead,
     session: SessionDep,
@@ -38,5 +38,5 @@ def list_my_files(
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 
-add_flat(router, own)
-add_flat(router, unchanged)
+add_flat(router, replacing_router)
+add_flat(router, shared_router)

@@ -17,10 +17,10 @@ from on_api.core.web.dependencies import (
     SessionDep,
 )
 from on_api.core.web.routing import ApiRoute, add_flat, documented
-from on_api.v1.endpoints.imports import router as unchanged
+from on_api.v1.endpoints.imports import shared_router
 
 router = APIRouter(route_class=ApiRoute)
-own = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
+replacing_router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 
 
 class ImportPage(Answer):
@@ -37,7 +37,7 @@ class ImportItemPage(Answer):
     next_cursor: NextCursor
 
 
-@own.get("")
+@replacing_router.get("")
 def list_my_imports(
     principal: ImportsWrite, session: SessionDep, cursors: CursorQuery
 ) -> ImportPage:
@@ -48,7 +48,7 @@ def list_my_imports(
     return ImportPage(items=items, next_cursor=cursors.next(behind))
 
 
-@own.get("/{import_id}/items", responses=documented(NotFound))
+@replacing_router.get("/{import_id}/items", responses=documented(NotFound))
 def list_items_of_import(
     import_id: ImportId,
     principal: ImportsWrite,
@@ -63,5 +63,5 @@ def list_items_of_import(
     return ImportItemPage(items=items, next_cursor=cursors.next(behind))
 
 
-add_flat(router, own)
-add_flat(router, unchanged)
+add_flat(router, replacing_router)
+add_flat(router, shared_router)

@@ -10,10 +10,10 @@ from on_api.core.schemas.keys import Key
 from on_api.core.services.accounts.keys import keys_of
 from on_api.core.web.dependencies import CursorQuery, KeysWrite, SessionDep
 from on_api.core.web.routing import ApiRoute, add_flat
-from on_api.v1.endpoints.keys import router as unchanged
+from on_api.v1.endpoints.keys import shared_router
 
 router = APIRouter(route_class=ApiRoute)
-own = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
+replacing_router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute)
 
 
 class KeyPage(Answer):
@@ -23,7 +23,7 @@ class KeyPage(Answer):
     next_cursor: NextCursor
 
 
-@own.get("")
+@replacing_router.get("")
 def list_my_keys(principal: KeysWrite, session: SessionDep, cursors: CursorQuery) -> KeyPage:
     """Your keys that are still valid, newest first."""
     rows, behind = keys_of(principal.user_id).by_cursor(session, cursors.page)
@@ -31,5 +31,5 @@ def list_my_keys(principal: KeysWrite, session: SessionDep, cursors: CursorQuery
     return KeyPage(items=items, next_cursor=cursors.next(behind))
 
 
-add_flat(router, own)
-add_flat(router, unchanged)
+add_flat(router, replacing_router)
+add_flat(router, shared_router)

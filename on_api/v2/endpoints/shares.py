@@ -10,10 +10,10 @@ from on_api.core.schemas.shares import Share
 from on_api.core.services.shares.shares import shares_of
 from on_api.core.web.dependencies import CursorQuery, SessionDep, SharedFileQuery, SharesWrite
 from on_api.core.web.routing import ApiRoute, add_flat
-from on_api.v1.endpoints.shares import router as unchanged
+from on_api.v1.endpoints.shares import shared_router
 
 router = APIRouter(route_class=ApiRoute)
-own = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
+replacing_router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiRoute)
 
 
 class SharePage(Answer):
@@ -23,7 +23,7 @@ class SharePage(Answer):
     next_cursor: NextCursor
 
 
-@own.get("")
+@replacing_router.get("")
 def list_my_shares(
     principal: SharesWrite,
     session: SessionDep,
@@ -36,5 +36,5 @@ def list_my_shares(
     return SharePage(items=items, next_cursor=cursors.next(behind))
 
 
-add_flat(router, own)
-add_flat(router, unchanged)
+add_flat(router, replacing_router)
+add_flat(router, shared_router)

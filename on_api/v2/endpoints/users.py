@@ -13,11 +13,11 @@ from on_api.core.services.accounts.users import all_users, get_user
 from on_api.core.services.files.files import FileFilter, files_of
 from on_api.core.web.dependencies import Admin, CursorQuery, ServicesDep, SessionDep, UserId
 from on_api.core.web.routing import ApiRoute, add_flat, documented
-from on_api.v1.endpoints.users import router as unchanged
+from on_api.v1.endpoints.users import shared_router
 from on_api.v2.endpoints.files import FilePage
 
 router = APIRouter(route_class=ApiRoute)
-own = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
+replacing_router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRoute)
 
 
 class UserPage(Answer):
@@ -27,7 +27,7 @@ class UserPage(Answer):
     next_cursor: NextCursor
 
 
-@own.get("")
+@replacing_router.get("")
 def list_all_users(_principal: Admin, session: SessionDep, cursors: CursorQuery) -> UserPage:
     """All accounts, newest first."""
     rows, behind = all_users().by_cursor(session, cursors.page)
@@ -35,7 +35,7 @@ def list_all_users(_principal: Admin, session: SessionDep, cursors: CursorQuery)
     return UserPage(items=items, next_cursor=cursors.next(behind))
 
 
-@own.get("/{user_id}/files", responses=documented(NotFound))
+@replacing_router.get("/{user_id}/files", responses=documented(NotFound))
 def list_files_of_user(
     user_id: UserId,
     _principal: Admin,
@@ -50,5 +50,5 @@ def list_files_of_user(
     return FilePage(items=items, next_cursor=cursors.next(behind))
 
 
-add_flat(router, own)
-add_flat(router, unchanged)
+add_flat(router, replacing_router)
+add_flat(router, shared_router)
