@@ -125,12 +125,12 @@ def create_app(
     app.connection_limits = settings.connections
     if settings.trusted_proxies:  # every connection comes from one of them
         app.connection_limits = settings.connections.model_copy(update={"most_per_address": 0})
-    places = RequestSlots(settings.max_requests, services.metrics)
+    slots = RequestSlots(settings.max_requests, services.metrics)
     app.add_middleware(ErrorAnswers, respond=handlers.respond)
     app.add_middleware(Metering)
     app.add_middleware(
         InFlightLimit,
-        places=places,
+        slots=slots,
         refuse=handlers.too_busy,
         metrics=services.metrics,
     )

@@ -36,7 +36,7 @@ def command_settings(*, warns: bool = True) -> Settings:
     if instance is None:
         return settings
     if warns and not instance.uses_database_of(settings):
-        typer.echo(f"on-api: warning: {instance.told_database()}.", err=True)
+        typer.echo(f"on-api: warning: {instance.other_database_message()}.", err=True)
     return instance.applied_to(settings)
 
 
@@ -87,7 +87,7 @@ def build_services(settings: Settings, *, is_worker: bool = False) -> Services:
 
     instance = running_instance(settings.home)
     if instance is not None and not instance.uses_database_of(settings):
-        raise StartupError(f"{instance.told_database()}.")
+        raise StartupError(f"{instance.other_database_message()}.")
     services = Services.build(settings, records_node=is_worker)
     try:
         _check_revision(services.database)

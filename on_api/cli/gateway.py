@@ -9,7 +9,7 @@ import typer
 
 from on_api.cli.context import account_scope, command_services, print_json, print_table
 from on_api.cli.log_lines import lines_of
-from on_api.server.process import end_politely_when_told
+from on_api.server.process import end_cleanly_on_signal
 
 app = typer.Typer(help="The gateway: its deny list, its refunds.", no_args_is_help=True)
 
@@ -77,7 +77,7 @@ def refund(
     """
     from on_api.core.services.traffic.accelerated import read_line
 
-    end_politely_when_told()
+    end_cleanly_on_signal()
     answers = size = 0
     with command_services() as services:
         try:

@@ -282,7 +282,7 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
 
     database = open_database(command_settings())
     line = ProgressLine()
-    begun_at, told = time.monotonic(), False
+    begun_at, announced = time.monotonic(), False
     try:
         while True:
             shown = _shown(database, import_id)
@@ -292,8 +292,8 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
             if is_over or (shown["status"] == "draft" and is_listed):
                 break
             late = time.monotonic() - begun_at > PATIENCE_SECONDS
-            if late and not told and not shown["total"] and not is_listed:
-                told = True
+            if late and not announced and not shown["total"] and not is_listed:
+                announced = True
                 line.end()
                 typer.echo("nobody has begun yet: is `on-api serve` running?", err=True)
             time.sleep(LOOK_SECONDS)

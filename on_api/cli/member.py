@@ -17,7 +17,7 @@ from on_api.core.errors import OnApiError
 from on_api.core.logging import configure_logging
 from on_api.server import collector
 from on_api.server.crew import NODE_RESTARTED, UP
-from on_api.server.process import end_politely_when_told, load_settings
+from on_api.server.process import end_cleanly_on_signal, load_settings
 from on_api.server.serving import build_server, keep_freed_memory, run_server
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def main(number: int, listener: socket.socket, line: socket.socket) -> None:
 
 
 def _hear(line: socket.socket, app: Application) -> None:
-    said = b"."
-    while said:
+    received = b"."
+    while received:
         try:
-            said = line.recv(64)
+            received = line.recv(64)
         except ConnectionError:
-            said = b""
-        if NODE_RESTARTED in said:
+            received = b""
+        if NODE_RESTARTED in received:
             app.state.services.distrust_pins()
     # The line has ended: stop as if told to; harmless if that is why it ended.
     os.kill(os.getpid(), signal.SIGTERM)
@@ -57,11 +57,11 @@ def _hear(line: socket.socket, app: Application) -> None:
 if __name__ == "__main__":
     # Until everything is built, as in cli/main.py.
     gc.disable()
-    end_politely_when_told()
-    place, listening, leading = map(int, sys.argv[1:])
+    end_cleanly_on_signal()
+    number, listening, leading = map(int, sys.argv[1:])
     try:
         with suppress(KeyboardInterrupt):
-            main(place, socket.socket(fileno=listening), socket.socket(fileno=leading))
+            main(number, socket.socket(fileno=listening), socket.socket(fileno=leading))
     except OnApiError as error:
         sys.stderr.write(f"on-api: {error.details}\n")
         sys.exit(1)

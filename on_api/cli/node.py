@@ -16,7 +16,7 @@ from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.daemon.version import TESTED_RANGE
 from on_api.core.settings import Settings
 from on_api.server import collector
-from on_api.server.process import end_politely_when_told, load_settings
+from on_api.server.process import end_cleanly_on_signal, load_settings
 
 if TYPE_CHECKING:
     from on_api.core.services.upkeep.node import NodeDescription
@@ -48,7 +48,7 @@ def run() -> None:
         )
         raise StartupError(msg)
     configure_logging(settings.log)
-    end_politely_when_told()
+    end_cleanly_on_signal()
     node = ManagedNode(settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), _say)
     try:
         with node, published(settings, serves=False):

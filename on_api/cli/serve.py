@@ -15,7 +15,7 @@ from on_api.cli.context import open_database, prepare_home
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 from on_api.server import collector
-from on_api.server.process import end_politely_when_told, load_settings
+from on_api.server.process import end_cleanly_on_signal, load_settings
 
 if TYPE_CHECKING:
     from on_api.core.ipfs.daemon.process import ManagedNode
@@ -39,7 +39,7 @@ def serve(
             " ON_API_PROCESSES=1."
         )
     # For the start of the node; uvicorn sets its own handlers later.
-    end_politely_when_told()
+    end_cleanly_on_signal()
     # Foreseeable failures are found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:

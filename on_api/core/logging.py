@@ -104,8 +104,8 @@ class _JsonFormatter(logging.Formatter):
 class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in fields_of(record).items())
-        told = f"{record.name}: {record.getMessage()} {fields}"
-        line = f"{_moment(record)} {record.levelname:7} {_CONTROLS.sub(_as_escape, told)}".rstrip()
+        text = f"{record.name}: {record.getMessage()} {fields}"
+        line = f"{_moment(record)} {record.levelname:7} {_CONTROLS.sub(_as_escape, text)}".rstrip()
         if record.exc_info:
             lines = self.formatException(record.exc_info).split("\n")
             line = "\n".join([line, *(_CONTROLS.sub(_as_escape, text) for text in lines)])

@@ -97,9 +97,9 @@ def sniff(name: str, head: bytes) -> str:
 def _marks() -> re.Pattern[bytes]:
     """Return a pattern of puremagic's signatures at a file's beginning, grouped by offset and first
     byte so that most of them are skipped together."""
-    places: dict[int, dict[bytes, set[bytes]]] = {}
+    by_offset: dict[int, dict[bytes, set[bytes]]] = {}
     for row in puremagic.magic_header_array:
-        rests = places.setdefault(row.offset, {}).setdefault(row.byte_match[:1], set())
+        rests = by_offset.setdefault(row.offset, {}).setdefault(row.byte_match[:1], set())
         rests.add(row.byte_match[1:])
     return re.compile(
         b"|".join(
@@ -111,7 +111,7 @@ def _marks() -> re.Pattern[bytes]:
                     for first, rests in sorted(firsts.items())
                 ),
             )
-            for offset, firsts in sorted(places.items())
+            for offset, firsts in sorted(by_offset.items())
         ),
         re.DOTALL,
     )

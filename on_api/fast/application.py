@@ -11,17 +11,17 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.gateway_client.connection import JOINED_BYTES
 from on_api.core.services.container import Services
 from on_api.core.setting_groups import ConnectionSettings
+from on_api.fast.eligible import EligibleRequest
 from on_api.fast.memory import Memory
 from on_api.fast.relay import Client, Relay
-from on_api.fast.usual import UsualRequest
 from on_api.main import Application
 from on_api.public.gateway.app import Gateway
 
 
 class FastApplication:
-    """Application that answers usual requests of the gateway from memory, or asks the node for them
-    without a scope and a task; every other request goes to the wrapped application. Used on the
-    event loop only."""
+    """Application that answers eligible requests of the gateway from memory, or asks the node for
+    them without a scope and a task; every other request goes to the wrapped application. Used on
+    the event loop only."""
 
     def __init__(self, app: Application) -> None:
         self._app = app
@@ -48,12 +48,12 @@ class FastApplication:
         """Serve one ASGI connection."""
         await self._app(scope, receive, send)
 
-    def answer_at_once(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
+    def answer_at_once(self, request: EligibleRequest) -> tuple[bytes, bytes] | None:
         """Return the head, without the line that ends it, and the body of an answer that memory
         alone can give, counted as sent; otherwise None."""
         return self._memory.answer(request) if self._is_open else None
 
-    def ask_node(self, request: UsualRequest, client: Client) -> bool:
+    def ask_node(self, request: EligibleRequest, client: Client) -> bool:
         """Ask the node. The client gets an answer later, or is sent the ordinary way then. Return
         False if the request must take the ordinary way at once."""
         if not self._relays or (request.has_accel and self._may_hand_over):

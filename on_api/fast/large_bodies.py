@@ -63,9 +63,9 @@ class LargeBody(asyncio.BufferedProtocol):
     step, and gives it back with the last byte.
 
     Holds the block that is being read, one that is ready and one that is being received; then the
-    client has to wait, as it does while `room` has no memory for a block. Asking for the next block
+    client has to wait, as it does while `pool` has no memory for a block. Asking for the next block
     releases the previous one; `release` releases all. A client that doesn't fill a block within
-    `PATIENCE_SECONDS` loses it and gets smaller ones that bypass `room`: slow clients must not hold
+    `PATIENCE_SECONDS` loses it and gets smaller ones that bypass `pool`: slow clients must not hold
     others' memory. Raises `ClientDisconnect`.
     """
 
@@ -74,13 +74,13 @@ class LargeBody(asyncio.BufferedProtocol):
         http: TakesBack,
         cycle: RequestResponseCycle,
         left: Callable[[], int],
-        room: BufferPool,
+        pool: BufferPool,
     ) -> None:
         """`left` returns how many bytes of the body uvicorn hasn't received."""
         self._http = http
         self._cycle = cycle
         self._unreceived = left
-        self._room = room
+        self._pool = pool
         self._begun = False
         self._receiving = False
         self._left = 0
@@ -195,7 +195,7 @@ class LargeBody(asyncio.BufferedProtocol):
 
     def _ask(self) -> None:
         self._asked_at = self._http.loop.time()
-        asked = self._room.ask(min(self._pace, self._left), self._receive_into)
+        asked = self._pool.ask(min(self._pace, self._left), self._receive_into)
         self._asked = asked if self._block is None else None
 
     def _receive_into(self, block: MemoryBlock) -> None:

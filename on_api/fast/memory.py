@@ -9,8 +9,8 @@ from __future__ import annotations
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers
 from on_api.core.services.traffic.metering import Charge
+from on_api.fast.eligible import EligibleRequest
 from on_api.fast.hot_counter import HotCounter
-from on_api.fast.usual import UsualRequest
 from on_api.fast.wire import with_id
 
 MOST_TALLIES = 10_000
@@ -31,7 +31,7 @@ class Memory:
         watch("on_api_gateway_hot_answers", "Given by memory alone.", lambda: self._given)
         watch("on_api_gateway_hot_sent_bytes", "Bytes of these.", lambda: self._given_bytes)
 
-    def answer(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
+    def answer(self, request: EligibleRequest) -> tuple[bytes, bytes] | None:
         """Return the head (without the line that ends it) and the body of an answer that may be
         sent as it is, with a request id of its own; it is counted as sent. Otherwise None."""
         answer = self._answers.get(request.key)

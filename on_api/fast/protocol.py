@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, cast
 
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.web.extensions import BODY_BLOCKS, NODE_ANSWER, WRITE_WHOLE, offer
+from on_api.fast.eligible import REMEMBERED_BYTES, EligibleRequest, read_eligible, remembered_heads
 from on_api.fast.large_bodies import LARGE_BYTES, LargeBody
-from on_api.fast.usual import REMEMBERED_BYTES, UsualRequest, read_usual, remembered_heads
 from on_api.fast.wire import write_whole
-from on_api.public.gateway.request import Said
+from on_api.public.gateway.request import NodeOutcome
 from on_api.server.protocol import FramedHttp
 from on_api.server.wire import common_lines
 
@@ -70,8 +70,8 @@ class FastHttp(FramedHttp):
             self._requests += 1
 
     def begin_with(self, head: bytes) -> None:
-        """Answer the request at once or ask the node for it, if it is usual; else give its head to
-        the parser."""
+        """Answer the request at once or ask the node for it, if it is eligible; else give its head
+        to the parser."""
         if not self._answer_at_once(head):
             super().begin_with(head)
 
@@ -108,7 +108,7 @@ class FastHttp(FramedHttp):
         False if the request must take the ordinary way."""
         if self.flow.write_paused or self.root_path:
             return False
-        request = read_usual(head)
+        request = read_eligible(head)
         if request is None:
             return False
         if self._answer_from_memory(request):
@@ -118,7 +118,7 @@ class FastHttp(FramedHttp):
         self._waits = app.ask_node(request, self)
         return self._waits
 
-    def _answer_from_memory(self, request: UsualRequest) -> bool:
+    def _answer_from_memory(self, request: EligibleRequest) -> bool:
         """Answer if memory has the answer and the client takes it; return whether it did."""
         if self.flow.write_paused or self.root_path or self.transport.is_closing():
             return False
@@ -150,7 +150,7 @@ class FastHttp(FramedHttp):
             self.transport.close()
         self.on_response_complete()
 
-    def go_the_usual_way(self, said: Said | None) -> None:
+    def fall_back(self, outcome: NodeOutcome | None) -> None:
         """Have the application serve the waiting request."""
         self._waits = False
         try:
@@ -160,10 +160,10 @@ class FastHttp(FramedHttp):
             logger.exception("a request failed")
             self.transport.close()
         if self.transport.is_closing():  # or it was refused
-            if isinstance(said, NodeAnswer):
-                said.close()
+            if isinstance(outcome, NodeAnswer):
+                outcome.close()
             return
-        offer(cast("Scope", self.scope), NODE_ANSWER, said)
+        offer(cast("Scope", self.scope), NODE_ANSWER, outcome)
         if self._is_last:
             super().shutdown()
 

@@ -18,12 +18,12 @@ from on_api.core.ipfs.gateway_client.connection import NodeAnswer, Stale
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import AnswerKey
 from on_api.core.services.traffic.metering import Charge
+from on_api.fast.eligible import EligibleRequest
 from on_api.fast.memory import Memory
-from on_api.fast.usual import UsualRequest
 from on_api.fast.wire import with_id
 from on_api.public.gateway.answers import Gathering, head_of, with_ours
 from on_api.public.gateway.app import Gateway
-from on_api.public.gateway.request import Said
+from on_api.public.gateway.request import NodeOutcome
 
 access_logger = logging.getLogger("on_api.access")
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Client(Protocol):
     def give(self, head: bytes, body: bytes) -> None:
         """Send an answer: status line and headers, without the line that ends them, and a body."""
 
-    def go_the_usual_way(self, said: Said | None) -> None:
+    def fall_back(self, outcome: NodeOutcome | None) -> None:
         """Have the application serve the request, with what the node has answered so far."""
 
 
@@ -66,7 +66,7 @@ class Relay:
         self._is_remembering = services.settings.gateway.cache_bytes > 0
         self._most = services.settings.max_requests
 
-    def begin(self, request: UsualRequest, client: Client) -> bool:
+    def begin(self, request: EligibleRequest, client: Client) -> bool:
         """Ask the node. The client gets an answer later, or is sent the ordinary way then. Return
         False if it must take the ordinary way at once."""
         if self._gateway.under_way >= self._most or access_logger.isEnabledFor(logging.DEBUG):
@@ -83,7 +83,9 @@ class Relay:
                 return False
             asking = _Asking(self, client, request.key, target, verdict.charges[0])
             sent_on = [("accept", accept.decode())] if accept else []
-            if not self._node.get_at_once(target.encoded, query.decode(), sent_on, asking.told):
+            if not self._node.get_at_once(
+                target.encoded, query.decode(), sent_on, asking.on_outcome
+            ):
                 return False
         except OnApiError:
             return False
@@ -143,19 +145,19 @@ class _Asking:
         self.charge = charge
         self.started = time.perf_counter()
 
-    def told(self, said: NodeAnswer | NodeError | Stale) -> None:
+    def on_outcome(self, outcome: NodeAnswer | NodeError | Stale) -> None:
         """Handle the node's answer or failure: answer, or send the client the ordinary way."""
         self._relay.ended()
         if self.client.is_gone:
             self._relay.gone(self)
-            if isinstance(said, NodeAnswer):
-                said.close()
+            if isinstance(outcome, NodeAnswer):
+                outcome.close()
             return
         try:
-            if isinstance(said, NodeAnswer) and self._relay.pass_on(said, self):
+            if isinstance(outcome, NodeAnswer) and self._relay.pass_on(outcome, self):
                 return
         except OnApiError:
             pass  # it happens again on the ordinary way, which answers the error
         except Exception:
             logger.exception("could not pass on what the node said")
-        self.client.go_the_usual_way(None if isinstance(said, Stale) else said)
+        self.client.fall_back(None if isinstance(outcome, Stale) else outcome)

@@ -200,8 +200,8 @@ async def download_share(
             raise
         headers = {**_PRIVATE, **error.headers}
         nothing_entered = isinstance(error, SharePasswordRequired) and password is None
-        said = "Enter the password of this link." if nothing_entered else error.details
-        return offer_page(_offer(shared), error=said, status=error.status, headers=headers)
+        message = "Enter the password of this link." if nothing_entered else error.details
+        return offer_page(_offer(shared), error=message, status=error.status, headers=headers)
 
 
 class _ErrorResponse(Response):

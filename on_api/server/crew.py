@@ -133,10 +133,10 @@ class Crew:
         for key, _ in self._selector.select(wait):
             member: _Member = key.data
             try:
-                said = member.line.recv(64) if member.line is not None else b""
+                received = member.line.recv(64) if member.line is not None else b""
             except ConnectionError:
-                said = b""
-            if said:
+                received = b""
+            if received:
                 member.is_up = self._was_up = True
             else:
                 self._has_ended(member)

@@ -117,10 +117,10 @@ class LingeringTransport(asyncio.Transport):
         only."""
         connected = self.get_extra_info("socket")
         try:
-            told = fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4))
+            unsent = fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4))
         except (AttributeError, OSError, ValueError):
             return 0
-        return int(struct.unpack("i", told)[0])
+        return int(struct.unpack("i", unsent)[0])
 
     def is_closing(self) -> bool:
         """Return whether the connection is closed for reading and writing."""

@@ -36,7 +36,7 @@ def load_settings(**given: object) -> Settings:
         raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
 
 
-def end_politely_when_told() -> None:
+def end_cleanly_on_signal() -> None:
     """Make SIGTERM end the command as Ctrl-C does: what it started is stopped first.
 
     SIGINT is set too: in a script's background (`on-api node run &`) it is inherited as ignored,

@@ -83,10 +83,10 @@ class ImportedFiles:
 
         Raises `NotAuthenticError`, `DamagedError`, or a `NodeError`.
         """
-        said = item.file or {}
-        size = int(said["size"])
+        listed = item.file or {}
+        size = int(listed["size"])
         columns: Mapping[str, Any] = {"visibility": PUBLIC}
-        if said["visibility"] == PRIVATE:
+        if listed["visibility"] == PRIVATE:
             try:
                 columns = await self._services.headers.columns_of(
                     self._user_id, item.cid, stat.size, size
@@ -117,8 +117,8 @@ class ImportedFiles:
         )
         keys = {row.id for row in identities_of(session, self._user_id)}
         for file in session.scalars(mine.with_for_update()):
-            is_told = file.sealed_for == FOR_OWNER and file.sealed_start is not None
-            if not (is_told and file.identity_id in keys):
+            is_described = file.sealed_for == FOR_OWNER and file.sealed_start is not None
+            if not (is_described and file.identity_id in keys):
                 for name, value in facts.columns.items():
                     setattr(file, name, value)
         session.flush()
@@ -146,16 +146,16 @@ class ImportedFiles:
         return file_id
 
     def _row(self, item: Item, columns: Mapping[str, Any]) -> dict[str, Any]:
-        said = item.file or {}
+        listed = item.file or {}
         return {
             "id": new_id(),
             "user_id": self._user_id,
             "cid": normalise(item.cid),
-            "name": said["name"],
-            "size": int(said["size"]),
-            "media_type": said["media_type"],
-            "sha256": bytes.fromhex(said["sha256"]),
-            "meta": said["meta"],
+            "name": listed["name"],
+            "size": int(listed["size"]),
+            "media_type": listed["media_type"],
+            "sha256": bytes.fromhex(listed["sha256"]),
+            "meta": listed["meta"],
             "source_created_at": item.source_created_at,
             **columns,
         }
@@ -168,13 +168,13 @@ class ImportedFiles:
         if block is None:
             block = await read_block(self._services.node, cid)
         try:
-            told = file_size_of(cid.codec, block)
+            declared = file_size_of(cid.codec, block)
         except DagError:
-            told = None
-        if told is None:
+            declared = None
+        if declared is None:
             raise NotAuthenticError("It is no file on IPFS.")
-        if told != size:
-            raise NotAuthenticError(f"It has {told} bytes, not {size} as the source says.")
+        if declared != size:
+            raise NotAuthenticError(f"It has {declared} bytes, not {size} as the source says.")
 
     async def _hash(self, file: File) -> None:
         reading = await self._services.reader.read(file)

@@ -74,8 +74,8 @@ class ImportWorker:
 
     async def step(self) -> bool:
         """Begin one import that is due, if a slot is free. Return whether there was one."""
-        places = self._services.settings.imports.at_once
-        if self._is_stopping or len(self._runs) >= places:
+        slots = self._services.settings.imports.at_once
+        if self._is_stopping or len(self._runs) >= slots:
             return False
         if not await self._in_database(import_jobs.any_due, write=False):
             return False
@@ -223,14 +223,14 @@ class _Run:
         return await self._in_database(lambda s: import_lists.end_listing(s, claim))
 
     async def _move_all(self) -> None:
-        claim, places = self._claim, self._services.settings.imports.concurrency
+        claim, slots = self._claim, self._services.settings.imports.concurrency
         ends_at = asyncio.get_running_loop().time() + SLICE_SECONDS
         moving: dict[asyncio.Task[None], Item] = {}
         is_more = True
         try:
             while True:
-                free = places - len(moving)
-                if is_more and free >= max(1, places // 2):
+                free = slots - len(moving)
+                if is_more and free >= max(1, slots // 2):
                     items = await self._take(free, {item.id: item.cid for item in moving.values()})
                     is_more = len(items) == free
                     moving |= {

@@ -111,14 +111,14 @@ class PinAttempts:
         self._capacity = capacity
         self._metrics = metrics
         self._resolver = resolver
-        self._local_places = asyncio.Semaphore(LOCAL_AT_ONCE)
+        self._local_slots = asyncio.Semaphore(LOCAL_AT_ONCE)
 
     async def run(self, work: Work, *, fetch: bool) -> None:
         """Make one attempt, and record its outcome."""
         claim = work.claim
         try:
             try:
-                async with nullcontext() if fetch else self._local_places:
+                async with nullcontext() if fetch else self._local_slots:
                     await self._attempt(work, fetch=fetch)
             except asyncio.CancelledError:
                 if not work.ended_by_us:

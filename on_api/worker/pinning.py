@@ -49,7 +49,7 @@ COUNT_SECONDS = 5.0
 class _Lane:
     """Slots for one kind of attempt. New claims are made when `at_once` of them are free."""
 
-    places: int
+    slots: int
     share: int
     """Slots that one user may have: never all, so that another user's pin finds one at once."""
     at_once: int
@@ -59,9 +59,9 @@ class _Lane:
     last_user: uuid.UUID | None = None
 
     @property
-    def has_room(self) -> bool:
+    def has_free_slots(self) -> bool:
         """True if another claim can be made."""
-        return self.places - len(self.work) >= self.at_once
+        return self.slots - len(self.work) >= self.at_once
 
     def end(self, works: Iterable[Work]) -> None:
         """Free the slots of these."""
@@ -119,7 +119,7 @@ class PinWorker:
 
     async def next_due(self, *, fetch: bool) -> float | None:
         """Return the seconds until the next pin is due; None if none waits, or no slot is free."""
-        if not self._lanes[fetch].has_room:
+        if not self._lanes[fetch].has_free_slots:
             return None
         return await self._transactions.run(
             lambda session: pin_jobs.next_due(session, fetch=fetch), write=False
@@ -130,7 +130,7 @@ class PinWorker:
         node already. Return whether any was begun."""
         lane = self._lanes[fetch]
         async with lane.claiming:
-            if self._is_stopping or not lane.has_room:
+            if self._is_stopping or not lane.has_free_slots:
                 return False
             claims = await self._claim(lane, fetch=fetch)
             works = [Work(claim) for claim in claims]
@@ -191,7 +191,7 @@ class PinWorker:
         """Claim pins of the next user in turn who has not used up their share of slots."""
         busy = Counter(item.claim.user_id for item in lane.work.values())
         served = {user for user, count in busy.items() if count + lane.at_once > lane.share}
-        free = lane.places - len(lane.work)
+        free = lane.slots - len(lane.work)
 
         def next_user(session: Session) -> uuid.UUID | None:
             return pin_jobs.next_user(session, lane.last_user, served, fetch=fetch) or (

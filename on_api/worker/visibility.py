@@ -155,7 +155,7 @@ class _Attempt:
         passage = FilePassage(None if sealing is None else sealing.encryptor)
         with intake.passing(self._while_wanted(chunks), passage) as stream:
             added = await services.node.add(lease.sent(stream), pin_name=lease.pin_name)
-        lease.told(added.cid, added.dag_size)
+        lease.confirm(added.cid, added.dag_size)
         if passage.digest.digest() != file.sha256:
             raise ContentDamaged
         return added

@@ -26,8 +26,8 @@ class Aead(Protocol):
 
     def __init__(self, key: bytes) -> None: ...
 
-    def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
-        """Write ciphertext and tag to `out`, which is `TAG_BYTES` longer than `plain`."""
+    def seal(self, nonce: bytes, plaintext: Bytes, out: memoryview) -> None:
+        """Write ciphertext and tag to `out`, which is `TAG_BYTES` longer than `plaintext`."""
 
     def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
         """Write the plaintext to `out`, `TAG_BYTES` shorter than `sealed`. Returns False when it is
@@ -42,10 +42,10 @@ class PycryptodomeAead:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
+    def seal(self, nonce: bytes, plaintext: Bytes, out: memoryview) -> None:
         """See `Aead`."""
         cipher = ChaCha20_Poly1305.new(key=self._key, nonce=nonce)
-        cipher.encrypt(plain, output=out[:-TAG_BYTES])
+        cipher.encrypt(plaintext, output=out[:-TAG_BYTES])
         out[-TAG_BYTES:] = cipher.digest()
 
     def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
@@ -89,9 +89,9 @@ def _cryptography() -> type[Aead] | None:
         def __init__(self, key: bytes) -> None:
             self._cipher = ChaCha20Poly1305(key)
 
-        def seal(self, nonce: bytes, plain: Bytes, out: memoryview) -> None:
+        def seal(self, nonce: bytes, plaintext: Bytes, out: memoryview) -> None:
             """See `Aead`."""
-            self._cipher.encrypt_into(nonce, plain, None, out)
+            self._cipher.encrypt_into(nonce, plaintext, None, out)
 
         def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
             """See `Aead`."""

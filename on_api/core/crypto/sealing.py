@@ -30,14 +30,14 @@ class Sealer:
         self._keyring = keyring
         self._purpose = purpose
 
-    def seal(self, plain: bytes, context: bytes, version: int | None = None) -> Sealed:
-        """Seal `plain`; it opens only with the same `context`. `version` selects another secret
+    def seal(self, plaintext: bytes, context: bytes, version: int | None = None) -> Sealed:
+        """Seal `plaintext`; it opens only with the same `context`. `version` selects another secret
         than the one in use."""
         version = self._keyring.version if version is None else version
         nonce = secrets.token_bytes(NONCE_BYTES)
         cipher = ChaCha20_Poly1305.new(key=self._subkey(version), nonce=nonce)
         cipher.update(context)
-        sealed, tag = cipher.encrypt_and_digest(plain)
+        sealed, tag = cipher.encrypt_and_digest(plaintext)
         return Sealed(version, nonce + tag + sealed)
 
     def open(self, sealed: Sealed, context: bytes) -> bytes:

@@ -216,7 +216,7 @@ class Database:
                 raise
             raise Conflict("Somebody else changed this at the same moment; try again.") from error
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            details = self._told(error)
+            details = self._report(error)
             if getattr(getattr(error, "orig", None), "pgcode", None) == _TIMED_OUT:
                 raise QueryTooSlow from error
             raise DatabaseUnavailable(details) from error
@@ -227,7 +227,7 @@ class Database:
         except DBAPIError as error:
             if _explained(error) is None and not error.connection_invalidated:
                 raise
-            raise DatabaseUnavailable(self._told(error)) from error
+            raise DatabaseUnavailable(self._report(error)) from error
 
     def on_commit(
         self, before: Callable[[Session], None], after: Callable[[Session], None]
@@ -237,7 +237,7 @@ class Database:
         event.listen(self._writer, "before_commit", before)
         event.listen(self._writer, "after_commit", after)
 
-    def _told(self, error: Exception) -> str | None:
+    def _report(self, error: Exception) -> str | None:
         """Log the failure. Returns the database's own defect (`_explained`), or None."""
         logger.warning("the database failed: %s", _cause(error))
         if (details := _explained(error)) == _FULL:

@@ -249,11 +249,11 @@ class Invalidations:
                 self._tell()
                 self._tell_work()
             elif news:
-                self._hear({word for said in news for word in said.split()})
+                self._hear({word for message in news for word in message.split()})
             # Last: by now all earlier news have been passed on.
-            for said in news:
-                if said in sent_at:
-                    self._proved_at = sent_at.pop(said)
+            for message in news:
+                if message in sent_at:
+                    self._proved_at = sent_at.pop(message)
 
     def _hear(self, words: Collection[str]) -> None:
         words = {word for word in words if not word.startswith(_BEAT)}

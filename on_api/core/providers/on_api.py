@@ -42,14 +42,14 @@ class OnApiSource(Source):
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
         """See `Source.pages`: files first, then pins."""
-        part, _, place = (after or f"{FILES}:").partition(":")
+        part, _, cursor = (after or f"{FILES}:").partition(":")
         if part not in {FILES, PINS}:
             raise BadRequest("This is no place to go on from.")
         if part == FILES:
-            async for page in self._files(place):
+            async for page in self._files(cursor):
                 yield page
-            place = ""
-        async for page in self._pins.pages(place or None):
+            cursor = ""
+        async for page in self._pins.pages(cursor or None):
             yield Page(page.items, f"{PINS}:{page.resume}")
 
     async def delegates(self) -> Sequence[str]:

@@ -34,29 +34,29 @@ class PinataSource(Source):
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
         """See `Source.pages`."""
-        part, _, place = (after or f"{PUBLIC}:").partition(":")
+        part, _, cursor = (after or f"{PUBLIC}:").partition(":")
         if part not in {PUBLIC, PRIVATE, PIN_LIST}:
             raise BadRequest("This is no place to go on from.")
         if part == PUBLIC:
-            listed = bool(place)
+            listed = bool(cursor)
             try:
-                async for page in self._files(PUBLIC, place):
+                async for page in self._files(PUBLIC, cursor):
                     yield page
                     listed = True
-                part, place = PRIVATE, ""
+                part, cursor = PRIVATE, ""
             except (SourceUnauthorized, SourceMissing):
                 if listed:
                     raise
-                part, place = PIN_LIST, ""  # an older key, or an older API
+                part, cursor = PIN_LIST, ""  # an older key, or an older API
         if part == PIN_LIST:
-            async for page in self._pin_list(place):
+            async for page in self._pin_list(cursor):
                 yield page
             return
         try:
-            async for page in self._files(PRIVATE, place):
+            async for page in self._files(PRIVATE, cursor):
                 yield page
         except (SourceUnauthorized, SourceMissing):
-            if place:
+            if cursor:
                 raise
             # The key is for the public network only.
 
@@ -78,9 +78,9 @@ class PinataSource(Source):
             if not token:
                 return
 
-    async def _pin_list(self, place: str) -> AsyncIterator[Page]:
+    async def _pin_list(self, cursor: str) -> AsyncIterator[Page]:
         url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/data/pinList")
-        offset = int(place) if place.isdigit() else 0
+        offset = int(cursor) if cursor.isdigit() else 0
         before: int | None = None
         while True:
             query = {"status": "pinned", "pageLimit": str(LIMIT), "pageOffset": str(offset)}

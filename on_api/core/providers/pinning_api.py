@@ -24,7 +24,7 @@ and services keep moments to the millisecond, a few to the second."""
 
 
 @dataclass(slots=True)
-class _Place:
+class _Position:
     """Position up to which the list was read."""
 
     oldest: str | None = None
@@ -64,20 +64,20 @@ class PinningApiSource(Source):
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
         """See `Source.pages`. Pages are requested by `before`, the moment of the oldest pin
         seen."""
-        place = _Place.read(after)
-        while place.total is None or place.remaining > 0:
-            fresh = await self._next(place)
-            if not fresh and place.remaining > 0:
+        position = _Position.read(after)
+        while position.total is None or position.remaining > 0:
+            fresh = await self._next(position)
+            if not fresh and position.remaining > 0:
                 # A service may count all pins each time; then the list ends when all were seen.
-                if place.seen >= (place.total or 0):
+                if position.seen >= (position.total or 0):
                     return
                 raise SourceMalformed(
-                    f"The source says that it has {place.total} pins and lists {place.seen}."
+                    f"The source says that it has {position.total} pins and lists {position.seen}."
                 )
-            if place.seen > 2 * (place.total or 0) + LIMIT:
+            if position.seen > 2 * (position.total or 0) + LIMIT:
                 raise SourceMalformed("The source lists more pins than it says it has.")
             items = [self._item(each) for each in fresh]
-            yield Page(items, place.write())
+            yield Page(items, position.write())
 
     async def delegates(self) -> Sequence[str]:
         """See `Source.delegates`: those that its pins name."""
@@ -87,40 +87,43 @@ class PinningApiSource(Source):
                 self._item(each)
         return tuple(self._delegates)[:MAX_ADDRESSES]
 
-    async def _next(self, place: _Place) -> Sequence[Mapping[str, Any]]:
+    async def _next(self, position: _Position) -> Sequence[Mapping[str, Any]]:
         """Return the pins of the next page that were not seen yet; advances the place."""
-        known = set(place.recent)
+        known = set(position.recent)
         count, results, fresh = 0, (), ()  # type: tuple[int, Sequence[Any], Sequence[Any]]
         for margin in MARGINS:
             query = {"limit": str(LIMIT)}
-            if place.oldest is not None:
-                before = shapes.moment(place.oldest) + margin
+            if position.oldest is not None:
+                before = shapes.moment(position.oldest) + margin
                 query["before"] = before.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             count, results = await self._ask(query)
             fresh = [each for each in results if _id(each) not in known]
             repeated = len(results) - len(fresh)
-            if place.oldest is None or (repeated and count - repeated >= place.remaining):
+            if position.oldest is None or (repeated and count - repeated >= position.remaining):
                 break
             # The oldest pin seen has to come again, followed by as many as were announced; else
             # some are hidden at the border, or are gone.
         if fresh:
-            self._move(place, results)
-        place.remaining = count - len(results)
-        place.seen += len(fresh)
-        if place.total is None:
-            place.total = count
+            self._move(position, results)
+        position.remaining = count - len(results)
+        position.seen += len(fresh)
+        if position.total is None:
+            position.total = count
         return fresh
 
-    def _move(self, place: _Place, results: Sequence[Mapping[str, Any]]) -> None:
+    def _move(self, position: _Position, results: Sequence[Mapping[str, Any]]) -> None:
         moments = {_id(each): shapes.moment(each.get("created")) for each in results}
         oldest = min(moments.values())
         if list(moments.values()) != sorted(moments.values(), reverse=True):
             raise SourceMalformed("The source does not list its pins in order.")
         near = oldest + MARGINS[-1] + MARGINS[0]
-        still_near = place.recent if _is_near(place, near) else []
+        still_near = position.recent if _is_near(position, near) else []
         recent = [key for key, created in moments.items() if created <= near]
-        place.oldest, place.recent = oldest.isoformat(), list(dict.fromkeys(still_near + recent))
-        del place.recent[:-MAX_RECENT]
+        position.oldest, position.recent = (
+            oldest.isoformat(),
+            list(dict.fromkeys(still_near + recent)),
+        )
+        del position.recent[:-MAX_RECENT]
 
     async def _ask(self, query: Mapping[str, str]) -> tuple[int, Sequence[Mapping[str, Any]]]:
         answer = shapes.row(
@@ -160,5 +163,5 @@ def _id(status: Mapping[str, Any]) -> str:
     return requestid
 
 
-def _is_near(place: _Place, near: datetime) -> bool:
-    return place.oldest is not None and shapes.moment(place.oldest) <= near
+def _is_near(position: _Position, near: datetime) -> bool:
+    return position.oldest is not None and shapes.moment(position.oldest) <= near

@@ -108,14 +108,14 @@ def meta(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict):
         return {}
     kept: dict[str, str] = {}
-    room = MAX_META_BYTES
+    bytes_left = MAX_META_BYTES
     for key, each in value.items():
         if each is None or len(kept) == MAX_META:
             continue
         written = each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)
         entry = storable(str(key)), storable(written)
-        room -= sum(len(part.encode()) for part in entry)
-        if room < 0:
+        bytes_left -= sum(len(part.encode()) for part in entry)
+        if bytes_left < 0:
             break
         kept[entry[0]] = entry[1]
     return kept

@@ -115,7 +115,7 @@ class Services:
     idempotency: IdempotencyService
     metrics: Metrics
     hashers: ThreadPoolExecutor
-    room: BufferPool
+    buffer_pool: BufferPool
     """Memory that all uploads under way share."""
     pins_doubtful: threading.Event
     """Set while the node's pins have to be checked."""
@@ -168,8 +168,8 @@ class Services:
         ledger = EgressLedger(database, settings.traffic)
         meter = Meter(ledger, invalidations, settings.traffic, metrics)
         pins = PinService(database, timedelta(seconds=settings.pins.deadline), wakeup.wake_after)
-        room = BufferPool()
-        limits = IntakeLimits(settings.files.max_size, room)
+        buffer_pool = BufferPool()
+        limits = IntakeLimits(settings.files.max_size, buffer_pool)
         doubtful = threading.Event()
         doubtful.set()  # the node's last end is not known
         authenticator = Authenticator(database, keyring, invalidations)
@@ -250,7 +250,7 @@ class Services:
             idempotency=idempotency,
             metrics=metrics,
             hashers=hashers,
-            room=room,
+            buffer_pool=buffer_pool,
             pins_doubtful=doubtful,
         )
 

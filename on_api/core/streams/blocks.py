@@ -15,7 +15,7 @@ dimension, of bytes, contiguous."""
 MOST_BYTES = 1024 * 1024
 """Bytes of the largest blocks, for which a switch to a thread is worth while."""
 LEAST_BYTES = 16 * 1024
-"""Blocks up to this size in bytes bypass the room: they are granted at once and not counted."""
+"""Blocks up to this size in bytes bypass the pool: they are granted at once and not counted."""
 WHOLE_BYTES = 256 * 1024
 """Minimum bytes of a counted block: with smaller ones each byte costs more."""
 TOGETHER_BYTES = 3 * 1024 * 1024
@@ -26,18 +26,18 @@ class MemoryBlock:
     """Memory out of a `BufferPool`. The receiver calls `release` once nothing reads it any more;
     the count never depends on when Python collects the memory itself, which is not reused."""
 
-    __slots__ = ("_room", "memory")
+    __slots__ = ("_pool", "memory")
 
-    def __init__(self, size: int, room: BufferPool | None) -> None:
-        """Allocate `size` bytes. `room` is where they are counted; None: nowhere."""
+    def __init__(self, size: int, pool: BufferPool | None) -> None:
+        """Allocate `size` bytes. `pool` is where they are counted; None: nowhere."""
         self.memory = bytearray(size)
-        self._room = room
+        self._pool = pool
 
     def release(self) -> None:
-        """Give the bytes back to the room. Does nothing the second time."""
-        room, self._room = self._room, None
-        if room is not None:
-            room.give_back(len(self.memory))
+        """Give the bytes back to the pool. Does nothing the second time."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.give_back(len(self.memory))
 
 
 class BlockRequest:

@@ -39,7 +39,7 @@ class Arguments:
         for each parameter. Raises `TypeError` for a dependency of another kind."""
         self._embed_body_fields = embed_body_fields
         self._calls: list[_Call] = []
-        self._places: dict[tuple[Any, tuple[str, ...]], int] = {}
+        self._indexes: dict[tuple[Any, tuple[str, ...]], int] = {}
         self._endpoint = self._call_of(dependant, ())
         self._responds = any(call.response is not None for call in (*self._calls, self._endpoint))
 
@@ -97,18 +97,18 @@ class Arguments:
             values[call.scopes] = call.granted
         return values
 
-    def _place_of(self, dependant: Dependant, scopes: tuple[str, ...]) -> int:
+    def _index_of(self, dependant: Dependant, scopes: tuple[str, ...]) -> int:
         """Return the index of a dependency's result; the same dependency is called once."""
         scopes += tuple(each for each in dependant.own_oauth_scopes or () if each not in scopes)
         key = dependant.call, scopes
-        if key not in self._places:
+        if key not in self._indexes:
             call = self._call_of(dependant, scopes)
-            self._places[key] = len(self._calls)
+            self._indexes[key] = len(self._calls)
             self._calls.append(call)
-        return self._places[key]
+        return self._indexes[key]
 
     def _call_of(self, dependant: Dependant, scopes: tuple[str, ...]) -> _Call:
-        takes = [(each.name, self._place_of(each, scopes)) for each in dependant.dependencies]
+        takes = [(each.name, self._index_of(each, scopes)) for each in dependant.dependencies]
         function: Any = dependant.call
         is_async = iscoroutinefunction(function) or iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 (an instance of which one is a method)

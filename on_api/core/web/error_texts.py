@@ -27,9 +27,9 @@ Step = str | int
 def describe(mistakes: Sequence[Mapping[str, object]]) -> str:
     """Return Pydantic's mistakes as one sentence: where and why, never the value that was sent."""
     found = list(_without_branches(mistakes))
-    said = [_sentence(steps, mistake) for steps, mistake in found[:MAX_REPORTED]]
+    sentences = [_sentence(steps, mistake) for steps, mistake in found[:MAX_REPORTED]]
     more = len(found) - MAX_REPORTED
-    return "; ".join(said) + (f"; and {more} more" if more > 0 else "") + "."
+    return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "") + "."
 
 
 def _without_branches(
@@ -38,15 +38,17 @@ def _without_branches(
     """Yield each mistake and its location. For an optional value Pydantic also reports that it is
     not None, and adds the union's branch to the location: both are left out, as they mean nothing
     to the client."""
-    optional = [_place(m)[:-1] for m in mistakes if m.get("type") == "none_required"]
+    optional = [_location(m)[:-1] for m in mistakes if m.get("type") == "none_required"]
     for mistake in mistakes:
-        steps = _place(mistake)
-        branch = next((len(place) for place in optional if steps[: len(place)] == place), None)
+        steps = _location(mistake)
+        branch = next(
+            (len(location) for location in optional if steps[: len(location)] == location), None
+        )
         if mistake.get("type") != "none_required":
             yield steps if branch is None else steps[:branch] + steps[branch + 1 :], mistake
 
 
-def _place(mistake: Mapping[str, object]) -> tuple[Step, ...]:
+def _location(mistake: Mapping[str, object]) -> tuple[Step, ...]:
     where = mistake.get("loc")
     return where if isinstance(where, tuple) else ("body",)
 

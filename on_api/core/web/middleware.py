@@ -119,11 +119,11 @@ class RequestContext:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = [header for header in message["headers"] if header[0] != REQUEST_ID]
-                told.append((REQUEST_ID, identity.encode()))
-                if not any(header[0] == NOSNIFF[0] for header in told):
-                    told.append(NOSNIFF)
-                message["headers"] = told
+                headers = [header for header in message["headers"] if header[0] != REQUEST_ID]
+                headers.append((REQUEST_ID, identity.encode()))
+                if not any(header[0] == NOSNIFF[0] for header in headers):
+                    headers.append(NOSNIFF)
+                message["headers"] = headers
             elif message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
             await send(message)
@@ -253,10 +253,10 @@ class InFlightLimit:
     """
 
     def __init__(
-        self, app: ASGIApp, places: RequestSlots, refuse: Callable[[str], ASGIApp], metrics: Metrics
+        self, app: ASGIApp, slots: RequestSlots, refuse: Callable[[str], ASGIApp], metrics: Metrics
     ) -> None:
         self._app = app
-        self._places = places
+        self._slots = slots
         self._refuse = refuse
         self._metrics = metrics
 
@@ -265,14 +265,14 @@ class InFlightLimit:
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ANSWERED:
             await self._app(scope, receive, send)
             return
-        if not self._places.take():
+        if not self._slots.take():
             self._metrics.refused.inc()
             await self._refuse(scope["path"])(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            self._places.give()
+            self._slots.give()
 
 
 def _loggable(path: str) -> str:

@@ -33,9 +33,9 @@ class BlockedBody(Protocol):
 
 @contextmanager
 def body_of(
-    request: Request, room: BufferPool, idle_timeout: float
+    request: Request, pool: BufferPool, idle_timeout: float
 ) -> Iterator[AsyncIterator[Bytes]]:
-    """Provide the body, in blocks out of `room` or in smaller pieces, while the context lasts: its
+    """Provide the body, in blocks out of `pool` or in smaller pieces, while the context lasts: its
     end releases the blocks, however much of the body was read.
 
     Each piece may be used until the next one is requested; copy what is needed for longer. Reading
@@ -46,7 +46,7 @@ def body_of(
     if take is None:
         yield checked_stream(request, idle_timeout)
         return
-    body = take(room)
+    body = take(pool)
     try:
         yield _checked(request, _BlocksInTime(aiter(body), idle_timeout))
     finally:

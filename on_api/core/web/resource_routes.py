@@ -25,13 +25,13 @@ class ResourceRoutes:
         self._fixed: dict[tuple[str, str], HeadRoute] = {}
         """Routes without parameters, by method and path."""
         self._near: dict[tuple[str, str, int], list[HeadRoute]] = {}
-        """Routes with parameters, by method and `_place_of` their path."""
+        """Routes with parameters, by method and `_bucket_of` their path."""
         for route in routes:
             if isinstance(route, HeadRoute):
                 for method in route.answered_methods:
                     if route.param_convertors:
-                        place = method, *_place_of(route.path)
-                        self._near.setdefault(place, []).append(route)
+                        bucket = method, *_bucket_of(route.path)
+                        self._near.setdefault(bucket, []).append(route)
                     else:
                         self._fixed.setdefault((method, route.path), route)
 
@@ -48,7 +48,7 @@ class ResourceRoutes:
         if route is not None:
             scope.update({"endpoint": route.endpoint, "path_params": {}, "route": route})
             return route
-        for route in self._near.get((method, *_place_of(path)), ()):
+        for route in self._near.get((method, *_bucket_of(path)), ()):
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope.update(found)
@@ -56,7 +56,7 @@ class ResourceRoutes:
         return None
 
 
-def _place_of(path: str) -> tuple[str, int]:
+def _bucket_of(path: str) -> tuple[str, int]:
     """Return version and resource, and the number of segments."""
     segments = path.split("/")
     return "/".join(segments[:3]), len(segments)

@@ -137,10 +137,10 @@ class ApiRoute(HeadRoute):
         """Refuse options that the route doesn't declare. Raises `BadRequest`."""
         self._query.check_query(request.scope)
 
-    def status_of(self, told: Response | None) -> int:
+    def status_of(self, injected: Response | None) -> int:
         """Return the status of an answer: what the endpoint has set on its response, else the
         route's own."""
-        return (told and told.status_code) or self.status_code or 200
+        return (injected and injected.status_code) or self.status_code or 200
 
     def rendered(self, result: object) -> bytes:
         """Return the body of the answer, as FastAPI would render an endpoint's result. Raises
@@ -201,15 +201,15 @@ class ApiRoute(HeadRoute):
 
     async def _run(self, arguments: Arguments, request: Request, given: Any) -> Response:
         """Call the endpoint, and make a response of what it returns."""
-        values, told = await arguments.of(request, given)
+        values, injected = await arguments.of(request, given)
         result = await self.endpoint(**values)
         if isinstance(result, Response):
             return result
         body = self.rendered(result)
         media_type = "application/json" if body else None
-        response = Response(body, self.status_of(told), media_type=media_type)
-        if told is not None:
-            response.raw_headers += told.raw_headers
+        response = Response(body, self.status_of(injected), media_type=media_type)
+        if injected is not None:
+            response.raw_headers += injected.raw_headers
         return response
 
 

@@ -83,13 +83,13 @@ def head_of(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 class Delivery:
     """One answer to one request. Exactly one of the answering methods is called."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, told: Headers) -> None:
-        """`told`: headers of this answer alone."""
+    def __init__(self, scope: Scope, receive: Receive, send: Send, extra_headers: Headers) -> None:
+        """`extra_headers`: headers of this answer alone."""
         self._method: str = scope["method"]
         self._receive = receive
         self._send = send
         self._write: Writer | None = extension(scope, WRITE_WHOLE)
-        self._told = told
+        self._extra_headers = extra_headers
         self.status = 0
         """Status sent; 0: the answer has not begun."""
         self.sent = 0
@@ -101,25 +101,25 @@ class Delivery:
     ) -> None:
         """Answer with a text of on-api's."""
         body = text.encode()
-        told = [*CORS, *headers, (b"content-type", media_type + b"; charset=utf-8")]
+        all_headers = [*CORS, *headers, (b"content-type", media_type + b"; charset=utf-8")]
         if self._method == "HEAD":
             body = b""
         else:
-            told.append((b"content-length", b"%d" % len(body)))
-        await self._begin(status, with_ours(told))
+            all_headers.append((b"content-length", b"%d" % len(body)))
+        await self._begin(status, with_ours(all_headers))
         await self._end(body)
 
     async def refusal(self, error: OnApiError) -> None:
         """Answer an error as plain text, like the node."""
-        told = as_headers(error.headers)
-        await self.words(error.status, f"{error.details}\n", [*told, _NOT_KEPT])
+        headers = as_headers(error.headers)
+        await self.words(error.status, f"{error.details}\n", [*headers, _NOT_KEPT])
 
     async def redirect(self, status: int, location: str, headers: Headers) -> None:
         """Redirect the client, with the same page as the node's."""
         phrase = HTTPStatus(status).phrase
         text = f'<a href="{html.escape(location)}">{phrase}</a>.\n\n'
-        told = [*headers, (b"location", location.encode())]
-        await self.words(status, text, told, b"text/html")
+        all_headers = [*headers, (b"location", location.encode())]
+        await self.words(status, text, all_headers, b"text/html")
 
     async def whole(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, ticket: Ticket
@@ -127,7 +127,7 @@ class Delivery:
         """Answer with a complete body. Raises `EgressBudgetExceeded` before the answer begins."""
         await self._count(ticket, len(body))
         if self._write is not None and body:  # without a body the headers may lack its length
-            head = head_of(status, [*headers, *self._told])
+            head = head_of(status, [*headers, *self._extra_headers])
             if self._write(head, body):
                 self.status, self.sent = status, len(body)
                 return
@@ -152,8 +152,8 @@ class Delivery:
         Raises a `NodeError` if that is incomplete, and `EgressBudgetExceeded` if a budget is used
         up. If the answer has begun by then, the server cuts the connection because it has no end.
         """
-        plain = self._method == "GET" and answer.status == 200
-        ending = ending_of(dict(answer.headers).get(b"content-type", b"")) if plain else None
+        is_whole_get = self._method == "GET" and answer.status == 200
+        ending = ending_of(dict(answer.headers).get(b"content-type", b"")) if is_whole_get else None
         body = answer.whole
         if body is not None and answer.length is not None:
             _require_whole(ending, body)
@@ -217,8 +217,8 @@ class Delivery:
 
     async def _begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.status = status
-        told = [*headers, *self._told]
-        await self._send({"type": "http.response.start", "status": status, "headers": told})
+        all_headers = [*headers, *self._extra_headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def _end(self, body: bytes) -> None:
         self.sent += len(body)

@@ -87,28 +87,30 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        told: Headers = []
+        limit_headers: Headers = []
         refusal = None
         if self._is_limited:
             try:
-                told = as_headers(self._limits.check(address_of(scope)))
+                limit_headers = as_headers(self._limits.check(address_of(scope)))
             except TooManyRequests as error:
                 refusal = error
-        await self._serve(scope, receive, send, told, refusal)
+        await self._serve(scope, receive, send, limit_headers, refusal)
 
     async def _serve(
         self,
         scope: Scope,
         receive: Receive,
         send: Send,
-        told: Headers,
+        extra_headers: Headers,
         refusal: OnApiError | None,
     ) -> None:
         """Answer a request, log it and count it."""
         identity = _new_id()
         token = request_id.set(identity)
         started = time.perf_counter()
-        delivery = Delivery(scope, receive, send, [*told, (b"x-request-id", identity.encode())])
+        delivery = Delivery(
+            scope, receive, send, [*extra_headers, (b"x-request-id", identity.encode())]
+        )
         self.under_way += 1
         request = GatewayRequest.of(scope)
         try:
@@ -127,8 +129,8 @@ class Gateway:
             await self._fail(delivery, InternalError(words))
         finally:
             self.under_way -= 1
-            if isinstance(request.said, NodeAnswer):
-                request.said.close()
+            if isinstance(request.node_outcome, NodeAnswer):
+                request.node_outcome.close()
             self._tell(scope, delivery, time.perf_counter() - started)
             request_id.reset(token)
 
@@ -146,9 +148,9 @@ class Gateway:
             self._services.metrics.refused.inc()
             raise ServiceUnavailable("Too many requests at once.", retry_after=1)
         if request.method not in _METHODS:
-            told = [(b"allow", ", ".join(_METHODS).encode())]
+            headers = [(b"allow", ", ".join(_METHODS).encode())]
             words = f"Method {request.method} not allowed: read only access\n"
-            await delivery.words(405, words, told)
+            await delivery.words(405, words, headers)
             return
         if not path.startswith("/ipfs"):
             raise NotFound("on-api serves no names (/ipns): finding them out takes the network.")
@@ -250,9 +252,9 @@ class Gateway:
         target: GatewayPath,
         charges: Sequence[Charge],
     ) -> None:
-        if isinstance(request.said, NodeError):
-            raise request.said
-        answer = request.said or await self._ask(request, target)
+        if isinstance(request.node_outcome, NodeError):
+            raise request.node_outcome
+        answer = request.node_outcome or await self._ask(request, target)
         gathering = None
         try:
             if await self._hand_over(request, delivery, target, charges, answer):

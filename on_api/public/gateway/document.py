@@ -8,12 +8,12 @@ from on_api.core.web.binary_bodies import LOCATION, UNCHANGED_HEADERS, binary_an
 
 
 def _parameter(
-    place: str, name: str, description: str, example: str, **schema: Any
+    location: str, name: str, description: str, example: str, **schema: Any
 ) -> dict[str, Any]:
     return {
         "name": name,
-        "in": place,
-        "required": place == "path",
+        "in": location,
+        "required": location == "path",
         "description": description,
         # No `example` of the parameter: Swagger UI would send it with every request tried out.
         "schema": {"type": "string", **schema, "examples": [example]},

@@ -18,7 +18,7 @@ from on_api.core.ipfs.gateway_client.connection import NodeAnswer
 from on_api.core.services.gateway.hot_answers import AnswerKey
 from on_api.core.web.extensions import NODE_ANSWER, extension
 
-Said = NodeAnswer | NodeError
+NodeOutcome = NodeAnswer | NodeError
 
 PREFIXES = ("/ipfs", "/ipns")
 
@@ -55,7 +55,7 @@ class GatewayRequest:
     """True if any of them was repeated."""
     accel: bytes
     """Value of the header `ACCEL`; empty without one."""
-    said: Said | None
+    node_outcome: NodeOutcome | None
     """Answer or error that a fast lane already has from the node."""
 
     @classmethod
@@ -70,12 +70,14 @@ class GatewayRequest:
             elif name == ACCEL:
                 accel = value
         query = scope["query_string"]
-        said: Said | None = extension(scope, NODE_ANSWER)
+        node_outcome: NodeOutcome | None = extension(scope, NODE_ANSWER)
         wanted = headers.pop(b"range", None)
         # The node answers an error to a malformed range, which should be ignored.
         if wanted is not None and (spelled := well_formed(wanted.decode("latin-1"))) is not None:
             headers[b"range"] = spelled.encode()
-        return cls(scope["method"], scope["raw_path"], query, headers, is_joined, accel, said)
+        return cls(
+            scope["method"], scope["raw_path"], query, headers, is_joined, accel, node_outcome
+        )
 
     @property
     def key(self) -> AnswerKey:

@@ -94,7 +94,7 @@ def test_sizes(size: int) -> None:
     file = bytes(writer.update(plain) + writer.finish())
     assert file.startswith(writer.start)
     assert len(file) == expected == sealed_size(size, len(writer.start) - 16)
-    assert unlock(writer.start, [ALICE]).layout(len(file)).plain_size == size
+    assert unlock(writer.start, [ALICE]).layout(len(file)).plaintext_size == size
     assert decrypt(file) == plain
 
 
@@ -200,7 +200,7 @@ def test_a_range_needs_its_last_chunk() -> None:
     unlocked = unlock(FILE, [ALICE])
     cut = FILE[: unlocked.start_size + 2 * (CHUNK_BYTES + 16)]
     layout = unlocked.layout(len(cut))
-    assert layout.plain_size == 2 * CHUNK_BYTES
+    assert layout.plaintext_size == 2 * CHUNK_BYTES
     span = layout.span(0, 10)
     reader = RangeDecryptor(unlocked, span)
     chunk = cut[span.chunks.start : span.chunks.end]

@@ -131,8 +131,8 @@ def test_ranges_of_noise(payload: bytes, size: int, offset: int, length: int) ->
     plain = b""
     try:
         layout = unlocked.layout(unlocked.start_size + size)
-        offset = min(offset, layout.plain_size)
-        span = layout.span(offset, min(length, layout.plain_size - offset))
+        offset = min(offset, layout.plaintext_size)
+        span = layout.span(offset, min(length, layout.plaintext_size - offset))
         reader = RangeDecryptor(unlocked, span)
         if span.final is not None:
             reader.check_final(payload)

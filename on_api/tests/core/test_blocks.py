@@ -20,54 +20,54 @@ pytestmark = pytest.mark.anyio
 
 async def test_blocks_are_dealt_out_in_turn() -> None:
     """As much as there is; then, whenever one is released, the one who has waited longest."""
-    room = BufferPool(2 * MOST_BYTES)
+    pool = BufferPool(2 * MOST_BYTES)
     taken: dict[str, MemoryBlock] = {}
     for name in "abcd":
-        room.ask(MOST_BYTES, lambda block, name=name: taken.update({name: block}))  # type: ignore[misc]
-    assert (sorted(taken), room.held) == (["a", "b"], 2 * MOST_BYTES)
+        pool.ask(MOST_BYTES, lambda block, name=name: taken.update({name: block}))  # type: ignore[misc]
+    assert (sorted(taken), pool.held) == (["a", "b"], 2 * MOST_BYTES)
     taken["a"].release()
     await asyncio.sleep(0)
     assert sorted(taken) == ["a", "b", "c"]
     for name in "bc":
         taken[name].release()
     await asyncio.sleep(0)
-    assert (sorted(taken), room.held) == (["a", "b", "c", "d"], MOST_BYTES)
+    assert (sorted(taken), pool.held) == (["a", "b", "c", "d"], MOST_BYTES)
 
 
 async def test_a_block_counts_until_it_is_released_and_is_released_once() -> None:
     """Whether somebody still refers to it, or nobody does any more: neither tells."""
-    room = BufferPool(2 * MOST_BYTES)
+    pool = BufferPool(2 * MOST_BYTES)
     taken: list[MemoryBlock] = []
-    room.ask(MOST_BYTES, taken.append)
-    room.ask(MOST_BYTES, lambda _: None)
-    assert room.held == 2 * MOST_BYTES
+    pool.ask(MOST_BYTES, taken.append)
+    pool.ask(MOST_BYTES, lambda _: None)
+    assert pool.held == 2 * MOST_BYTES
     for _ in range(2):
         taken[0].release()
-    assert room.held == MOST_BYTES
+    assert pool.held == MOST_BYTES
     assert len(taken[0].memory) == MOST_BYTES
 
 
 async def test_who_is_smaller_does_not_overtake_but_the_smallest_do_not_wait() -> None:
     """Else large ones would never get theirs, and the slow would need room."""
-    room = BufferPool(2 * MOST_BYTES)
+    pool = BufferPool(2 * MOST_BYTES)
     taken: list[MemoryBlock] = []
     for size in (MOST_BYTES, MOST_BYTES // 2, MOST_BYTES, LEAST_BYTES + 1):
-        room.ask(size, taken.append)
+        pool.ask(size, taken.append)
     assert [len(block.memory) for block in taken] == [MOST_BYTES, MOST_BYTES // 2]
-    room.ask(LEAST_BYTES, taken.append)
+    pool.ask(LEAST_BYTES, taken.append)
     assert len(taken[-1].memory) == LEAST_BYTES
     taken[-1].release()
-    assert room.held == MOST_BYTES + MOST_BYTES // 2
+    assert pool.held == MOST_BYTES + MOST_BYTES // 2
 
 
 async def test_what_is_withdrawn_is_passed_over() -> None:
     """By whoever waits behind it."""
-    room = BufferPool(2 * MOST_BYTES)
+    pool = BufferPool(2 * MOST_BYTES)
     taken: list[MemoryBlock] = []
     for _ in range(2):
-        room.ask(MOST_BYTES, taken.append)
-    asked = room.ask(MOST_BYTES, lambda _: pytest.fail("it was withdrawn"))
-    room.ask(MOST_BYTES, taken.append)
+        pool.ask(MOST_BYTES, taken.append)
+    asked = pool.ask(MOST_BYTES, lambda _: pytest.fail("it was withdrawn"))
+    pool.ask(MOST_BYTES, taken.append)
     asked.withdraw()
     taken[0].release()
     await asyncio.sleep(0)
@@ -76,7 +76,7 @@ async def test_what_is_withdrawn_is_passed_over() -> None:
 
 async def test_what_could_not_be_taken_is_given_to_the_next() -> None:
     """Else that room would be gone for as long as the process lives."""
-    room = BufferPool(2 * MOST_BYTES)
+    pool = BufferPool(2 * MOST_BYTES)
     taken: list[MemoryBlock] = []
 
     def fail(_: MemoryBlock) -> None:
@@ -84,29 +84,29 @@ async def test_what_could_not_be_taken_is_given_to_the_next() -> None:
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
-            room.ask(MOST_BYTES, fail)
-    assert room.held == 0
+            pool.ask(MOST_BYTES, fail)
+    assert pool.held == 0
     for _ in range(2):
-        room.ask(MOST_BYTES, taken.append)
-    room.ask(MOST_BYTES, fail)
-    room.ask(MOST_BYTES, taken.append)
+        pool.ask(MOST_BYTES, taken.append)
+    pool.ask(MOST_BYTES, fail)
+    pool.ask(MOST_BYTES, taken.append)
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what["exception"]))
     taken[0].release()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert (len(taken), room.held) == (3, 2 * MOST_BYTES)
+    assert (len(taken), pool.held) == (3, 2 * MOST_BYTES)
     assert [type(error) for error in told] == [ZeroDivisionError]
 
 
 def test_many_have_smaller_blocks() -> None:
     """So that very many hold no more memory than a few."""
-    room = BufferPool()
-    streams = [room.streaming() for _ in range(1000)]
+    pool = BufferPool()
+    streams = [pool.streaming() for _ in range(1000)]
     for index, stream in enumerate(streams, 1):
         stream.__enter__()
-        assert LEAST_BYTES <= room.share() <= MOST_BYTES
-        assert room.share() == LEAST_BYTES or 2 * room.share() * index <= TOGETHER_BYTES
+        assert LEAST_BYTES <= pool.share() <= MOST_BYTES
+        assert pool.share() == LEAST_BYTES or 2 * pool.share() * index <= TOGETHER_BYTES
     for stream in streams:
         stream.__exit__(None, None, None)
-    assert room.share() == MOST_BYTES
+    assert pool.share() == MOST_BYTES

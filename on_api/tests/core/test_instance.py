@@ -44,7 +44,7 @@ def test_no_secret_of_the_url_is_told(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, SECRETS)
     with published(settings, serves=True):
         told = (tmp_path / "instance.json").read_text()
-    told += Instance.of(settings, serves=True).told_database()
+    told += Instance.of(settings, serves=True).other_database_message()
     with pytest.raises(StartupError, match=r"127\.0\.0\.1:1/x") as caught:
         open_database(settings)
     assert "s3cret" not in told + caught.value.details

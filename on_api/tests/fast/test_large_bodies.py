@@ -160,7 +160,7 @@ def test_refused_in_the_middle(server: Server, connection: Connection) -> None:
     connection.send(wrong[:end])
     status, refusal = connection.answer()
     assert status == 400, refusal
-    assert server.services.room.held == 0
+    assert server.services.buffer_pool.held == 0
     connection.send(wrong[end:], connection.head("PUT /v1/files?name=a", len(BODY)), BODY)
     status, file = connection.answer()
     assert (status, is_body(file)) == (201, True)
@@ -205,20 +205,20 @@ def test_who_leaves_leaves_nothing(server: Server, connection: Connection, alice
 def test_the_slow_hold_no_room(server: Server, alice: Account) -> None:
     """More of them than there is room for, each with a body under way of which hardly anything
     comes: who comes after them is not kept waiting by them, and they are served as well."""
-    room, many = server.services.room, 2 * TOGETHER_BYTES // MOST_BYTES
+    pool, many = server.services.buffer_pool, 2 * TOGETHER_BYTES // MOST_BYTES
     slow = [Connection(server, alice.key) for _ in range(many)]
     try:
         for opened in slow:
             opened.send(opened.head("PUT /v1/files?name=slow", len(BODY)), BODY[:1])
             opened.send(BODY[1 : 2 * LEAST_BYTES])
-        until(lambda: room.streams == many, "all of them stream", IDLE_SECONDS)
-        until(lambda: room.held == 0, "they have lost their blocks", IDLE_SECONDS)
+        until(lambda: pool.streams == many, "all of them stream", IDLE_SECONDS)
+        until(lambda: pool.held == 0, "they have lost their blocks", IDLE_SECONDS)
         for opened in slow:
             opened.send(BODY[2 * LEAST_BYTES : -1])
-        until(lambda: room.held == 0, "they have lost them again", IDLE_SECONDS)
+        until(lambda: pool.held == 0, "they have lost them again", IDLE_SECONDS)
         answer = alice.client.put("/v1/files?name=fast", content=BODY)
         assert (answer.status_code, is_body(answer.json())) == (201, True)
-        assert room.streams == many
+        assert pool.streams == many
         for opened in slow:
             opened.send(BODY[-1:])
         assert all(is_body(opened.answer()[1]) for opened in slow)
@@ -233,14 +233,14 @@ def test_who_waits_for_more_holds_no_block(
 ) -> None:
     """A block has gone to the node, and the next one doesn't come: it was given back, or many who
     wait so would leave no room for anybody."""
-    room = server.services.room
+    pool = server.services.buffer_pool
     dealt: list[int] = []
 
     def ask(most: int, take: Callable[[MemoryBlock], None]) -> BlockRequest:
         dealt.append(most)
-        return BufferPool.ask(room, most, take)
+        return BufferPool.ask(pool, most, take)
 
-    monkeypatch.setattr(room, "ask", ask)
+    monkeypatch.setattr(pool, "ask", ask)
     if way == "form":
         body = form((FILE, BODY))
         head = connection.head("POST /v1/files", len(body), FORM)
@@ -252,7 +252,7 @@ def test_who_waits_for_more_holds_no_block(
     if way != "form":
         assert connection.until_said(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
     connection.send(body[:MOST_BYTES])
-    until(lambda: len(dealt) > 1 and room.held == 0, "it is with the node", IDLE_SECONDS)
+    until(lambda: len(dealt) > 1 and pool.held == 0, "it is with the node", IDLE_SECONDS)
     connection.send(body[MOST_BYTES:])
     status, file = connection.answer()
     assert (status, is_body(file)) == (201, True)
@@ -263,22 +263,22 @@ def test_who_waits_for_room_is_not_left_standing(
 ) -> None:
     """While others have all of it: they go on in small steps, for as long as that takes."""
     monkeypatch.setattr(large_bodies, "LONGEST_WAIT_SECONDS", 0.0)
-    room, body = server.services.room, BODY[: LARGE_BYTES + 100]
+    pool, body = server.services.buffer_pool, BODY[: LARGE_BYTES + 100]
     held: list[MemoryBlock] = []
 
     async def take_all() -> None:
         for _ in range(TOGETHER_BYTES // MOST_BYTES):
-            room.ask(MOST_BYTES, held.append)
+            pool.ask(MOST_BYTES, held.append)
 
     asyncio.run(take_all())
     connection.send(connection.head("PUT /v1/files?name=a", len(body)), body)
     status, file = connection.answer()
     assert (status, is_body(file, body)) == (201, True)
-    assert room.held == TOGETHER_BYTES
+    assert pool.held == TOGETHER_BYTES
 
     async def release_all() -> None:
         for block in held:
             block.release()
 
     asyncio.run(release_all())
-    assert room.held == 0
+    assert pool.held == 0

@@ -6,18 +6,18 @@ import asyncio
 from itertools import pairwise
 from typing import Any
 
+from on_api.fast.eligible import EligibleRequest
 from on_api.fast.protocol import FastHttp
-from on_api.fast.usual import UsualRequest
 from on_api.tests.server.test_protocol import END_OF_STREAM, NEXT, Asked, hear_each
 
 
 class Relaying(Asked):
     """Answers GET requests for `/ipfs/relayed` later, without a task."""
 
-    def answer_at_once(self, request: UsualRequest) -> None:
+    def answer_at_once(self, request: EligibleRequest) -> None:
         """As a `FastApplication` does that has nothing in memory."""
 
-    def ask_node(self, request: UsualRequest, client: FastHttp) -> bool:
+    def ask_node(self, request: EligibleRequest, client: FastHttp) -> bool:
         """As a `FastApplication` does that has to ask its node."""
         if request.key[0] != b"/ipfs/relayed":
             return False
@@ -49,14 +49,14 @@ class Hot(Asked):
             await asyncio.sleep(0)
         await super().__call__(scope, receive, send)
 
-    def answer_at_once(self, request: UsualRequest) -> tuple[bytes, bytes] | None:
+    def answer_at_once(self, request: EligibleRequest) -> tuple[bytes, bytes] | None:
         """As a `FastApplication` does."""
         if request.key[0] != b"/ipfs/hot":
             return None
         self.requests.append(("HOT", "/ipfs/hot", b""))
         return b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", b"ok"
 
-    def ask_node(self, request: UsualRequest, client: FastHttp) -> bool:
+    def ask_node(self, request: EligibleRequest, client: FastHttp) -> bool:
         """As a `FastApplication` does that has no node."""
         return False
 

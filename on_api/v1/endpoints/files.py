@@ -144,7 +144,7 @@ async def upload_files(
     services = services_of(request)
     announced = announced_by_form(request.headers)
     idle_timeout = services.settings.files.idle_timeout
-    with body_of(request, services.room, idle_timeout) as body:
+    with body_of(request, services.buffer_pool, idle_timeout) as body:
         reader = MultipartReader(
             request.headers.get("content-type", ""),
             body,
@@ -174,7 +174,7 @@ async def upload_file(
     services = services_of(request)
     media_type = raw_media_type(request.headers)
     idle_timeout = services.settings.files.idle_timeout
-    with body_of(request, services.room, idle_timeout) as body:
+    with body_of(request, services.buffer_pool, idle_timeout) as body:
         file = options.describe_file(body, None, media_type)
 
         async def only_this() -> AsyncIterator[IncomingFile]:

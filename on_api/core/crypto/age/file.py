@@ -51,9 +51,9 @@ class Encryptor:
         self._unsent = self.start
         self._sealer = ChunkSealer(payload_key(file_key, nonce))
 
-    def sealed_size(self, plain_size: int) -> int:
+    def sealed_size(self, plaintext_size: int) -> int:
         """Return the bytes that the file will have."""
-        return layout.sealed_size(plain_size, len(self.start) - PAYLOAD_NONCE_BYTES)
+        return layout.sealed_size(plaintext_size, len(self.start) - PAYLOAD_NONCE_BYTES)
 
     def update(self, data: Bytes) -> bytearray:
         """Return the next part of the file, for the next part of the plaintext."""
@@ -194,10 +194,10 @@ class RangeDecryptor:
             raise TruncatedPayload("The file ends before its last chunk does.")
         return self._trim(self._opener.finish())
 
-    def _trim(self, plain: bytearray) -> bytearray:
-        skipped = min(self._skip, len(plain))
-        del plain[:skipped]
-        del plain[self._left :]
+    def _trim(self, plaintext: bytearray) -> bytearray:
+        skipped = min(self._skip, len(plaintext))
+        del plaintext[:skipped]
+        del plaintext[self._left :]
         self._skip -= skipped
-        self._left -= len(plain)
-        return plain
+        self._left -= len(plaintext)
+        return plaintext

@@ -15,10 +15,10 @@ SEALED_CHUNK_BYTES = CHUNK_BYTES + TAG_BYTES
 PAYLOAD_NONCE_BYTES = 16
 
 
-def sealed_size(plain_size: int, header_size: int) -> int:
+def sealed_size(plaintext_size: int, header_size: int) -> int:
     """Return the bytes of the whole file. Every chunk has a tag, and there is always one chunk."""
-    chunks = max(1, -(-plain_size // CHUNK_BYTES))
-    return header_size + PAYLOAD_NONCE_BYTES + plain_size + chunks * TAG_BYTES
+    chunks = max(1, -(-plaintext_size // CHUNK_BYTES))
+    return header_size + PAYLOAD_NONCE_BYTES + plaintext_size + chunks * TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Layout:
         return max(1, -(-(self.sealed_size - self.payload_start) // SEALED_CHUNK_BYTES))
 
     @property
-    def plain_size(self) -> int:
+    def plaintext_size(self) -> int:
         """Bytes of the plaintext, as far as the file's size can be trusted."""
         return self.sealed_size - self.payload_start - self.chunk_count * TAG_BYTES
 
@@ -86,10 +86,10 @@ class Layout:
         last chunk is then checked before anything else, so `Span.final` is set unless the range
         begins in that chunk. A range that reaches the end includes the last chunk in any case.
         """
-        if not 0 <= offset <= offset + length <= self.plain_size:
+        if not 0 <= offset <= offset + length <= self.plaintext_size:
             raise ValueError("the range lies outside the plaintext")
         last = self.chunk_count - 1
-        if offset + length == self.plain_size:
+        if offset + length == self.plaintext_size:
             first, stop = min(offset // CHUNK_BYTES, last), last + 1
         else:
             first = offset // CHUNK_BYTES

@@ -37,17 +37,17 @@ class ChunkSealer:
         """Return the chunks that are complete by now. Keeps no reference to `data`."""
         if self._finished:
             raise ValueError("the file is finished")
-        plain = memoryview(data)
-        count = (len(self._held) + len(plain) - 1) // CHUNK_BYTES if len(plain) else 0
+        plaintext = memoryview(data)
+        count = (len(self._held) + len(plaintext) - 1) // CHUNK_BYTES if len(plaintext) else 0
         chunks: list[Bytes] = []
         if count and self._held:
             missing = CHUNK_BYTES - len(self._held)
-            chunks.append(self._held + plain[:missing])
+            chunks.append(self._held + plaintext[:missing])
             self._held.clear()
-            plain = plain[missing:]
+            plaintext = plaintext[missing:]
         whole = (count - len(chunks)) * CHUNK_BYTES
-        chunks += [plain[at : at + CHUNK_BYTES] for at in range(0, whole, CHUNK_BYTES)]
-        self._held += plain[whole:]
+        chunks += [plaintext[at : at + CHUNK_BYTES] for at in range(0, whole, CHUNK_BYTES)]
+        self._held += plaintext[whole:]
         first, self._index = self._index, self._index + count
         return _sealed(self._key, first, chunks)
 
@@ -153,9 +153,9 @@ def _sealed(key: bytes, first: int, chunks: Sequence[Bytes], *, final: bool = Fa
     cipher = aead.chosen()(key)
     out = bytearray(sum(map(len, chunks)) + len(chunks) * TAG_BYTES)
     target = memoryview(out)
-    for index, plain in enumerate(chunks, first):
-        size = len(plain) + TAG_BYTES
-        cipher.seal(_nonce(index, final), plain, target[:size])
+    for index, plaintext in enumerate(chunks, first):
+        size = len(plaintext) + TAG_BYTES
+        cipher.seal(_nonce(index, final), plaintext, target[:size])
         target = target[size:]
     return out
 

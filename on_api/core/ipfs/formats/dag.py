@@ -66,13 +66,13 @@ def file_size_of(codec: int, block: bytes) -> int | None:
         return None
     try:
         data = dict(_fields(block)).get(_PB_DATA)
-        told = dict(_fields(data)) if isinstance(data, bytes) else {}
+        unixfs = dict(_fields(data)) if isinstance(data, bytes) else {}
     except (IndexError, ValueError) as error:
         raise DagError("a block is damaged") from error
-    if told.get(_UNIXFS_TYPE) not in {_UNIXFS_RAW, _UNIXFS_FILE}:
+    if unixfs.get(_UNIXFS_TYPE) not in {_UNIXFS_RAW, _UNIXFS_FILE}:
         return None
-    inner = told.get(_UNIXFS_DATA, b"")
-    size = told.get(_UNIXFS_FILE_SIZE, len(inner) if isinstance(inner, bytes) else 0)
+    inner = unixfs.get(_UNIXFS_DATA, b"")
+    size = unixfs.get(_UNIXFS_FILE_SIZE, len(inner) if isinstance(inner, bytes) else 0)
     return size if isinstance(size, int) else None
 
 

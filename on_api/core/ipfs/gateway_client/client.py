@@ -17,7 +17,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavailable
-from on_api.core.ipfs.gateway_client.connection import Connection, NodeAnswer, Stale, Told
+from on_api.core.ipfs.gateway_client.connection import (
+    Connection,
+    NodeAnswer,
+    OutcomeCallback,
+    Stale,
+)
 from on_api.core.setting_groups import IpfsSettings
 
 MAX_IDLE = 64
@@ -77,10 +82,12 @@ class NodeHttp:
         connection = await self._connect()
         return await connection.exchange(request, is_head)
 
-    def ask_at_once(self, target: str, headers: Sequence[tuple[str, str]], told: Told) -> bool:
-        """GET a target over an idle connection, if there is one. `told` is called once, later, with
-        the outcome; `Stale` means that the caller has to retry. Returns False if no connection is
-        idle; then use `ask`.
+    def ask_at_once(
+        self, target: str, headers: Sequence[tuple[str, str]], callback: OutcomeCallback
+    ) -> bool:
+        """GET a target over an idle connection, if there is one. `callback` is called once, later,
+        with the outcome; `Stale` means that the caller has to retry. Returns False if no connection
+        is idle; then use `ask`.
 
         Raises `NodeError` for a target or a header that can't be sent.
         """
@@ -88,7 +95,7 @@ class NodeHttp:
         connection = self._kept()
         if connection is None:
             return False
-        connection.begin(request, False, told)
+        connection.begin(request, False, callback)
         return True
 
     def prepare(self) -> None:

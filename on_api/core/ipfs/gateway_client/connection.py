@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import httptools
 
 from on_api.core.errors import NodeError, NodeTruncated
-from on_api.core.ipfs.gateway_client.heads import Headers, read_usual_head
+from on_api.core.ipfs.gateway_client.heads import Headers, read_common_head
 
 JOINED_BYTES = 64 * 1024
 """Bytes up to which an answer of announced length is given out only when all of it has arrived."""
@@ -123,7 +123,7 @@ class Stale(Exception):
     """A kept connection was closed before any byte of an answer: retry on another one."""
 
 
-Told = Callable[["NodeAnswer | NodeError | Stale"], None]
+OutcomeCallback = Callable[["NodeAnswer | NodeError | Stale"], None]
 """Callback for the outcome of a request: its answer, complete if it is small, or the error."""
 
 
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         """Parser of the present answer; None before its first byte, and when its length is
         known."""
-        self._told: Told | None = None
+        self._callback: OutcomeCallback | None = None
         """Callback that waits for the answer's head."""
         self._answer: NodeAnswer | None = None
         self._headers: Headers = []
@@ -168,33 +168,35 @@ class Connection(asyncio.Protocol):
         """Return whether the node's next bytes are overdue."""
         if now < self._deadline:
             return False
-        return self._told is not None or (self._answer is not None and self._answer.is_waited_for)
+        return self._callback is not None or (
+            self._answer is not None and self._answer.is_waited_for
+        )
 
     async def exchange(self, request: bytes, is_head: bool) -> NodeAnswer:
         """Send a request and return its answer: after the head, or after the whole body if that is
         small."""
         promise: asyncio.Future[NodeAnswer] = self._loop.create_future()
 
-        def told(said: NodeAnswer | NodeError | Stale) -> None:
+        def callback(outcome: NodeAnswer | NodeError | Stale) -> None:
             if promise.done():
                 return
-            if isinstance(said, NodeAnswer):
-                promise.set_result(said)
+            if isinstance(outcome, NodeAnswer):
+                promise.set_result(outcome)
             else:
-                promise.set_exception(said)
+                promise.set_exception(outcome)
 
-        self.begin(request, is_head, told)
+        self.begin(request, is_head, callback)
         try:
             return await promise
         except asyncio.CancelledError:
             self.fail(NodeTruncated())
             raise
 
-    def begin(self, request: bytes, is_head: bool, told: Told) -> None:
-        """Send a request; the callback variant of `exchange`, without a future. `told` is called
-        once, maybe before this returns."""
+    def begin(self, request: bytes, is_head: bool, callback: OutcomeCallback) -> None:
+        """Send a request; the callback variant of `exchange`, without a future. `callback` is
+        called once, maybe before this returns."""
         if self._transport is None or self._transport.is_closing():
-            told(NodeTruncated())
+            callback(NodeTruncated())
             return
         self._parser = None
         self._headers = []
@@ -202,7 +204,7 @@ class Connection(asyncio.Protocol):
         self._heard = self._by_close = self._complete = self._reusable = False
         self._left = self._silent = 0
         self._deadline = self._loop.time() + self._stall
-        self._told = told
+        self._callback = callback
         self._transport.write(request)
 
     def begin_to_wait(self) -> asyncio.Future[None]:
@@ -234,10 +236,10 @@ class Connection(asyncio.Protocol):
         """Take the next bytes of an answer."""
         answer = self._answer
         if self._left and answer is not None:
-            self._take_plain(answer, data)
-        elif self._told is None and answer is None:
+            self._take_body_part(answer, data)
+        elif self._callback is None and answer is None:
             self.fail(NodeError())  # no request was sent
-        elif self._heard or self._is_head or not self._take_usual(data):
+        elif self._heard or self._is_head or not self._take_common_head(data):
             if self._parser is None:
                 self._parser = httptools.HttpResponseParser(self)
             self._parse(self._parser, data)
@@ -249,8 +251,8 @@ class Connection(asyncio.Protocol):
         self._keeper.forget(self)
         if self._answer is not None and self._by_close and error is None:
             self._finish(self._answer)
-        elif self._told is not None and self._is_used and not self._heard:
-            self._tell(Stale())
+        elif self._callback is not None and self._is_used and not self._heard:
+            self._report(Stale())
         else:
             self._stop(NodeTruncated())
 
@@ -317,10 +319,10 @@ class Connection(asyncio.Protocol):
 
     # Processing of an answer.
 
-    def _take_usual(self, data: bytes) -> bool:
+    def _take_common_head(self, data: bytes) -> bool:
         """Take an answer with a head as the node usually writes it, without the parser, which would
         call us for each of some twenty headers. Returns False if the parser is needed."""
-        read = read_usual_head(data)
+        read = read_common_head(data)
         if read is None:
             return False
         status, headers, length, start = read
@@ -329,12 +331,12 @@ class Connection(asyncio.Protocol):
         answer.length = self._left = length
         body = data[start:]
         if body or not length:
-            self._take_plain(answer, body)
+            self._take_body_part(answer, body)
         if self._left and length > JOINED_BYTES:
-            self._tell(answer)
+            self._report(answer)
         return True
 
-    def _take_plain(self, answer: NodeAnswer, data: bytes) -> None:
+    def _take_body_part(self, answer: NodeAnswer, data: bytes) -> None:
         if len(data) > self._left:
             data = data[: self._left]
             self._reusable = False
@@ -366,7 +368,7 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return
         if answer.length is None or answer.length > JOINED_BYTES:
-            self._tell(answer)
+            self._report(answer)
 
     def _give(self, answer: NodeAnswer, chunk: bytes) -> None:
         self._deadline = self._loop.time() + self._stall
@@ -379,22 +381,22 @@ class Connection(asyncio.Protocol):
         self._answer = self._parser = None
         self._is_used = True
         # Kubo reports a failure after its 200 in a trailer.
-        said = any(name == b"x-stream-error" and value for name, value in self._headers)
-        answer.end(NodeTruncated() if said else None)
+        failed = any(name == b"x-stream-error" and value for name, value in self._headers)
+        answer.end(NodeTruncated() if failed else None)
         self.go_on()
         self.free_since = self._loop.time()
         if not (self._reusable and self.is_open and self._keeper.keep(self)):
             self._keeper.forget(self)
             if self._transport is not None:
                 self._transport.close()
-        if said:
+        if failed:
             self._stop(NodeTruncated())
-        self._tell(answer)
+        self._report(answer)
 
-    def _tell(self, said: NodeAnswer | NodeError | Stale) -> None:
-        told, self._told = self._told, None
-        if told is not None:
-            told(said)
+    def _report(self, outcome: NodeAnswer | NodeError | Stale) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(outcome)
 
     def _stop(self, error: NodeError) -> None:
         answer, self._answer = self._answer, None
@@ -402,7 +404,7 @@ class Connection(asyncio.Protocol):
         self._left = 0
         if answer is not None:
             answer.end(error)
-        self._tell(error)
+        self._report(error)
 
 
 def _size(headers: Headers) -> int:

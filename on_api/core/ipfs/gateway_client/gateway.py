@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from on_api.core.errors import NodeError
 from on_api.core.ipfs.daemon.repo import own_gateway_socket
 from on_api.core.ipfs.gateway_client.client import NodeHttp
-from on_api.core.ipfs.gateway_client.connection import NodeAnswer, Stale, Told
+from on_api.core.ipfs.gateway_client.connection import NodeAnswer, OutcomeCallback, Stale
 from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.settings import Settings
 
@@ -68,24 +68,24 @@ class NodeGateway:
         return answer
 
     def get_at_once(
-        self, path: str, query: str, headers: Sequence[tuple[str, str]], told: Told
+        self, path: str, query: str, headers: Sequence[tuple[str, str]], callback: OutcomeCallback
     ) -> bool:
         """GET a path if a connection is idle; the callback variant of `ask`, see
         `NodeHttp.ask_at_once`. Over the Unix socket an answer above `MOST_BY_SOCKET` bytes is
         reported as `Stale`: request it again with `ask`."""
         has_socket = self._by_socket is not self._http
 
-        def told_by_node(said: NodeAnswer | NodeError | Stale) -> None:
-            if isinstance(said, NodeAnswer):
-                if has_socket and (said.length or 0) > MOST_BY_SOCKET:
-                    said.close()
-                    said = Stale()
+        def on_outcome(outcome: NodeAnswer | NodeError | Stale) -> None:
+            if isinstance(outcome, NodeAnswer):
+                if has_socket and (outcome.length or 0) > MOST_BY_SOCKET:
+                    outcome.close()
+                    outcome = Stale()
                 else:
-                    said.headers = _passed_on(said.headers)
-            told(said)
+                    outcome.headers = _passed_on(outcome.headers)
+            callback(outcome)
 
         target = f"{path}?{query}" if query else path
-        if self._by_socket.ask_at_once(target, headers, told_by_node):
+        if self._by_socket.ask_at_once(target, headers, on_outcome):
             return True
         if has_socket:  # else `ask` leaves a connection
             self._by_socket.prepare()

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 Headers = list[tuple[bytes, bytes]]
 
-MAX_USUAL_BYTES = 16 * 1024
+MAX_COMMON_BYTES = 16 * 1024
 """Bytes of a head above which it is left to the parser, which bounds it."""
 MAX_LENGTH_DIGITS = 18
 
@@ -25,11 +25,11 @@ _JOINED = b"access-control-"
 """Prefix of list headers whose items the node sends in lines of their own."""
 
 
-def read_usual_head(data: bytes) -> tuple[int, Headers, int, int] | None:
+def read_common_head(data: bytes) -> tuple[int, Headers, int, int] | None:
     """Return status, headers (names in lower case), length of the body and its start, if `data`
     begins with the complete head of an answer to a GET whose end is given by one Content-Length and
     nothing else. None: use the parser."""
-    end = data.find(b"\r\n\r\n", 0, MAX_USUAL_BYTES)
+    end = data.find(b"\r\n\r\n", 0, MAX_COMMON_BYTES)
     cut = data.find(_LENGTH, 0, end)
     if end < 0 or cut < 0:
         return None

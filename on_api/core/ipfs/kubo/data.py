@@ -148,8 +148,8 @@ class KuboData:
         try:
             if answer.status != 206 or answer.length != length:
                 raise await unexpected_content(answer)
-            told = dict(answer.headers).get(b"content-range", b"")
-            if not told.startswith(b"bytes %d-%d/" % (offset, last)):
+            content_range = dict(answer.headers).get(b"content-range", b"")
+            if not content_range.startswith(b"bytes %d-%d/" % (offset, last)):
                 raise NodeError("The IPFS node answered another range.")
             yield answer.chunks()
         finally:

@@ -34,7 +34,7 @@ or None."""
 class ExpectedNode(Protocol):
     """The node that has to answer."""
 
-    async def may_be_told(self) -> bool:
+    async def may_get_secret(self) -> bool:
         """Return whether the listener is known to be ours before it is sent anything, the secret
         included.
 
@@ -55,8 +55,8 @@ class ManagedNodeExpected:
         self._repo = repo
         self._rpc_port = rpc_port
 
-    async def may_be_told(self) -> bool:
-        """See `ExpectedNode.may_be_told`."""
+    async def may_get_secret(self) -> bool:
+        """See `ExpectedNode.may_get_secret`."""
         port = await asyncio.to_thread(rpc_port_of, self._repo)
         if port is None:
             raise NodeUnavailable(f"The IPFS node of {self._repo.parent} is not running.")
@@ -83,7 +83,7 @@ class ManagedNodeExpected:
 class AnyNode:
     """Any node at the address, for when none is prescribed."""
 
-    async def may_be_told(self) -> bool:
+    async def may_get_secret(self) -> bool:
         """Return False: any process may listen at the address until it has answered as a node
         does."""
         return False
@@ -153,7 +153,7 @@ class NodeIdentity:
     async def _prove(self, expected: ExpectedNode) -> None:
         began, doubts = asyncio.get_running_loop().time(), self._doubts
         # A node that needs no secret identifies itself when asked without it.
-        is_ours = await expected.may_be_told() or not self._headers
+        is_ours = await expected.may_get_secret() or not self._headers
         status, peer_id = await self._ask(self._headers if is_ours else {})
         if not is_ours and status in _REFUSED:
             status, peer_id = await self._ask(self._headers)

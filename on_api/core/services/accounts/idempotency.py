@@ -59,11 +59,11 @@ class Answered:
 
     def as_bytes(self) -> bytes:
         """Return everything but the status, to be sealed."""
-        told = b""
+        header_part = b""
         if self.headers:
             named = json.dumps(self.headers).encode()
-            told = _HEADERS + len(named).to_bytes(4, "big") + named
-        return self.fingerprint + told + self.body
+            header_part = _HEADERS + len(named).to_bytes(4, "big") + named
+        return self.fingerprint + header_part + self.body
 
     @classmethod
     def of(cls, status: int, opened: bytes) -> Self:
@@ -107,7 +107,7 @@ class IdempotencyService:
         if _KEY.fullmatch(key) is None:
             raise BadRequest(f"Idempotency-Key: 1 to {KEY_LENGTH} visible ASCII characters.")
         token = new_id()
-        place = {
+        identity = {
             "user_id": principal.user_id,
             "key_id": principal.key_id,
             "route": route[:ROUTE_LENGTH],
@@ -117,13 +117,13 @@ class IdempotencyService:
             record = insert_or_lock(
                 session,
                 IdempotencyRecord,
-                list(place),
+                list(identity),
                 id=new_id(),
                 token=token,
                 lease_until=database_now(self._life),
                 secret_version=0,  # nothing is sealed yet
                 created_at=database_now(),
-                **place,
+                **identity,
             )
             if record.token == token:
                 return IdempotencyClaim(record.id, token)

@@ -26,10 +26,10 @@ class RowSealer:
         self._keyring = keyring
         self._sealer = Sealer(keyring, purpose)
 
-    def seal(self, session: Session, plain: bytes, context: bytes) -> Sealed:
+    def seal(self, session: Session, plaintext: bytes, context: bytes) -> Sealed:
         """Seal a value; it opens only with the same `context`. The session must be one that writes.
         Raises `SecretUnavailable` where the secret in use is not here."""
-        return self._sealer.seal(plain, context, version_in_use(session, self._keyring))
+        return self._sealer.seal(plaintext, context, version_in_use(session, self._keyring))
 
     def open(self, sealed: Sealed, context: bytes) -> bytes:
         """Return the plain value. Raises what `Sealer.open` raises."""

@@ -62,15 +62,15 @@ class Presence:
             session.execute(delete(Process).where(Process.id == self._id))
 
     def _run(self) -> None:
-        told: object = None
-        told_at = float("-inf")
+        shown: object = None
+        shown_at = float("-inf")
         lacked = False
         while not self._stopping.is_set():
             try:
                 has = self._look()
-                if has != told or time.monotonic() - told_at >= BEAT_SECONDS:
+                if has != shown or time.monotonic() - shown_at >= BEAT_SECONDS:
                     self._tell()
-                    told, told_at = has, time.monotonic()
+                    shown, shown_at = has, time.monotonic()
                 if self._keyring.lacks_the_one_in_use and not lacked:
                     logger.error("the master secret that is in use is not here")
                 lacked = self._keyring.lacks_the_one_in_use
@@ -78,7 +78,7 @@ class Presence:
                 logger.warning("this process can't show itself: %s", error.details)
             except Exception:
                 logger.exception("this process can't show itself")
-            self._due.wait(max(0.0, told_at + BEAT_SECONDS - time.monotonic()) or BEAT_SECONDS)
+            self._due.wait(max(0.0, shown_at + BEAT_SECONDS - time.monotonic()) or BEAT_SECONDS)
             # Cleared before the next look: an invalidation in between must not be missed.
             self._due.clear()
 

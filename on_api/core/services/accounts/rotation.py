@@ -182,7 +182,7 @@ def _wait(
     say: Callable[[str], None],
 ) -> Sequence[str]:
     """Wait until every process that is up is ready. Returns the others: `process 17 on host`."""
-    began, told = time.monotonic(), False
+    began, announced = time.monotonic(), False
     while True:
         with database.session_scope(write=False) as session:
             # Processes without any secret are not affected.
@@ -191,9 +191,9 @@ def _wait(
         waited = time.monotonic() - began
         if not waited_for or waited > seconds:
             return waited_for
-        if waited > SILENT_SECONDS and not told:
+        if waited > SILENT_SECONDS and not announced:
             say(f"Waiting for {', '.join(waited_for)}.")
-            told = True
+            announced = True
         time.sleep(LOOK_SECONDS)
 
 
@@ -256,8 +256,8 @@ def _seal_anew(
             rows = _due(session, keyring, table, column)
             for row in rows:
                 data = getattr(row, column.key)
-                plain = sealer.open(Sealed(row.secret_version, data), row.id.bytes)
-                sealed = sealer.seal(session, plain, row.id.bytes)
+                plaintext = sealer.open(Sealed(row.secret_version, data), row.id.bytes)
+                sealed = sealer.seal(session, plaintext, row.id.bytes)
                 setattr(row, column.key, sealed.data)
                 row.secret_version = sealed.version
         done += len(rows)

@@ -132,7 +132,7 @@ class ScryptPool:
         if (refusal := line.refusal(asker.name)) is not None:
             await self._hold_back()
             raise refusal
-        with line.place(asker.name):
+        with line.slot(asker.name):
             loop = asyncio.get_running_loop()
             turn = _Turn(min(memory, self._memory), loop.create_future())
             line.join(asker.name, turn)
@@ -237,7 +237,7 @@ class _Line:
         return _too_many() if self.held >= self._most else None
 
     @contextmanager
-    def place(self, name: str) -> Iterator[None]:
+    def slot(self, name: str) -> Iterator[None]:
         """Hold one of the line's places, while waiting and while running."""
         self.held += 1
         self._held[name] += 1

@@ -46,7 +46,7 @@ class Capacity:
         # Counts as used until the next check, since the upload is on its way.
         self._free -= size
 
-    async def room(self) -> int | None:
+    async def bytes_left(self) -> int | None:
         """Return the bytes that may still be stored, 0 or less when uploads are refused; None while
         unknown."""
         await self._look_again()

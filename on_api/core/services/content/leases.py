@@ -82,13 +82,13 @@ class LeaseHandle:
 
     async def sent(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
         """Pass on what the node is to store and pin under the lease. Once the node has had all of
-        it, only its answer (`told`) says what it did: a body that breaks off is not stored."""
+        it, only its answer (`confirm`) says what it did: a body that breaks off is not stored."""
         async for piece in source:
             yield piece
             del piece  # not held while waiting for the next one
         self.unsure = True
 
-    def told(self, cid: str, size: int) -> None:
+    def confirm(self, cid: str, size: int) -> None:
         """Record the pin that the node has confirmed."""
         self.pinned[cid] = size
         self.unsure = False

@@ -82,12 +82,12 @@ class Audience:
             return FOR_PASSPHRASE
         return FOR_OWNER if self.owner_access else FOR_RECIPIENTS
 
-    def announce(self, plain: Announced) -> Announced:
+    def announce(self, plaintext: Announced) -> Announced:
         """Return the length of the encrypted file, where the plaintext's length is known."""
-        if plain.most is None:
-            return plain
+        if plaintext.most is None:
+            return plaintext
         overhead = _start_size(len(self.recipients) + self.owner_access, self.passphrase is None)
-        return Announced(*(overhead(size) for size in (plain.least, plain.most)))
+        return Announced(*(overhead(size) for size in (plaintext.least, plaintext.most)))
 
 
 @dataclass(frozen=True, slots=True)

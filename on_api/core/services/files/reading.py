@@ -78,7 +78,7 @@ class FileReader:
             layout = unlocked.layout(file.sealed_size)
         except AgeError as error:
             raise ContentDamaged from error
-        if layout.plain_size != file.size:
+        if layout.plaintext_size != file.size:
             raise ContentDamaged
         cid = file.cid
         return Reading(
@@ -112,7 +112,7 @@ class FileReader:
         async with self._node.read(
             cid, offset=span.chunks.start, length=span.chunks.size
         ) as chunks:
-            plain = self._checked(
+            plaintext = self._checked(
                 transformed(
                     gathered(chunks),
                     decryptor.update,
@@ -122,11 +122,11 @@ class FileReader:
             )
             # The first piece is read before the answer begins: damage there is still reported as an
             # error.
-            yield _behind(await anext(plain, b""), plain)
+            yield _behind(await anext(plaintext, b""), plaintext)
 
-    async def _checked(self, plain: AsyncIterator[Bytes]) -> AsyncIterator[Bytes]:
+    async def _checked(self, plaintext: AsyncIterator[Bytes]) -> AsyncIterator[Bytes]:
         try:
-            async for piece in plain:
+            async for piece in plaintext:
                 yield piece
         except AgeError as error:
             raise ContentDamaged from error

@@ -40,9 +40,9 @@ class SealedHeaders:
         self._identities = identities
 
     async def columns_of(
-        self, user_id: uuid.UUID, cid: str, dag_size: int, plain_size: int
+        self, user_id: uuid.UUID, cid: str, dag_size: int, plaintext_size: int
     ) -> Mapping[str, Any]:
-        """Return the columns on encryption for the row of a user's private file of `plain_size`
+        """Return the columns on encryption for the row of a user's private file of `plaintext_size`
         bytes.
 
         `dag_size` in bytes. Raises `NotSealedError`, `SecretUnavailable`, or a `NodeError`.
@@ -54,7 +54,7 @@ class SealedHeaders:
             async with self._node.read(cid, offset=0, length=length) as chunks:
                 start = b"".join([chunk async for chunk in chunks])
             start = start[: start_size(start)]
-            whole = sealed_size(plain_size, len(start) - PAYLOAD_NONCE_BYTES)
+            whole = sealed_size(plaintext_size, len(start) - PAYLOAD_NONCE_BYTES)
             async with self._node.read(cid, offset=whole - 1, length=1) as chunks:
                 _ = [chunk async for chunk in chunks]
         except (AgeError, NodeTruncated):

@@ -67,9 +67,12 @@ class HotAnswer:
             return None
         first, end = span
         content_range = f"bytes {first}-{end - 1}/{len(self.body)}".encode()
-        told = [h for h in self.headers if h[0] != b"content-length"]
-        told += [(b"content-length", b"%d" % (end - first)), (b"content-range", content_range)]
-        return 206, told, b"" if method == "HEAD" else self.body[first:end]
+        part_headers = [h for h in self.headers if h[0] != b"content-length"]
+        part_headers += [
+            (b"content-length", b"%d" % (end - first)),
+            (b"content-range", content_range),
+        ]
+        return 206, part_headers, b"" if method == "HEAD" else self.body[first:end]
 
 
 class HotAnswers:
@@ -169,5 +172,5 @@ def _cost_of(key: AnswerKey, answer: HotAnswer) -> int:
 
 def _cost(key: AnswerKey, headers: Headers, length: int) -> int:
     # The client chooses path and query, which may be long, and the node repeats them.
-    told = sum(len(name) + len(value) for name, value in headers)
-    return length + sum(map(len, key)) + 2 * told + ENTRY_BYTES  # twice: `HotAnswer.head`
+    header_bytes = sum(len(name) + len(value) for name, value in headers)
+    return length + sum(map(len, key)) + 2 * header_bytes + ENTRY_BYTES  # twice: `HotAnswer.head`

@@ -210,7 +210,7 @@ def finish_all(
     usage = _lock_usage(session, claims[0])
     if usage is None:
         return set()
-    fit = _lock_usual(session, claims)
+    fit = _lock_ordinary(session, claims)
     locked = recorder.lock_contents(
         session,
         {claim.cid: stats[claim.id].size for claim in fit},
@@ -228,7 +228,7 @@ def finish_all(
     return {claim.id for claim in fit}
 
 
-def _lock_usual(session: Session, claims: Sequence[PinClaim]) -> list[PinClaim]:
+def _lock_ordinary(session: Session, claims: Sequence[PinClaim]) -> list[PinClaim]:
     """Lock those claims that are still ours, in the common order. Returns those that neither were
     removed nor replace another pin."""
     ids = [claim.id for claim in claims]

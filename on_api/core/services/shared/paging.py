@@ -54,8 +54,8 @@ class Listing(Generic[Entity]):
         """Return the next `limit` rows, and the position after which there are more, or None."""
         statement = self.statement
         if page.behind is not None:
-            place = (page.behind.created_at, page.behind.id)
-            statement = statement.where(tuple_(self.created_at, self.id) < place)
+            position = (page.behind.created_at, page.behind.id)
+            statement = statement.where(tuple_(self.created_at, self.id) < position)
         rows = self._newest(session, statement, page.limit + 1)
         if len(rows) <= page.limit:
             return rows, None

@@ -92,13 +92,13 @@ class AcceleratedAnswers:
             ).all()
             unsent: dict[tuple[datetime, Charge], int] = {}
             for row in rows:
-                place = _place(row)
-                unsent[place] = unsent.get(place, 0) + row.length - sent[row.id]
+                sums_key = _sums_key(row)
+                unsent[sums_key] = unsent.get(sums_key, 0) + row.length - sent[row.id]
             done = set(take_back(session, unsent))
             counters: dict[Subject, int] = {}
             for row in rows:
-                period, charge = place = _place(row)
-                if place not in done:
+                period, charge = sums_key = _sums_key(row)
+                if sums_key not in done:
                     continue
                 for subject in _subjects(period.strftime("%Y-%m"), charge):
                     if subject.kind != KEY or row.key_counted:
@@ -107,10 +107,10 @@ class AcceleratedAnswers:
             if counters:
                 self._ledger.give_back(session, counters)
             session.execute(delete(AccelCharge).where(AccelCharge.id.in_([r.id for r in rows])))
-            return Refunded(len(rows), sum(unsent[place] for place in done))
+            return Refunded(len(rows), sum(unsent[sums_key] for sums_key in done))
 
 
-def _place(row: AccelCharge) -> tuple[datetime, Charge]:
+def _sums_key(row: AccelCharge) -> tuple[datetime, Charge]:
     return row.period, Charge(Kind.GATEWAY, row.owner_id, row.key_id, cid=row.cid)
 
 

@@ -296,8 +296,8 @@ def _notice(counter: EgressCounter, subject: Subject, budget: int | None) -> Not
         return None
     percents = (percent for percent in THRESHOLDS if counter.bytes * 100 >= budget * percent)
     reached = next(percents, 0)
-    told = counter.warned_percent if counter.warned_budget == budget else 0
-    return Notice(subject, reached, budget, counter.bytes) if reached > told else None
+    warned = counter.warned_percent if counter.warned_budget == budget else 0
+    return Notice(subject, reached, budget, counter.bytes) if reached > warned else None
 
 
 def _tell(session: Session, notice: Notice) -> None:

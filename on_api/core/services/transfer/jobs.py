@@ -215,21 +215,21 @@ def same_pin(
 def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:
     """Return a file of the user's that is equal to what the item would become, with all metadata of
     its source, or None. It need not be one that can be opened here."""
-    said = item.file or {}
+    listed = item.file or {}
     alike = session.scalars(
         select(File)
         .where(
             File.user_id == user_id,
             File.cid == item.cid,
-            File.name == said["name"],
-            File.visibility == said["visibility"],
-            File.size == said["size"],
-            File.sha256 == bytes.fromhex(said["sha256"]),
-            File.media_type == said["media_type"],
+            File.name == listed["name"],
+            File.visibility == listed["visibility"],
+            File.size == listed["size"],
+            File.sha256 == bytes.fromhex(listed["sha256"]),
+            File.media_type == listed["media_type"],
         )
         .limit(ALIKE)
     )
-    return next((file for file in alike if file.meta == said["meta"]), None)
+    return next((file for file in alike if file.meta == listed["meta"]), None)
 
 
 def pin_states(session: Session, pin_ids: Collection[uuid.UUID]) -> Mapping[uuid.UUID, PinState]:

@@ -177,7 +177,7 @@ def _instance(settings: Settings) -> Iterator[Diagnosis]:
     elif instance.uses_database_of(settings):
         yield Diagnosis(name, Severity.OK, f"process {instance.pid} runs in this home")
     else:
-        details, _, cure = instance.told_database().partition(": ")
+        details, _, cure = instance.other_database_message().partition(": ")
         yield Diagnosis(name, Severity.BROKEN, details, cure)
 
 

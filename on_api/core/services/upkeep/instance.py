@@ -82,7 +82,7 @@ class Instance(BaseModel):
         """Return whether a command with these settings would use the same database."""
         return self.database is None or self.database == database_of(settings)
 
-    def told_database(self) -> str:
+    def other_database_message(self) -> str:
         """Return the error message for a command with another database."""
         return (
             f"The on-api that runs in this home (process {self.pid}) uses another database,"

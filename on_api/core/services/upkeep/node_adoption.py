@@ -46,10 +46,10 @@ class RecordedNode:
         self._database = database
         self._records = records
         self._expected: str | None = None
-        self._told_at = float("-inf")
+        self._answered_at = float("-inf")
         """Time of the database's last answer, by `time.monotonic`."""
 
-    async def may_be_told(self) -> bool:
+    async def may_get_secret(self) -> bool:
         """Return False: secrets are sent only after the node's answer, as any program may listen at
         the address."""
         return False
@@ -57,7 +57,7 @@ class RecordedNode:
     async def check(self, peer_id: str) -> None:
         """See `ExpectedNode.check`. Asks the database unless it has named this node just now."""
         began = time.monotonic()
-        if peer_id == self._expected and began - self._told_at < BELIEVED_SECONDS:
+        if peer_id == self._expected and began - self._answered_at < BELIEVED_SECONDS:
             return
         try:
             expected = await to_thread.run_sync(self._look, peer_id)
@@ -78,7 +78,7 @@ class RecordedNode:
                 " for: nothing was asked of it. Correct ON_API_IPFS__RPC_URL, or accept the other"
                 " node by `on-api node adopt`."
             )
-        self._expected, self._told_at = peer_id, began
+        self._expected, self._answered_at = peer_id, began
 
     def _look(self, peer_id: str) -> str | None:
         with self._database.session_scope(write=False) as session:

@@ -41,7 +41,7 @@ FRESH_SECONDS = 1.0
 LEAST_FREE = 8 * 1024 * 1024
 """Bytes that SQLite's disk must have left: its log alone grows to 4 MiB before it is reused."""
 
-_TAKE_ROOM = text(
+_PROBE_DISK_SPACE = text(
     "CREATE TEMPORARY TABLE on_api_takes_room AS"
     " SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000)"
 )
@@ -84,7 +84,7 @@ class ReadinessChecks:
             _Look(("writes",), self._write, self._why_silent, clock),
             _Look(("node",), self._ask_node, _silent, clock),
             _Look(("gateway",), self._ask_gateway, _silent, clock),
-            _Look(("room",), self._look_for_room, _silent, clock, needed=False),
+            _Look(("room",), self._check_capacity, _silent, clock, needed=False),
         ]
 
     async def checks(self) -> Sequence[Check]:
@@ -115,14 +115,14 @@ class ReadinessChecks:
         problem = await gateway_problem(self._node)
         return [Check("gateway", ok=problem is None, details=problem or "serves")]
 
-    async def _look_for_room(self) -> Sequence[Check]:
+    async def _check_capacity(self) -> Sequence[Check]:
         # Not needed: stored content can be read, listed and deleted, and other instances at the
         # same node would have no more room.
-        room = await self._capacity.room()
-        if room is None:
+        bytes_left = await self._capacity.bytes_left()
+        if bytes_left is None:
             return [Check("room", ok=False, details="the node doesn't say", needed=False)]
-        if room > 0:
-            return [Check("room", ok=True, details=f"{room} bytes", needed=False)]
+        if bytes_left > 0:
+            return [Check("room", ok=True, details=f"{bytes_left} bytes", needed=False)]
         words = "the node is full: uploads are refused with 507"
         return [Check("room", ok=False, details=words, needed=False)]
 
@@ -239,7 +239,7 @@ def _check_writes(database: Database) -> Sequence[Check]:
     with suppress(_TakenBackError), database.session_scope() as session:
         session.execute(update(Deployment).values(id=Deployment.id))
         if database.is_postgresql and database.disk_was_full:
-            _take_room(session)
+            _probe_disk_space(session)
         raise _TakenBackError
     database.disk_was_full = False
     if (file := database.file) is not None and (free := _free_bytes(file)) < LEAST_FREE:
@@ -247,9 +247,9 @@ def _check_writes(database: Database) -> Sequence[Check]:
     return [Check("writes", ok=True, details="possible")]
 
 
-def _take_room(session: Session) -> None:
+def _probe_disk_space(session: Session) -> None:
     try:
-        session.execute(_TAKE_ROOM)
+        session.execute(_PROBE_DISK_SPACE)
     except ProgrammingError:
         # This role may not create temporary tables: the next write that fails reports it again.
         logger.info("can't see whether the database's disk is full without the TEMPORARY privilege")

@@ -79,7 +79,7 @@ class Bundler:
         return most is not None and most <= self._largest and self._held + most <= MOST_HELD
 
     @contextmanager
-    def room(self, most: int) -> Iterator[None]:
+    def reserving_memory(self, most: int) -> Iterator[None]:
         """Count `most` bytes as held in memory while the block runs."""
         self._held += most
         try:

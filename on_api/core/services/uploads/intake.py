@@ -32,7 +32,7 @@ class IntakeLimits:
     """Limit in bytes for one file; and the memory that all uploads share."""
 
     max_file_size: int
-    room: BufferPool = field(default_factory=BufferPool)
+    pool: BufferPool = field(default_factory=BufferPool)
 
 
 class FilePassage:
@@ -83,21 +83,21 @@ class Intake:
         Reading raises `PayloadTooLarge`, `QuotaExceeded`, `KeyLimitReached`, `InsufficientStorage`,
         each before the excess block is passed on.
         """
-        room, encryptor = self._limits.room, passage.encryptor
-        with room.streaming():
-            plain = self._plain(body, passage)
+        pool, encryptor = self._limits.pool, passage.encryptor
+        with pool.streaming():
+            plaintext = self._plaintext(body, passage)
             if encryptor is None:
-                yield plain
+                yield plaintext
             else:
                 yield transformed(
-                    plain,
+                    plaintext,
                     encryptor.update,
                     encryptor.finish,
                     self._threads,
-                    ahead=lambda: not room.is_crowded(),
+                    ahead=lambda: not pool.is_crowded(),
                 )
 
-    async def _plain(
+    async def _plaintext(
         self, body: AsyncIterator[Bytes], passage: FilePassage
     ) -> AsyncIterator[Bytes]:
         loop = asyncio.get_running_loop()
@@ -165,7 +165,7 @@ async def blocks(body: AsyncIterator[Bytes], limits: IntakeLimits) -> AsyncItera
     chunks = aiter(body)
     while True:
         chunk = await anext(chunks, None)
-        enough = limits.room.share() // 2
+        enough = limits.pool.share() // 2
         whole = chunk if chunk is not None and len(chunk) >= min(enough, WHOLE_BYTES) else None
         if chunk is not None and whole is None:
             gathered += chunk

@@ -198,7 +198,7 @@ class UploadService:
         try:
             # A key's own limit can't be settled in a bundle.
             if most is not None and principal.max_bytes is None and self._bundler.takes(most):
-                with self._bundler.room(most):
+                with self._bundler.reserving_memory(most):
                     return await self._store_small(principal, incoming, most, recording)
 
             async def send(lease: LeaseHandle, intake: Intake) -> AsyncIterator[UploadedFile]:
@@ -292,16 +292,16 @@ class UploadService:
         return await self._store_by_itself(principal, Announced(size, size), send, recording)
 
     async def _take(self, principal: Principal, file: IncomingFile, most: int) -> WholeFile:
-        plain = bytearray()
+        plaintext = bytearray()
         async for chunk in file.body:
-            plain += chunk
-            if len(plain) > min(most, self._limits.max_file_size):
+            plaintext += chunk
+            if len(plaintext) > min(most, self._limits.max_file_size):
                 raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
-        sealing, block = None, bytes(plain)
+        sealing, block = None, bytes(plaintext)
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
             block = bytes(sealing.encryptor.update(block) + sealing.encryptor.finish())
-        return WholeFile.of(file, bytes(plain), block, sealing)
+        return WholeFile.of(file, bytes(plaintext), block, sealing)
 
     async def _send(
         self, principal: Principal, file: IncomingFile, lease: LeaseHandle, intake: Intake
@@ -330,7 +330,7 @@ class UploadService:
             # The same content was removed between the node's pin and our check of it.
             added = error.added
             await self._reconciler.secure_under(lease, added.cid, added.dag_size)
-        lease.told(added.cid, added.dag_size)
+        lease.confirm(added.cid, added.dag_size)
         return added
 
     async def _record_secured(self, upload: _Ended) -> Sequence[FileFacts]:

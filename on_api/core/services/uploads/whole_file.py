@@ -18,7 +18,7 @@ class WholeFile:
     """Small file in memory, and the `block` that the node is to store of it."""
 
     incoming: IncomingFile
-    plain: bytes
+    plaintext: bytes
     block: bytes
     sealing: Sealing | None
     sha256: bytes
@@ -26,12 +26,12 @@ class WholeFile:
 
     @classmethod
     def of(
-        cls, incoming: IncomingFile, plain: bytes, block: bytes, sealing: Sealing | None
+        cls, incoming: IncomingFile, plaintext: bytes, block: bytes, sealing: Sealing | None
     ) -> Self:
         """Build a file with its hashes."""
-        sha256 = hashlib.sha256(plain).digest()
+        sha256 = hashlib.sha256(plaintext).digest()
         digest = sha256 if sealing is None else hashlib.sha256(block).digest()
-        return cls(incoming, plain, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
+        return cls(incoming, plaintext, block, sealing, sha256, Cid(RAW, SHA2_256, digest))
 
     def as_stored(self) -> UploadedFile:
         """Return the file as the node will store it: one raw block."""
@@ -41,8 +41,8 @@ class WholeFile:
             cid=str(self.cid),
             stored_size=len(self.block),
             dag_size=len(self.block),
-            size=len(self.plain),
+            size=len(self.plaintext),
             sha256=self.sha256,
-            media_type=file.media_type or sniff(file.name, self.plain[:SNIFFED_BYTES]),
+            media_type=file.media_type or sniff(file.name, self.plaintext[:SNIFFED_BYTES]),
             sealing=self.sealing,
         )

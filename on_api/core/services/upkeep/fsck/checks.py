@@ -90,10 +90,10 @@ class NodeChecks:
     async def check_contents(self, pins: NodePins, *, walk: bool) -> None:
         """Check that every content that the database says is pinned is; with `walk` also that its
         DAG is whole."""
-        places = asyncio.Semaphore(WALKS_AT_ONCE)
+        slots = asyncio.Semaphore(WALKS_AT_ONCE)
 
         async def check(cid: str, root: str, *, listed: bool) -> None:
-            async with places:
+            async with slots:
                 if (listed or await self._is_covered(cid, root)) and walk:
                     await self._walk(cid)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from on_api.core.models.revisions import PROJECT
 from on_api.core.settings import Settings
-from on_api.fast import usual
-from on_api.fast.usual import read_usual
+from on_api.fast import eligible
+from on_api.fast.eligible import read_eligible
 from on_api.main import Application, create_app
 from on_api.public.gateway.app import Gateway
 from on_api.public.gateway.request import ACCEL
@@ -25,7 +25,7 @@ from on_api.server.framing import read_head
 from on_api.tests.conftest import DatabaseMaker
 
 GATEWAY = PROJECT / "on_api" / "public" / "gateway"
-UNKNOWN = "an addition that fast/usual.py must know: say there what it means for a fast lane"
+UNKNOWN = "an addition that fast/eligible.py must know: say there what it means for a fast lane"
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def app(sqlite_database: DatabaseMaker, settings_for: Callable[..., Settings]) -
 def test_every_middleware_is_known(app: Application) -> None:
     """What stands before endpoints, and what before the gateway."""
     before_endpoints = {getattr(each.cls, "__name__", "") for each in app.user_middleware}
-    assert before_endpoints == usual.MIDDLEWARE_OF_ENDPOINTS, UNKNOWN
+    assert before_endpoints == eligible.MIDDLEWARE_OF_ENDPOINTS, UNKNOWN
     before_gateway, inner = set(), app.gateway
     while not isinstance(inner, Gateway):
         before_gateway.add(type(inner).__name__)
         inner = inner.app  # type: ignore[attr-defined]
-    assert before_gateway == usual.MIDDLEWARE_AT_THE_GATEWAY, UNKNOWN
+    assert before_gateway == eligible.MIDDLEWARE_AT_THE_GATEWAY, UNKNOWN
 
 
 def test_every_header_that_an_endpoint_declares_is_known(app: Application) -> None:
@@ -56,7 +56,7 @@ def test_every_header_that_an_endpoint_declares_is_known(app: Application) -> No
         for field in get_flat_params(route.dependant)
         if isinstance(field.field_info, params.Header)
     }
-    assert declared <= usual.HEADERS_OF_ENDPOINTS, UNKNOWN
+    assert declared <= eligible.HEADERS_OF_ENDPOINTS, UNKNOWN
 
 
 def reads_of_headers() -> Iterator[tuple[Path, int]]:
@@ -74,7 +74,7 @@ def reads_of_headers() -> Iterator[tuple[Path, int]]:
 def test_the_gateway_reads_headers_at_one_place() -> None:
     """There it takes those of `READ` and `ACCEL`, which the predicate has for itself."""
     assert [path.name for path, _ in reads_of_headers()] == ["request.py"]
-    assert {b"accept", b"authorization", b"range"} <= usual.HEADERS_WITH_MEANING
+    assert {b"accept", b"authorization", b"range"} <= eligible.HEADERS_WITH_MEANING
 
 
 class Parsed:
@@ -105,23 +105,23 @@ def head_of(target: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join([b"GET %s HTTP/1.1" % target, b"Host: x", *fields, b"", b""])
 
 
-@pytest.mark.parametrize("name", sorted(usual.HEADERS_WITH_MEANING - {b"accept", ACCEL}))
+@pytest.mark.parametrize("name", sorted(eligible.HEADERS_WITH_MEANING - {b"accept", ACCEL}))
 def test_a_header_with_a_meaning_is_unusual(name: bytes) -> None:
     """Whatever else there is, and however it is written."""
     for field in (b"%s: x" % name, b"%s:x" % name.upper(), b"%s:\t" % name.title()):
         head = head_of(b"/ipfs/x", b"User-Agent: x", field, b"Accept-Encoding: gzip")
-        assert read_usual(head) is None
+        assert read_eligible(head) is None
 
 
 def test_what_is_usual() -> None:
     """Path, query and one `Accept`; other headers don't matter."""
     fields = [b"ACCEPT: \ta/b ", b"Accept-Encoding: gzip", b"Connection: Keep-Alive"]
     key = (b"/ipfs/x", b"a=b", b"a/b")
-    assert read_usual(head_of(b"/ipfs/x?a=b", *fields)) == (key, False)
-    assert read_usual(head_of(b"/ipfs/x?a=b", *fields, b"X-On-API-Accel: 1")) == (key, True)
-    assert read_usual(head_of(b"/ipfs/x", *fields, b"Accept: c/d")) is None
+    assert read_eligible(head_of(b"/ipfs/x?a=b", *fields)) == (key, False)
+    assert read_eligible(head_of(b"/ipfs/x?a=b", *fields, b"X-On-API-Accel: 1")) == (key, True)
+    assert read_eligible(head_of(b"/ipfs/x", *fields, b"Accept: c/d")) is None
     for other in (b"/ipns/x", b"/ipfs", b"/v1/files", b"*", b"/ipfs/x#y", b"/ipfs/\xc3\xa4"):
-        assert read_usual(head_of(other)) is None
+        assert read_eligible(head_of(other)) is None
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_what_is_usual() -> None:
 )
 def test_a_head_that_could_be_read_otherwise_is_unusual(head: bytes) -> None:
     """The parser, and what examines heads before it, say what is to be said of it."""
-    assert read_usual(head) is None
+    assert read_eligible(head) is None
 
 
-_NAMES = sorted({*usual.HEADERS_WITH_MEANING, b"user-agent", b"x-forwarded-for", b"te"})
+_NAMES = sorted({*eligible.HEADERS_WITH_MEANING, b"user-agent", b"x-forwarded-for", b"te"})
 _VALUES = [b"", b"x", b"0", b"5", b"close", b"keep-alive", b"chunked", b"a, b", b"*/*"]
 _SPOILT = [b" ", b"\t", b"\r", b"\n", b"\r\n", b":", b"\x00", b"\xff", b"#", b"Host: y\r\n", b"0"]
 
@@ -181,7 +181,7 @@ def test_what_is_usual_is_read_alike_by_everybody(
     if is_spoilt:
         at = min(place, len(head) - 4)
         head = head[:at] + spoilt + head[at:]
-    request = read_usual(head)
+    request = read_eligible(head)
     if request is None:
         return
     assert read_head(head) == (head, 0)
@@ -190,7 +190,7 @@ def test_what_is_usual_is_read_alike_by_everybody(
     assert parsed.url == (path + b"?" + query if b"?" in parsed.url else path)
     assert parsed.is_whole
     assert parsed.parser.should_keep_alive()
-    told = [field for field in parsed.headers if field[0] in usual.HEADERS_WITH_MEANING]
+    told = [field for field in parsed.headers if field[0] in eligible.HEADERS_WITH_MEANING]
     told = [field for field in told if field[0] not in {b"host", b"connection", ACCEL}]
     assert told == ([(b"accept", accept)] if b"accept" in dict(parsed.headers) else [])
 
@@ -199,18 +199,18 @@ def test_what_is_usual_is_read_alike_by_everybody(
     "name", [b"Cookie", b"On-Api-Passphrase", b"X-Api-Key", b"Proxy-Authorization"]
 )
 def test_no_secret_is_remembered(name: bytes) -> None:
-    """It changes nothing at the gateway, so the request is usual; other headers are kept."""
+    """It changes nothing at the gateway, so the request is eligible; other headers are kept."""
     for _ in range(2):
-        assert read_usual(head_of(b"/ipfs/x", b"User-Agent: a tin can", name + b": hunter2"))
-        assert read_usual(head_of(b"/ipfs/x", b"User-Agent: a tin can"))
-    assert any(b"a tin can" in each for each in usual.remembered)
-    for memory in (usual.remembered, usual.remembered_heads):
+        assert read_eligible(head_of(b"/ipfs/x", b"User-Agent: a tin can", name + b": hunter2"))
+        assert read_eligible(head_of(b"/ipfs/x", b"User-Agent: a tin can"))
+    assert any(b"a tin can" in each for each in eligible.remembered)
+    for memory in (eligible.remembered, eligible.remembered_heads):
         assert not any(b"hunter2" in each for each in memory)
 
 
 def test_a_head_of_blanks_is_read_in_one_way() -> None:
     """It takes no longer than another one: a pattern with several ways would take days."""
     head = head_of(b"/ipfs/x", b"A:" + b" " * 60_000 + b"\x00")
-    assert read_usual(head) is None
+    assert read_eligible(head) is None
     head = head_of(b"/ipfs/x", *[b"A: b"] * 10_000, b"A : b")
-    assert read_usual(head) is None
+    assert read_eligible(head) is None

@@ -1,7 +1,8 @@
-"""The one decision whether a request is usual, so that a fast lane may answer it.
+"""The one decision whether a request is eligible, so that a fast lane may answer it.
 
-A usual request is a GET below `/ipfs` whose `Accept` alone selects the representation, with a head
-that has only one reading. All others go to the parser and the application, which read every header.
+An eligible request is a GET below `/ipfs` whose `Accept` alone selects the representation, with a
+head that has only one reading. All others go to the parser and the application, which read every
+header.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ HEADERS_OF_THE_SERVER = frozenset({
     b"connection", b"content-length", b"expect", b"host", b"proxy-connection",
     b"transfer-encoding", b"upgrade",
 })  # fmt: skip
-"""Headers that the parser or `server/` reads. Any of them makes a request unusual, except a valid
-`Host` and `Connection: keep-alive`."""
+"""Headers that the parser or `server/` reads. Any of them makes a request ineligible, except a
+valid `Host` and `Connection: keep-alive`."""
 HEADERS_WITH_MEANING = READ | {ACCEL} | HEADERS_OF_THE_SERVER
 """Headers of the server, and headers that the gateway reads. Beside the exceptions above, `Accept`
-alone leaves a request usual (and `ACCEL`, unless answers may be handed over to nginx). Other
+alone leaves a request eligible (and `ACCEL`, unless answers may be handed over to nginx). Other
 headers change nothing at the gateway."""
 HEADERS_OF_ENDPOINTS = frozenset({
     "idempotency-key", "on-api-passphrase",
 })  # fmt: skip
 """Headers that endpoints declare. The gateway ignores them."""
 MIDDLEWARE_AT_THE_GATEWAY = frozenset({"ProxyHeadersMiddleware"})
-"""Middleware that may stand before the gateway: it sets the client's address, which no usual answer
-depends on."""
+"""Middleware that may stand before the gateway: it sets the client's address, which no answer of a
+fast lane depends on."""
 MIDDLEWARE_OF_ENDPOINTS = frozenset({
     "CORSMiddleware", "ErrorAnswers", "InFlightLimit", "Metering", "ProxyHeadersMiddleware",
     "RequestContext",
@@ -57,16 +58,16 @@ _LINE = re.compile(rb"GET (/ipfs/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*+) HTTP/1\.1")
 _FIELDS = re.compile(rb"\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++\r\n")
 
 
-class UsualRequest(NamedTuple):
-    """The parts of a usual request that select its answer."""
+class EligibleRequest(NamedTuple):
+    """The parts of an eligible request that select its answer."""
 
     key: AnswerKey
     has_accel: bool
     """True if nginx offers to send the answer in our place."""
 
 
-def read_usual(head: bytes) -> UsualRequest | None:
-    """Read a head, from the request line to the empty line; return None if it is unusual."""
+def read_eligible(head: bytes) -> EligibleRequest | None:
+    """Read a head, from the request line to the empty line; return None if it is ineligible."""
     known = remembered_heads.get(head)
     if known is not None:
         return known
@@ -82,7 +83,7 @@ def read_usual(head: bytes) -> UsualRequest | None:
         return None
     accept, has_accel = understood
     path, _, query = line[1].partition(b"?")
-    request = UsualRequest((path, query, accept), has_accel)
+    request = EligibleRequest((path, query, accept), has_accel)
     if fields in remembered and len(head) <= REMEMBERED_BYTES:
         if len(remembered_heads) >= MOST_REMEMBERED:
             remembered_heads.clear()
@@ -92,8 +93,8 @@ def read_usual(head: bytes) -> UsualRequest | None:
 
 remembered: dict[bytes, tuple[bytes, bool]] = {}
 """Results of `_read_fields`, by its argument."""
-remembered_heads: dict[bytes, UsualRequest] = {}
-"""Results of `read_usual`, by head."""
+remembered_heads: dict[bytes, EligibleRequest] = {}
+"""Results of `read_eligible`, by head."""
 
 
 def _understand(fields: bytes) -> tuple[bytes, bool] | None:
@@ -110,7 +111,7 @@ def _understand(fields: bytes) -> tuple[bytes, bool] | None:
 
 
 def _read_fields(fields: bytes) -> tuple[bytes, bool] | None:
-    """Return `Accept`, and whether nginx would send the answer; None if the request is unusual.
+    """Return `Accept`, and whether nginx would send the answer; None if the request is ineligible.
     `fields`: the head from the end of the request line on."""
     if _FIELDS.fullmatch(fields) is None:
         return None
