@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from on_api.core.errors import PreconditionFailed, RangeNotSatisfiable
 
 _ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
-_LARGEST = 2**63 - 1
+_MAX_INT64 = 2**63 - 1
 _RANGE = re.compile(
     r"bytes\s*=\s*(?:(\d{1,19})-(\d{0,19})|-(\d{1,19}))\s*", re.ASCII | re.IGNORECASE
 )
@@ -71,7 +71,7 @@ def well_formed(wanted: str) -> str | None:
             return None
         first, last, suffix = match.groups()
         numbers = [int(number) for number in match.groups() if number]
-        if max(numbers) > _LARGEST or (first and last and int(last) < int(first)):
+        if max(numbers) > _MAX_INT64 or (first and last and int(last) < int(first)):
             return None
         parts.append(f"-{int(suffix)}" if suffix else f"{int(first)}-{last and int(last)}")
     return UNSATISFIABLE if parts == ["-0"] else "bytes=" + ",".join(parts)

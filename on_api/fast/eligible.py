@@ -41,7 +41,7 @@ MIDDLEWARE_OF_ENDPOINTS = frozenset({
 counting, CORS), the gateway and the lanes do themselves."""
 
 REMEMBERED_BYTES = 2048
-MOST_REMEMBERED = 1000
+MOST_REMEMBERED_ENTRIES = 1000
 """Bounds of the two caches: bytes of an entry's key, and entries. A client sends the same headers
 and heads again and again."""
 HARMLESS = frozenset({
@@ -85,7 +85,7 @@ def read_eligible(head: bytes) -> EligibleRequest | None:
     path, _, query = line[1].partition(b"?")
     request = EligibleRequest((path, query, accept), has_accel)
     if fields in remembered and len(head) <= REMEMBERED_BYTES:
-        if len(remembered_heads) >= MOST_REMEMBERED:
+        if len(remembered_heads) >= MOST_REMEMBERED_ENTRIES:
             remembered_heads.clear()
         remembered_heads[head] = request
     return request
@@ -104,7 +104,7 @@ def _understand(fields: bytes) -> tuple[bytes, bool] | None:
         return understood
     names = {field.partition(b":")[0].lower() for field in fields[2:-4].split(b"\r\n")}
     if names <= HARMLESS:
-        if len(remembered) >= MOST_REMEMBERED:
+        if len(remembered) >= MOST_REMEMBERED_ENTRIES:
             remembered.clear()
         remembered[fields] = understood
     return understood

@@ -26,7 +26,7 @@ from on_api.core.errors import StartupError
 logger = logging.getLogger(__name__)
 
 RESTARTS = Backoff(first=0.2, longest=30.0)
-STEADY_AFTER = 60.0
+STEADY_AFTER_SECONDS = 60.0
 """Seconds up after which a process's count of failures begins anew."""
 PATIENCE_SECONDS = 15.0
 """Seconds beyond `GRACE_SECONDS` that ending processes are waited for before they are killed."""
@@ -145,7 +145,7 @@ class Crew:
         code = self._let_go(member)
         if not self._was_up:
             raise StartupError("The API could not start; the log above says why.")
-        if member.is_up and time.monotonic() - member.began >= STEADY_AFTER:
+        if member.is_up and time.monotonic() - member.began >= STEADY_AFTER_SECONDS:
             member.failures = 0
         pause = self._put_off(member)
         logger.warning(

@@ -32,7 +32,7 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 """Value for the socket option SO_LINGER (socket(7)): close with a reset, without waiting."""
 HELD_BYTES = 2048
 """Largest piece that is held until the next write, so that an answer's head goes with its body."""
-MOST_LINGERING = 1000
+MOST_LINGERING_CONNECTIONS = 1000
 """Lingering connections of one process; beyond that, those that have lingered longest are
 closed."""
 
@@ -183,7 +183,7 @@ class _Dropping(asyncio.BufferedProtocol):
         """Drop what comes for at most `seconds`."""
         present = self._all.setdefault(self._loop, {})
         present[self] = None
-        if len(present) > MOST_LINGERING:
+        if len(present) > MOST_LINGERING_CONNECTIONS:
             next(iter(present)).end()
         self._until = self._loop.time() + seconds
         self._transport.set_protocol(self)

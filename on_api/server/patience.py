@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Seconds between two checks of all connections; less if a limit is shorter than four of them."""
 
-LOOKED_AT_ONCE = 200
+CONNECTIONS_AT_ONCE = 200
 PAUSE_SECONDS = 0.01
-"""Pause after each `LOOKED_AT_ONCE` connections, so that requests don't wait for all of them."""
+"""Pause after each `CONNECTIONS_AT_ONCE` connections, so that requests don't wait for all of
+them."""
 
 
 class Watched(Protocol):
@@ -128,7 +129,7 @@ class Patience:
 
     def _look_on(self, left: list[tuple[Watched, _Seen]]) -> None:
         now = self._loop.time()
-        for connection, seen in left[-LOOKED_AT_ONCE:]:
+        for connection, seen in left[-CONNECTIONS_AT_ONCE:]:
             if connection in self._present:
                 try:
                     self._look_at(connection, seen, now)
@@ -138,7 +139,7 @@ class Patience:
                     self.forget(connection)
                     with suppress(Exception):
                         seen.sending.abort()
-        del left[-LOOKED_AT_ONCE:]
+        del left[-CONNECTIONS_AT_ONCE:]
         if left:
             self._timer = self._loop.call_later(PAUSE_SECONDS, self._look_on, left)
             return

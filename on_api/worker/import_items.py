@@ -59,7 +59,7 @@ ATTEMPTS = 5
 """Attempts at an item that fails for a temporary reason."""
 RETRIES = Backoff(first=0.5, longest=30.0)
 """Pauses between attempts in seconds: the first, doubled each time up to the longest."""
-DISCOURAGING = 3
+DISCOURAGING_MISSES = 3
 """Consecutive items not found over IPFS, after which the gateway is asked first."""
 QUOTA = "The storage quota does not allow it."
 FULL = "The IPFS node has no room for it."
@@ -201,7 +201,7 @@ class ItemTransfer:
         if self._claim.route != AUTO:
             return self._claim.route
         # An item that was begun from the gateway goes on there, after a crash too.
-        gateway_first = row.route == GATEWAY or self._in_vain >= DISCOURAGING
+        gateway_first = row.route == GATEWAY or self._in_vain >= DISCOURAGING_MISSES
         return GATEWAY if gateway_first and self._has_gateway else IPFS
 
     def _request(self, item: Item) -> PinRequest:

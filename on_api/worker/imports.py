@@ -47,7 +47,7 @@ THREADS = 8
 BEAT_SECONDS = 1.0
 SLICE_SECONDS = 60.0
 """Seconds after which an import gives up its slot, if others wait."""
-FIRST_PAUSE = 2.0
+FIRST_PAUSE_SECONDS = 2.0
 """Seconds until the source's list is read on after the first temporary error."""
 LISTING_ATTEMPTS = 3
 """Attempts at one page, before the import fails."""
@@ -184,7 +184,7 @@ class _Run:
             # For the operator to mend, however long that takes.
             await self._put_back(error.details, pause=longest, counted=False)
         elif isinstance(error, SourceUnavailable) and self._claim.attempts < LISTING_ATTEMPTS:
-            pause = Backoff(FIRST_PAUSE, longest).jittered(self._claim.attempts)
+            pause = Backoff(FIRST_PAUSE_SECONDS, longest).jittered(self._claim.attempts)
             await self._put_back(error.details, pause=pause)
         else:
             await self._give_up(_sentence(error))

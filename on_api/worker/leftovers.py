@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BATCH = 100
-MOST_SWEPT = 10_000
+BATCH_ROWS = 100
+MOST_SWEPT_LEASES = 10_000
 """Dead leases that are looked for in one listing of the node's pins."""
 NOTICE_SECONDS = 30.0
 """Seconds between two looks for newly dead leases, also during a slow removal."""
-PAGE = 500
+PAGE_PINS = 500
 """Pins of the node that are looked up together."""
-RESTS = 20
+REST_FACTOR = 20
 """Pause after a listing of all pins, as a multiple of the listing's duration."""
 
 
@@ -80,25 +80,27 @@ class LeftoverRemover:
             return False
         if await self._read(self._is_sweep_due):
             await self._sweep()
-        listed = await self._read(lambda session: leftovers.some_listed(session, BATCH))
+        listed = await self._read(lambda session: leftovers.some_listed(session, BATCH_ROWS))
         done = [await self._remove(leftover) for leftover in listed]
-        cleared = await self._read(lambda session: leftovers.cleared(session, BATCH))
+        cleared = await self._read(lambda session: leftovers.cleared(session, BATCH_ROWS))
         for lease_id in cleared:
             await self._end(lease_id)
-        return (len(listed) == BATCH and any(done)) or len(cleared) == BATCH
+        return (len(listed) == BATCH_ROWS and any(done)) or len(cleared) == BATCH_ROWS
 
     async def remove_of(self, job: uuid.UUID) -> None:
         """Remove what a job has listed at its end, as far as that is possible now. Raises a
         `NodeError`."""
         if await self._read(_is_collecting):
             return
-        for leftover in await self._read(lambda s: leftovers.some_listed(s, BATCH, job)):
+        for leftover in await self._read(lambda s: leftovers.some_listed(s, BATCH_ROWS, job)):
             await self._remove(leftover)
 
     async def _notice(self) -> None:
         """Take all dead leases from their owners."""
         self._noticed_at = time.monotonic()
-        while await to_thread.run_sync(release_dead_leases, self._database, BATCH) == BATCH:
+        while (
+            await to_thread.run_sync(release_dead_leases, self._database, BATCH_ROWS) == BATCH_ROWS
+        ):
             pass
 
     async def _keep_noticing(self) -> None:
@@ -189,7 +191,7 @@ class LeftoverRemover:
                 page[normalise(pin.cid)] = job
             except BadRequest:
                 continue
-            if len(page) >= PAGE:
+            if len(page) >= PAGE_PINS:
                 await look_up()
         if page:
             await look_up()
@@ -200,7 +202,7 @@ class LeftoverRemover:
         last = maintenance.last_outcome(session, SWEEP)
         if last.finished_at is None or last.result is None:
             return True
-        pause = max(SETTLED, timedelta(seconds=RESTS * float(last.result["seconds"])))
+        pause = max(SETTLED, timedelta(seconds=REST_FACTOR * float(last.result["seconds"])))
         return moment_of(session) - last.finished_at >= pause
 
     async def _read(self, work: Callable[[Session], T]) -> T:
@@ -224,4 +226,4 @@ def _is_collecting(session: Session) -> bool:
 
 def _dead_leases(session: Session) -> tuple[Sequence[uuid.UUID], datetime]:
     """Return some dead leases, and the moment at which they were dead."""
-    return leftovers.to_be_swept(session, MOST_SWEPT), moment_of(session)
+    return leftovers.to_be_swept(session, MOST_SWEPT_LEASES), moment_of(session)

@@ -40,13 +40,13 @@ from on_api.worker.transactions import Transactions
 
 logger = logging.getLogger(__name__)
 
-LOCAL_AT_ONCE = 32
+LOCAL_PINS_AT_ONCE = 32
 """Pins that are looked for on the node one by one, at the same time."""
 LOOK_SECONDS = 1.0
 """Seconds between two checks of a fetch."""
 FETCHES = Backoff(first=5.0, longest=600.0)
-NODE_PAUSE = 2.0
-LAST_ATTEMPT = 1.0
+NODE_PAUSE_SECONDS = 2.0
+LAST_ATTEMPT_SECONDS = 1.0
 """Seconds before a pin's deadline in which no further attempt is begun."""
 REFUSALS_ALLOWED = 3
 """Attempts after which a pin fails if the node repeats its last error."""
@@ -111,7 +111,7 @@ class PinAttempts:
         self._capacity = capacity
         self._metrics = metrics
         self._resolver = resolver
-        self._local_slots = asyncio.Semaphore(LOCAL_AT_ONCE)
+        self._local_slots = asyncio.Semaphore(LOCAL_PINS_AT_ONCE)
 
     async def run(self, work: Work, *, fetch: bool) -> None:
         """Make one attempt, and record its outcome."""
@@ -161,9 +161,11 @@ class PinAttempts:
         except InsufficientFunds:
             raise _GiveUp("The storage quota does not allow it.") from None
         except InsufficientStorage:
-            raise self._again(claim, "The IPFS node has no room for it.", NODE_PAUSE * 10) from None
+            raise self._again(
+                claim, "The IPFS node has no room for it.", NODE_PAUSE_SECONDS * 10
+            ) from None
         except (NodeUnavailable, NodeTimeout) as error:
-            raise self._again(claim, error.details, NODE_PAUSE) from None
+            raise self._again(claim, error.details, NODE_PAUSE_SECONDS) from None
         except BlocksMissing as error:
             if not fetch:
                 raise
@@ -178,7 +180,7 @@ class PinAttempts:
                     "The IPFS node can't pin this: its blocks are damaged, or of a kind that it "
                     "does not know."
                 ) from error
-            raise self._again(claim, error.details, NODE_PAUSE) from None
+            raise self._again(claim, error.details, NODE_PAUSE_SECONDS) from None
 
     async def _pin(self, work: Work, *, fetch: bool) -> DagStat:
         """Have the node pin the content if it hasn't yet. Return the size of the whole DAG."""
@@ -245,7 +247,7 @@ class PinAttempts:
     def _again(self, claim: PinClaim, details: str, pause: float) -> _Stop | _GiveUp:
         """Return the exception for another attempt later, or for the end when the time is up."""
         left = claim.ends_at - time.monotonic()
-        if left < LAST_ATTEMPT:
+        if left < LAST_ATTEMPT_SECONDS:
             tried = _duration(self._settings.pins.deadline)
             return _GiveUp(f"{details} It was tried for {tried}.")
         return _Stop(details, pause=min(pause, left / 2))

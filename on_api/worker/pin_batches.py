@@ -36,7 +36,7 @@ from on_api.worker.transactions import Transactions
 
 logger = logging.getLogger(__name__)
 
-MOST = 64
+MOST_PINS = 64
 """Pins of a batch at most."""
 WALK_SECONDS = 2.0
 """Seconds for walking all DAGs of a batch: a slower walk would hold up the others."""

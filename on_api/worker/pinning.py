@@ -32,7 +32,7 @@ from on_api.core.services.shared.wakeup import Sleeper
 from on_api.core.settings import Settings
 from on_api.worker.leftovers import LeftoverRemover
 from on_api.worker.pin_attempts import PinAttempts, Work
-from on_api.worker.pin_batches import MOST, PinBatch, PinBatches
+from on_api.worker.pin_batches import MOST_PINS, PinBatch, PinBatches
 from on_api.worker.transactions import Transactions
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class PinWorker:
         self._lanes = {
             True: _Lane(fetches, max(1, fetches - fetches // 4), 1),
             # Several are worth a claim: one of another user's may have come alone just before.
-            False: _Lane(BATCHES * MOST, (BATCHES - 1) * MOST, MOST // 4),
+            False: _Lane(BATCHES * MOST_PINS, (BATCHES - 1) * MOST_PINS, MOST_PINS // 4),
         }
         self._sleepers: list[Sleeper] = []
         self._is_stopping = False
@@ -205,7 +205,7 @@ class PinWorker:
             if user is None:
                 return ()
             lane.last_user = user
-            limit = min(free, lane.share - busy[user], MOST)
+            limit = min(free, lane.share - busy[user], MOST_PINS)
             return pin_jobs.claim(session, user, limit, self._life, fetch=fetch)
 
         # Read first: on SQLite a look must not take the only writer's turn.

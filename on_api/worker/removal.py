@@ -11,7 +11,7 @@ from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.services.content import contents, leftovers, recorder
 from on_api.core.services.pins.pins import was_touched
 
-BATCH = 200
+BATCH_ROWS = 200
 """Files, pins or items removed in one transaction."""
 
 
@@ -49,7 +49,7 @@ def _remove_files(session: Session, user: User) -> bool:
     """Remove one batch. Return whether there was any."""
     usage = contents.lock_usage(session, user.id)
     files = session.scalars(
-        select(File).where(File.user_id == user.id).order_by(File.cid).limit(BATCH)
+        select(File).where(File.user_id == user.id).order_by(File.cid).limit(BATCH_ROWS)
     ).all()
     for file in files:
         session.delete(file)
@@ -63,7 +63,11 @@ def _remove_pins(session: Session, user: User) -> bool:
     usage = contents.lock_usage(session, user.id)
     found = session.scalars(
         # In the same order as everywhere that several rows are locked.
-        select(Pin).where(Pin.user_id == user.id).order_by(Pin.id).limit(BATCH).with_for_update()
+        select(Pin)
+        .where(Pin.user_id == user.id)
+        .order_by(Pin.id)
+        .limit(BATCH_ROWS)
+        .with_for_update()
     ).all()
     for pin in found:
         session.delete(pin)
@@ -83,7 +87,7 @@ def _remove_imports(session: Session, user: User) -> bool:
     if row is None:
         return False
     row.lease_token = row.due_at = row.secrets = row.secret_version = None
-    batch = select(ImportItem.id).where(ImportItem.import_id == row.id).limit(BATCH)
+    batch = select(ImportItem.id).where(ImportItem.import_id == row.id).limit(BATCH_ROWS)
     removed = session.execute(
         delete(ImportItem).where(ImportItem.id.in_(batch)).returning(ImportItem.id)
     )

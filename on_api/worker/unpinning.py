@@ -18,7 +18,7 @@ from on_api.core.services.content.pin_reconciler import PinReconciler
 
 logger = logging.getLogger(__name__)
 
-BATCH = 50
+BATCH_CONTENTS = 50
 THINNING_PAUSE = timedelta(minutes=10)
 """Time until a bundle that could not be dissolved is tried again."""
 
@@ -82,7 +82,7 @@ class Unpinner:
             if not contents.any_to_let_go(session, self._grace):
                 return 0
         with self._database.session_scope() as session:
-            return contents.let_go(session, self._grace, BATCH)
+            return contents.let_go(session, self._grace, BATCH_CONTENTS)
 
     def _claim_thin(self) -> str | None:
         with self._database.session_scope(write=False) as session:
@@ -99,7 +99,7 @@ class Unpinner:
             # During garbage collection the node answers only at its end: after the claim expires.
             if maintenance.is_under_way(session, maintenance.GARBAGE):
                 return ()
-            return contents.removable(session, self._grace, BATCH)
+            return contents.removable(session, self._grace, BATCH_CONTENTS)
 
     def _begin(self, cid: str) -> Removal | None:
         with self._database.session_scope() as session:

@@ -15,7 +15,7 @@ from on_api.core.ipfs.formats.unixfs import build_file
 from on_api.core.ipfs.port import Added, DagStat, Exchanged, NodePin, NodeVersion, RepoStat
 from on_api.core.streams.blocks import Bytes
 
-SLICE = 64 * 1024
+SLICE_BYTES = 64 * 1024
 
 
 class MemoryNode:
@@ -45,8 +45,8 @@ class MemoryNode:
             raise NodeError
 
         async def slices() -> AsyncIterator[bytes]:
-            for start in range(offset, offset + length, SLICE):
-                yield data[start : min(start + SLICE, offset + length)]
+            for start in range(offset, offset + length, SLICE_BYTES):
+                yield data[start : min(start + SLICE_BYTES, offset + length)]
 
         yield slices()
 

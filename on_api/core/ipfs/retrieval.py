@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 CAR_TYPE = "application/vnd.ipld.car"
 CAR_ACCEPTED = f"{CAR_TYPE}; version=1; order=dfs; dups=n"
 BLOCK_TYPE = "application/vnd.ipld.raw"
-MAX_WANTED = 2**20
+MAX_WANTED_BLOCKS = 2**20
 """Number of blocks that are known only by a link at one moment: about 300 bytes of memory each."""
-MAX_REPEATED = 64 * 1024 * 1024
+MAX_REPEATED_BYTES = 64 * 1024 * 1024
 """Bytes of repeated blocks that a CAR may have, on top of the bytes of its distinct ones."""
 
 ProgressCallback = Callable[[DagStat], None]
@@ -309,7 +309,7 @@ class _Missing:
                     raise SourceMalformed(f"Block {cid} is not well formed.") from error
             elif cid not in self._seen and cid not in self._wanted:
                 self._wanted[cid] = None
-        if len(self._wanted) > MAX_WANTED:
+        if len(self._wanted) > MAX_WANTED_BLOCKS:
             raise SourceMalformed("The content has too many links for its blocks.")
 
 
@@ -363,7 +363,7 @@ class _Arriving:
                 if not self._missing.has(cid):
                     raise SourceMalformed(f"The gateway sends block {cid}, which nobody wanted.")
                 self._repeated += len(block)
-                if self._repeated > MAX_REPEATED + self._missing.bytes:
+                if self._repeated > MAX_REPEATED_BYTES + self._missing.bytes:
                     raise SourceMalformed("The gateway sends the same blocks again and again.")
         return None
 

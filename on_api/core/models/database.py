@@ -48,7 +48,7 @@ from on_api.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-ANSWER_MARGIN = 5.0
+ANSWER_MARGIN_SECONDS = 5.0
 """Seconds that PostgreSQL's answer may take beyond `statement_timeout`."""
 
 _SQLITE_BEGIN = "on_api_sqlite_begin"
@@ -175,7 +175,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         # Longer than the server's own limit, which says more.
-        self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN)
+        self._watchdog = Watchdog(settings.database.statement_timeout + ANSWER_MARGIN_SECONDS)
         self.most_connections = settings.database.pool_size + settings.database.max_overflow
         self.engine = _create_engine(settings, self._watchdog)
         self.disk_was_full = False  # readiness unsets it

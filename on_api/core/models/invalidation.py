@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHANNEL = "on_api"
-MAX_PAYLOAD = 7000
+MAX_PAYLOAD_LENGTH = 7000
 """Characters of one message; PostgreSQL takes 8000 bytes. A longer one is sent as "anything may
 have changed"."""
 
@@ -174,7 +174,7 @@ class Invalidations:
             if not cids and not files and not work:
                 return
             news = " ".join(sorted(cids) + sorted(_FILE + file for file in files) + work)
-            if _ANY in cids or len(news) > MAX_PAYLOAD:
+            if _ANY in cids or len(news) > MAX_PAYLOAD_LENGTH:
                 news = _ANY
             session.execute(
                 text("SELECT pg_notify(:channel, :news)"), {"channel": CHANNEL, "news": news}

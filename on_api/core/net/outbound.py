@@ -35,10 +35,10 @@ from on_api.core.net.errors import (
 from on_api.core.setting_groups import ImportsSettings
 
 USER_AGENT = "on-api"
-MAX_URL = 2048
+MAX_URL_LENGTH = 2048
 MAX_REDIRECTS = 3
 MAX_JSON_DEPTH = 32
-FIRST_PAUSE = 0.5
+FIRST_PAUSE_SECONDS = 0.5
 """Seconds before the first retry, doubled for each further one, less up to a half at random."""
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -57,7 +57,7 @@ def check_url(text: str, *, allow_private: bool) -> httpx.URL:
     outside the public internet; with `allow_private` also `http://` and any address.
     """
     try:
-        url = httpx.URL(text.rstrip("/") if len(text) <= MAX_URL else "")
+        url = httpx.URL(text.rstrip("/") if len(text) <= MAX_URL_LENGTH else "")
     except (httpx.InvalidURL, UnicodeError):
         raise AddressRefused("This is no URL.") from None
     if url.query or url.fragment:
@@ -91,7 +91,7 @@ class Outbound:
         limits: ImportsSettings,
         *,
         look_up: LookUp = look_up,
-        first_pause: float = FIRST_PAUSE,
+        first_pause: float = FIRST_PAUSE_SECONDS,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         self.limits = limits
@@ -248,7 +248,7 @@ class _Call:
 def _check(url: httpx.URL, *, allow_private: bool) -> None:
     if url.scheme not in ({"http", "https"} if allow_private else {"https"}) or not url.host:
         raise AddressRefused
-    if url.userinfo or len(str(url)) > MAX_URL or not 0 < (url.port or 1) < 65536:
+    if url.userinfo or len(str(url)) > MAX_URL_LENGTH or not 0 < (url.port or 1) < 65536:
         raise AddressRefused(
             "The URL may have no user or password in it, must be short and have a true port."
         )

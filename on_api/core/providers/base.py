@@ -23,11 +23,11 @@ CIDS = "cids"
 ON_API = "on_api"
 KINDS = (PINNING_API, PINATA, KUBO, CAR, CIDS, ON_API)
 
-MAX_NAME = 255
+MAX_NAME_LENGTH = 255
 """Characters of a name at most; the rest is cut off."""
-MAX_META = 1000
+MAX_META_ENTRIES = 1000
 MAX_META_BYTES = 16 * 1024
-MAX_TOKEN = 8192
+MAX_TOKEN_LENGTH = 8192
 MAX_RESUME_BYTES = 640 * 1024
 
 
@@ -144,7 +144,7 @@ class SourceSpec:
                 raise BadRequest(f"source.{name}: a {self.kind} source needs it.")
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise BadRequest("source.token: it has letters that no token has.")
-        if len(self.token or "") > MAX_TOKEN:
+        if len(self.token or "") > MAX_TOKEN_LENGTH:
             raise BadRequest("source.token: it is too long.")
 
     def to_json(self) -> str:

@@ -15,9 +15,9 @@ from on_api.core.providers import shapes
 from on_api.core.providers.base import CIDS, Page, Source, SourceItem, SourceSpec
 from on_api.core.providers.car import chunks_of
 
-PAGE = 1000
+PAGE_ITEMS = 1000
 MAX_LINES = 1_000_000
-MAX_LINE = 32 * 1024
+MAX_LINE_LENGTH = 32 * 1024
 """Characters of a line at most."""
 MAX_COLUMNS = 100
 
@@ -43,7 +43,7 @@ class CidsSource(Source):
         for number, found in items_of(await self._whole()):
             if number > last:
                 items.append(found)
-            if len(items) >= PAGE:
+            if len(items) >= PAGE_ITEMS:
                 yield Page(items, str(number))
                 items = []
         if items:
@@ -83,7 +83,7 @@ def items_of(text: str) -> Iterator[tuple[int, SourceItem]]:
             columns = _header(line)
             if columns is not None:
                 continue
-        if len(line) > MAX_LINE:
+        if len(line) > MAX_LINE_LENGTH:
             yield number, shapes.item(line, problem=f"Line {number}: it is too long.")
         elif columns is not None:
             yield number, _of_csv(number, line, columns)

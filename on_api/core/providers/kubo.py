@@ -14,7 +14,7 @@ from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import KUBO, Page, Source, SourceSpec
 
-PAGE = 1000
+PAGE_ITEMS = 1000
 
 
 class KuboSource(Source):
@@ -39,8 +39,8 @@ class KuboSource(Source):
         # Absent when there is nothing pinned.
         pins = shapes.row(answer.get("Keys") or {})
         cids = sorted(cid for cid in pins if after is None or cid > after)
-        for start in range(0, len(cids), PAGE):
-            page = cids[start : start + PAGE]
+        for start in range(0, len(cids), PAGE_ITEMS):
+            page = cids[start : start + PAGE_ITEMS]
             items = [shapes.item(cid, named=shapes.row(pins[cid]).get("Name")) for cid in page]
             yield Page(items, page[-1])
 

@@ -19,7 +19,7 @@ from on_api.core.providers import shapes
 from on_api.core.providers.base import ON_API, Page, Source, SourceFile, SourceItem, SourceSpec
 from on_api.core.providers.pinning_api import PinningApiSource
 
-LIMIT = 1000
+PAGE_ITEMS = 1000
 FILES, PINS = "files", "pins"
 MAX_IDENTITIES = 1000
 NO_IDENTITY = (
@@ -86,7 +86,7 @@ class OnApiSource(Source):
             answer = shapes.row(
                 await self._outbound.ask(
                     self._at("v2/files"),
-                    query={"limit": str(LIMIT), **({"cursor": cursor} if cursor else {})},
+                    query={"limit": str(PAGE_ITEMS), **({"cursor": cursor} if cursor else {})},
                     authorization=f"Bearer {self._spec.token}",
                 )
             )

@@ -16,7 +16,7 @@ from on_api.core.providers import shapes
 from on_api.core.providers.base import PINATA, Page, Source, SourceItem, SourceSpec
 
 API = "https://api.pinata.cloud"
-LIMIT = 1000
+PAGE_ITEMS = 1000
 PUBLIC, PRIVATE, PIN_LIST = "public", "private", "pinlist"
 IS_PRIVATE = "It is in Pinata's private network, not on IPFS: download it there."
 IS_PENDING = "Pinata has no CID for it yet."
@@ -64,7 +64,7 @@ class PinataSource(Source):
         url = self._url.copy_with(path=f"{self._url.path.rstrip('/')}/v3/files/{network}")
         known = set()
         while True:
-            query = {"limit": str(LIMIT), **({"pageToken": token} if token else {})}
+            query = {"limit": str(PAGE_ITEMS), **({"pageToken": token} if token else {})}
             answer = await self._ask(url, query)
             data = shapes.row(answer.get("data"))
             # Written as null when there is none.
@@ -83,7 +83,7 @@ class PinataSource(Source):
         offset = int(cursor) if cursor.isdigit() else 0
         before: int | None = None
         while True:
-            query = {"status": "pinned", "pageLimit": str(LIMIT), "pageOffset": str(offset)}
+            query = {"status": "pinned", "pageLimit": str(PAGE_ITEMS), "pageOffset": str(offset)}
             answer = await self._ask(url, query)
             pins = shapes.rows(answer.get("rows"))
             count = shapes.whole(answer.get("count"))

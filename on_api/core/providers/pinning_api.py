@@ -15,9 +15,9 @@ from on_api.core.net.outbound import Outbound, check_url
 from on_api.core.providers import shapes
 from on_api.core.providers.base import PINNING_API, Page, Source, SourceItem, SourceSpec
 
-LIMIT = 1000
-MAX_ID = 255
-MAX_RECENT = 2 * LIMIT
+PAGE_ITEMS = 1000
+MAX_ID_LENGTH = 255
+MAX_RECENT_IDS = 2 * PAGE_ITEMS
 MARGINS = (timedelta(milliseconds=1), timedelta(seconds=1))
 """Overlaps of a page with the one before it: pins of one moment may be split by the page border,
 and services keep moments to the millisecond, a few to the second."""
@@ -74,7 +74,7 @@ class PinningApiSource(Source):
                 raise SourceMalformed(
                     f"The source says that it has {position.total} pins and lists {position.seen}."
                 )
-            if position.seen > 2 * (position.total or 0) + LIMIT:
+            if position.seen > 2 * (position.total or 0) + PAGE_ITEMS:
                 raise SourceMalformed("The source lists more pins than it says it has.")
             items = [self._item(each) for each in fresh]
             yield Page(items, position.write())
@@ -92,7 +92,7 @@ class PinningApiSource(Source):
         known = set(position.recent)
         count, results, fresh = 0, (), ()  # type: tuple[int, Sequence[Any], Sequence[Any]]
         for margin in MARGINS:
-            query = {"limit": str(LIMIT)}
+            query = {"limit": str(PAGE_ITEMS)}
             if position.oldest is not None:
                 before = shapes.moment(position.oldest) + margin
                 query["before"] = before.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -123,7 +123,7 @@ class PinningApiSource(Source):
             oldest.isoformat(),
             list(dict.fromkeys(still_near + recent)),
         )
-        del position.recent[:-MAX_RECENT]
+        del position.recent[:-MAX_RECENT_IDS]
 
     async def _ask(self, query: Mapping[str, str]) -> tuple[int, Sequence[Mapping[str, Any]]]:
         answer = shapes.row(
@@ -158,7 +158,7 @@ class PinningApiSource(Source):
 
 def _id(status: Mapping[str, Any]) -> str:
     requestid = shapes.text(status.get("requestid"))
-    if len(requestid) > MAX_ID:
+    if len(requestid) > MAX_ID_LENGTH:
         raise SourceMalformed
     return requestid
 

@@ -14,16 +14,16 @@ from on_api.core.ipfs.formats.cid import MAX_LENGTH, Cid
 from on_api.core.ipfs.formats.multiaddr import MAX_ADDRESSES, Multiaddr
 from on_api.core.net.errors import SourceMalformed
 from on_api.core.providers.base import (
-    MAX_META,
     MAX_META_BYTES,
-    MAX_NAME,
+    MAX_META_ENTRIES,
+    MAX_NAME_LENGTH,
     SourceFile,
     SourceItem,
 )
 
 MAX_ROWS = 10_000
 """Rows of one page at most: ten times what any service is asked for."""
-_MAX_SIZE = 2**62
+_MAX_SIZE_BYTES = 2**62
 NO_CID = "The source names no valid CID."
 
 
@@ -50,7 +50,7 @@ def text(value: object) -> str:
 
 def whole(value: object) -> int:
     """Return an integer that is not negative."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SIZE:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SIZE_BYTES:
         raise SourceMalformed
     return value
 
@@ -83,10 +83,11 @@ def maybe_size(value: object) -> int | None:
 
 
 def name(value: object) -> str | None:
-    """Return a name without control characters, cut at `MAX_NAME`; None if nothing is left."""
+    """Return a name without control characters, cut at `MAX_NAME_LENGTH`; None if nothing is
+    left."""
     if not isinstance(value, str):
         return None
-    return storable(value[: 4 * MAX_NAME], blank=" ").strip()[:MAX_NAME] or None
+    return storable(value[: 4 * MAX_NAME_LENGTH], blank=" ").strip()[:MAX_NAME_LENGTH] or None
 
 
 def storable(value: str, *, blank: str = "") -> str:
@@ -110,7 +111,7 @@ def meta(value: object) -> Mapping[str, str]:
     kept: dict[str, str] = {}
     bytes_left = MAX_META_BYTES
     for key, each in value.items():
-        if each is None or len(kept) == MAX_META:
+        if each is None or len(kept) == MAX_META_ENTRIES:
             continue
         written = each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)
         entry = storable(str(key)), storable(written)
@@ -161,9 +162,9 @@ def _note(named: object, about: object) -> str | None:
     """Return a note on parts of name and metadata that are cut, or None."""
     lost = []
     if isinstance(named, str) and name(named) != (named.strip() or None):
-        lost.append(f"its name, beyond {MAX_NAME} characters or what can't be printed")
+        lost.append(f"its name, beyond {MAX_NAME_LENGTH} characters or what can't be printed")
     if isinstance(about, dict) and len(meta(about)) < sum(v is not None for v in about.values()):
-        lost.append(f"its metadata, beyond {MAX_META_BYTES} bytes or {MAX_META} entries")
+        lost.append(f"its metadata, beyond {MAX_META_BYTES} bytes or {MAX_META_ENTRIES} entries")
     return f"Not kept: {'; '.join(lost)}." if lost else None
 
 

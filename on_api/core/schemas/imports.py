@@ -18,7 +18,7 @@ ItemStatus = Literal["waiting", "moving", "done", "skipped", "failed"]
 Route = Literal["auto", "ipfs", "gateway"]
 
 MOST_IDENTITIES = 100
-MOST_TEXT = 900_000
+MOST_TEXT_LENGTH = 900_000
 
 
 def _plain_secret(value: SecretStr) -> SecretStr:
@@ -70,7 +70,7 @@ class CidsSource(Request):
     kind: Literal["cids"] = Field(description="Which kind of source.")
     text: Annotated[str, AfterValidator(storable_text)] = Field(
         min_length=1,
-        max_length=MOST_TEXT,
+        max_length=MOST_TEXT_LENGTH,
         description="The list.",
         examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e notes.txt"],
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from on_api.core.schemas.common import Answer, Moment
-from on_api.core.services.accounts.audit import MOST_COUNTED
+from on_api.core.services.accounts.audit import MOST_COUNTED_ROWS
 
 
 class Maintenance(Answer):
@@ -67,7 +67,7 @@ class AuditEvent(Answer):
 class AuditList(Answer):
     """A page of the audit log, newest first."""
 
-    count: int = Field(description=f"How many lines match, up to {MOST_COUNTED:,}.")
+    count: int = Field(description=f"How many lines match, up to {MOST_COUNTED_ROWS:,}.")
     items: list[AuditEvent] = Field(description="The newest of them.")
 
 

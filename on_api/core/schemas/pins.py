@@ -26,7 +26,7 @@ from on_api.core.services.pins.pins import PinRequest
 
 _SOMEBODY = "12D3KooWJ59N9z5CyLTtcUvzuRQDdGMbGRsUGv4zGbGKGN1Vdzpa"
 
-MAX_META = 1000
+MAX_META_ENTRIES = 1000
 MAX_META_BYTES = 16 * 1024
 
 
@@ -72,7 +72,7 @@ PinText = Annotated[str, AfterValidator(storable_text)]
 PinName = Annotated[PinText, StringConstraints(max_length=255)]
 PinMeta = Annotated[
     dict[PinText, PinText],
-    Field(max_length=MAX_META, description="Optional metadata for pin object"),
+    Field(max_length=MAX_META_ENTRIES, description="Optional metadata for pin object"),
     AfterValidator(_bounded_meta),
 ]
 PinMoment = Annotated[
@@ -139,7 +139,7 @@ class PinStatus(BaseModel):
         "data",
         examples=[[f"/ip4/203.0.113.1/tcp/4001/p2p/{_SOMEBODY}"]],
     )
-    info: Annotated[dict[str, str], Field(max_length=MAX_META)] | Absent = Field(
+    info: Annotated[dict[str, str], Field(max_length=MAX_META_ENTRIES)] | Absent = Field(
         default=None,
         description="Optional info for PinStatus response",
         examples=[{"status_details": "Queue position: 7 of 9"}],

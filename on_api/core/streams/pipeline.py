@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 
 from on_api.core.streams.blocks import MOST_BYTES, Bytes
 
-DONE_HERE = 64 * 1024
+DONE_HERE_BYTES = 64 * 1024
 """Bytes up to which a block is processed on the event loop: a thread would take longer to start."""
 
 
@@ -30,7 +30,7 @@ async def transformed(
     loop = asyncio.get_running_loop()
     ready: Bytes = b""
     async for block in blocks:
-        if len(block) <= DONE_HERE:
+        if len(block) <= DONE_HERE_BYTES:
             if ready:
                 yield ready
             ready = transform(block)

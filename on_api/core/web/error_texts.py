@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-MAX_REPORTED = 5
+MAX_REPORTED_MISTAKES = 5
 """Number of mistakes named in one answer."""
 
 _MOMENT = "send a moment with its offset, like 2027-01-01T00:00:00Z (in a URL, + is written %2B)"
@@ -27,8 +27,8 @@ Step = str | int
 def describe(mistakes: Sequence[Mapping[str, object]]) -> str:
     """Return Pydantic's mistakes as one sentence: where and why, never the value that was sent."""
     found = list(_without_branches(mistakes))
-    sentences = [_sentence(steps, mistake) for steps, mistake in found[:MAX_REPORTED]]
-    more = len(found) - MAX_REPORTED
+    sentences = [_sentence(steps, mistake) for steps, mistake in found[:MAX_REPORTED_MISTAKES]]
+    more = len(found) - MAX_REPORTED_MISTAKES
     return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "") + "."
 
 

@@ -38,7 +38,7 @@ ONCE = frozenset(
 is the right one."""
 
 _QUERY = "on_api.query"
-_MAX_SHOWN = 64
+_MAX_SHOWN_LENGTH = 64
 """Characters of a name that an error repeats."""
 
 
@@ -96,7 +96,7 @@ class DeclaredOptions:
 
     def _unknown(self, name: str) -> str:
         shown = _shown(name.encode())
-        near = get_close_matches(name[:_MAX_SHOWN].lower(), self._repeatable, 1)
+        near = get_close_matches(name[:_MAX_SHOWN_LENGTH].lower(), self._repeatable, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         return f"{shown or '(empty)'}: no {self._kind} that is known here.{hint}"
 
@@ -167,5 +167,5 @@ def _holds_list(annotation: object) -> bool:
 
 def _shown(name: bytes) -> str:
     """Return a name fit for an error message: short, printable."""
-    text = name[:_MAX_SHOWN].decode(errors="replace")
+    text = name[:_MAX_SHOWN_LENGTH].decode(errors="replace")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

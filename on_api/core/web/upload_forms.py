@@ -25,7 +25,7 @@ from on_api.core.web.json_text import RepeatedName, read_json
 from on_api.core.web.multipart import MultipartReader, Part
 
 FILE_FIELD = "file"
-FORM_OVERHEAD = 64 * 1024
+FORM_OVERHEAD_BYTES = 64 * 1024
 """Bytes that a form's boundaries, headers and fields are assumed to need; only an early refusal
 depends on it."""
 
@@ -169,7 +169,7 @@ def announced_by_form(headers: Mapping[str, str]) -> Announced:
     if length is None:
         return Announced()
     most = Audience().announce(Announced(length, length)).most
-    return Announced(max(0, length - FORM_OVERHEAD), most)
+    return Announced(max(0, length - FORM_OVERHEAD_BYTES), most)
 
 
 async def incoming_files(

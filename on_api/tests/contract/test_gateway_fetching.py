@@ -282,7 +282,7 @@ async def test_the_same_blocks_again_and_again(
     node: KuboNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some repeat themselves though asked not to; one that does nothing else is given up."""
-    monkeypatch.setattr(retrieval, "MAX_REPEATED", 50_000)
+    monkeypatch.setattr(retrieval, "MAX_REPEATED_BYTES", 50_000)
     root, blocks = tree()
     twice = [each for each in blocks.items() for _ in range(2)]
     async with service(bad(car_with([root], twice))) as there:
@@ -298,7 +298,7 @@ async def test_more_links_than_anybody_needs(
     node: KuboNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cost memory here, and nothing there."""
-    monkeypatch.setattr(retrieval, "MAX_WANTED", 100)
+    monkeypatch.setattr(retrieval, "MAX_WANTED_BLOCKS", 100)
     links = [block_of(os.urandom(8))[0] for _ in range(101)]
     root = linking(*links)
     async with service(bad(car_with([root[0]], [root]))) as there:

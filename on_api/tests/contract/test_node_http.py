@@ -14,11 +14,11 @@ from on_api.core.errors import NodeError, NodeTimeout, NodeTruncated, NodeUnavai
 from on_api.core.ipfs.gateway_client.client import NodeHttp
 from on_api.core.ipfs.gateway_client.connection import (
     MAX_HEAD_BYTES,
-    MOST_WAITING,
+    MOST_WAITING_BYTES,
     NodeAnswer,
     Stale,
 )
-from on_api.core.ipfs.gateway_client.gateway import MOST_BY_SOCKET, NodeGateway
+from on_api.core.ipfs.gateway_client.gateway import MOST_BYTES_BY_SOCKET, NodeGateway
 from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import free_port
@@ -319,7 +319,7 @@ async def test_a_socket_beside_the_port(node: Node, tmp_path: Path) -> None:
 async def test_small_by_the_socket_large_by_the_port(tmp_path: Path) -> None:
     """Who can't wait is answered by the node's own socket once there is a connection; what turns
     out to be large is to be asked for once more."""
-    bodies = {b"/small": b"small", b"/large": bytes(MOST_BY_SOCKET + 1)}
+    bodies = {b"/small": b"small", b"/large": bytes(MOST_BYTES_BY_SOCKET + 1)}
     serving: list[asyncio.Task[None] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -378,7 +378,7 @@ async def test_a_slow_reader(node: Node) -> None:
     answer = await node.http.ask("GET", "/x")
     await asyncio.sleep(1)  # twice the stall time-out: the thing under test
     assert written < 32 * MIB
-    assert answer.waiting <= MOST_WAITING + 512 * 1024
+    assert answer.waiting <= MOST_WAITING_BYTES + 512 * 1024
     assert len(await body_of(answer)) == 64 * MIB
 
 

@@ -22,9 +22,9 @@ NAMES = ["a", "地図.pdf", "näme", "with space", "emoji 🎈"]
 @pytest.fixture(autouse=True)
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few things are several pages."""
-    monkeypatch.setattr(pinning_api, "LIMIT", 4)
-    monkeypatch.setattr(on_api, "LIMIT", 4)
-    monkeypatch.setattr(kubo, "PAGE", 4)
+    monkeypatch.setattr(pinning_api, "PAGE_ITEMS", 4)
+    monkeypatch.setattr(on_api, "PAGE_ITEMS", 4)
+    monkeypatch.setattr(kubo, "PAGE_ITEMS", 4)
 
 
 async def listed(source: Source) -> list[SourceItem]:

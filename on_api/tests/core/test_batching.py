@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from on_api.core.errors import DatabaseUnavailable, QuotaExceeded
-from on_api.core.services.shared.batching import MOST, Batcher
+from on_api.core.services.shared.batching import MOST_PIECES, Batcher
 
 pytestmark = pytest.mark.anyio
 
@@ -48,11 +48,11 @@ async def all_at_once(work: Work, pieces: Sequence[int]) -> list[int | BaseExcep
 
 
 async def test_who_comes_meanwhile_shares_the_next_transaction() -> None:
-    """What is asked for at the same moment is one transaction, of no more than `MOST` pieces."""
+    """What is asked for at the same moment is one transaction of `MOST_PIECES` pieces at most."""
     work = Work()
-    pieces = list(range(2 * MOST))
+    pieces = list(range(2 * MOST_PIECES))
     assert await all_at_once(work, pieces) == [2 * piece for piece in pieces]
-    assert [len(batch) for batch in work.batches] == [MOST, MOST]
+    assert [len(batch) for batch in work.batches] == [MOST_PIECES, MOST_PIECES]
 
 
 async def test_an_error_is_only_its_own() -> None:

@@ -180,7 +180,7 @@ def test_a_build(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOPROXY", "https://proxy.example")
     monkeypatch.setenv("GOWORK", "/somewhere/go.work")
     monkeypatch.setenv("ON_API_SECRET_KEY", "s" * 32)
-    monkeypatch.setattr(binary, "PROGRESS_INTERVAL", 0.05)
+    monkeypatch.setattr(binary, "PROGRESS_SECONDS", 0.05)
     machine.go(build="/bin/sleep 0.3")
     program = machine.obtain()
     assert program == machine.cache / "on-api" / "kubo" / f"v{KUBO_VERSION}" / "ipfs"
@@ -209,7 +209,7 @@ def test_a_broken_program_in_the_cache_is_made_again(machine: Machine) -> None:
 
 def test_two_at_once_build_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits, saying so, and uses what the first has built."""
-    monkeypatch.setattr(binary, "PROGRESS_INTERVAL", 0.05)
+    monkeypatch.setattr(binary, "PROGRESS_SECONDS", 0.05)
     machine.go(build="/bin/sleep 0.4")
     programs: list[Path] = []
     threads = [threading.Thread(target=lambda: programs.append(machine.obtain())) for _ in range(3)]
@@ -224,7 +224,7 @@ def test_two_at_once_build_once(machine: Machine, monkeypatch: pytest.MonkeyPatc
 
 def test_ctrl_c_ends_the_build(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compilers it has started, and nothing half-made is left."""
-    monkeypatch.setattr(binary, "PROGRESS_INTERVAL", 0.05)
+    monkeypatch.setattr(binary, "PROGRESS_SECONDS", 0.05)
     machine.go(build=f"/bin/sleep 60 & echo $! >> {machine.notes}/pids; wait")
 
     def interrupt(line: str) -> None:

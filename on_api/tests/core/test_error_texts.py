@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from on_api.core.schemas.common import Meta
-from on_api.core.web.error_texts import MAX_REPORTED, describe
+from on_api.core.web.error_texts import MAX_REPORTED_MISTAKES, describe
 
 
 class Thing(BaseModel):
@@ -93,5 +93,5 @@ def test_our_own_checks_speak_for_themselves() -> None:
 def test_a_flood_of_mistakes_is_cut() -> None:
     """The answer's size doesn't grow with the request's."""
     words = words_for({"id": uuid.uuid4(), "count": 1, **{f"x{n}": n for n in range(100)}})
-    assert words.count("not known") == MAX_REPORTED
+    assert words.count("not known") == MAX_REPORTED_MISTAKES
     assert words.endswith("and 95 more.")

@@ -109,7 +109,7 @@ async def test_bounds_of_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 async def test_going_on_in_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind any line."""
-    monkeypatch.setattr(cids, "PAGE", 2)
+    monkeypatch.setattr(cids, "PAGE_ITEMS", 2)
     lines = [build_file(str(n).encode()).cid for n in range(7)]
     text = "\n\n".join(lines)
     async with outbound() as calls:

@@ -13,13 +13,13 @@ import pytest
 
 from on_api.core.services.uploads.intake import IntakeLimits, blocks
 from on_api.core.streams.blocks import Bytes
-from on_api.core.streams.pipeline import DONE_HERE, transformed
+from on_api.core.streams.pipeline import DONE_HERE_BYTES, transformed
 from on_api.core.web.digests import SentDigests
 from on_api.core.web.multipart import MultipartReader
 
 pytestmark = pytest.mark.anyio
 
-LARGE = 4 * DONE_HERE
+LARGE = 4 * DONE_HERE_BYTES
 HEAD = b'--b0undary\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
 
 Wrap = Callable[[AsyncIterator[Bytes]], AsyncIterator[Bytes]]

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from on_api.core.streams.blocks import Bytes
-from on_api.core.streams.pipeline import DONE_HERE, transformed
+from on_api.core.streams.pipeline import DONE_HERE_BYTES, transformed
 
 pytestmark = pytest.mark.anyio
 
-LARGE, SMALL = DONE_HERE + 1, 3
+LARGE, SMALL = DONE_HERE_BYTES + 1, 3
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -137,7 +137,7 @@ def test_an_ipv6_network_is_one(address: str) -> None:
 
 async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose turn doesn't come in time is told to come back, and holds no place any more."""
-    monkeypatch.setattr(scrypt_pool, "STRANGERS_PATIENCE", 0.05)
+    monkeypatch.setattr(scrypt_pool, "STRANGERS_PATIENCE_SECONDS", 0.05)
     with pool_of_one(monkeypatch) as pool:
         work = Work(pool)
         first = work("first", EVE)
@@ -270,7 +270,7 @@ async def test_who_is_cancelled_just_before_the_turn(monkeypatch: pytest.MonkeyP
 
 async def test_who_is_cancelled_when_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn that was never had isn't given back."""
-    monkeypatch.setattr(scrypt_pool, "STRANGERS_PATIENCE", 0)
+    monkeypatch.setattr(scrypt_pool, "STRANGERS_PATIENCE_SECONDS", 0)
     with pool_of_one(monkeypatch) as pool:
         work = Work(pool)
         running = work("running", ALICE)

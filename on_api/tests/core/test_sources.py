@@ -258,7 +258,7 @@ async def items(
 @pytest.fixture(params=FAKES, ids=lambda fake: fake.__name__)
 def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One with eleven things, on several pages."""
-    monkeypatch.setattr(kubo, "PAGE", 3)
+    monkeypatch.setattr(kubo, "PAGE_ITEMS", 3)
     return request.param(things(11))
 
 
@@ -407,7 +407,7 @@ async def test_half_a_page() -> None:
 
 async def test_pins_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that always has an older one."""
-    monkeypatch.setattr(pinning_api, "LIMIT", 10)
+    monkeypatch.setattr(pinning_api, "PAGE_ITEMS", 10)
     made = 0
 
     def endless(_: Asked) -> Reply:

@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 
 from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database
-from on_api.core.services.upkeep.readiness import DEADLINE, FRESH_SECONDS
+from on_api.core.services.upkeep.readiness import DEADLINE_SECONDS, FRESH_SECONDS
 from on_api.core.setting_groups import DatabaseSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
@@ -32,7 +32,7 @@ from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied
 
 SOON = 10
 """Seconds: far more than the deadline, on any machine, and far less than what hangs."""
-assert DEADLINE < 2
+assert DEADLINE_SECONDS < 2
 
 
 def failed(answer: httpx.Response) -> dict[str, str]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from on_api.core.services.accounts.strangers import SHARE
+from on_api.core.services.accounts.strangers import SHARE_DIVISOR
 from on_api.core.services.content import private_blocks
 from on_api.core.services.files import private_files
 from on_api.core.setting_groups import GatewaySettings
@@ -28,7 +28,7 @@ AT_ONCE = 12
 def settings(settings_for: Callable[..., Settings], sqlite_database: DatabaseMaker) -> Settings:
     """Of a server with few threads, whose gateway serves what the node has."""
     gateway = GatewaySettings(policy="local")
-    return settings_for(sqlite_database(), threads=SHARE, gateway=gateway)
+    return settings_for(sqlite_database(), threads=SHARE_DIVISOR, gateway=gateway)
 
 
 @pytest.mark.parametrize("asked_for", ["a link to a private file", "a block of the node"])

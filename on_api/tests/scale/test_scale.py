@@ -65,7 +65,7 @@ def bound_of(cost: Cost, users: int) -> int:
     if cost.step.startswith(("/v1/audit", "pins' queue")):
         return COUNTED
     if cost.step == "traffic's merging":
-        return 10 * traffic_upkeep.BATCH  # a sort is dearer than an index only beyond that
+        return 10 * traffic_upkeep.BATCH_ROWS  # a sort is dearer than an index only beyond that
     if cost.step.startswith("everybody's traffic") and cost.step.endswith(TOLD_APART):
         return 10**9
     if cost.step.startswith(("/v1/users", "/v2/users")):

@@ -255,7 +255,7 @@ def test_who_sends_no_more_and_is_gone_is_not_waited_with(
 
 def test_those_that_linger_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """In number and in bytes; however many there are, others are answered."""
-    monkeypatch.setattr(lingering, "MOST_LINGERING", 3)
+    monkeypatch.setattr(lingering, "MOST_LINGERING_CONNECTIONS", 3)
     refused = put("/v1/files?name=x", "nobody", LARGE, "Connection: close")
     with ExitStack() as stack:
         wires = [stack.enter_context(wire_to(server.url)) for _ in range(5)]

@@ -22,7 +22,7 @@ from on_api.tests.testing.invariants import check_invariants
 from on_api.tests.testing.network import Peer
 from on_api.tests.testing.rpc_proxy import held_rpc
 from on_api.tests.worker.conftest import account_of
-from on_api.worker.pin_batches import MOST
+from on_api.worker.pin_batches import MOST_PINS
 from on_api.worker.pinning import BATCHES
 
 
@@ -64,7 +64,7 @@ def test_workers_share_a_queue(
         # just so many as both take: a claim that meets another one's CID leaves a place free.
         gate = proxy.hold("pin/add")
         workers = [stack.enter_context(Server(working)) for _ in range(2)]
-        until(lambda: leased(api) > BATCHES * MOST, "both are at work")
+        until(lambda: leased(api) > BATCHES * MOST_PINS, "both are at work")
         gate.open()
         begun = time.monotonic()
         until(lambda: not left(api), "the queue is empty", 60 + count / 10)

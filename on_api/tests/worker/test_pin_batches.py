@@ -23,7 +23,7 @@ from on_api.tests.testing.invariants import check_invariants
 from on_api.tests.testing.network import Peer
 from on_api.tests.testing.rpc_proxy import RpcProxy, held_rpc
 from on_api.tests.worker.conftest import account_of, ended, new_cid, pin
-from on_api.worker.pin_batches import MOST
+from on_api.worker.pin_batches import MOST_PINS
 from on_api.worker.pinning import BATCHES
 
 SIZE = 1000
@@ -222,12 +222,12 @@ def test_a_place_for_everybody(bench: Bench) -> None:
     """While the node is busy with more pins of one user than there are places, another one's are
     begun."""
     with account_of(bench.api) as ada, account_of(bench.api) as ben:
-        bench.ask(ada, bench.lay_down(BATCHES * MOST + 1))
+        bench.ask(ada, bench.lay_down(BATCHES * MOST_PINS + 1))
         late = bench.lay_down(2)
         # Waited for longer than anything that is asked before it.
         gate = bench.proxy.hold("pin/add")
         with bench.working():
-            until(lambda: bench.leased(ada) == (BATCHES - 1) * MOST, "one has their share")
+            until(lambda: bench.leased(ada) == (BATCHES - 1) * MOST_PINS, "one has their share")
             ids = [pin(ben, late[0])]
             until(lambda: bench.leased(ben) == 1, "the other one is begun")
             ids.append(pin(ben, late[1]))

@@ -18,7 +18,7 @@ from on_api.core.models import Pin as PinRow
 from on_api.core.pagination import TimePage
 from on_api.core.schemas.common import GivenMoment
 from on_api.core.schemas.pins import (
-    MAX_META,
+    MAX_META_ENTRIES,
     Pin,
     PinMeta,
     PinName,
@@ -125,7 +125,7 @@ _LIST_PARAMETERS = [
                 "schema": {
                     "type": "object",
                     "additionalProperties": {"type": "string"},
-                    "maxProperties": MAX_META,
+                    "maxProperties": MAX_META_ENTRIES,
                     "examples": [{"app_id": "99986338-1113-4706-8302-4420da6158aa"}],
                 }
             }

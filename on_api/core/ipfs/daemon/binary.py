@@ -38,11 +38,11 @@ Say = Callable[[str], None]
 RELEASE_URL = "https://dist.ipfs.tech"
 """The project's official release site."""
 
-PROGRESS_INTERVAL = 8.0
+PROGRESS_SECONDS = 8.0
 """Seconds between two lines of progress."""
 
-MAX_ARCHIVE = 512 * MIB
-MAX_PROGRAM = 1024 * MIB
+MAX_ARCHIVE_BYTES = 512 * MIB
+MAX_PROGRAM_BYTES = 1024 * MIB
 """Upper bounds in bytes; the archive of 0.43.0 has about 60 MiB, the program 120."""
 
 _MODULE = Path(__file__).with_name("kubo_module")
@@ -239,7 +239,7 @@ def _alone_in(folder: Path, say: Say) -> Iterator[None]:
     """Hold the folder's lock, so that one of several processes builds while the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        shown = -PROGRESS_INTERVAL
+        shown = -PROGRESS_SECONDS
         began = time.monotonic()
         while True:
             try:
@@ -247,7 +247,7 @@ def _alone_in(folder: Path, say: Say) -> Iterator[None]:
                 break
             except BlockingIOError:
                 elapsed = time.monotonic() - began
-                if elapsed - shown >= PROGRESS_INTERVAL:
+                if elapsed - shown >= PROGRESS_SECONDS:
                     shown = elapsed
                     say(f"waiting for another on-api that is building Kubo ({elapsed:.0f} s)")
                 time.sleep(0.2)
@@ -311,7 +311,7 @@ def _run_showing_time(command: list[str], folder: Path, say: Say) -> tuple[int, 
         try:
             while True:
                 try:
-                    code = process.wait(PROGRESS_INTERVAL)
+                    code = process.wait(PROGRESS_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
                     say(f"building Kubo: {time.monotonic() - began:.0f} s")
@@ -336,7 +336,7 @@ def _archive_name() -> str:
 
 def _download(client: httpx.Client, url: str, target: Path, say: Say) -> str:
     """Stream `url` into `target`. Returns the sha512 of the received bytes, in hex. Raises
-    `_NotObtained` above `MAX_ARCHIVE` bytes."""
+    `_NotObtained` above `MAX_ARCHIVE_BYTES` bytes."""
     digest = hashlib.sha512()
     size = 0
     shown = time.monotonic()
@@ -344,11 +344,11 @@ def _download(client: httpx.Client, url: str, target: Path, say: Say) -> str:
         response.raise_for_status()
         for piece in response.iter_raw(MIB):
             size += len(piece)
-            if size > MAX_ARCHIVE:
+            if size > MAX_ARCHIVE_BYTES:
                 raise _NotObtained("the official release is implausibly large")
             digest.update(piece)
             file.write(piece)
-            if time.monotonic() - shown >= PROGRESS_INTERVAL:
+            if time.monotonic() - shown >= PROGRESS_SECONDS:
                 shown = time.monotonic()
                 say(f"downloading Kubo: {size // MIB} MiB")
     return digest.hexdigest()
@@ -361,7 +361,7 @@ def _extract_program(archive: Path, target: Path) -> None:
         with tarfile.open(archive, "r:gz") as tar:
             member = tar.getmember("kubo/ipfs")
             source = tar.extractfile(member) if member.isreg() else None
-            if source is None or member.size > MAX_PROGRAM:
+            if source is None or member.size > MAX_PROGRAM_BYTES:
                 raise _NotObtained("the official release's `kubo/ipfs` is no plain file")
             with target.open("wb") as file:
                 shutil.copyfileobj(source, file, MIB)

@@ -18,7 +18,7 @@ from on_api.core.ipfs.daemon.whose import lock_holder, rpc_port_of
 
 LOOPBACK = "127.0.0.1"
 
-_POLL = 0.05
+_POLL_SECONDS = 0.05
 
 
 def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str], None]) -> None:
@@ -43,7 +43,7 @@ def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str]
                 " stop it, or set ON_API_HOME to another folder."
             )
             raise StartupError(msg)
-        time.sleep(_POLL)
+        time.sleep(_POLL_SECONDS)
 
 
 def peer_id_at(port: int, rpc_auth: str) -> str | None:

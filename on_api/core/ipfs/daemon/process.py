@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = Backoff(first=0.5, longest=30.0)
 
-STEADY_AFTER = 60.0
+STEADY_AFTER_SECONDS = 60.0
 """Seconds of running after which failures are counted from 1 again."""
 
-MAX_LOG = 10 * MIB
+MAX_LOG_BYTES = 10 * MIB
 """Bytes of node.log above which it is renamed to node.log.1 when Kubo is started."""
 
-_POLL = 0.05
+_POLL_SECONDS = 0.05
 
 # The empty file as an identity CID: every gateway can answer it without a block.
 _EMPTY_FILE = "/ipfs/bafkqaaa"
@@ -176,7 +176,7 @@ class ManagedNode:
         while True:
             began = time.monotonic()
             self._wait_for_its_end()
-            if time.monotonic() - began >= STEADY_AFTER:
+            if time.monotonic() - began >= STEADY_AFTER_SECONDS:
                 failures = 0
             up = False
             while not up:
@@ -224,7 +224,7 @@ class ManagedNode:
         with self._guard:
             if self._stopping.is_set():
                 raise _stopped()
-            if self.log.exists() and self.log.stat().st_size > MAX_LOG:
+            if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
                 self.log.replace(self.log.with_suffix(".log.1"))
             with self.log.open("ab") as log:
                 self._log_start = log.tell()
@@ -257,7 +257,7 @@ class ManagedNode:
                     " or give it longer with ON_API_NODE__START_TIMEOUT."
                 )
                 raise StartupError(msg)
-            if self._stopping.wait(_POLL):
+            if self._stopping.wait(_POLL_SECONDS):
                 raise _stopped()
 
     def _answers(self) -> bool:

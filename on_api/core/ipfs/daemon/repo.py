@@ -52,10 +52,10 @@ RPC_PATHS = (
 )
 """Prefixes of the RPC calls that on-api's secret allows; Kubo refuses every other call."""
 
-INIT_TIMEOUT = 60.0
+INIT_TIMEOUT_SECONDS = 60.0
 """Seconds that `ipfs init` may take; it needs a fraction of one."""
 
-MAX_SOCKET_PATH = 100
+MAX_SOCKET_PATH_BYTES = 100
 """Bytes of a socket's path. No system allows more than 103, some no more than that."""
 
 _OUR_AUTHORIZATION = "API.Authorizations.on-api"
@@ -104,7 +104,7 @@ def gateway_socket(repo: Path) -> Path | None:
         length = len(str(path).encode())
     except UnicodeEncodeError:  # Kubo's config is UTF-8
         return None
-    return path if hasattr(socket, "AF_UNIX") and length <= MAX_SOCKET_PATH else None
+    return path if hasattr(socket, "AF_UNIX") and length <= MAX_SOCKET_PATH_BYTES else None
 
 
 def own_gateway_socket(settings: Settings) -> Path | None:
@@ -322,7 +322,7 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=INIT_TIMEOUT,
+            timeout=INIT_TIMEOUT_SECONDS,
             check=False,
         )
         if made.returncode != 0:
@@ -337,7 +337,7 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
         draft.rename(repo)
         _sync(repo.parent)
     except subprocess.TimeoutExpired as error:
-        msg = f"`{binary} init` did not end within {INIT_TIMEOUT:g} s."
+        msg = f"`{binary} init` did not end within {INIT_TIMEOUT_SECONDS:g} s."
         raise StartupError(msg) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

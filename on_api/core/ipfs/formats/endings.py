@@ -9,8 +9,8 @@ from __future__ import annotations
 _V0_START, _V1_START = 0x12, 0x01
 """First bytes of a binary CID, and so of each section of a CAR except its header."""
 _MAX_VARINT_BYTES = 9
-_TAR_BLOCK = 512
-_TAR_END = 2 * _TAR_BLOCK
+_TAR_BLOCK_BYTES = 512
+_TAR_END_BYTES = 2 * _TAR_BLOCK_BYTES
 """Bytes of zeros at the end of a tar."""
 
 
@@ -67,12 +67,12 @@ class TarEnding:
     def feed(self, chunk: bytes) -> None:
         """See the next bytes."""
         self._size += len(chunk)
-        self._last = (self._last + chunk[-_TAR_END:])[-_TAR_END:]
+        self._last = (self._last + chunk[-_TAR_END_BYTES:])[-_TAR_END_BYTES:]
 
     @property
     def is_whole(self) -> bool:
         """True if a tar may end here."""
-        return self._size % _TAR_BLOCK == 0 and self._last == bytes(_TAR_END)
+        return self._size % _TAR_BLOCK_BYTES == 0 and self._last == bytes(_TAR_END_BYTES)
 
 
 def ending_of(media_type: bytes) -> CarEnding | TarEnding | None:

@@ -22,7 +22,7 @@ from on_api.core.net.addresses import RESOLVE_SECONDS, Address, is_public, look_
 MAX_LENGTH = 512
 MAX_ADDRESSES = 20
 """Number of addresses dialled for one pin, after names were resolved."""
-MAX_PER_NAME = 8
+MAX_ADDRESSES_PER_NAME = 8
 MAX_DEPTH = 4
 """Number of `/dnsaddr` that may lead to one another."""
 SEARCH_SECONDS = 15.0
@@ -84,8 +84,9 @@ class Resolver:
         self._port = port
 
     async def addresses(self, name: str, family: int) -> Sequence[Address]:
-        """Return the IP addresses of a name, at most `MAX_PER_NAME`; empty when it has none."""
-        return (await look_up(name, family))[:MAX_PER_NAME]
+        """Return the IP addresses of a name, at most `MAX_ADDRESSES_PER_NAME`; empty when it
+        has none."""
+        return (await look_up(name, family))[:MAX_ADDRESSES_PER_NAME]
 
     async def dnsaddr(self, name: str) -> Sequence[str]:
         """Return the multiaddrs in the TXT records of `_dnsaddr.<name>` (the dnsaddr

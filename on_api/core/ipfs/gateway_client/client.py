@@ -25,7 +25,7 @@ from on_api.core.ipfs.gateway_client.connection import (
 )
 from on_api.core.setting_groups import IpfsSettings
 
-MAX_IDLE = 64
+MAX_IDLE_CONNECTIONS = 64
 """Number of idle connections kept for later requests. Open ones are as many as there are
 requests."""
 IDLE_SECONDS = 15.0
@@ -184,7 +184,7 @@ class NodeHttp:
     def keep(self, connection: Connection) -> bool:
         """Take back a free connection. Returns False if it isn't needed."""
         self._busy.discard(connection)
-        if self._clock is None or len(self._idle) >= MAX_IDLE:
+        if self._clock is None or len(self._idle) >= MAX_IDLE_CONNECTIONS:
             return False
         self._idle.append(connection)
         return True

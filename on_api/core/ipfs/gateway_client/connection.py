@@ -21,9 +21,9 @@ JOINED_BYTES = 64 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 """Upper bound for status line and headers; for what may come between two pieces of a body; for
 trailers."""
-MOST_WAITING = 1024 * 1024
+MOST_WAITING_BYTES = 1024 * 1024
 """Bytes of a body waiting for its reader, above which reading from the socket is paused."""
-READ_AGAIN_BELOW = 256 * 1024
+READ_AGAIN_BELOW_BYTES = 256 * 1024
 
 
 class Keeper(Protocol):
@@ -76,7 +76,7 @@ class NodeAnswer:
             while waiting:
                 chunk = waiting.popleft()
                 self._size -= len(chunk)
-                if self._connection is not None and self._size < READ_AGAIN_BELOW:
+                if self._connection is not None and self._size < READ_AGAIN_BELOW_BYTES:
                     self._connection.go_on()
                 yield chunk
             if self._error is not None:
@@ -106,7 +106,7 @@ class NodeAnswer:
         self._waiting.append(chunk)
         self._size += len(chunk)
         self._wake()
-        return self._size <= MOST_WAITING
+        return self._size <= MOST_WAITING_BYTES
 
     def end(self, error: NodeError | None = None) -> None:
         """End the body, with the error that broke it off, if any."""

@@ -25,7 +25,7 @@ _NOT_PASSED_ON = frozenset({
 })  # fmt: skip
 
 
-MOST_BY_SOCKET = 1024 * 1024
+MOST_BYTES_BY_SOCKET = 1024 * 1024
 """Bytes up to which a body comes as fast over the node's Unix socket. Its buffer holds 200 KiB, a
 port's what the kernel deems right: a gigabyte takes a fifth longer over the socket, 8 KiB a tenth
 less."""
@@ -71,13 +71,13 @@ class NodeGateway:
         self, path: str, query: str, headers: Sequence[tuple[str, str]], callback: OutcomeCallback
     ) -> bool:
         """GET a path if a connection is idle; the callback variant of `ask`, see
-        `NodeHttp.ask_at_once`. Over the Unix socket an answer above `MOST_BY_SOCKET` bytes is
+        `NodeHttp.ask_at_once`. Over the Unix socket an answer above `MOST_BYTES_BY_SOCKET` bytes is
         reported as `Stale`: request it again with `ask`."""
         has_socket = self._by_socket is not self._http
 
         def on_outcome(outcome: NodeAnswer | NodeError | Stale) -> None:
             if isinstance(outcome, NodeAnswer):
-                if has_socket and (outcome.length or 0) > MOST_BY_SOCKET:
+                if has_socket and (outcome.length or 0) > MOST_BYTES_BY_SOCKET:
                     outcome.close()
                     outcome = Stale()
                 else:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 Params = Mapping[str, str] | Sequence[tuple[str, str]]
 """Parameters of an RPC command; a name may be repeated."""
 
-READ_BUFFER = 1024 * 1024
+READ_BUFFER_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 MAX_WORDS_BYTES = 4096
 """Upper bound for the text of a failure."""
@@ -58,7 +58,7 @@ def open_session(limits: IpfsSettings) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_timeout),
-        read_bufsize=READ_BUFFER,
+        read_bufsize=READ_BUFFER_BYTES,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,

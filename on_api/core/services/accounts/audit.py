@@ -24,7 +24,7 @@ class Actor:
 
 
 COMMAND_LINE = Actor(client="command line")
-MOST_COUNTED = 10_000
+MOST_COUNTED_ROWS = 10_000
 
 
 def record(
@@ -51,11 +51,11 @@ def record(
 
 def events(*, actor_id: uuid.UUID | None, action: str | None) -> Listing[AuditEvent]:
     """Return the log, narrowed to one actor or action if given. Entries are counted up to
-    `MOST_COUNTED` only: the log is never cut, and an exact counter would make every login wait for
-    it."""
+    `MOST_COUNTED_ROWS` only: the log is never cut, and an exact counter would make every login
+    wait for it."""
     statement = select(AuditEvent)
     if actor_id is not None:
         statement = statement.where(AuditEvent.actor_id == actor_id)
     if action is not None:
         statement = statement.where(AuditEvent.action == action)
-    return Listing(statement, AuditEvent.created_at, AuditEvent.id, most_counted=MOST_COUNTED)
+    return Listing(statement, AuditEvent.created_at, AuditEvent.id, most_counted=MOST_COUNTED_ROWS)

@@ -36,7 +36,7 @@ from on_api.core.services.accounts.master_secret import RowSealer, learn_version
 from on_api.core.services.accounts.presence import live_processes
 from on_api.core.settings import Settings
 
-BATCH = 200
+BATCH_ROWS = 200
 PATIENCE_SECONDS = 60.0
 """Seconds to wait for processes that lack the new secret; a killed one counts as dead by then."""
 TOLD_SECONDS = 20.0
@@ -261,7 +261,7 @@ def _seal_anew(
                 setattr(row, column.key, sealed.data)
                 row.secret_version = sealed.version
         done += len(rows)
-        if len(rows) < BATCH:
+        if len(rows) < BATCH_ROWS:
             return done
 
 
@@ -271,11 +271,12 @@ def _due(
     table: _Row,
     column: _Column,
 ) -> Sequence[Any]:
-    """Lock and return up to `BATCH` rows of the table that are sealed with a secret not in use."""
+    """Lock and return up to `BATCH_ROWS` rows of the table that are sealed with a secret not in
+    use."""
     others = [version for version in keyring.versions if version != keyring.version]
     return session.scalars(
         select(table)
         .where(column.is_not(None), table.secret_version.in_(others))
-        .limit(BATCH)
+        .limit(BATCH_ROWS)
         .with_for_update()
     ).all()

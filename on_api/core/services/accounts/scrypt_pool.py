@@ -25,9 +25,9 @@ from on_api.core.setting_groups import AuthSettings
 
 T = TypeVar("T")
 
-STRANGERS_PATIENCE = 10.0
+STRANGERS_PATIENCE_SECONDS = 10.0
 """Seconds that a stranger waits for a turn before a 503."""
-KNOWN_PATIENCE = 60.0
+KNOWN_PATIENCE_SECONDS = 60.0
 """Seconds that a known caller waits: 20 passphrases of one user take 20 seconds."""
 
 REFUSAL_SECONDS = 1.0
@@ -81,9 +81,11 @@ class ScryptPool:
         self._memory = self._free_memory = scrypt.memory
         self._threads = ThreadPoolExecutor(self._free_threads, thread_name_prefix="on-api-scrypt")
         most = settings.scrypt_waiting
-        self._strangers = _Line(most, settings.scrypt_per_address or most, STRANGERS_PATIENCE)
+        self._strangers = _Line(
+            most, settings.scrypt_per_address or most, STRANGERS_PATIENCE_SECONDS
+        )
         # No single user can take all places from the others.
-        self._known = _Line(most, max(1, most // 2), KNOWN_PATIENCE)
+        self._known = _Line(most, max(1, most // 2), KNOWN_PATIENCE_SECONDS)
         self._next_line, self._other_line = self._known, self._strangers
         self._most_held_back = most_held_back
         self._held_back = 0

@@ -14,16 +14,16 @@ from anyio import CapacityLimiter, to_thread
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SHARE = 4
+SHARE_DIVISOR = 4
 """Divisor: one of so many of `ON_API_THREADS` threads is for strangers."""
 
 
 class Strangers:
-    """Limiter for strangers' work: one `SHARE`th of `threads` at once; further work waits in
-    turn."""
+    """Limiter for strangers' work: one of `SHARE_DIVISOR` parts of `threads` at once; further work
+    waits in turn."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = CapacityLimiter(max(1, threads // SHARE))
+        self._threads = CapacityLimiter(max(1, threads // SHARE_DIVISOR))
 
     @property
     def waiting(self) -> int:

@@ -15,7 +15,7 @@ from on_api.core.models import Content, Holding
 from on_api.core.models.content import PINNED
 from on_api.core.models.database import database_now
 
-LIVELY = 2
+LIVELY_DIVISOR = 2
 """A bundle is thin when its living members are less than one part in so many of its bytes."""
 
 _member = aliased(Content)
@@ -71,7 +71,7 @@ def look_through(session: Session, bundle: Content, since: datetime) -> None:
         bundle.thinned_at = None
         if not session.scalar(select(exists().where(Holding.cid == bundle.cid))):
             bundle.unreferenced_at = since
-    elif size * LIVELY < bundle.dag_size and bundle.thinned_at is None:
+    elif size * LIVELY_DIVISOR < bundle.dag_size and bundle.thinned_at is None:
         bundle.thinned_at = database_now()
 
 

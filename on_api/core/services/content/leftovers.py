@@ -34,7 +34,7 @@ DEAD = "dead"
 """Kind of a lease whose owner is gone: what was pinned under it is found by its name."""
 LEFT = "left"
 """Kind of a lease whose work has ended without a result: what may be pinned under it is listed."""
-LISTED_AT_ONCE = 500
+ROWS_AT_ONCE = 500
 """Rows in one statement."""
 SETTLED = timedelta(seconds=5)
 """Time after the end of work until the node is taken to pin nothing more for it."""
@@ -101,8 +101,8 @@ def _insert_listed(session: Session, leases: Mapping[str, uuid.UUID]) -> None:
     """Insert `leases`, lease by CID, in order of CID, as all writers of several do."""
     rows = [{"lease_id": leases[cid], "cid": cid} for cid in sorted(leases)]
     insert = insert_into(dialect_of(session), LeasedPin)
-    for start in range(0, len(rows), LISTED_AT_ONCE):
-        some = rows[start : start + LISTED_AT_ONCE]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
         session.execute(insert.values(some).on_conflict_do_nothing())
 
 

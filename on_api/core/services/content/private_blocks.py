@@ -27,9 +27,9 @@ from on_api.core.services.content.walking import DamagedError, read_block
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 100
+FILES_AT_ONCE = 100
 """Files looked up in one round."""
-ROWS = 500
+ROWS_AT_ONCE = 500
 """Rows in one statement."""
 
 
@@ -66,7 +66,7 @@ class PrivateBlocks:
     def _unknown(self) -> Sequence[str]:
         with self._database.session_scope(write=False) as session:
             return session.scalars(
-                select(File.cid).where(BLOCKS_UNKNOWN).distinct().limit(AT_ONCE)
+                select(File.cid).where(BLOCKS_UNKNOWN).distinct().limit(FILES_AT_ONCE)
             ).all()
 
     async def _digests_below(self, root: Cid) -> Sequence[bytes]:
@@ -88,8 +88,11 @@ class PrivateBlocks:
     def _remember(self, cid: str, digests: Sequence[bytes]) -> None:
         with self._database.session_scope() as session:
             insert = insert_into(dialect_of(session), table_of(PrivateBlock))
-            for start in range(0, len(digests), ROWS):
-                rows = [{"digest": one, "root_cid": cid} for one in digests[start : start + ROWS]]
+            for start in range(0, len(digests), ROWS_AT_ONCE):
+                rows = [
+                    {"digest": one, "root_cid": cid}
+                    for one in digests[start : start + ROWS_AT_ONCE]
+                ]
                 session.execute(insert.values(rows).on_conflict_do_nothing())
             for file in session.scalars(select(File).where(File.cid == cid)):
                 file.blocks_known = True

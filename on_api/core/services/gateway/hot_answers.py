@@ -15,7 +15,7 @@ from on_api.core.ipfs.formats.cid import RAW, SHA2_256, Cid
 from on_api.core.ipfs.gateway_client.heads import Headers
 
 MAX_ANSWER_BYTES = 1024 * 1024
-FILLING_SHARE = 4
+FILLING_DIVISOR = 4
 """Divisor: a quarter of the memory may be taken by answers that are still arriving."""
 ENTRY_BYTES = 4096
 """Bytes that an entry costs beside its data: objects."""
@@ -100,7 +100,7 @@ class HotAnswers:
         """Reserve memory for gathering an answer of `length` bytes. Returns whether there is
         enough; if so, `settle` has to follow."""
         cost = _cost(key, headers, length)
-        if cost > min(MAX_ANSWER_BYTES, self._capacity // FILLING_SHARE - self._filling):
+        if cost > min(MAX_ANSWER_BYTES, self._capacity // FILLING_DIVISOR - self._filling):
             return False
         self._filling += cost
         return True

@@ -27,7 +27,7 @@ from on_api.core.services.gateway.deny_list import hash_cid
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.setting_groups import GatewaySettings
 
-REMEMBERED = 100_000
+REMEMBERED_VERDICTS = 100_000
 REMEMBERED_SECONDS = 60.0
 """Seconds for which a verdict is used even without an invalidation: new holders announce
 nothing."""
@@ -83,7 +83,7 @@ class GatewayPolicy:
                 # A change during the look-up would otherwise leave an outdated verdict in the
                 # cache.
                 if generation == self._generation:
-                    if len(self._known) >= REMEMBERED:
+                    if len(self._known) >= REMEMBERED_VERDICTS:
                         self._known.clear()
                     self._known[str(root)] = verdict
         return verdict

@@ -30,7 +30,7 @@ from on_api.core.services.pins.records import Fulfilled, mark_pinned
 from on_api.core.services.shared import events, leased_jobs
 
 UNDER_WAY = (QUEUED, PINNING)
-MOST_COUNTED = 10_000
+MOST_COUNTED_ROWS = 10_000
 # Written out as literals: only then does SQLite use the queue's index.
 _IS_UNDER_WAY = Pin.status.in_([literal_column(f"'{status}'") for status in UNDER_WAY])
 # Built once: an alias costs as much as the rest of the statement.
@@ -292,8 +292,8 @@ def put_back(
 
 
 def queue_length(session: Session) -> int:
-    """Return the number of pins that wait or are worked on, counted up to `MOST_COUNTED`."""
-    some = select(Pin.id).where(_IS_UNDER_WAY).limit(MOST_COUNTED)
+    """Return the number of pins that wait or are worked on, counted up to `MOST_COUNTED_ROWS`."""
+    some = select(Pin.id).where(_IS_UNDER_WAY).limit(MOST_COUNTED_ROWS)
     return session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
 

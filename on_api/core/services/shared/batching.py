@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from on_api.core.errors import DatabaseUnavailable
 
-MOST = 64
+MOST_PIECES = 64
 """Most pieces in one transaction."""
 
 Piece = TypeVar("Piece")
@@ -55,7 +55,7 @@ class Batcher(Generic[Piece, Outcome]):
     async def _run(self, user_id: uuid.UUID) -> None:
         try:
             while waiting := self._waiting[user_id]:
-                batch, self._waiting[user_id] = waiting[:MOST], waiting[MOST:]
+                batch, self._waiting[user_id] = waiting[:MOST_PIECES], waiting[MOST_PIECES:]
                 if not await self._try(batch):
                     for single in batch:
                         await self._try([single])

@@ -15,7 +15,7 @@ from on_api.core.models.database import database_now, moment_of
 
 MEMORY = timedelta(days=30)
 """Time for which an event is kept."""
-BATCH = 1000
+BATCH_EVENTS = 1000
 
 # One relay at a time on PostgreSQL; on SQLite the writer's turn does it.
 _ADVISORY_LOCK = 0x6F6E6571
@@ -29,7 +29,8 @@ def record(
 
 
 def number_events(database: Database) -> int:
-    """Number up to `BATCH` committed events by `seq`, in the order in which they were written.
+    """Number up to `BATCH_EVENTS` committed events by `seq`, in the order in which they were
+    written.
 
     Returns how many. A reader by `seq` never finds a later event with an earlier number: an event
     that becomes visible late gets a later number. Numbers rise, with gaps.
@@ -45,7 +46,7 @@ def number_events(database: Database) -> int:
         # earlier number is higher than this microsecond.
         last = max(last, int(moment_of(session).timestamp() * 1_000_000))
         waiting = session.scalars(
-            select(Event.id).where(Event.seq.is_(None)).order_by(Event.id).limit(BATCH)
+            select(Event.id).where(Event.seq.is_(None)).order_by(Event.id).limit(BATCH_EVENTS)
         ).all()
         if waiting:
             numbered = [

@@ -48,8 +48,8 @@ SHOWN_LENGTH = 6
 PASSWORD_LENGTH = 256
 KNOWN_PASSWORDS = 10_000
 
-_LARGEST = 2**63 - 1
-_MOST_LEFT = 2**61
+_MAX_INT64 = 2**63 - 1
+_MOST_BYTES_LEFT = 2**61
 _NOT_VALID = "This link is not valid, or not any more. Ask whoever sent it to you for a new one."
 
 
@@ -222,7 +222,7 @@ class ShareService:
         if is_whole:
             begins = or_(begins, func.coalesce(Share.whole_begun, true()))
         # A link without a limit refuses nothing, but no sum may grow without bound.
-        most = size if limit is None else _MOST_LEFT
+        most = size if limit is None else _MOST_BYTES_LEFT
         kept = case((left <= 0, 0), (left > most, most), else_=left)
         statement = (
             update(Share)
@@ -237,7 +237,7 @@ class ShareService:
             )
         )
         if limit is not None:
-            room = min(limit * (size + spare) - length, _LARGEST)
+            room = min(limit * (size + spare) - length, _MAX_INT64)
             statement = statement.where(
                 or_(Share.downloads < limit, not_(begins)), Share.sent_bytes <= room
             )

@@ -34,8 +34,8 @@ from on_api.core.setting_groups import MIB
 
 logger = logging.getLogger(__name__)
 
-FIRST_SLICE = 1 * MIB
-LARGEST_SLICE = 64 * MIB
+FIRST_SLICE_BYTES = 1 * MIB
+LARGEST_SLICE_BYTES = 64 * MIB
 QUICK_SECONDS = 1.0
 """A slice used up in fewer seconds doubles the next one."""
 SLOW_SECONDS = 8.0
@@ -43,7 +43,7 @@ SLOW_SECONDS = 8.0
 REMEMBERED_SECONDS = 60.0
 """Seconds after which a budget is read again even without a cache invalidation."""
 
-_UNLIMITED = 2**62
+_UNLIMITED_BYTES = 2**62
 
 
 class Account:
@@ -82,7 +82,7 @@ class Account:
         self.checked_at = float("-inf")
         self.low = 0
         """The next slice is fetched once credit is below this number of bytes."""
-        self.slice = FIRST_SLICE
+        self.slice = FIRST_SLICE_BYTES
         self.taken_at = float("-inf")
         self.idle = False
         self.doubtful = False
@@ -93,9 +93,9 @@ class Account:
     def next_slice(self, now: float) -> int:
         """Return the bytes to take now (monotonic time), by how long the last slice has lasted."""
         if now - self.taken_at < QUICK_SECONDS:
-            return min(2 * self.slice, LARGEST_SLICE)
+            return min(2 * self.slice, LARGEST_SLICE_BYTES)
         if now - self.taken_at > SLOW_SECONDS:
-            return max(self.slice // 2, FIRST_SLICE)
+            return max(self.slice // 2, FIRST_SLICE_BYTES)
         return self.slice
 
     @property
@@ -347,7 +347,7 @@ class Credit:
         account.checked_at = time.monotonic()
         account.exempt = state is None
         if state is None:
-            account.credit = _UNLIMITED
+            account.credit = _UNLIMITED_BYTES
         else:
             account.budget, account.room = state.budget, state.room
 

@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 THRESHOLDS = (100, 80)
 """Percentages of a budget that are reported, the highest first."""
-SMALLEST_SLICE = 64 * 1024
-SHARE_OF_THE_REST = 8
+SMALLEST_SLICE_BYTES = 64 * 1024
+REST_DIVISOR = 8
 """Divisor: a slice takes at most this part of what a budget leaves. Otherwise the first slice could
 take all of a small budget and leave nothing for other processes."""
 
-_AT_ONCE = 1000
+_ACCOUNTS_AT_ONCE = 1000
 _RANKS = {OWNER: 0, KEY: 1, INSTANCE: 2}
 """Order in which counters are locked: the instance's comes last, as every process needs it, so that
 it is locked for the shortest time."""
@@ -141,8 +141,8 @@ class EgressLedger:
                 add_traffic(session, flush.counted)
             settled = flush.settled if flush is not None and is_new else {}
             ordered = sorted(requests, key=lambda request: _lock_order(request.subject))
-            for start in range(0, len(ordered), _AT_ONCE):
-                some = ordered[start : start + _AT_ONCE]
+            for start in range(0, len(ordered), _ACCOUNTS_AT_ONCE):
+                some = ordered[start : start + _ACCOUNTS_AT_ONCE]
                 self._settle(session, process_id, some, settled, synced)
         log_notices(synced.notices)
         return synced
@@ -285,7 +285,7 @@ def _register(session: Session, process_id: uuid.UUID, flush: Flush | None) -> b
 
 
 def _grant(request: CreditRequest, room: int) -> int:
-    cautious = max(SMALLEST_SLICE, room // SHARE_OF_THE_REST)
+    cautious = max(SMALLEST_SLICE_BYTES, room // REST_DIVISOR)
     return min(room, max(request.needed, min(request.wanted, cautious)))
 
 

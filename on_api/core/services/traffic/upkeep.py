@@ -25,7 +25,7 @@ twice."""
 ACCEL_KEPT = timedelta(days=1)
 """Time to wait for nginx's log; an answer that is not logged by then stays charged in full. The
 hours of its charge are not merged before."""
-BATCH = 2000
+BATCH_ROWS = 2000
 """Rows moved in one transaction."""
 
 
@@ -50,20 +50,20 @@ def keep_traffic(
 
 
 def merge_some(database: Database, fine: str, coarse: str, until: datetime) -> bool:
-    """Move up to `BATCH` rows of periods before `until` into coarser ones. Returns whether there
-    may be more."""
+    """Move up to `BATCH_ROWS` rows of periods before `until` into coarser ones. Returns whether
+    there may be more."""
     with database.session_scope() as session:
         rows = session.scalars(
             select(Traffic)
             .where(Traffic.granularity == fine, Traffic.period < until)
             .order_by(Traffic.period)
-            .limit(BATCH)
+            .limit(BATCH_ROWS)
             # Rows that another process is moving are skipped.
             .with_for_update(skip_locked=True)
         ).all()
         add_traffic(session, [_coarser(row, coarse) for row in rows], coarse)
         session.execute(delete(Traffic).where(Traffic.id.in_([row.id for row in rows])))
-        return len(rows) == BATCH
+        return len(rows) == BATCH_ROWS
 
 
 def _coarser(row: Traffic, granularity: str) -> Sums:

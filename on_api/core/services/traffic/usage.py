@@ -14,7 +14,7 @@ from on_api.core.models.traffic import OWNER
 from on_api.core.services.content import leftovers
 from on_api.core.services.traffic.metering import month_end
 
-LEAST_ELAPSED = 3600.0
+LEAST_ELAPSED_SECONDS = 3600.0
 """Seconds of a month that must have passed for its rate to be used."""
 
 
@@ -74,4 +74,4 @@ def forecast(spent: int, now: datetime) -> int:
     time of it that has passed (at least an hour)."""
     begin = datetime(now.year, now.month, 1, tzinfo=UTC)
     length = (month_end(now) - begin).total_seconds()
-    return round(spent * length / max((now - begin).total_seconds(), LEAST_ELAPSED))
+    return round(spent * length / max((now - begin).total_seconds(), LEAST_ELAPSED_SECONDS))

@@ -30,7 +30,7 @@ from on_api.core.models.database import utc_now
 from on_api.core.models.pin import PINNED_STATUS
 from on_api.core.streams.pipeline import gathered
 
-PAGE = 500
+PAGE_ROWS = 500
 FAN_OUT = 1000
 """Most links of one directory: about 100 kB."""
 CAR_TYPE = "application/vnd.ipld.car; version=1"
@@ -129,7 +129,7 @@ def _contents(database: Database, user_id: uuid.UUID) -> Iterator[Entry]:
                 select(Holding.cid, Holding.bytes)
                 .where(Holding.user_id == user_id, Holding.cid > last)
                 .order_by(Holding.cid)
-                .limit(PAGE)
+                .limit(PAGE_ROWS)
             ).all()
         if not page:
             return
@@ -152,7 +152,7 @@ def _rows(
             statement = statement.where(tuple_(created_at, row_id) > behind)
         with database.session_scope(write=False) as session:
             page: Sequence[Entity] = session.scalars(
-                statement.order_by(created_at, row_id).limit(PAGE)
+                statement.order_by(created_at, row_id).limit(PAGE_ROWS)
             ).all()
         if not page:
             return

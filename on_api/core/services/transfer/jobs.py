@@ -36,7 +36,7 @@ from on_api.core.services.content import contents
 from on_api.core.services.shared import events, leased_jobs
 
 _IS_UNDER_WAY = Import.status.in_((DRAFT, RUNNING))
-ALIKE = 100
+MOST_ALIKE = 100
 """Most pins or files of one content and name that are compared with an item."""
 
 
@@ -207,7 +207,7 @@ def same_pin(
             Pin.removed_at.is_(None),
             Pin.name == name if name is not None else Pin.name.is_(None),
         )
-        .limit(ALIKE)
+        .limit(MOST_ALIKE)
     )
     return next((pin for pin in alike if (pin.meta or None) == (meta or None)), None)
 
@@ -227,7 +227,7 @@ def same_file(session: Session, user_id: uuid.UUID, item: Item) -> File | None:
             File.sha256 == bytes.fromhex(listed["sha256"]),
             File.media_type == listed["media_type"],
         )
-        .limit(ALIKE)
+        .limit(MOST_ALIKE)
     )
     return next((file for file in alike if file.meta == listed["meta"]), None)
 

@@ -20,8 +20,8 @@ from on_api.core.models.imports import CANCELLED, DONE, DRAFT, FAILED, PAUSED, S
 from on_api.core.providers.base import ON_API
 from on_api.core.services.transfer.imports import find_import
 
-PAGE = 500
-NAMED = 20
+PAGE_ITEMS = 500
+NAMED_ITEMS = 20
 """Most items that the last line names."""
 COLUMNS = (
     "position", "status", "cid", "source_cid", "name", "size", "bytes", "blocks", "verified",
@@ -69,11 +69,11 @@ class Totals:
             self.verified += 1
             self.bytes += item["bytes"] or 0
             self.blocks += item["blocks"] or 0
-        if item["status"] == FAILED and len(self.failures) < NAMED:
+        if item["status"] == FAILED and len(self.failures) < NAMED_ITEMS:
             self.failures.append(f"{item['source_cid']} ({item['reason']})")
         if item["note"] is not None:
             self.noted += 1
-            if len(self.notes) < NAMED:
+            if len(self.notes) < NAMED_ITEMS:
                 self.notes.append(f"{item['source_cid']} ({item['note']})")
 
     def as_document(self) -> dict[str, int]:
@@ -221,7 +221,7 @@ def _pages(database: Database, import_id: uuid.UUID) -> Iterator[Sequence[dict[s
                 .outerjoin(File, is_closed)
                 .where(ImportItem.import_id == import_id, ImportItem.position > last)
                 .order_by(ImportItem.position)
-                .limit(PAGE)
+                .limit(PAGE_ITEMS)
             ).all()
         if not page:
             return

@@ -24,9 +24,9 @@ from on_api.core.settings import Settings
 SWAGGER_FOLDER = Path(on_api.__file__).parent / "public" / "static"
 SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 _START_IT = "start it: `on-api serve` or `on-api node run`"
-CLOCKS_DIFFER = 5.0
+CLOCKS_DIFFER_SECONDS = 5.0
 """Seconds between this machine's clock and the database's that cause a warning."""
-WEAK_BELOW = 10
+WEAK_BELOW_CHARACTERS = 10
 """Fewest different characters of a master secret given by hand that cause no warning."""
 
 
@@ -105,7 +105,7 @@ def _secret(settings: Settings) -> Iterator[Diagnosis]:
             )
             return
         yield Diagnosis("master secret", Severity.OK, f"from {SECRET_FILE}")
-    elif len(set(settings.secret_key.get_secret_value())) < WEAK_BELOW:
+    elif len(set(settings.secret_key.get_secret_value())) < WEAK_BELOW_CHARACTERS:
         cure = "make a new one before anything depends on it: openssl rand -base64 48"
         yield Diagnosis("master secret", Severity.WARNING, "it looks weak: so few characters", cure)
     else:
@@ -144,7 +144,7 @@ def _clock(session: Session) -> Diagnosis:
     after = utc_now()
     ahead = (before + (after - before) / 2 - there).total_seconds()
     details = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
-    if abs(ahead) <= CLOCKS_DIFFER:
+    if abs(ahead) <= CLOCKS_DIFFER_SECONDS:
         return Diagnosis("clock", Severity.OK, details)
     cure = "set the clocks of both machines by one time server: keys' expiry and traffic go by this"
     return Diagnosis("clock", Severity.WARNING, details, cure)

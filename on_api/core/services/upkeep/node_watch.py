@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
 COUNT_WAIT_SECONDS = 0.5
 """Seconds that a request waits for a count of all contents, which reads every one."""
-COUNT_PAUSE = 100
+COUNT_PAUSE_FACTOR = 100
 """A count is repeated no sooner than after so many times the time that it took."""
 FIRST_LOOK_SECONDS = 1.0
 """Seconds between looks while the addresses have never been known."""
-FIRST_LOOK_TIMEOUT = 10.0
+FIRST_LOOK_TIMEOUT_SECONDS = 10.0
 """Seconds that a request waits for the first look to end."""
 MAX_DELEGATES = 20
 
@@ -60,7 +60,7 @@ class NodeWatch:
         """
         if not self._delegates:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._has_looked.wait(), FIRST_LOOK_TIMEOUT)
+                await asyncio.wait_for(self._has_looked.wait(), FIRST_LOOK_TIMEOUT_SECONDS)
         if not self._delegates:
             raise NodeUnavailable
         return self._delegates
@@ -82,7 +82,7 @@ class NodeWatch:
         except OnApiError as error:
             logger.warning("could not count the pins: %s", error.details)
         finally:
-            self._count_due = time.monotonic() + COUNT_PAUSE * (time.monotonic() - began)
+            self._count_due = time.monotonic() + COUNT_PAUSE_FACTOR * (time.monotonic() - began)
             self._counting = None
 
     async def run(self) -> None:

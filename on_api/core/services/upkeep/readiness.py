@@ -3,8 +3,8 @@ if something hangs.
 
 Each part is checked in a task of its own, those that ask the database in threads of their own. A
 check is never cut off, since it would go on hanging in its thread: later callers wait for the same
-one, and `DEADLINE` after its begin are told that there is no answer. So a part that hangs costs one
-task and one thread, however often it is asked for.
+one, and `DEADLINE_SECONDS` after its begin are told that there is no answer. So a part that
+hangs costs one task and one thread, however often it is asked for.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from on_api.core.services.content.capacity import Capacity
 
 logger = logging.getLogger(__name__)
 
-DEADLINE = 1.5
+DEADLINE_SECONDS = 1.5
 """Seconds after which a running check is reported as a failure."""
 FRESH_SECONDS = 1.0
 """Seconds for which a result is reported again."""
-LEAST_FREE = 8 * 1024 * 1024
+LEAST_FREE_BYTES = 8 * 1024 * 1024
 """Bytes that SQLite's disk must have left: its log alone grows to 4 MiB before it is reused."""
 
 _PROBE_DISK_SPACE = text(
@@ -88,7 +88,7 @@ class ReadinessChecks:
         ]
 
     async def checks(self) -> Sequence[Check]:
-        """Return results not older than `FRESH_SECONDS`, or new ones, within `DEADLINE`."""
+        """Return results not older than `FRESH_SECONDS`, or new ones, within `DEADLINE_SECONDS`."""
         seen = await asyncio.gather(*(look.result() for look in self._looks))
         return [*(check for checks in seen for check in checks), self._news(), self._secret()]
 
@@ -175,7 +175,7 @@ class _Look:
             self._task = asyncio.create_task(self._run())
         task = self._task
         if not task.done():
-            await asyncio.wait([task], timeout=max(0.0, self._began + DEADLINE - now))
+            await asyncio.wait([task], timeout=max(0.0, self._began + DEADLINE_SECONDS - now))
         if task.done():
             return task.result()
         return self._all_failed(self._why_silent(self._clock() - self._began))
@@ -242,7 +242,7 @@ def _check_writes(database: Database) -> Sequence[Check]:
             _probe_disk_space(session)
         raise _TakenBackError
     database.disk_was_full = False
-    if (file := database.file) is not None and (free := _free_bytes(file)) < LEAST_FREE:
+    if (file := database.file) is not None and (free := _free_bytes(file)) < LEAST_FREE_BYTES:
         return [Check("writes", ok=False, details=f"the database's disk is full: {free} bytes")]
     return [Check("writes", ok=True, details="possible")]
 

@@ -25,16 +25,16 @@ from on_api.core.services.content.standing_lease import HeldLease, StandingLease
 from on_api.core.services.files.files import FileFacts
 from on_api.core.services.uploads.bundle_records import Admitted, BundleRecords, SmallUpload
 
-MOST_HELD = 32 * 1024 * 1024
+MOST_HELD_BYTES = 32 * 1024 * 1024
 """Most bytes of small uploads in memory; beyond it further ones are streamed."""
-MOST_BYTES = 8 * 1024 * 1024
+MOST_BUNDLE_BYTES = 8 * 1024 * 1024
 """Most bytes of the blocks in one bundle."""
-AT_ONCE = 2
+REQUESTS_AT_ONCE = 2
 """Most simultaneous requests to the node."""
 SOME, ENOUGH = 12, 16
 """Waiting uploads that start a bundle: while another one is recorded, and while the node is busy
 with a request."""
-MOST_AT_ONCE = 3
+BUNDLES_AT_ONCE = 3
 """Most bundles under way, including those that are being recorded."""
 
 Alone = Callable[[], Awaitable[Sequence[FileFacts]]]
@@ -76,7 +76,7 @@ class Bundler:
 
     def takes(self, most: int | None) -> bool:
         """Return whether an upload of at most `most` bytes may be held in memory now."""
-        return most is not None and most <= self._largest and self._held + most <= MOST_HELD
+        return most is not None and most <= self._largest and self._held + most <= MOST_HELD_BYTES
 
     @contextmanager
     def reserving_memory(self, most: int) -> Iterator[None]:
@@ -119,11 +119,11 @@ class Bundler:
 
     def _may_begin(self) -> bool:
         if not self._together:
-            return self._alone < AT_ONCE
-        if len(self._together) >= MOST_AT_ONCE:
+            return self._alone < REQUESTS_AT_ONCE
+        if len(self._together) >= BUNDLES_AT_ONCE:
             return False
         at_node = self._alone + self._storing
-        return at_node < AT_ONCE and len(self._waiting) >= (ENOUGH if at_node else SOME)
+        return at_node < REQUESTS_AT_ONCE and len(self._waiting) >= (ENOUGH if at_node else SOME)
 
     def _begin(self) -> None:
         while self._waiting and self._may_begin():
@@ -152,7 +152,7 @@ class Bundler:
                 continue
             files += len(first.upload.files)
             size += first.upload.size
-            if batch and (files > MOST_LINKS or size > MOST_BYTES):
+            if batch and (files > MOST_LINKS or size > MOST_BUNDLE_BYTES):
                 break
             batch.append(self._waiting.popleft())
         return batch

@@ -20,9 +20,9 @@ from on_api.core.errors import PayloadTooLarge
 from on_api.core.services.content.capacity import Capacity
 from on_api.core.services.content.leases import LeaseHandle, LeaseService
 from on_api.core.streams.blocks import WHOLE_BYTES, BufferPool, Bytes
-from on_api.core.streams.pipeline import DONE_HERE, transformed
+from on_api.core.streams.pipeline import DONE_HERE_BYTES, transformed
 
-LOOK_EVERY = 64 * 1024 * 1024
+LOOK_EVERY_BYTES = 64 * 1024 * 1024
 """Bytes between two checks of the node's free space."""
 SNIFFED_BYTES = 4096
 
@@ -109,7 +109,7 @@ class Intake:
             await self._allow(passage)
             if len(passage.head) < SNIFFED_BYTES:
                 passage.head += block[: SNIFFED_BYTES - len(passage.head)]
-            if len(block) <= DONE_HERE:
+            if len(block) <= DONE_HERE_BYTES:
                 passage.digest.update(block)
                 yield block
             else:
@@ -126,7 +126,7 @@ class Intake:
         covered = self._lease.covered
         if covered is not None and self.received > covered:
             await to_thread.run_sync(self._leases.cover, self._lease, self.received)
-        if before // LOOK_EVERY != self.received // LOOK_EVERY:
+        if before // LOOK_EVERY_BYTES != self.received // LOOK_EVERY_BYTES:
             await self._capacity.require(0)
 
 

@@ -41,7 +41,7 @@ EMPTY_FOLDERS = {
     "QmUNLLsPACCz1vLxQVkXqX5L1X345qqfHbsf67hvA3Nn",
 }
 """CIDs that `ipfs init` pins in each new repo, without a name; pins of ours have one."""
-PAGE = 500
+PAGE_ROWS = 500
 WALKS_AT_ONCE = 4
 FETCH_SECONDS = 60.0
 """Seconds for which a repair asks the network for missing blocks."""
@@ -303,7 +303,7 @@ class NodeChecks:
                     select(Content.cid, Content.pin_root_id)
                     .where(Content.state == PINNED, Content.cid > last)
                     .order_by(Content.cid)
-                    .limit(PAGE)
+                    .limit(PAGE_ROWS)
                 )
                 return [(cid, root) for cid, root in found]
 

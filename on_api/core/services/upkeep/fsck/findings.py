@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-MOST_KEPT = 10_000
+MOST_KEPT_FINDINGS = 10_000
 """Findings that are listed; all are counted."""
 
 
@@ -80,7 +80,7 @@ class FsckReport:
         about_content = {FindingKind.MISSING_PIN, FindingKind.DAMAGED_DAG, FindingKind.WRONG_STATE}
         if finding.kind in about_content and not finding.mended:
             self.lost[finding.subject] = finding.details
-        if len(self.findings) < MOST_KEPT:
+        if len(self.findings) < MOST_KEPT_FINDINGS:
             self.findings.append(finding)
 
     @property

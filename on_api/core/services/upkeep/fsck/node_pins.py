@@ -13,7 +13,7 @@ from on_api.core.errors import BadRequest
 from on_api.core.ipfs.formats.cid import normalise
 from on_api.core.ipfs.port import IpfsNode, NodePin
 
-PAGE = 500
+PAGE_PINS = 500
 
 
 class NodePins:
@@ -47,7 +47,7 @@ class NodePins:
         batch: list[NodePin] = []
         async for pin in node.pins():
             batch.append(pin)
-            if len(batch) >= PAGE:
+            if len(batch) >= PAGE_PINS:
                 self._keep(batch)
                 batch = []
         self._keep(batch)
@@ -64,7 +64,7 @@ class NodePins:
         last = ""
         while True:
             rows = self._table.execute(
-                "SELECT cid, name FROM pins WHERE cid > ? ORDER BY cid LIMIT ?", (last, PAGE)
+                "SELECT cid, name FROM pins WHERE cid > ? ORDER BY cid LIMIT ?", (last, PAGE_PINS)
             ).fetchall()
             if not rows:
                 return
