@@ -38,6 +38,7 @@ from on_api.core.web.middleware import (
     RequestContext,
     RequestSlots,
 )
+from on_api.core.web.request_limits import RequestLimits
 from on_api.core.web.resource_routes import ResourceRoutes
 from on_api.core.web.routing import add_flat
 from on_api.public import docs, health, shares
@@ -134,8 +135,10 @@ def create_app(
         refuse=handlers.too_busy,
         metrics=services.metrics,
     )
+    if services.api_limits.are_on:
+        app.add_middleware(RequestLimits, limits=services.api_limits, refuse=handlers.answer)
     if settings.cors.origins:
-        # Outside the limit: a browser's app must be able to read the 500 and the 503 too.
+        # Outside the limits: a browser's app must be able to read the 429, 500 and 503 too.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors.origins,
@@ -148,6 +151,8 @@ def create_app(
                 "Content-Range",
                 "ETag",
                 "Idempotent-Replayed",
+                "RateLimit",
+                "RateLimit-Policy",
                 "Retry-After",
                 "X-Request-Id",
             ],

@@ -55,7 +55,7 @@ def _create_first_administrator(settings: Settings, database: Database, username
     keys = KeyService(Keyring.load(settings), invalidations)
     hasher = PasswordHasher(Scrypt.load(settings), log_n=settings.auth.scrypt_log_n)
     with database.session_scope() as session:
-        users = UserService(hasher, keys, invalidations)
+        users = UserService(hasher, keys, invalidations, settings.limits)
         user = users.create(session, username, None, COMMAND_LINE, is_admin=True)
         request = KeyRequest(name="first key", scopes=every_scope(user))
         _, secret = keys.issue(session, user.id, request, COMMAND_LINE)

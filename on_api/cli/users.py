@@ -24,20 +24,34 @@ Password = Annotated[
 ]
 
 
+Quota = Annotated[
+    str | None,
+    typer.Option("--quota", metavar="SIZE", help="What they may store: 10GiB, 500MB, or none."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="SIZE", help="What may go out in a month: 1TiB, or none."),
+]
+
+
 @app.command("create")
 def create(
     username: Username,
     password: Password,
     admin: Annotated[bool, typer.Option("--admin", help="Make an administrator.")] = False,
+    quota: Quota = None,
+    budget: Budget = None,
 ) -> None:
-    """Make an account."""
+    """Make an account. Limits that are left out are those of ON_API_LIMITS__NEW_ACCOUNT_…"""
     from on_api.core.schemas.users import UserCreate
     from on_api.core.services.accounts.audit import COMMAND_LINE
 
+    limits = _limits(quota, budget)
     _check(UserCreate, username=username, password=password)
     with account_scope() as (accounts, session):
+        password_hash = accounts.users.hash_password(password)
         user = accounts.users.create(
-            session, username, accounts.users.hash_password(password), COMMAND_LINE, is_admin=admin
+            session, username, password_hash, COMMAND_LINE, is_admin=admin, limits=limits
         )
     typer.echo(f"made {user.username} ({user.id})")
 
@@ -51,14 +65,37 @@ def list_(as_json: AsJson = False) -> None:
     with account_scope() as (_, session):
         _, users = all_users().by_time(session, TimePage(limit=MAX_LIMIT))
         rows: list[tuple[object, ...]] = [
-            (u.username, u.id, u.is_admin, u.active, u.usage.file_count, u.usage.storage_bytes)
+            (
+                *(u.username, u.id, u.is_admin, u.active),
+                *(u.usage.file_count, u.usage.storage_bytes, u.storage_quota, u.egress_budget),
+            )
             for u in users
         ]
-    header = ("username", "id", "admin", "active", "files", "bytes")
+    header = ("username", "id", "admin", "active", "files", "bytes", "quota", "budget")
     if as_json:
         print_json([dict(zip(header, row, strict=True)) for row in rows])
     else:
         print_table(header, rows)
+
+
+@app.command("set")
+def set_(
+    username: Username,
+    quota: Quota = None,
+    budget: Budget = None,
+    admin: Annotated[
+        bool | None, typer.Option("--admin/--no-admin", help="An administrator or not.")
+    ] = None,
+) -> None:
+    """Change what a user may use and do, at once in every process; what is not named stays."""
+    from on_api.core.errors import BadRequest
+
+    changes: dict[str, object] = {**_limits(quota, budget)}
+    if admin is not None:
+        changes["is_admin"] = admin
+    if not changes:
+        raise BadRequest("Nothing to change: name --quota, --budget, --admin or --no-admin.")
+    _change(username, changes)
 
 
 @app.command("password")
@@ -67,19 +104,19 @@ def password(username: Username, password: Password) -> None:
     from on_api.core.schemas.users import UserCreate
 
     _check(UserCreate, username=username, password=password)
-    _change(username, password=password)
+    _change(username, {}, password=password)
 
 
 @app.command("deactivate")
 def deactivate(username: Username) -> None:
     """Stop a user's keys and logins; `activate` lets the keys work again."""
-    _change(username, active=False)
+    _change(username, {"active": False})
 
 
 @app.command("activate")
 def activate(username: Username) -> None:
     """Undo `deactivate`."""
-    _change(username, active=True)
+    _change(username, {"active": True})
 
 
 @app.command("delete")
@@ -98,16 +135,22 @@ def delete(
     typer.echo(f"deleted {username}; the files are removed while on-api serves")
 
 
-def _change(username: str, *, password: str | None = None, active: bool | None = None) -> None:
+def _limits(quota: str | None, budget: str | None) -> dict[str, int | None]:
+    """Return the limits that were given, by their names in the API. Raises `BadRequest`."""
+    from on_api.cli.sizes import limit_of
+
+    given = {"storage_quota": quota, "egress_budget": budget}
+    return {name: limit_of(text) for name, text in given.items() if text is not None}
+
+
+def _change(username: str, changes: dict[str, object], *, password: str | None = None) -> None:
+    """Change an account as `PATCH /v1/users/{id}` does."""
     from on_api.core.services.accounts.audit import COMMAND_LINE
     from on_api.core.services.accounts.users import find_user
 
     with account_scope() as (accounts, session):
-        changes: dict[str, object] = {}
         if password is not None:
-            changes["password_hash"] = accounts.users.hash_password(password)
-        if active is not None:
-            changes["active"] = active
+            changes = {**changes, "password_hash": accounts.users.hash_password(password)}
         accounts.users.change(session, find_user(session, username).id, changes, COMMAND_LINE)
     typer.echo(f"changed {username}")
 

@@ -23,6 +23,7 @@
     ├── UnsupportedMediaType  415 UNSUPPORTED_MEDIA_TYPE
     ├── RangeNotSatisfiable   416 RANGE_NOT_SATISFIABLE
     ├── TooManyRequests       429 TOO_MANY_REQUESTS        Retry-After says when
+    │   ├── RateLimited       429 RATE_LIMITED             over the operator's limit of requests
     │   └── EgressBudgetExceeded 429 EGRESS_BUDGET_EXCEEDED until the month's turn
     ├── LegallyUnavailable    451 UNAVAILABLE_FOR_LEGAL_REASONS
     ├── InternalError         500 INTERNAL_SERVER_ERROR    our fault; the log has the request's id
@@ -254,6 +255,12 @@ class TooManyRequests(RetryLater):
     """Too many requests in too short a time."""
 
     status, reason, summary = 429, "TOO_MANY_REQUESTS", "Too many requests; try again later."
+
+
+class RateLimited(TooManyRequests):
+    """More requests than the operator allows an address or a key in a time."""
+
+    reason, summary = "RATE_LIMITED", "More requests than the operator allows; try again later."
 
 
 class EgressBudgetExceeded(TooManyRequests):

@@ -23,6 +23,7 @@ from pydantic_settings import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from on_api.core.limit_settings import LimitsSettings
 from on_api.core.setting_groups import (
     AuthSettings,
     ConnectionSettings,
@@ -118,6 +119,7 @@ class Settings(BaseSettings):
     gc: GcSettings = GcSettings()
     imports: ImportsSettings = ImportsSettings()
     ipfs: IpfsSettings = IpfsSettings()
+    limits: LimitsSettings = LimitsSettings()
     log: LogSettings = LogSettings()
     node: NodeSettings = NodeSettings()
     pins: PinsSettings = PinsSettings()

@@ -35,7 +35,7 @@ MIDDLEWARE_AT_THE_GATEWAY = frozenset({"ProxyHeadersMiddleware"})
 fast lane depends on."""
 MIDDLEWARE_OF_ENDPOINTS = frozenset({
     "CORSMiddleware", "ErrorAnswers", "InFlightLimit", "Metering", "ProxyHeadersMiddleware",
-    "RequestContext",
+    "RequestContext", "RequestLimits",
 })  # fmt: skip
 """Middleware that stands before endpoints only. What the gateway needs of it (ids, limits,
 counting, CORS), the gateway and the lanes do themselves."""

@@ -32,8 +32,8 @@ class UserCreate(Request):
     username: Username
     password: Password
     is_admin: bool = Field(False, description="Make an administrator.")
-    storage_quota: Quota = Field(None, description=_QUOTA)
-    egress_budget: Quota = Field(None, description=_BUDGET)
+    storage_quota: Quota = left_out(f"{_QUOTA} Left out: the operator's default.")
+    egress_budget: Quota = left_out(f"{_BUDGET} Left out: the operator's default.")
 
 
 class UserUpdate(Request):

@@ -99,6 +99,8 @@ class Services:
     meter: Meter
     accelerated: AcceleratedAnswers
     rate_limits: RateLimits
+    """Limits of the gateway."""
+    api_limits: RateLimits
     pins: PinService
     imports: ImportService
     cars: CarImports
@@ -220,7 +222,8 @@ class Services:
             shares=ShareService(database, hasher, pool, throttle),
             meter=meter,
             accelerated=AcceleratedAnswers(database, ledger, metrics),
-            rate_limits=RateLimits(settings.gateway, metrics),
+            rate_limits=RateLimits.of_gateway(settings.gateway, metrics),
+            api_limits=RateLimits.of_api(settings.limits, metrics),
             pins=pins,
             imports=ImportService(
                 keyring, pins, wakeup.wake_after, allow_private=settings.imports.allow_private

@@ -30,6 +30,7 @@ from on_api.core.services.accounts.idempotency import AlreadyAnswered, Answered,
 from on_api.core.services.container import Services
 from on_api.core.services.files.files import FileFilter
 from on_api.core.web.inputs import query_of
+from on_api.core.web.request_limits import ADMIT_KEY
 from on_api.core.web.routing import (
     ATTEMPT,
     BODY_DIGEST,
@@ -102,13 +103,14 @@ class _PrincipalOfKey(OAuth2PasswordBearer, ChecksQuery):
     async def __call__(  # type: ignore[override]  # a principal is no token
         self, request: Request, scopes: SecurityScopes
     ) -> Principal:
-        """Uses no session of the request: it may stream for hours. Raises `Unauthorized` or
-        `Forbidden`."""
+        """Uses no session of the request: it may stream for hours. Raises `Unauthorized`,
+        `RateLimited` or `Forbidden`."""
         key = bearer_key(request.headers.get("authorization", ""))
         if key is None:
             raise Unauthorized
         services = services_of(request)
-        principal = await services.key_lookups.principal_of(key)
+        admit = request.scope.get(ADMIT_KEY)
+        principal = await services.key_lookups.principal_of(key, admit)
         principal.require(*map(_SCOPES.__getitem__, scopes.scopes))
         route = request.scope.get("route")
         if isinstance(route, ApiRoute):

@@ -21,6 +21,7 @@ from on_api.core.errors import (
     InternalError,
     OnApiError,
     PayloadTooLarge,
+    RateLimited,
     RequestTimeout,
     ServiceUnavailable,
     Unauthorized,
@@ -90,6 +91,18 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "Seconds after which it is worth trying again.",
         "schema": {"type": "integer", "minimum": 0},
         "example": 2,
+    },
+    "RateLimit": {
+        "description": "Where the operator limits requests: of each limit, how many are left (`r`) "
+        "and the seconds until all are there again (`t`; with 429, until the next one).",
+        "schema": {"type": "string"},
+        "example": '"key";r=99;t=1',
+    },
+    "RateLimit-Policy": {
+        "description": "Where the operator limits requests: of each limit, the requests (`q`) in a "
+        "window of seconds (`w`).",
+        "schema": {"type": "string"},
+        "example": '"key";q=100;w=60',
     },
     "WWW-Authenticate": {
         "description": "How to prove who asks.",
@@ -215,6 +228,11 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
         shared += [Unauthorized, Forbidden]
     if "requestBody" in operation:
         shared += [PayloadTooLarge, UnsupportedMediaType, RequestTimeout]
+    if _may_be_limited(operation):
+        if "429" in responses:
+            _add(responses, RateLimited)
+        else:
+            shared.append(RateLimited)
     if repeats:
         _add(responses, Conflict, InProgress)
     own = [
@@ -233,6 +251,12 @@ def _describe_errors(operation: dict[str, Any], form: ErrorFormat, repeats: bool
     operation["responses"] = dict(sorted(responses.items()))
 
 
+def _may_be_limited(operation: dict[str, Any]) -> bool:
+    """Return whether the operator may limit an operation's rate by `ON_API_LIMITS__…`: any but
+    those for watchers. The gateway has limits and a description of its own."""
+    return not {"health", "gateway"} & set(operation["tags"])
+
+
 def _describe_headers(operation: dict[str, Any], repeats: bool, versioned: bool) -> None:
     """Add the headers that on-api gives to all answers to those that an operation names itself.
     Outside the versions, errors have caching headers as well."""
@@ -244,6 +268,8 @@ def _describe_headers(operation: dict[str, Any], repeats: bool, versioned: bool)
             names.append("Idempotent-Replayed")
         if status in _RETRIED:
             names.append("Retry-After")
+        if _may_be_limited(operation) and (status[0] in "23" or status == "429"):
+            names += ["RateLimit", "RateLimit-Policy"]
         if status == "401":
             names.append("WWW-Authenticate")
         headers = response.setdefault("headers", {})

@@ -25,8 +25,8 @@ from on_api.core.errors import (
     NodeError,
     NotFound,
     OnApiError,
+    RateLimited,
     ServiceUnavailable,
-    TooManyRequests,
     Unauthorized,
 )
 from on_api.core.ipfs.formats.gateway_path import GatewayPath, read_path, tidied
@@ -38,6 +38,7 @@ from on_api.core.services.accounts.access import Principal
 from on_api.core.services.container import Services
 from on_api.core.services.gateway.hot_answers import HotAnswers
 from on_api.core.services.gateway.policy import Verdict
+from on_api.core.services.shared.rate_limits import headers_of
 from on_api.core.services.traffic.metering import Charge, Kind, Ticket
 from on_api.public.gateway.accel import Accelerator
 from on_api.public.gateway.answers import (
@@ -91,8 +92,8 @@ class Gateway:
         refusal = None
         if self._is_limited:
             try:
-                limit_headers = as_headers(self._limits.check(address_of(scope)))
-            except TooManyRequests as error:
+                limit_headers = as_headers(headers_of(self._limits.count_address(address_of(scope))))
+            except RateLimited as error:
                 refusal = error
         await self._serve(scope, receive, send, limit_headers, refusal)
 
@@ -174,18 +175,17 @@ class Gateway:
 
     async def _principal(self, request: GatewayRequest) -> Principal | None:
         """Return the principal of the request's API key, or None without one. Raises `Unauthorized`
-        for a bad key, and for none if the policy is `closed`; `Forbidden` for a key that then may
-        not read files."""
+        for a bad key, and for none if the policy is `closed`; `RateLimited`; `Forbidden` for a key
+        that may not read files, if the policy is `closed`."""
         kind, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() != b"bearer":
             if self._closed:
                 raise Unauthorized
             return None
         key = secret.strip().decode("latin-1")
-        principal = await self._services.key_lookups.principal_of(key)
+        principal = await self._services.key_lookups.principal_of(key, self._limits.count_key)
         if self._closed:
             principal.require(access.Scope.FILES_READ)
-        self._limits.check(None, principal.key_id)
         return principal
 
     async def _verdict(self, target: GatewayPath) -> Verdict:

@@ -69,13 +69,7 @@ _BESIDE = {
         )
     },
     **{
-        f"RateLimit-{name}": header("Where the operator limits requests by their number.", example)
-        for name, example in (
-            ("Limit", "100"),
-            ("Remaining", "99"),
-            ("Reset", "1"),
-            ("Policy", "100;w=10"),
-        )
+        name: {"$ref": f"#/components/headers/{name}"} for name in ("RateLimit", "RateLimit-Policy")
     },
     "Content-Security-Policy": header("Users' bytes get no origin of ours.", "sandbox"),
     "X-Ipfs-Path": header("The path that was asked for.", "/ipfs/bafkqaaa"),

@@ -113,7 +113,7 @@ def create_user(
         password_hash,
         act_as(principal, client),
         is_admin=body.is_admin,
-        limits={"storage_quota": body.storage_quota, "egress_budget": body.egress_budget},
+        limits=body.model_dump(include={"storage_quota", "egress_budget"}, exclude_unset=True),
     )
     return User.model_validate(user)
 

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select, update
@@ -31,8 +32,18 @@ LAST_USED_PRECISION = timedelta(seconds=60)
 """Least time between two writes of a key's `last_used_at`, so that most reads cause no write."""
 
 
+@dataclass(frozen=True, slots=True)
+class CountedKey:
+    """A valid key whose uses are counted, and of which none was counted yet."""
+
+    key_id: uuid.UUID
+
+
 class _UsesAreCounted(Exception):
     """Signal that a key is valid but has counted uses, so only `authenticate` may use it."""
+
+    def __init__(self, key: CountedKey) -> None:
+        self.key = key
 
 
 class Authenticator:
@@ -92,16 +103,16 @@ class Authenticator:
             last = self._used_at.get(principal.key_id)
         return principal if last is not None and now - last < LAST_USED_PRECISION else None
 
-    def learn(self, key: str) -> Principal | None:
-        """Return the principal of a valid key like `authenticate`, but count no use: None for a key
-        whose uses are counted."""
+    def learn(self, key: str) -> Principal | CountedKey:
+        """Return the principal of a valid key like `authenticate`, but count no use: only the id of
+        a key whose uses are counted."""
         if not tokens.is_well_formed(key):
             raise Unauthorized
         now = utc_now()
         try:
             principal = self._recall(key) or self._find(key, now, may_count=False)
-        except _UsesAreCounted:
-            return None
+        except _UsesAreCounted as signal:
+            return signal.key
         if principal.expires_at is not None and principal.expires_at <= now:
             raise Unauthorized
         self._touch(principal.key_id, now)
@@ -183,7 +194,7 @@ class Authenticator:
             self._digest_anew(principal.key_id, key)
         if counted:
             if not may_count:
-                raise _UsesAreCounted
+                raise _UsesAreCounted(CountedKey(principal.key_id))
             # Not kept in memory: each use asks the database, the only place where the count is
             # exact.
             self._count_use(principal.key_id)

@@ -45,5 +45,5 @@ class Accounts:
         scrypt = Scrypt.load(settings)
         hasher = PasswordHasher(scrypt, log_n=settings.auth.scrypt_log_n)
         keys = KeyService(keyring, invalidations)
-        users = UserService(hasher, keys, invalidations)
+        users = UserService(hasher, keys, invalidations, settings.limits)
         return cls(settings, keyring, scrypt, hasher, database, invalidations, keys, users)

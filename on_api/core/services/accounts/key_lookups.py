@@ -4,6 +4,7 @@ with the same key meanwhile."""
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from contextvars import Context
 from typing import TypeVar
@@ -11,7 +12,7 @@ from typing import TypeVar
 from anyio import to_thread
 
 from on_api.core.services.accounts.access import Principal
-from on_api.core.services.accounts.authentication import Authenticator
+from on_api.core.services.accounts.authentication import Authenticator, CountedKey
 from on_api.core.services.accounts.strangers import Strangers
 
 T = TypeVar("T")
@@ -23,17 +24,24 @@ class KeyLookups:
     def __init__(self, authenticator: Authenticator, strangers: Strangers) -> None:
         self._authenticator = authenticator
         self._strangers = strangers
-        self._under_way: dict[tuple[int, str], asyncio.Task[Principal | None]] = {}
+        self._under_way: dict[tuple[int, str], asyncio.Task[Principal | CountedKey]] = {}
 
-    async def principal_of(self, key: str) -> Principal:
-        """Return the principal of a valid key and count the use of a limited one. Raises
-        `Unauthorized`."""
-        principal = self._authenticator.recall(key) or await self._learn(key)
-        if principal is None:
-            principal = await self._in_thread(self._authenticator.authenticate, key)
-        return principal
+    async def principal_of(
+        self, key: str, admit: Callable[[uuid.UUID], object] | None = None
+    ) -> Principal:
+        """Return the principal of a valid key and count the use of a limited one.
 
-    async def _learn(self, key: str) -> Principal | None:
+        `admit` is called with the key's id once the key is known to be valid, and may refuse the
+        request by an exception, which costs no use. Raises `Unauthorized`, and what `admit` raises.
+        """
+        found = self._authenticator.recall(key) or await self._learn(key)
+        if admit is not None:
+            admit(found.key_id)
+        if isinstance(found, CountedKey):
+            return await self._in_thread(self._authenticator.authenticate, key)
+        return found
+
+    async def _learn(self, key: str) -> Principal | CountedKey:
         # A look-up that began before the last cache invalidation is not shared.
         asked = self._authenticator.generation, key
         learning = self._under_way.get(asked)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from on_api.core.crypto.passwords import PasswordHasher
 from on_api.core.errors import Conflict, NotFound, Unauthorized
+from on_api.core.limit_settings import LimitsSettings
 from on_api.core.models import ApiKey, IdempotencyRecord, Identity, User, UserUsage
 from on_api.core.models.database import new_id, utc_now
 from on_api.core.models.invalidation import Invalidations
@@ -25,11 +26,19 @@ class UserService:
     """Service that creates and changes accounts."""
 
     def __init__(
-        self, hasher: PasswordHasher, keys: KeyService, invalidations: Invalidations
+        self,
+        hasher: PasswordHasher,
+        keys: KeyService,
+        invalidations: Invalidations,
+        settings: LimitsSettings,
     ) -> None:
         self._hasher = hasher
         self._keys = keys
         self._invalidations = invalidations
+        self._limits = {
+            "storage_quota": settings.new_account_quota,
+            "egress_budget": settings.new_account_budget,
+        }
 
     def hash_password(self, password: str) -> str:
         """Return the hash to store, for commands. Slow on purpose: call it before the transaction;
@@ -46,8 +55,9 @@ class UserService:
         is_admin: bool = False,
         limits: Mapping[str, int | None] | None = None,
     ) -> User:
-        """Create an account. Without a password hash it allows no login. Raises `Conflict` for a
-        taken name."""
+        """Create an account. Without a password hash it allows no login. `limits` may have
+        `storage_quota` and `egress_budget`; one that is left out is the operator's default. Raises
+        `Conflict` for a taken name."""
         username = username.lower()
         _claim_name(session, username)
         user = User(
@@ -56,7 +66,7 @@ class UserService:
             password_hash=password_hash,
             is_admin=is_admin,
             active=True,
-            **(limits or {}),
+            **self._limits | dict(limits or {}),
         )
         user.usage = UserUsage(file_count=0, storage_bytes=0, reserved_bytes=0)
         session.add(user)
