@@ -283,23 +283,32 @@ RATE_LIMITED = {
     "POST /s/{token}", "GET /ipfs/{cid}", "HEAD /ipfs/{cid}", "GET /ipfs/{cid}/{path}",
     "HEAD /ipfs/{cid}/{path}",
 }  # fmt: skip
-"""Passwords, passphrases, budgets and the gateway's limits."""
+"""What has a reason of its own: passwords, passphrases, budgets and the gateway's limits."""
 
 
 def test_what_may_be_refused_for_now_says_so() -> None:
-    """429 where it can happen, and nowhere else; a repeat of an Idempotency-Key 409. Who is told to
-    come again is told when."""
-    limited = {
-        str(op).replace("/v2/", "/v1/") for op in OPERATIONS if "429" in op.body["responses"]
-    }
-    assert limited == RATE_LIMITED
+    """429 for its own reason where it can happen, and nowhere else; for the operator's limit of
+    requests everywhere but for watchers. A repeat of an Idempotency-Key 409. Who is told to come
+    again is told when."""
+    limited = set()
     for operation in OPERATIONS:
         responses = operation.body["responses"]
+        is_for_watchers = "health" in operation.body["tags"]
+        assert ("429" in responses) is not is_for_watchers, operation
+        reasons = responses.get("429", {}).get("description", "").split(" · ")
+        own = [reason for reason in reasons if not reason.startswith("`RATE_LIMITED`")]
+        if own != [""] and own:
+            limited.add(str(operation).replace("/v2/", "/v1/"))
+        if "429" in responses:
+            assert {"RateLimit", "RateLimit-Policy"} <= set(responses["429"]["headers"]), operation
+        is_gateway = "gateway" in operation.body["tags"]
+        assert is_gateway or is_for_watchers or len(own) < len(reasons), operation
         names = {parameter["name"] for parameter in operation.body.get("parameters", [])}
         if "Idempotency-Key" in names:
             assert "IN_PROGRESS" in responses["409"]["description"], operation
         for status in {"429", "503"} & set(responses):
             assert "Retry-After" in responses[status]["headers"], (operation, status)
+    assert limited == RATE_LIMITED
 
 
 def test_every_header_is_described_with_an_example() -> None:

@@ -33,7 +33,8 @@ def app(sqlite_database: DatabaseMaker, settings_for: Callable[..., Settings]) -
     """With every middleware that a setting can bring."""
     chosen = settings_for(sqlite_database(), trusted_proxies=["127.0.0.1"])
     cors = chosen.cors.model_copy(update={"origins": ["https://a.example"]})
-    return create_app(chosen.model_copy(update={"cors": cors}))
+    limits = chosen.limits.model_copy(update={"requests_per_key": 1})
+    return create_app(chosen.model_copy(update={"cors": cors, "limits": limits}))
 
 
 def test_every_middleware_is_known(app: Application) -> None:
