@@ -70,7 +70,7 @@ class TokenBuckets:
 
 
 class Standing(NamedTuple):
-    """Where a client stands with one limit: `quota` requests within `window` seconds are allowed,
+    """State of a client under one limit: `quota` requests within `window` seconds are allowed,
     `left` of them are left, and all of them again in `seconds` (after a refusal: one)."""
 
     limit: str
