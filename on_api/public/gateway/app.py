@@ -92,7 +92,9 @@ class Gateway:
         refusal = None
         if self._is_limited:
             try:
-                limit_headers = as_headers(headers_of(self._limits.count_address(address_of(scope))))
+                limit_headers = as_headers(
+                    headers_of(self._limits.count_address(address_of(scope)))
+                )
             except RateLimited as error:
                 refusal = error
         await self._serve(scope, receive, send, limit_headers, refusal)
