@@ -20,7 +20,6 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Engine,
-    ExceptionContext,
     Float,
     MetaData,
     Table,
@@ -41,6 +40,14 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from on_api.core.errors import Conflict, DatabaseUnavailable, QueryTooSlow
+from on_api.core.models.database_errors import (
+    FULL,
+    cause_of,
+    distrust_confusion,
+    explained,
+    has_timed_out,
+    is_race,
+)
 from on_api.core.models.json_contains import json_contains
 from on_api.core.models.watchdog import Watchdog
 from on_api.core.models.writers_queue import WritersQueue
@@ -54,25 +61,6 @@ ANSWER_MARGIN_SECONDS = 5.0
 _SQLITE_BEGIN = "on_api_sqlite_begin"
 _SQLITE_WRITES = "BEGIN IMMEDIATE"
 _HAS_TURN = "on_api_has_the_writers_turn"
-_FOREIGN_KEY_VIOLATION = "23503"
-"""SQLSTATE of PostgreSQL (its manual, appendix A), as are the next ones. Those of psycopg2 are the
-same, but a server on SQLite has no need to load it."""
-_UNIQUE_VIOLATION = "23505"
-_READ_ONLY_TRANSACTION = "25006"
-_DISK_FULL = "53100"
-_TIMED_OUT = "57014"
-_READ_ONLY = "The database is read-only at the moment."
-_FULL = "The database's disk is full."
-_DAMAGED = "The database's file is damaged, or is none of SQLite's: restore it from a backup."
-_EXPLAINED = {
-    _READ_ONLY_TRANSACTION: _READ_ONLY,
-    _DISK_FULL: _FULL,
-    "SQLITE_READONLY": _READ_ONLY,
-    "SQLITE_FULL": _FULL,
-    "SQLITE_CORRUPT": _DAMAGED,
-    "SQLITE_NOTADB": _DAMAGED,
-}
-"""Messages for the operator, by the error codes of both databases."""
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -212,12 +200,12 @@ class Database:
             with (self._writer if write else self._reader).begin() as session:
                 yield session
         except IntegrityError as error:
-            if not _is_race(error):
+            if not is_race(error):
                 raise
             raise Conflict("Somebody else changed this at the same moment; try again.") from error
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             details = self._report(error)
-            if getattr(getattr(error, "orig", None), "pgcode", None) == _TIMED_OUT:
+            if has_timed_out(error):
                 raise QueryTooSlow from error
             raise DatabaseUnavailable(details) from error
         except UnicodeDecodeError as error:
@@ -225,7 +213,7 @@ class Database:
             logger.warning("the database said something that is no text")
             raise DatabaseUnavailable from error
         except DBAPIError as error:
-            if _explained(error) is None and not error.connection_invalidated:
+            if explained(error) is None and not error.connection_invalidated:
                 raise
             raise DatabaseUnavailable(self._report(error)) from error
 
@@ -238,9 +226,9 @@ class Database:
         event.listen(self._writer, "after_commit", after)
 
     def _report(self, error: Exception) -> str | None:
-        """Log the failure. Returns the database's own defect (`_explained`), or None."""
-        logger.warning("the database failed: %s", _cause(error))
-        if (details := _explained(error)) == _FULL:
+        """Log the failure. Returns the database's own defect (`explained`), or None."""
+        logger.warning("the database failed: %s", cause_of(error))
+        if (details := explained(error)) == FULL:
             self.disk_was_full = True
         return details
 
@@ -340,15 +328,8 @@ def _create_engine(settings: Settings, watchdog: Watchdog) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     else:
-        event.listen(engine, "handle_error", _distrust_confusion)
+        event.listen(engine, "handle_error", distrust_confusion)
     return engine
-
-
-def _distrust_confusion(context: ExceptionContext) -> None:
-    # psycopg2 raises its bare DatabaseError when it can't parse the server's answer: whatever the
-    # cause, this connection can't be used any more.
-    if type(context.original_exception) is context.dialect.loaded_dbapi.DatabaseError:
-        context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -396,29 +377,3 @@ def _queue_sqlite_writers(engine: Engine, queue: WritersQueue, seconds: float) -
 
     event.listen(engine, "begin", begin)
     event.listen(engine, "checkin", give_back)
-
-
-def _is_race(error: IntegrityError) -> bool:
-    """Return whether a row that is unique, or that another row needs, came or went between our read
-    and our write."""
-    code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlite_errorname", None)
-    return code in {
-        _UNIQUE_VIOLATION,
-        _FOREIGN_KEY_VIOLATION,
-        "SQLITE_CONSTRAINT_UNIQUE",
-        "SQLITE_CONSTRAINT_PRIMARYKEY",
-        "SQLITE_CONSTRAINT_FOREIGNKEY",
-    }
-
-
-def _explained(error: Exception) -> str | None:
-    """Return a defect of the database itself that its operator has to mend, or None."""
-    cause = getattr(error, "orig", None)
-    # The first two words of SQLite's name; the third says what it was doing.
-    name = "_".join((getattr(cause, "sqlite_errorname", None) or "").split("_")[:2])
-    return _EXPLAINED.get(getattr(cause, "pgcode", None) or name)
-
-
-def _cause(error: Exception) -> str:
-    """Return the first line of the driver's message: what happened, without the statement."""
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
