@@ -6,6 +6,7 @@ no database. Another URL for one command: `alembic -x url=postgresql+psycopg2://
 
 from __future__ import annotations
 
+from logging import getLogger
 from logging.config import fileConfig
 from typing import Any, Literal
 
@@ -94,6 +95,7 @@ def run() -> None:
         migrate(given, settings)
         return
     if settings.database_url is None:
+        getLogger("alembic.env").info(settings.told_home)
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings)
     try:

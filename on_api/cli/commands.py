@@ -6,9 +6,13 @@ import of all of on-api.
 
 from __future__ import annotations
 
+from importlib.metadata import version as release_of
+from typing import Annotated
+
 import typer
 
 from on_api.cli import (
+    db,
     doctor,
     export,
     fsck,
@@ -26,11 +30,30 @@ from on_api.cli import (
 
 app = typer.Typer(
     name="on-api",
-    help="Your own IPFS storage service.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"on-api {release_of('on-api')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _on_api(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Your own IPFS storage service."""
+
+
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.command("gc")(gc.gc)
@@ -39,6 +62,7 @@ app.command("export")(export.export)
 app.command("init")(init.init)
 app.command("openapi")(openapi.openapi)
 app.command("doctor")(doctor.doctor)
+app.add_typer(db.app, name="db")
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(imports.app, name="imports")

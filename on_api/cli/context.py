@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from on_api.core.errors import DatabaseUnavailable, StartupError
+from on_api.core.installation import LOCAL_HOME
 from on_api.core.settings import Settings
 from on_api.server import collector
 from on_api.server.process import load_settings
@@ -26,18 +27,27 @@ if TYPE_CHECKING:
 def command_settings(*, warns: bool = True) -> Settings:
     """Return the settings of a command; if on-api runs in this home, with its addresses.
 
+    A home that is neither named nor in this folder is told, since nobody sees it.
+
     With `warns` a warning is printed if that on-api uses another database than this command would;
     `build_services` refuses that.
     """
     from on_api.core.services.upkeep.instance import running_instance
 
     settings = load_settings()
+    if "home" not in settings.model_fields_set and settings.home != LOCAL_HOME:
+        say_home(settings)
     instance = running_instance(settings.home)
     if instance is None:
         return settings
     if warns and not instance.uses_database_of(settings):
         typer.echo(f"on-api: warning: {instance.other_database_message()}.", err=True)
     return instance.applied_to(settings)
+
+
+def say_home(settings: Settings) -> None:
+    """Print to standard error which home a command uses, and why."""
+    typer.echo(f"on-api: {settings.told_home}", err=True)
 
 
 def prepare_home(home: Path) -> None:

@@ -3,6 +3,7 @@ tree that ends together."""
 
 from __future__ import annotations
 
+import shlex
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from on_api.cli import admin_keys
 from on_api.cli.context import open_database, prepare_home
+from on_api.cli.init import prepare_first_start
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 from on_api.server import collector
@@ -29,7 +31,10 @@ def serve(
         typer.Option(help="Processes that serve; more than one on PostgreSQL.", min=1, max=64),
     ] = None,
 ) -> None:
-    """Serve the API; runs and watches over the IPFS node unless ON_API_IPFS__RPC_URL names one."""
+    """Serve the API; runs and watches over the IPFS node unless ON_API_IPFS__RPC_URL names one.
+
+    The first start makes what is needed, as `on-api init` does.
+    """
     given = {"host": host, "port": port, "processes": processes}
     settings = load_settings()
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
@@ -40,6 +45,7 @@ def serve(
         )
     # For the start of the node; uvicorn sets its own handlers later.
     end_cleanly_on_signal()
+    typer.echo(f"on-api: {settings.told_home}")
     # Foreseeable failures are found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:
@@ -103,8 +109,13 @@ def _serve_by_many(
     from on_api.server.crew import Crew
 
     prepare_folder(settings.home)
-    address = {"ON_API_HOST": settings.host, "ON_API_PORT": str(settings.port)}
-    crew = Crew(listeners, address)
+    chosen = {
+        # Decided once: a folder .on-api that is made later changes nothing for a restarted process.
+        "ON_API_HOME": str(settings.home.absolute()),
+        "ON_API_HOST": settings.host,
+        "ON_API_PORT": str(settings.port),
+    }
+    crew = Crew(listeners, chosen)
     collector.begin()
     if node is not None:
         node.on_restart = crew.node_restarted
@@ -113,12 +124,13 @@ def _serve_by_many(
 
 
 def _look_at_database(settings: Settings) -> Path | None:
-    """Check the database; raise `StartupError` unless it can be used. Return the file with its
-    first administrator's key, if the home still has it."""
+    """Prepare the database if this is the first start, and check it; raise `StartupError` unless it
+    can be used. Return the file with its first administrator's key, if the home still has it."""
     from on_api.core.models.revisions import check_revision
 
     database = open_database(settings)
     try:
+        prepare_first_start(settings, database)
         with database.session_scope(write=False) as session:
             check_revision(session.connection())
             return admin_keys.find(settings.home, session)
@@ -134,7 +146,7 @@ on-api is at {settings.base_url}   (Ctrl-C ends it)
 
   Try it in the browser:   {settings.base_url}/docs
   Upload a file:           curl -H "Authorization: Bearer {shown}" \\
-                                -F file=@README.md {settings.base_url}/v1/files
+                                -F "file=Hello;filename=hello.txt" {settings.base_url}/v1/files
   It is then seen at:      {settings.base_url}/ipfs/<cid>
 """
     )
@@ -142,6 +154,7 @@ on-api is at {settings.base_url}   (Ctrl-C ends it)
 
 def _shell_path(path: Path) -> str:
     try:
-        return str(path.absolute().relative_to(Path.cwd()))
+        shown = str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
-        return str(path.absolute())
+        shown = str(path.absolute())
+    return shlex.quote(shown)

@@ -1,8 +1,8 @@
 """Every setting of on-api, read from the environment (prefix `ON_API_`, nested with `__`) and from
 `.env`.
 
-Holds values, bounds and defaults only: it opens no file but `.env`, and knows nothing of the other
-modules.
+Holds values, bounds and defaults only: it opens no file but `.env`. `installation.py` decides where
+the home is when none is named.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from on_api.core.limit_settings import LimitsSettings
+from on_api.core.installation import LOCAL_HOME, default_home
 from on_api.core.setting_groups import (
     AuthSettings,
     ConnectionSettings,
@@ -71,7 +72,8 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(
-        Path(".on-api"), description="Folder for everything on-api keeps: database, node, secrets."
+        default_factory=default_home,
+        description="Folder for database, node and secrets; installed: see operations.md.",
     )
     host: str = Field("127.0.0.1", description="Address to serve on.")
     port: Port = Field(8000, description="Port to serve on.")
@@ -226,6 +228,17 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.home.absolute() / 'on-api.db'}"
+
+    @property
+    def told_home(self) -> str:
+        """Sentence for people: which home this is, and why."""
+        if "home" in self.model_fields_set:
+            why = "ON_API_HOME"
+        elif self.home == LOCAL_HOME:
+            why = "the folder .on-api here"
+        else:
+            why = "your data folder, since there is neither ON_API_HOME nor ./.on-api"
+        return f"the home is {self.home.absolute()} ({why})"
 
     @property
     def uses_sqlite(self) -> bool:

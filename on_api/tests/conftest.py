@@ -48,8 +48,10 @@ _options = {"fast_lanes": True}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--fast-lanes off`: the same tests of servers without them."""
+    """`--fast-lanes off`: the same tests of servers without them. `--dist-folder`: the sdist and the
+    wheel to test, instead of some that are built for the run."""
     parser.addoption("--fast-lanes", choices=("on", "off"), default="on")
+    parser.addoption("--dist-folder", type=Path)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,7 +2,7 @@
 
 A revision that drops a table or a column names it in `refuse_loss`, whose check comes before the
 revision's own statements and in their transaction. `alembic -x allow-data-loss=true downgrade …`
-overrides it.
+overrides it, as does `on-api db downgrade --allow-data-loss`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def refuse_loss(revision: str, *losses: str | Loss) -> None:
         raise CommandError(
             f"Taking back revision {revision} would destroy data for good: {', '.join(found)}. "
             f"Nothing was changed. Keep this revision, or make a backup and say that you mean it: "
-            f"alembic -x {OVERRIDE}=true downgrade …"
+            f"alembic -x {OVERRIDE}=true downgrade … (or on-api db downgrade --{OVERRIDE} …)"
         )
 
 

@@ -14,8 +14,13 @@ from sqlalchemy import Connection, inspect, text
 
 import on_api
 from on_api.core.errors import StartupError
+from on_api.core.installation import IS_INSTALLED
 
 PROJECT = Path(on_api.__file__).resolve().parent.parent
+"""Folder that `on_api` is in: the checkout's root, or `site-packages`."""
+
+MIGRATIONS = PROJECT / ("on_api/alembic" if IS_INSTALLED else "alembic")
+"""Folder of Alembic's `env.py` and of `versions`."""
 
 _REVISION = re.compile(r'^revision: str = ["\'](\w+)["\']$', re.MULTILINE)
 _BEFORE = re.compile(r'^down_revision: str \| None = ["\'](\w+)["\']$', re.MULTILINE)
@@ -25,7 +30,7 @@ def needed_revision() -> str:
     """Return the newest revision in `alembic/versions`. Raises `StartupError` if there is none."""
     newest = known_revisions()[-1:]
     if not newest:
-        raise StartupError(f"There are no migrations in {PROJECT / 'alembic'}.")
+        raise StartupError(f"There are no migrations in {MIGRATIONS}.")
     return newest[0]
 
 
@@ -34,7 +39,7 @@ def known_revisions() -> list[str]:
     """Return all revisions from the first to the newest, as each file in `alembic/versions` names
     itself and its predecessor."""
     after: dict[str | None, str] = {}
-    for path in (PROJECT / "alembic" / "versions").glob("*.py"):
+    for path in (MIGRATIONS / "versions").glob("*.py"):
         source = path.read_text()
         before = _BEFORE.search(source)
         if revision := _REVISION.search(source):
@@ -62,7 +67,7 @@ def check_revision(connection: Connection) -> None:
     if present is None or present in known_revisions():
         raise StartupError(
             f"The database is behind (at {present or 'nothing'}, needed {needed}): "
-            "run `alembic upgrade head` (or `make migrate`)."
+            "run `on-api db upgrade` (in a checkout also `alembic upgrade head` or `make migrate`)."
         )
     raise StartupError(
         f"The database is at revision {present}, which this on-api doesn't know: it belongs to "

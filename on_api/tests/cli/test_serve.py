@@ -181,13 +181,41 @@ def test_a_killed_on_api_leaves_no_kubo_in_the_way(home: Home) -> None:
         assert home.ready()
 
 
-def test_serve_without_init_says_what_to_do(home: Home) -> None:
-    """One sentence, exit code 1."""
-    done = home.run("serve")
-    assert done.returncode == 1
-    assert "alembic upgrade head" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_serve_alone_is_the_whole_service(home: Home) -> None:
+    """The first start does what `init` does, says where, and repeats nothing; also after a kill in
+    the middle of it."""
+    home.template = None
+    home.path.mkdir()
+    migrated = home.run("db", "upgrade")
+    assert migrated.returncode == 0, migrated.stderr
+    with home.serving():
+        said = home.log()
+        key = (home.path / "admin.key").read_text().strip()
+        with home.client(key) as client:
+            assert client.put("/v1/files?name=x", content=b"x").status_code == 201
+    assert f"the home is {home.path} (ON_API_HOME)" in said
+    assert said.count(key) == 1
+    with home.serving(), home.client(key) as client:
+        assert client.get("/v1/files").json()["count"] == 1
+        assert home.log().count(key) == 1
+
+
+def test_serve_does_not_migrate_what_is_in_use(home: Home) -> None:
+    """A database that is behind, or empty where the home is not: one sentence with the cure."""
+    home.init()
+    back = home.run("db", "downgrade", "-1", "--allow-data-loss")
+    assert back.returncode == 0, back.stderr
+    behind = home.run("serve")
+    assert "on-api db upgrade" in behind.stderr
+    assert "alembic upgrade head" in behind.stderr
+    home.extra = {"ON_API_DATABASE_URL": f"sqlite:///{home.path / 'another.db'}"}
+    empty = home.run("serve")
+    assert "has been in use" in empty.stderr
+    assert "on-api init" in empty.stderr
+    for done in (behind, empty):
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_second_instance_on_the_same_home(home: Home) -> None:
@@ -266,8 +294,8 @@ def test_no_go_and_no_ipfs(home: Home, tmp_path: Path) -> None:
     }
     done = home.run("serve")
     assert done.returncode == 1
-    assert "ON_API_NODE__BINARY" in done.stderr
-    assert "Go" in done.stderr
+    for way in ("on PATH", "ON_API_NODE__BINARY", "install Go", "https://dist.ipfs.tech"):
+        assert way in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -155,7 +155,7 @@ def test_what_is_said_of_a_database_that_does_not_fit(new_database: DatabaseMake
     try:
         for statement, cure in (
             ("UPDATE alembic_version SET version_num = 'f00'", "newer"),
-            ("DELETE FROM alembic_version", "alembic upgrade head"),
+            ("DELETE FROM alembic_version", "on-api db upgrade"),
         ):
             with database.engine.begin() as connection:
                 connection.exec_driver_sql(statement)

@@ -36,7 +36,8 @@ def every_setting(
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from every_setting(kind, f"{prefix}{name}__".upper())
         else:
-            yield f"{prefix}{name}".upper(), field.default, field.description
+            default = field.get_default(call_default_factory=True, validated_data={})
+            yield f"{prefix}{name}".upper(), default, field.description
 
 
 def as_written(value: object) -> str:

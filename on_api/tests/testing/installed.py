@@ -37,14 +37,18 @@ def python_packages(name: str, *packages: str) -> Path:
 
 def _once(name: str, packages: Sequence[str], install: Callable[[Path], None]) -> Path:
     folder = cache_folder().parent.parent / name
-    folder.mkdir(parents=True, exist_ok=True)
-    ready = folder / hashlib.sha256("\n".join(packages).encode()).hexdigest()[:16]
-    with (folder / "lock").open("w") as lock:
+    return once(folder / hashlib.sha256("\n".join(packages).encode()).hexdigest()[:16], install)
+
+
+def once(ready: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder that one of several processes makes, while the others wait."""
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    with (ready.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         complete = ready / "complete"
         if not complete.exists():  # a virtual environment can't be moved, so it is made in place
             shutil.rmtree(ready, ignore_errors=True)
-            install(ready)
+            make(ready)
             complete.touch()
     return ready
 

@@ -36,6 +36,9 @@ class Home:
     gateway_port: int = field(default_factory=free_port)
     template: Path | None = None
     """A home that `init` has made before, with no settings of its own."""
+    program: Path = ON_API
+    folder: Path = PROJECT
+    """Folder in which its processes are started."""
 
     @property
     def url(self) -> str:
@@ -59,9 +62,9 @@ class Home:
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            [ON_API, *arguments],
+            [self.program, *arguments],
             env=self.environment,
-            cwd=PROJECT,
+            cwd=self.folder,
             input=stdin,
             capture_output=True,
             text=True,
@@ -93,11 +96,11 @@ class Home:
         """Run `on-api serve`, and wait until it is ready or at least alive; it is ended by SIGINT
         unless the test has ended it."""
         waits_for = self.ready if is_ready else self.alive
-        with (self.path / "serve.log").open("ab") as log:
+        with self.log_file.open("ab") as log:
             process = subprocess.Popen(
-                [ON_API, "serve"],
+                [self.program, "serve"],
                 env=self.environment,
-                cwd=PROJECT,
+                cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -119,9 +122,14 @@ class Home:
         """Return whether `/readyz` answers 200."""
         return self._is_well("/readyz")
 
+    @property
+    def log_file(self) -> Path:
+        """File that takes what `serve` writes."""
+        return self.path / "serve.log"
+
     def log(self) -> str:
         """Return what `serve` wrote."""
-        return (self.path / "serve.log").read_text()
+        return self.log_file.read_text()
 
     def kubo_pids(self) -> set[int]:
         """Return the Kubo processes of this home's repo: one, none, or two for a moment."""

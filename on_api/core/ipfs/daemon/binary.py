@@ -51,8 +51,9 @@ _GO_NEEDED = (1, 26, 5)
 _GO_NEEDED_TEXT = ".".join(map(str, _GO_NEEDED))
 _DRAFT_PREFIX = "draft-"
 _CURE = (
-    f"install Go >= {_GO_NEEDED_TEXT}, or put an `ipfs` {TESTED_RANGE} on PATH,"
-    " or set ON_API_NODE__BINARY to one"
+    f"put an `ipfs` (Kubo) {TESTED_RANGE} on PATH or set ON_API_NODE__BINARY to one;"
+    f" or install Go >= {_GO_NEEDED_TEXT}, with which on-api builds it;"
+    f" or let this machine reach {RELEASE_URL}, from where on-api downloads the official release"
 )
 
 
@@ -230,7 +231,7 @@ def _obtain(program: Path, say: Say, release_url: str) -> None:
         try:
             download_release(program, say, release_url)
         except _NotObtained as no_release:
-            msg = f"There is no Kubo to run ({no_build}; {no_release}): {_CURE}."
+            msg = f"There is no Kubo to run ({no_build}; {no_release}). Three ways to one: {_CURE}."
             raise StartupError(msg) from no_release
 
 
