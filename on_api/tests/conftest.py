@@ -48,8 +48,8 @@ _options = {"fast_lanes": True}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--fast-lanes off`: the same tests of servers without them. `--dist-folder`: the sdist and the
-    wheel to test, instead of some that are built for the run."""
+    """`--fast-lanes off`: the same tests of servers without them. `--dist-folder`: a folder with an
+    sdist and a wheel to test; else they are built for the run."""
     parser.addoption("--fast-lanes", choices=("on", "off"), default="on")
     parser.addoption("--dist-folder", type=Path)
 

@@ -72,7 +72,7 @@ def test_readmes_first_upload(installed: Installed) -> None:
 
 
 def test_everything_is_there_after_a_restart(installed: Installed) -> None:
-    """A public and a private file, a share, a pin; Swagger UI; the next start makes nothing anew."""
+    """A public and a private file, a share, a pin, Swagger UI; only the first start makes a key."""
     with installed.serving():
         key = key_of(installed)
         with installed.client(key) as client:
