@@ -95,7 +95,7 @@ def run() -> None:
         migrate(given, settings)
         return
     if settings.database_url is None:
-        getLogger("alembic.env").info(settings.told_home)
+        getLogger("alembic.env").info(settings.home_message)
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings)
     try:

@@ -36,7 +36,7 @@ def command_settings(*, warns: bool = True) -> Settings:
 
     settings = load_settings()
     if "home" not in settings.model_fields_set and settings.home != LOCAL_HOME:
-        say_home(settings)
+        show_home(settings)
     instance = running_instance(settings.home)
     if instance is None:
         return settings
@@ -45,9 +45,9 @@ def command_settings(*, warns: bool = True) -> Settings:
     return instance.applied_to(settings)
 
 
-def say_home(settings: Settings) -> None:
+def show_home(settings: Settings) -> None:
     """Print to standard error which home a command uses, and why."""
-    typer.echo(f"on-api: {settings.told_home}", err=True)
+    typer.echo(f"on-api: {settings.home_message}", err=True)
 
 
 def prepare_home(home: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import open_database, prepare_home, say_home
+from on_api.cli.context import open_database, prepare_home, show_home
 from on_api.server.process import load_settings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def check() -> None:
 @contextmanager
 def _database(*, makes_home: bool = False) -> Iterator[Database]:
     settings = load_settings()
-    say_home(settings)
+    show_home(settings)
     if makes_home and settings.database_url is None:
         prepare_home(settings.home)
     database = open_database(settings)

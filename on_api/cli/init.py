@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from on_api.cli import admin_keys
-from on_api.cli.context import open_database, prepare_home, say_home
+from on_api.cli.context import open_database, prepare_home, show_home
 from on_api.core.errors import StartupError
 from on_api.server.process import load_settings
 
@@ -27,7 +27,7 @@ def init(
     from on_api.core.models import migrations
 
     settings = load_settings()
-    say_home(settings)
+    show_home(settings)
     prepare_home(settings.home)
     database = open_database(settings)
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from on_api.cli.context import command_settings, say_home
+from on_api.cli.context import command_settings, show_home
 from on_api.core.errors import NodeError, StartupError
 from on_api.core.ipfs.daemon.version import TESTED_RANGE
 from on_api.core.settings import Settings
@@ -48,7 +48,7 @@ def run() -> None:
         )
         raise StartupError(msg)
     configure_logging(settings.log)
-    say_home(settings)
+    show_home(settings)
     end_cleanly_on_signal()
     node = ManagedNode(settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), _say)
     try:

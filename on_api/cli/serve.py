@@ -45,7 +45,7 @@ def serve(
         )
     # For the start of the node; uvicorn sets its own handlers later.
     end_cleanly_on_signal()
-    typer.echo(f"on-api: {settings.told_home}")
+    typer.echo(f"on-api: {settings.home_message}")
     # Foreseeable failures are found before anything is started.
     prepare_home(settings.home)
     if settings.manages_node:

@@ -23,8 +23,8 @@ from pydantic_settings import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from on_api.core.limit_settings import LimitsSettings
 from on_api.core.installation import LOCAL_HOME, default_home
+from on_api.core.limit_settings import LimitsSettings
 from on_api.core.setting_groups import (
     AuthSettings,
     ConnectionSettings,
@@ -230,7 +230,7 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.home.absolute() / 'on-api.db'}"
 
     @property
-    def told_home(self) -> str:
+    def home_message(self) -> str:
         """Sentence for people: which home this is, and why."""
         if "home" in self.model_fields_set:
             why = "ON_API_HOME"

@@ -26,7 +26,7 @@ def test_a_checkout_uses_the_current_folder(folder: Path) -> None:
     """Whether it is there or not: this is what `make` and `alembic` have always used."""
     assert not installation.IS_INSTALLED
     assert default_home() == LOCAL_HOME
-    assert Settings(_env_file=None).told_home == (
+    assert Settings(_env_file=None).home_message == (
         f"the home is {folder / '.on-api'} (the folder .on-api here)"
     )
 
@@ -40,14 +40,14 @@ def test_an_installed_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert default_home() == in_data
     monkeypatch.setenv("XDG_DATA_HOME", str(folder.parent / "data"))
     assert default_home() == folder.parent / "data" / "on-api"
-    assert "your data folder" in Settings(_env_file=None).told_home
+    assert "your data folder" in Settings(_env_file=None).home_message
     (folder / ".on-api").write_text("a file is no home")
     assert default_home() == folder.parent / "data" / "on-api"
     (folder / ".on-api").unlink()
     (folder / ".on-api").mkdir()
     assert default_home() == LOCAL_HOME
     (folder / ".env").write_text("ON_API_HOME=/srv/on-api\n")
-    assert Settings().told_home == "the home is /srv/on-api (ON_API_HOME)"
+    assert Settings().home_message == "the home is /srv/on-api (ON_API_HOME)"
 
 
 def test_an_account_without_a_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
