@@ -24,10 +24,10 @@ from on_api.core.errors import OnApiError
 from on_api.core.ipfs.port import IpfsNode
 from on_api.core.logging import mask_foreign_access_log
 from on_api.core.models.revisions import check_revision
+from on_api.core.server_settings import ConnectionSettings
 from on_api.core.services.accounts.rotation import secret_problem
 from on_api.core.services.container import Services
 from on_api.core.services.upkeep.siblings import Sibling
-from on_api.core.setting_groups import ConnectionSettings
 from on_api.core.settings import Settings
 from on_api.core.web.error_handlers import ErrorHandlers
 from on_api.core.web.head_requests import SlashRedirect
@@ -183,7 +183,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     threads.total_tokens = services.settings.threads
     services.metrics.watch(
         "on_api_threads_waiting",
-        "Pieces of work that wait for one of ON_API_THREADS.",
+        "Tasks waiting for one of the ON_API_THREADS threads.",
         lambda: threads.statistics().tasks_waiting,
     )
     await to_thread.run_sync(_check_database, services)
@@ -227,4 +227,4 @@ def _check_database(services: Services) -> None:
         problem = secret_problem(session, services.keyring)
     if problem is not None:
         services.keyring.warning = problem
-        logger.error("the master secret: %s", problem)
+        logger.error("the master secret can't be used: %s", problem)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from on_api.core.setting_groups import LogSettings
+from on_api.core.server_settings import LogSettings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that this task or thread works for."""

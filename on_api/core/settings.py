@@ -25,17 +25,19 @@ from sqlalchemy.exc import ArgumentError
 
 from on_api.core.installation import LOCAL_HOME, default_home
 from on_api.core.limit_settings import LimitsSettings
-from on_api.core.setting_groups import (
+from on_api.core.server_settings import (
     AuthSettings,
     ConnectionSettings,
     CorsSettings,
     DatabaseSettings,
+    LogSettings,
+)
+from on_api.core.setting_groups import (
     FilesSettings,
     GatewaySettings,
     GcSettings,
     ImportsSettings,
     IpfsSettings,
-    LogSettings,
     NodeSettings,
     PinsSettings,
     Port,
@@ -52,7 +54,7 @@ class UnknownSettingError(ValueError):
     """A name in the environment or `.env` that looks like a setting but is not."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is no setting (see .env.example)")
+        super().__init__(f"{name} is not a setting of on-api (see .env.example)")
 
 
 class Settings(BaseSettings):
@@ -73,43 +75,51 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         default_factory=default_home,
-        description="Folder for database, node and secrets; installed: see operations.md.",
+        description="Folder in which on-api stores its database, node and secrets.",
     )
-    host: str = Field("127.0.0.1", description="Address to serve on.")
-    port: Port = Field(8000, description="Port to serve on.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: Port = Field(8000, description="Port to listen on.")
     processes: int = Field(
-        1, ge=1, le=64, description="Processes that serve; more than one needs PostgreSQL."
+        1, ge=1, le=64, description="Number of API processes; more than one requires PostgreSQL."
     )
     fast_lanes: bool = Field(
-        True, description="Shorter ways to the same answers; false: the ordinary way for all."
+        True,
+        description="Enable optimised code paths for frequent requests; responses are the same.",
     )
     public_url: str | None = Field(
-        None, description="The address people use, for every URL given out."
+        None, description="Public base URL of this server, used in all URLs that it returns."
     )
     trusted_proxies: Annotated[list[str], NoDecode] = Field(
         default=[],
-        description="Proxies whose X-Forwarded-* is believed: addresses or networks, by commas.",
+        description="Proxies whose X-Forwarded-* headers are trusted: addresses or networks,"
+        " comma-separated.",
     )
     secret_key: SecretStr | None = Field(
         None,
-        description="The master secret, at least 32 characters; else $ON_API_HOME/secret.key.",
+        description="Master secret of at least 32 characters; default: $ON_API_HOME/secret.key.",
     )
     previous_secret_keys: list[SecretStr] = Field(
         default=[],
-        description="Master secrets before this one, while rows need them: a JSON list.",
+        description="Previous master secrets, as long as they are needed, as a JSON list.",
     )
     database_url: SecretStr | None = Field(
         None,
-        description="postgresql+psycopg2://USER:PASSWORD@HOST/NAME; else SQLite in $ON_API_HOME.",
+        description="postgresql+psycopg2://USER:PASSWORD@HOST/NAME; default: SQLite in"
+        " $ON_API_HOME.",
     )
     registration: Literal["closed", "open"] = Field(
-        "closed", description="`open`: anyone may make an account."
+        "closed",
+        description="Who may create an account; `open`: anyone, `closed`: only administrators.",
     )
     max_requests: int = Field(
-        1000, ge=10, le=100_000, description="Requests at once in one process; more get a 503."
+        1000,
+        ge=10,
+        le=100_000,
+        description="Maximum simultaneous requests per process; further ones are answered with"
+        " 503.",
     )
     threads: int = Field(
-        40, ge=4, le=500, description="Threads for short database work in one process."
+        40, ge=4, le=500, description="Number of threads per process for short database work."
     )
 
     auth: AuthSettings = AuthSettings()
@@ -146,7 +156,10 @@ class Settings(BaseSettings):
                 try:
                     ip_network(place)
                 except ValueError:
-                    msg = "addresses or networks (10.0.0.0/8), by commas; * trusts everybody"
+                    msg = (
+                        "must be comma-separated addresses or networks (e.g. 10.0.0.0/8); * trusts"
+                        " everybody"
+                    )
                     raise ValueError(msg) from None
         return value
 
@@ -159,7 +172,10 @@ class Settings(BaseSettings):
     @classmethod
     def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 32:
-            msg = "ON_API_SECRET_KEY needs at least 32 characters (try: openssl rand -base64 48)"
+            msg = (
+                "ON_API_SECRET_KEY must have at least 32 characters (create one with: openssl rand"
+                " -base64 48)"
+            )
             raise ValueError(msg)
         return value
 
@@ -180,21 +196,21 @@ class Settings(BaseSettings):
             make_url(url)
         except (ArgumentError, ValueError):
             # Its text may be part of the password.
-            msg = "ON_API_DATABASE_URL can't be read: percent-encode what is special in its parts"
+            msg = "ON_API_DATABASE_URL is malformed: percent-encode special characters in its parts"
             raise ValueError(msg) from None
         return SecretStr(f"{scheme}://{rest}")
 
     @model_validator(mode="after")
     def _every_thread_finds_a_connection(self) -> Self:
         if self.database.pool_size + self.database.max_overflow < self.threads:
-            msg = "ON_API_DATABASE__POOL_SIZE + __MAX_OVERFLOW must not be below ON_API_THREADS"
+            msg = "ON_API_DATABASE__POOL_SIZE + __MAX_OVERFLOW must be at least ON_API_THREADS"
             raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
     def _a_redirect_has_somewhere_to_go(self) -> Self:
         if self.traffic.over_budget == "redirect" and self.gateway.fallback_url is None:
-            msg = "ON_API_TRAFFIC__OVER_BUDGET=redirect needs ON_API_GATEWAY__FALLBACK_URL"
+            msg = "ON_API_TRAFFIC__OVER_BUDGET=redirect requires ON_API_GATEWAY__FALLBACK_URL"
             raise ValueError(msg)
         return self
 

@@ -9,8 +9,8 @@ from starlette.types import Receive, Scope, Send
 
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.gateway_client.connection import JOINED_BYTES
+from on_api.core.server_settings import ConnectionSettings
 from on_api.core.services.container import Services
-from on_api.core.setting_groups import ConnectionSettings
 from on_api.fast.eligible import EligibleRequest
 from on_api.fast.memory import Memory
 from on_api.fast.relay import Client, Relay

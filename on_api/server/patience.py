@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
+from on_api.core.server_settings import ConnectionSettings
 from on_api.core.services.shared.rate_limits import network_of
-from on_api.core.setting_groups import ConnectionSettings
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Patience:
                     self._look_at(connection, seen, now)
                 except Exception:
                     # The other connections must not go unwatched because of this one.
-                    logger.exception("a connection that can't be looked at is ended")
+                    logger.exception("closed a connection that could not be checked")
                     self.forget(connection)
                     with suppress(Exception):
                         seen.sending.abort()
@@ -144,7 +144,9 @@ class Patience:
             self._timer = self._loop.call_later(PAUSE_SECONDS, self._look_on, left)
             return
         if self._turned_away:
-            logger.warning("turned %d connections away: too many", self._turned_away)
+            logger.warning(
+                "rejected %d connections, because there were too many", self._turned_away
+            )
             self._turned_away = 0
         self._timer = self._loop.call_later(self._every, self._look) if self._present else None
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from starlette.responses import Response
 
 from on_api.core.errors import OnApiError
-from on_api.core.setting_groups import ConnectionSettings
+from on_api.core.server_settings import ConnectionSettings
 
 
 class Served(Protocol):

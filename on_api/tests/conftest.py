@@ -30,8 +30,9 @@ from sqlalchemy.engine import make_url
 from on_api.cli.lanes import chosen_lanes
 from on_api.core.ipfs.daemon.process import ManagedNode
 from on_api.core.models import Database, migrations
+from on_api.core.server_settings import AuthSettings
 from on_api.core.services.container import Services
-from on_api.core.setting_groups import AuthSettings, IpfsSettings, NodeSettings
+from on_api.core.setting_groups import IpfsSettings, NodeSettings
 from on_api.core.settings import Settings
 from on_api.main import create_app
 from on_api.tests.testing.deadline import until

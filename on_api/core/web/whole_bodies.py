@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from on_api.core.errors import BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
-from on_api.core.setting_groups import ConnectionSettings
+from on_api.core.server_settings import ConnectionSettings
 from on_api.core.web.digests import SentDigests
 from on_api.core.web.header_values import TEXT_CODINGS, read_parameters
 from on_api.core.web.inputs import DeclaredOptions, read_pairs
@@ -61,12 +61,12 @@ def _json_of(text: bytes, content_type: str | None) -> Any:
     try:
         return read_json(text)
     except RepeatedName as error:
-        raise BadRequest(f"The JSON is not valid: {error}.") from None
+        raise BadRequest(f"The request body is not valid JSON: {error}.") from None
     except json.JSONDecodeError as error:
         mistake = {"type": "json_invalid", "loc": ("body", error.pos)}
         raise RequestValidationError([mistake]) from None
     except (ValueError, RecursionError):
-        raise BadRequest("The body can't be read.") from None
+        raise BadRequest("The request body can't be parsed.") from None
 
 
 def _is_json(content_type: str) -> bool:
@@ -88,7 +88,7 @@ async def _form_of(request: Request, declared: DeclaredOptions) -> FormData:
             raise
         return form
     if essence not in {None, URLENCODED}:
-        raise UnsupportedMediaType(f"Send a form: {URLENCODED} or {FORM_DATA}.")
+        raise UnsupportedMediaType(f"Send a form as {URLENCODED} or {FORM_DATA}.")
     # Starlette decodes bytes that aren't percent-encoded as Latin-1.
     pairs: list[tuple[str, str | UploadFile]] = [*read_pairs(await request.body())]
     declared.check(name for name, _ in pairs)
@@ -107,7 +107,7 @@ def _refuse_other_charset(content_type: str) -> None:
         return
     charset = read_parameters(content_type)[1].get("charset", "utf-8")
     if TEXT_CODINGS.get(charset.lower()) != "utf-8":
-        raise UnsupportedMediaType("Content-Type: send the body as UTF-8.")
+        raise UnsupportedMediaType("Content-Type: the body must be sent as UTF-8.")
 
 
 def _in_time(receive: Receive, limits: ConnectionSettings) -> Receive:
@@ -126,7 +126,7 @@ def _in_time(receive: Receive, limits: ConnectionSettings) -> Receive:
             async with asyncio.timeout_at(min(end, loop.time() + limits.body_idle_timeout)):
                 message = await receive()
         except TimeoutError:
-            raise RequestTimeout("The body was too slow to come.") from None
+            raise RequestTimeout("The request body was received too slowly.") from None
         is_whole = not message.get("more_body", False)
         return message
 

@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
+from on_api.core.server_settings import DatabaseSettings
 from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.accounts.container import Accounts
-from on_api.core.setting_groups import DatabaseSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.testing.deadline import until

@@ -28,7 +28,8 @@ from on_api.core.crypto.secrets import (
 )
 from on_api.core.errors import ServiceUnavailable, StartupError
 from on_api.core.models.revisions import PROJECT
-from on_api.core.setting_groups import MIB, AuthSettings
+from on_api.core.server_settings import AuthSettings
+from on_api.core.setting_groups import MIB
 from on_api.core.settings import Settings
 from on_api.tests.testing.deadline import until
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from on_api.core.setting_groups import CorsSettings
+from on_api.core.server_settings import CorsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server
 from on_api.tests.contract.test_openapi import OPERATIONS, Operation, call, some_ids

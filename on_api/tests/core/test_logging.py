@@ -10,7 +10,7 @@ import pytest
 
 from on_api.core.crypto.tokens import new_key, new_share_token
 from on_api.core.logging import EXTRA, configure_logging, request_id
-from on_api.core.setting_groups import LogSettings
+from on_api.core.server_settings import LogSettings
 
 
 def lines(style: str, monkeypatch: pytest.MonkeyPatch, message: str) -> list[str]:

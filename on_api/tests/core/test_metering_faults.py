@@ -18,11 +18,12 @@ from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database, EgressCredit, MeteringProcess, Traffic
 from on_api.core.models.database import utc_now
 from on_api.core.models.traffic import DAY, HOUR, MONTH
+from on_api.core.server_settings import DatabaseSettings
 from on_api.core.services.traffic.metering import Charge, Kind
 from on_api.core.services.traffic.reports import GroupBy, Interval, ReportRequest, make_report
 from on_api.core.services.traffic.sums import Sums, add_traffic
 from on_api.core.services.traffic.upkeep import keep_traffic, merge_some
-from on_api.core.setting_groups import MIB, DatabaseSettings, TrafficSettings
+from on_api.core.setting_groups import MIB, TrafficSettings
 from on_api.tests.conftest import DatabaseMaker, make_settings
 from on_api.tests.testing.metering import Stage, send, staged
 from on_api.tests.testing.tcp_proxy import Mood, TcpProxy, proxied

@@ -13,9 +13,9 @@ import pytest
 
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.errors import ServiceUnavailable, TooManyRequests
+from on_api.core.server_settings import AuthSettings
 from on_api.core.services.accounts import scrypt_pool
 from on_api.core.services.accounts.scrypt_pool import Asker, ScryptPool
-from on_api.core.setting_groups import AuthSettings
 from on_api.tests.testing.gates import Gate
 
 pytestmark = pytest.mark.anyio

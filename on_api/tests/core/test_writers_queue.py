@@ -14,7 +14,7 @@ from sqlalchemy import text
 from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database
 from on_api.core.models.writers_queue import WritersQueue
-from on_api.core.setting_groups import DatabaseSettings
+from on_api.core.server_settings import DatabaseSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker
 from on_api.tests.testing.deadline import until

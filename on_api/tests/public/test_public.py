@@ -13,9 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from on_api.core.models import Database
+from on_api.core.server_settings import CorsSettings
 from on_api.core.services.container import Services
 from on_api.core.services.upkeep.readiness import Check
-from on_api.core.setting_groups import CorsSettings, GatewaySettings, IpfsSettings
+from on_api.core.setting_groups import GatewaySettings, IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import Account, DatabaseMaker, Server, free_port
 from on_api.tests.testing.bundles import beside

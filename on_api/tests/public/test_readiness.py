@@ -21,8 +21,9 @@ from sqlalchemy.engine import make_url
 
 from on_api.core.errors import DatabaseUnavailable
 from on_api.core.models import Database
+from on_api.core.server_settings import DatabaseSettings
 from on_api.core.services.upkeep.readiness import DEADLINE_SECONDS, FRESH_SECONDS
-from on_api.core.setting_groups import DatabaseSettings, NodeSettings
+from on_api.core.setting_groups import NodeSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.testing.deadline import until

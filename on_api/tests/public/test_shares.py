@@ -19,7 +19,8 @@ from sqlalchemy import update
 
 from on_api.core.models import Share
 from on_api.core.models.database import utc_now
-from on_api.core.setting_groups import AuthSettings, IpfsSettings
+from on_api.core.server_settings import AuthSettings
+from on_api.core.setting_groups import IpfsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import (
     FAST_SCRYPT,

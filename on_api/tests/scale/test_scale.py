@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy import func, select
 
 from on_api.core.models import Database, File, User
+from on_api.core.server_settings import DatabaseSettings
 from on_api.core.services.traffic import upkeep as traffic_upkeep
 from on_api.core.services.upkeep.fsck.ledger import check_ledger
-from on_api.core.setting_groups import DatabaseSettings, WorkerSettings
+from on_api.core.setting_groups import WorkerSettings
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.scale.explain import Cost, Recorder, outline
 from on_api.tests.scale.seeding import REGULAR, SMALL, Scale, seed

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from on_api.core.setting_groups import ConnectionSettings, FilesSettings
+from on_api.core.server_settings import ConnectionSettings
+from on_api.core.setting_groups import FilesSettings
 from on_api.server.patience import Patience
 from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.testing.deadline import until

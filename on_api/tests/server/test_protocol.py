@@ -14,7 +14,7 @@ from starlette.responses import Response
 from uvicorn.server import ServerState
 
 from on_api.core.errors import OnApiError
-from on_api.core.setting_groups import ConnectionSettings
+from on_api.core.server_settings import ConnectionSettings
 from on_api.core.web.error_handlers import render_failure
 from on_api.server.framing import MAX_HEAD_BYTES
 from on_api.server.protocol import FramedHttp

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from on_api.core.models import PasswordThrottle
+from on_api.core.server_settings import AuthSettings
 from on_api.core.services.accounts.throttling import GUESSES_PER_PAUSE, PAUSE_OF_ALL
-from on_api.core.setting_groups import AuthSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, PASSWORD, Account, DatabaseMaker, Server
 from on_api.tests.testing.deadline import until

@@ -18,7 +18,7 @@ import pytest
 
 from on_api.core.crypto.age import CHUNK_BYTES, X25519Identity
 from on_api.core.ipfs.formats.cid import Cid
-from on_api.core.setting_groups import AuthSettings
+from on_api.core.server_settings import AuthSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import FAST_SCRYPT, Account, DatabaseMaker, Kubo, Server
 from on_api.tests.testing.plain_http import NO_TLS

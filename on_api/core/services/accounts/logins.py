@@ -15,6 +15,7 @@ from on_api.core.models import Database, User
 from on_api.core.models.database import moment_of
 from on_api.core.models.key import TOKEN
 from on_api.core.models.user import USERNAME_PATTERN
+from on_api.core.server_settings import AuthSettings
 from on_api.core.services.accounts import audit
 from on_api.core.services.accounts.access import Scope
 from on_api.core.services.accounts.audit import Actor
@@ -22,7 +23,6 @@ from on_api.core.services.accounts.authentication import may_act
 from on_api.core.services.accounts.keys import KeyRequest, KeyService, every_scope
 from on_api.core.services.accounts.scrypt_pool import Asker, ScryptPool
 from on_api.core.services.accounts.throttling import Throttle, touch
-from on_api.core.setting_groups import AuthSettings
 
 # Other names need not reach the database.
 _USERNAME = re.compile(USERNAME_PATTERN)
@@ -169,7 +169,7 @@ class LoginService:
             allowed = every_scope(user)
             if scopes and not scopes & allowed:
                 # An empty rest would mean everything.
-                raise BadRequest("scope: you may have none of these.")
+                raise BadRequest("scope: your account has none of the requested scopes.")
             request = KeyRequest(
                 name="login",
                 scopes=scopes & allowed if scopes else allowed,

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from on_api.core.crypto.kdf import Scrypt
 from on_api.core.errors import OnApiError, ServiceUnavailable, TooManyRequests
+from on_api.core.server_settings import AuthSettings
 from on_api.core.services.shared.rate_limits import network_of
-from on_api.core.setting_groups import AuthSettings
 
 T = TypeVar("T")
 
@@ -235,7 +235,9 @@ class _Line:
         """Return the error to raise when an asker can have no further place; None when there is
         one."""
         if self._held[name] >= self._most_of_one:
-            return TooManyRequests("Too many of your passwords are waiting already.", retry_after=1)
+            return TooManyRequests(
+                "Too many password checks for your account are already waiting.", retry_after=1
+            )
         return _too_many() if self.held >= self._most else None
 
     @contextmanager
@@ -276,5 +278,6 @@ class _Line:
 
 def _too_many() -> ServiceUnavailable:
     return ServiceUnavailable(
-        "Too many passwords are being checked at once; try again soon.", retry_after=2
+        "Too many passwords are being checked at the moment; try again in a few seconds.",
+        retry_after=2,
     )

@@ -25,8 +25,8 @@ from on_api.core.errors import OnApiError, TooManyRequests
 from on_api.core.models import Database, PasswordThrottle
 from on_api.core.models.database import insert_or_lock, moment_of
 from on_api.core.models.throttle import EVERYWHERE
+from on_api.core.server_settings import AuthSettings
 from on_api.core.services.accounts.scrypt_pool import Asker
-from on_api.core.setting_groups import AuthSettings
 
 LONGEST_PAUSE_SECONDS = 3600.0
 """Seconds of the longest pause for one network."""
@@ -191,4 +191,6 @@ def _lock(session: Session, subject: str, network: str, now: datetime) -> Passwo
 def _refuse_during_pause(row: PasswordThrottle | None, now: datetime) -> None:
     if row is not None and row.blocked_until is not None and row.blocked_until > now:
         seconds = int((row.blocked_until - now).total_seconds()) + 1
-        raise TooManyRequests("Too many wrong passwords; try again later.", retry_after=seconds)
+        raise TooManyRequests(
+            "Too many attempts with a wrong password; try again later.", retry_after=seconds
+        )
