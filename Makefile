@@ -43,25 +43,25 @@ run: $(INSTALLED) ## Install what is missing, start the IPFS node and the API (P
 	@$(BIN)/on-api init
 	@exec $(BIN)/on-api serve
 
-test: check suite jobs lanes clients ## Lint, types, import rules, migrations and every test, on real Kubo, SQLite and PostgreSQL
+test: check suite jobs lanes clients ## Run all checks and tests, with a real Kubo, on SQLite and on PostgreSQL
 
-suite: $(INSTALLED) ## Of `make test`: the unit and HTTP suites; with `make check` its first stage
+suite: $(INSTALLED) ## Run the unit and HTTP tests (part of `make test`)
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" $(addprefix --ignore=,$(JOBS)) $(PYTEST_ARGS)
 
-lanes: $(INSTALLED) ## Of `make test`: the HTTP suites once more, by servers without fast lanes
+lanes: $(INSTALLED) ## Run the HTTP tests again without fast lanes (part of `make test`)
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" --fast-lanes off $(HTTP_SUITES) $(PYTEST_ARGS)
 
-jobs: $(INSTALLED) ## Of `make test`: the worker's jobs, and on-api's commands as programs, killed and restarted
+jobs: $(INSTALLED) ## Run the tests of background jobs and of the command line (part of `make test`)
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "$(ORDINARY)" $(JOBS) $(PYTEST_ARGS)
 
-clients: $(INSTALLED) ## Of `make test`: other people's clients, a browser, the installed wheel; its last stage
+clients: $(INSTALLED) ## Run the tests with third-party clients, a browser and the installed wheel (part of `make test`)
 	@$(BIN)/on-api node install
 	$(BIN)/pytest $(WORKERS) -m "not soak and (clients or browser or packaging)" $(PYTEST_ARGS)
 
-check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules, migrations against the models
+check: $(INSTALLED) ## Run the linter, type checker, import rules and migration check (part of `make test`)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -69,26 +69,26 @@ check: $(INSTALLED) ## The quick half of `make test`: lint, types, import rules,
 	@home=$$(mktemp -d) && trap 'rm -rf $$home' EXIT && export ON_API_HOME=$$home ON_API_DATABASE_URL= \
 		&& $(BIN)/alembic upgrade head && $(BIN)/alembic check
 
-soak: $(INSTALLED) ## The long runs under load and faults (minutes)
+soak: $(INSTALLED) ## Run the long tests under load and with faults (takes minutes)
 	@$(BIN)/on-api node install
 	$(BIN)/pytest -m soak --timeout 3600 $(PYTEST_ARGS)
 
-bench: $(INSTALLED) ## Measure beside the same Kubo, asked directly (BENCH_ARGS="--quick", a scenario's name …)
+bench: $(INSTALLED) ## Measure on-api against its Kubo node, used directly (BENCH_ARGS="--quick", names of scenarios …)
 	@$(BIN)/on-api node install
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-bench-compare: $(INSTALLED) ## Show what changed since benchmarks/baseline.json (RUN=bench.json, else measured anew)
+bench-compare: $(INSTALLED) ## Compare with benchmarks/baseline.json (RUN=bench.json; by default, a new run)
 	@test -n "$(RUN)" || $(MAKE) --no-print-directory bench
 	@$(BIN)/python -m benchmarks.compare $(or $(RUN),bench.json)
 
-migrate: $(INSTALLED) ## Bring the configured database to the newest revision
+migrate: $(INSTALLED) ## Migrate the configured database to the newest revision
 	$(BIN)/alembic upgrade head
 
 openapi: $(INSTALLED) ## Write openapi/v1.json and openapi/v2.json
 	$(BIN)/on-api openapi
 
 # With CI=true a test that finds no package index, or no curl, fails instead of being skipped.
-release: $(INSTALLED) ## Check tag, version and changelog, build dist/, and try the wheel in a clean environment
+release: $(INSTALLED) ## Check tag, version and changelog, build dist/, and test the wheel in a clean environment
 	@$(BIN)/python .ci/release
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
@@ -96,9 +96,9 @@ release: $(INSTALLED) ## Check tag, version and changelog, build dist/, and try 
 	CI=true $(BIN)/pytest -m packaging --dist-folder dist $(TESTS)/packaging
 	@echo "on-api: dist/ is ready: $$(cd dist && echo *)"
 
-install: $(INSTALLED) ## Make .venv with exactly what poetry.lock says
+install: $(INSTALLED) ## Create .venv with the exact versions in poetry.lock
 
-clean: ## Remove what `make install` made; data in .on-api stays
+clean: ## Remove what `make install` created; data in .on-api is kept
 	rm -rf $(VENV) .tools
 
 # Poetry lives in a venv of its own, so that it neither meets our packages nor must be had before.
@@ -110,7 +110,7 @@ $(INSTALLED): poetry.lock pyproject.toml Makefile
 	@test -x $(POETRY_VENV)/bin/poetry || { rm -rf $(POETRY_VENV) && $(PYTHON) -m venv $(POETRY_VENV); }
 	@$(POETRY_VENV)/bin/pip install --quiet --disable-pip-version-check \
 		poetry==$(POETRY_VERSION) poetry-plugin-pypi-mirror==$(MIRROR_PLUGIN_VERSION)
-	@echo "on-api: installing what poetry.lock names into $(VENV) (about a minute) ..."
+	@echo "on-api: installing the packages in poetry.lock into $(VENV) (about a minute) ..."
 	@test -x $(BIN)/python || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@export POETRY_VIRTUALENVS_IN_PROJECT=true POETRY_NO_INTERACTION=1 VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 		unset PYTHONHOME PYTHONPATH; \
@@ -121,7 +121,7 @@ $(INSTALLED): poetry.lock pyproject.toml Makefile
 		fi; \
 		log=$$(mktemp) && trap 'rm -f $$log' EXIT; \
 		$(POETRY_VENV)/bin/poetry sync --no-ansi >$$log 2>&1 \
-			|| { cat $$log >&2; echo "on-api: the installation failed; what Poetry said is above" >&2; exit 1; }; \
+			|| { cat $$log >&2; echo "on-api: the installation failed; see Poetry's output above" >&2; exit 1; }; \
 		echo "on-api: $$(grep -c 'Installing\|Updating' $$log) packages installed"
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib on_api >/dev/null || true
 	@touch $@

@@ -23,30 +23,58 @@ from on_api.tests.testing.postgres import running_postgres
 
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Of {', '.join(SCENARIOS)}; all by default.")
+        list[str] | None,
+        typer.Argument(help=f"Scenarios to run ({', '.join(SCENARIOS)}); all by default."),
     ] = None,
     database: Annotated[
-        str | None, typer.Option(help="`sqlite` or `postgresql`; by default what says something.")
+        str | None,
+        typer.Option(
+            help="Database to measure with: `sqlite` or `postgresql`; by default, each one that"
+            " matters for the scenario."
+        ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="That serve; likewise. Several need PostgreSQL.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of API processes; by default, each number that matters for the scenario."
+            " More than one requires PostgreSQL.",
+        ),
     ] = None,
     fast_lanes: Annotated[
-        bool, typer.Option("--fast-lanes/--no-fast-lanes", help="Of on-api (ON_API_FAST_LANES).")
+        bool,
+        typer.Option(
+            "--fast-lanes/--no-fast-lanes",
+            help="Whether on-api uses its fast lanes (ON_API_FAST_LANES).",
+        ),
     ] = True,
-    quick: Annotated[bool, typer.Option(help="Small sizes: only to see that all works.")] = False,
-    pairs: Annotated[int | None, typer.Option(min=1, help="Measurements of each.")] = None,
-    large: Annotated[int | None, typer.Option(min=1, help="MiB of a large file.")] = None,
-    huge: Annotated[int | None, typer.Option(min=1, help="MiB up and down for memory.")] = None,
-    files: Annotated[int | None, typer.Option(min=2000, help="Files in the list.")] = None,
-    json: Annotated[Path, typer.Option(help="Where to write every measurement.")] = Path(
+    quick: Annotated[
+        bool,
+        typer.Option(
+            help="Use small sizes, to check that everything works rather than to measure."
+        ),
+    ] = False,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Number of measurements of each figure.")
+    ] = None,
+    large: Annotated[int | None, typer.Option(min=1, help="Size of a large file in MiB.")] = None,
+    huge: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Size in MiB of the file that is transferred while memory is measured."
+        ),
+    ] = None,
+    files: Annotated[
+        int | None, typer.Option(min=2000, help="Number of files in the list.")
+    ] = None,
+    json: Annotated[Path, typer.Option(help="File to write all measurements to.")] = Path(
         "bench.json"
     ),
 ) -> None:
-    """Measure on-api beside its own Kubo, asked directly. Fails, naming the scenario, on any wrong
-    answer: what is fast because it failed is no figure."""
+    """Measure on-api against its own Kubo node, used directly. A scenario fails if any response is
+    wrong, since the speed of failed requests means nothing."""
     if unknown := set(names or ()) - SCENARIOS.keys():
-        raise typer.BadParameter(f"no such scenario: {', '.join(sorted(unknown))}")
+        raise typer.BadParameter(f"unknown scenario: {', '.join(sorted(unknown))}")
     given = {
         "pairs": pairs,
         "large": large and large * 2**20,

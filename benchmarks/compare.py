@@ -33,18 +33,18 @@ class Change(StrEnum):
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="What `make bench` has written.")] = Path(
-        "bench.json"
-    ),
-    baseline: Annotated[Path, typer.Option(help="With what it is compared.")] = BASELINE,
+    run: Annotated[Path, typer.Argument(help="File written by `make bench`.")] = Path("bench.json"),
+    baseline: Annotated[Path, typer.Option(help="File to compare it with.")] = BASELINE,
 ) -> None:
-    """Show the change of each row; fails when one is worse."""
+    """Show the change of each row; fails if a row is worse."""
     (before, old), (after, new) = read_figures(baseline), read_figures(run)
     for name, document in (("baseline", before), ("run", after)):
         of = document["versions"].get("on-api")
         typer.echo(f"{name}: {of}, {document['taken_at']}, load {document['load_before']}")
     if before["quick"] != after["quick"]:
-        typer.echo("One of them was a quick run: its sizes differ, and so may its ratios.")
+        typer.echo(
+            "One of the runs was a quick run: its sizes differ, so its ratios may differ as well."
+        )
     changes = compare(old, new)
     typer.echo(columns([("work", "on", "baseline", "now", "change", ""), *map(_row, changes)]))
     if any(change is Change.WORSE for _, _, change in changes):

@@ -10,12 +10,14 @@ from on_api.tests.scale.seeding import Scale, seed
 
 
 def main(
-    url: Annotated[str, typer.Argument(help="`postgresql://…`: migrated, with one user.")],
+    url: Annotated[
+        str, typer.Argument(help="`postgresql://…` URL of a migrated database with one user.")
+    ],
     files: Annotated[int, typer.Option(min=1000)] = Scale.files,
     users: Annotated[int, typer.Option(min=10)] = Scale.users,
-    traffic: Annotated[int, typer.Option(min=0, help="Rows of traffic.")] = Scale.traffic,
+    traffic: Annotated[int, typer.Option(min=0, help="Number of traffic rows.")] = Scale.traffic,
 ) -> None:
-    """Make files, users, pins and all that belongs to them, as `seeding.py` says."""
+    """Create files, users, pins and everything that belongs to them, as `seeding.py` describes."""
     seed(url, Scale(files, users, traffic), report=typer.echo)
 
 

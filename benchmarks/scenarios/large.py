@@ -70,7 +70,10 @@ def behind_nginx(stage: Stage) -> list[Figure]:
     """Measure a large file by `/ipfs` through nginx, which fetches it from the node itself: it is
     charged, but does not pass through Python."""
     if not is_there("nginx"):
-        typer.echo("behind_nginx: skipped, needs nginx (apt-get install nginx)", err=True)
+        typer.echo(
+            "behind_nginx: skipped, because nginx is not installed (apt-get install nginx)",
+            err=True,
+        )
         return []
     with stage.on_api(ON_API_GATEWAY__ACCEL_SECRET=ACCEL_SECRET) as on_api:
         file = on_api.upload(stage.sizes.large)
@@ -81,7 +84,7 @@ def behind_nginx(stage: Stage) -> list[Figure]:
                 stage.sizes.pairs,
             )
             if accelerated(on_api) != stage.sizes.pairs + 1:
-                raise AssertionError("nginx has not fetched each of them by itself")
+                raise AssertionError("nginx did not fetch all of them itself")
     work = f"download {_size(stage)} by /ipfs, behind nginx"
     return [Figure.of(work, "MiB/s", pairs, "Kubo gateway", at_least=0.90)]
 

@@ -126,7 +126,7 @@ def _worker(on_api: OnApi) -> Iterator[int]:
             stderr=output,
         )
     try:
-        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 60)
+        until(lambda: b"the worker is running" in log.read_bytes(), "the worker is running", 60)
         yield process.pid
     finally:
         process.terminate()

@@ -59,8 +59,8 @@ def prepare_home(home: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StartupError(
-            f"Can't write to {home.absolute()} ({error.strerror}): "
-            "give yourself access, or set ON_API_HOME to another folder."
+            f"Can't write to {home.absolute()} ({error.strerror}): make it writable for this"
+            " user, or set ON_API_HOME to another folder."
         ) from None
 
 

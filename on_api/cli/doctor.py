@@ -10,9 +10,9 @@ from on_api.cli.context import command_settings, print_json
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Look at everything that is known to go wrong. Exit code 1 when something is."""
+    """Check the installation for known problems. Exits with code 1 if it finds one."""
     from on_api.core.services.upkeep.diagnosis import Severity, diagnose
 
     findings = diagnose(command_settings(warns=False))
@@ -23,6 +23,6 @@ def doctor(
         for finding in findings:
             typer.echo(f"{marks[finding.verdict]}  {finding.name}: {finding.details}")
             if finding.cure:
-                typer.echo(f"      cure: {finding.cure}")
+                typer.echo(f"      fix: {finding.cure}")
     if any(finding.verdict is Severity.BROKEN for finding in findings):
         raise typer.Exit(1)

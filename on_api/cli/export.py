@@ -20,29 +20,32 @@ _FORMATS = ("car", "pins", "json")
 
 
 def export(
-    user: Annotated[str, typer.Option("--user", help="Whose content.")] = "admin",
+    user: Annotated[str, typer.Option("--user", help="User whose content is exported.")] = "admin",
     format_: Annotated[
         str,
         typer.Option(
             "--format",
-            help="car: the content itself; pins: CSV of CIDs and names, as `imports start cids` "
-            "reads; json: files, pins and links.",
+            help="Format: `car` (the content itself), `pins` (CSV of CIDs and names, which `imports"
+            " start cids` reads) or `json` (files, pins and links).",
         ),
     ] = "car",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Into this file; else printed.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write to; by default, the export is printed."),
     ] = None,
 ) -> None:
-    """Write everything that a user keeps, as one CAR, a list, or JSON.
+    """Export everything that a user stores, as a CAR, a list of CIDs, or JSON.
 
-    Exit code 1 when not all of it could be written; a file is then not made.
+    Exits with code 1 if the export is incomplete; no file is created in that case.
     """
     from on_api.core.errors import BadRequest
 
     if format_ not in _FORMATS:
-        raise BadRequest(f"--format: one of {', '.join(_FORMATS)}.")
+        raise BadRequest(f"--format must be one of {', '.join(_FORMATS)}.")
     if output is None and format_ == "car" and sys.stdout.isatty():
-        raise BadRequest("A CAR is nothing for a terminal: name a file by --output.")
+        raise BadRequest(
+            "A CAR is binary and can't be printed to a terminal: name a file with --output."
+        )
     settings = command_settings(warns=False)
     if output is None:
         asyncio.run(_write(settings, user, format_, lambda data: sys.stdout.buffer.write(data)))
@@ -55,7 +58,7 @@ def export(
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
-    typer.echo(f"wrote {output}, {size(written)}", err=True)
+    typer.echo(f"Wrote {output}, {size(written)}", err=True)
 
 
 async def _write(

@@ -18,38 +18,42 @@ if TYPE_CHECKING:
 
 
 def fsck(
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair whatever can be repaired.")
+    ] = False,
     now: Annotated[
         bool,
         typer.Option(
-            "--now", help="With --repair: unpin what no row tells of without its quarantine."
+            "--now", help="With --repair: remove orphaned pins at once, without quarantine."
         ),
     ] = False,
     drop_lost: Annotated[
         bool,
         typer.Option(
             "--drop-lost",
-            help="Repair, list whose files and pins are lost with their content, and drop these "
-            "when that is confirmed.",
+            help="Repair, then list the files and pins whose content is lost, and delete them after"
+            " confirmation.",
         ),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="With --drop-lost: drop without asking.")
+        bool,
+        typer.Option("--yes", help="With --drop-lost: delete without asking for confirmation."),
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Look at pins and counts only; read no blocks.")
+        bool, typer.Option("--quick", help="Check pins and counters only; do not read blocks.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Check that all that is held is pinned and whole, and nothing of ours is pinned for nobody.
+    """Check that all stored content is pinned and complete, and that no pin is orphaned.
 
-    Safe beside a running on-api. Pins that others made on the node are told and left alone. A pin
-    of ours that no row tells of is removed by --repair when it is seen again a day after its first
-    sight (ON_API_GC__QUARANTINE): the database may be an old one. Exit code 1 when something is
-    wrong (after --repair: still wrong).
+    It is safe to run this while on-api is running. Pins that other programs made on the node are
+    reported and never changed. An orphaned pin of on-api is one that no database row refers to:
+    --repair removes it once it is found again at least a day after it was first found
+    (ON_API_GC__QUARANTINE), since the database may have been restored from an old backup. Exits
+    with code 1 if there are problems (with --repair: if any are left).
     """
     if now and not repair:
-        raise typer.BadParameter("--now goes with --repair.")
+        raise typer.BadParameter("--now requires --repair.")
     settings = command_settings(warns=False)
     if drop_lost:
         asyncio.run(_drop_lost(settings, walk=not quick, yes=yes, as_json=as_json))
@@ -81,7 +85,7 @@ async def _drop_lost(settings: Settings, *, walk: bool, yes: bool, as_json: bool
             _print_losses(found)
         # A script decides by the list, and passes --yes.
         confirmed = yes or (
-            bool(found) and not as_json and typer.confirm("Drop all of this for good?")
+            bool(found) and not as_json and typer.confirm("Delete all of these permanently?")
         )
         dropped = await _drop(services, found) if confirmed else []
     finally:
@@ -90,7 +94,7 @@ async def _drop_lost(settings: Settings, *, walk: bool, yes: bool, as_json: bool
         lost = [loss.as_document() for loss in found]
         print_json({"lost": lost, "dropped": [loss.cid for loss in dropped]})
     elif found:
-        typer.echo(f"{len(dropped)} of {len(found)} lost contents were dropped")
+        typer.echo(f"{len(dropped)} of {len(found)} lost contents were deleted")
     if len(dropped) < len(found):
         raise typer.Exit(1)
 
@@ -139,4 +143,4 @@ def _print_losses(found: Sequence[LostContent]) -> None:
             links = f", {each.shares} links" if each.shares else ""
             typer.echo(f"        {each.username}: {each.kind} {each.id}{name}{size}{links}")
     if not found:
-        typer.echo("nothing is lost")
+        typer.echo("No content is lost")

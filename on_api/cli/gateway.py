@@ -11,21 +11,28 @@ from on_api.cli.context import account_scope, command_services, print_json, prin
 from on_api.cli.log_lines import lines_of
 from on_api.server.process import end_cleanly_on_signal
 
-app = typer.Typer(help="The gateway: its deny list, its refunds.", no_args_is_help=True)
+app = typer.Typer(help="Manage the gateway: its deny list and its refunds.", no_args_is_help=True)
 
-CidArgument = Annotated[str, typer.Argument(help="A CID of any form.")]
+CidArgument = Annotated[str, typer.Argument(help="CID in any version and encoding.")]
 
 
 @app.command("deny")
 def deny(
     cid: CidArgument,
-    status: Annotated[int, typer.Option(help="What is answered: 410 or 451.")] = 410,
-    reason: Annotated[str | None, typer.Option(help="For you; it is not shown.")] = None,
+    status: Annotated[
+        int,
+        typer.Option(
+            help="Status code of the response: 410 (Gone) or 451 (Unavailable For Legal Reasons)."
+        ),
+    ] = 410,
+    reason: Annotated[
+        str | None, typer.Option(help="Your note on the reason; it is never shown to clients.")
+    ] = None,
 ) -> None:
-    """Serve a CID no more, nor any path below it; in every process within a second.
+    """Stop serving a CID and every path below it, in all processes within a second.
 
-    Matched by its hash, in whatever form it is asked for, where a URL names it: not inside of
-    other content that holds it. Files' content and links are not concerned.
+    The CID is matched by its hash, in any encoding, wherever a URL names it; the same blocks inside
+    other content stay available. Files and share links are not affected.
     """
     from on_api.core.services.accounts.audit import COMMAND_LINE
     from on_api.core.services.gateway import deny_list
@@ -33,25 +40,25 @@ def deny(
     with account_scope() as (_, session):
         entry = deny_list.deny(session, cid, status=status, reason=reason, actor=COMMAND_LINE)
         normalised = entry.cid
-    typer.echo(f"denied {normalised} ({status})")
+    typer.echo(f"Denied {normalised} ({status})")
 
 
 @app.command("undeny")
 def undeny(cid: CidArgument) -> None:
-    """Take a CID off the list."""
+    """Remove a CID from the deny list."""
     from on_api.core.services.accounts.audit import COMMAND_LINE
     from on_api.core.services.gateway import deny_list
 
     with account_scope() as (_, session):
         deny_list.undeny(session, cid, COMMAND_LINE)
-    typer.echo(f"{cid} is not denied any more")
+    typer.echo(f"{cid} is no longer denied")
 
 
 @app.command("list")
 def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """The list, newest first."""
+    """List the denied CIDs, newest first."""
     from on_api.core.services.gateway import deny_list
 
     with account_scope() as (_, session):
@@ -68,12 +75,15 @@ def list_(
 
 @app.command("refund")
 def refund(
-    log: Annotated[Path, typer.Argument(help="The log `on_api_accel` of deploy/nginx.conf.")],
-    follow: Annotated[bool, typer.Option(help="Go on with what is still to be written.")] = False,
+    log: Annotated[
+        Path, typer.Argument(help="Log file in the format `on_api_accel` of deploy/nginx.conf.")
+    ],
+    follow: Annotated[bool, typer.Option(help="Keep reading lines as nginx writes them.")] = False,
 ) -> None:
-    """Refund what nginx was charged for and didn't send, by its log.
+    """Refund bytes that nginx was charged for but did not send, according to its log.
 
-    Each answer once, however often a log is read: read it from its beginning at any time.
+    Each response is settled once, however often a log is read: it is always safe to read a log from
+    its beginning.
     """
     from on_api.core.services.traffic.accelerated import read_line
 
@@ -86,4 +96,4 @@ def refund(
                 refunded = services.accelerated.refund(sent)
                 answers, size = answers + refunded.answers, size + refunded.bytes
         finally:
-            typer.echo(f"{answers} answers settled, {size} bytes refunded")
+            typer.echo(f"{answers} responses settled, {size} bytes refunded")

@@ -17,22 +17,25 @@ if TYPE_CHECKING:
 
 def gc(
     patience: Annotated[
-        float | None, typer.Option(help="Seconds to wait for uploads under way.", min=0)
+        float | None, typer.Option(help="Seconds to wait for uploads in progress.", min=0)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Free what no pin covers. Uploads wait meanwhile. Exit code 1 when it was put off."""
+    """Run garbage collection on the node, which deletes all blocks that no pin covers. New uploads
+    wait until it has finished. Exits with code 1 if it was postponed."""
     settings = command_settings(warns=False)
     done = asyncio.run(_collect(settings, settings.gc.patience if patience is None else patience))
     if as_json:
         print_json(asdict(done))
     elif done.outcome == "postponed":
-        typer.echo("Put off: uploads or fetches under way did not end in time. Try again later.")
+        typer.echo(
+            "Postponed: uploads or fetches in progress did not finish in time. Try again later."
+        )
     elif done.outcome == "unsafe":
         typer.echo(
-            "Nothing was removed: content that somebody holds has lost its pin, and blocks of it "
-            "are missing. `on-api fsck` says which; where they can be had no more, `on-api fsck "
-            "--drop-lost` gives them up."
+            "Nothing was removed: content that is still in use has lost its pin, and some of"
+            " its blocks are missing. Run `on-api fsck` to see which; if the blocks can't be"
+            " recovered, run `on-api fsck --drop-lost` to delete the files and pins concerned."
         )
     else:
         typer.echo(

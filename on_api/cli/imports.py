@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from on_api.core.providers.base import SourceSpec
     from on_api.core.settings import Settings
 
-app = typer.Typer(help="Move content over from elsewhere.", no_args_is_help=True)
+app = typer.Typer(help="Import content from other services.", no_args_is_help=True)
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
 """Seconds after which a message says that no worker has begun."""
 UNENDED = {"draft", "running"}
 
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
-Username = Annotated[str, typer.Option("--user", help="Whose import it is.")]
-ImportId = Annotated[uuid.UUID, typer.Argument(help="The import's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Username = Annotated[str, typer.Option("--user", help="User who owns the import.")]
+ImportId = Annotated[uuid.UUID, typer.Argument(help="ID of the import.")]
 
 
 @app.command("start")
@@ -46,43 +46,54 @@ def start(
     source: Annotated[
         str,
         typer.Argument(
-            help="pinning_api, pinata, kubo, car, cids or on_api; or the id of an import, to start "
-            "it, go on after a pause, or try again what failed."
+            help="Source: pinning_api, pinata, kubo, car, cids or on_api; or the ID of an existing"
+            " import, to start or resume it, or to retry its failed items."
         ),
     ],
     place: Annotated[
         str | None,
-        typer.Argument(help="The service's URL; of `car` and `cids` the file."),
+        typer.Argument(help="URL of the service; for `car` and `cids`, the path of the file."),
     ] = None,
     user: Username = "admin",
     token: Annotated[
         str | None,
         typer.Option(
             envvar="ON_API_SOURCE_TOKEN",
-            help="The source's token: asked for when not given. Never put it on a command line "
-            "that others can see.",
+            help="Access token for the source; you are prompted for it if it is needed and not"
+            " given. Avoid passing it on the command line, where other users can see it.",
         ),
     ] = None,
     login: Annotated[
         str | None,
-        typer.Option(help="Of on_api: the username there, so that private files come too."),
+        typer.Option(
+            help="For on_api: your username there, so that private files are imported too."
+        ),
     ] = None,
     password: Annotated[
-        str | None, typer.Option(envvar="ON_API_SOURCE_PASSWORD", help="With --login.")
+        str | None, typer.Option(envvar="ON_API_SOURCE_PASSWORD", help="Password for --login.")
     ] = None,
-    route: Annotated[str, typer.Option(help="auto, ipfs or gateway.")] = "auto",
-    gateway: Annotated[str | None, typer.Option(help="A trustless gateway's URL.")] = None,
+    route: Annotated[
+        str, typer.Option(help="How to fetch the content: auto, ipfs or gateway.")
+    ] = "auto",
+    gateway: Annotated[str | None, typer.Option(help="URL of a trustless gateway.")] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Read the list and say what there is; move nothing.")
+        bool,
+        typer.Option(
+            "--preview", help="Only read the source's list and show a summary; import nothing."
+        ),
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Print the id and don't wait for the end.")
+        bool,
+        typer.Option(
+            "--detach",
+            help="Print the import's ID and exit without waiting for the import to finish.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Begin an import and show how far it is, until its end. Ctrl-C leaves it running.
+    """Start an import and show its progress until it finishes. Ctrl-C leaves it running.
 
-    Exit code 1 when something was not moved, or is here and can't be opened.
+    Exits with code 1 if an item could not be imported, or can't be decrypted here.
     """
     known = _as_id(source)
     if known is not None:
@@ -106,10 +117,12 @@ def start(
 @app.command("status")
 def status(
     import_id: ImportId,
-    follow: Annotated[bool, typer.Option("--follow", help="Until its end.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the progress until the import finishes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Progress of an import."""
+    """Show the progress of an import."""
     if follow:
         _follow(import_id, until_listed=False, as_json=as_json)
         return
@@ -122,16 +135,17 @@ def status(
 @app.command("report")
 def report(
     import_id: ImportId,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV instead of JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV instead of JSON.")] = False,
     as_json: AsJson = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Into this file; else printed.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write to; by default, the report is printed."),
     ] = None,
 ) -> None:
-    """Every item of an import, and whether everything was moved and verified.
+    """Report every item of an import, and whether everything was imported and verified.
 
-    Without --csv, --json or --output: the last line alone. Exit code 1 when something is missing,
-    or is here and can't be opened.
+    Without --csv, --json or --output, only the summary is printed. Exits with code 1 if an item is
+    missing, or can't be decrypted here.
     """
     from on_api.core.services.transfer.reports import REPORTS, summary_of
 
@@ -157,7 +171,7 @@ def report(
 
 @app.command("list")
 def list_(user: Username = "admin", as_json: AsJson = False) -> None:
-    """A user's imports, newest first."""
+    """List a user's imports, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
     from on_api.core.services.accounts.users import find_user
     from on_api.core.services.transfer.imports import imports_of
@@ -178,7 +192,7 @@ def list_(user: Username = "admin", as_json: AsJson = False) -> None:
 
 @app.command("pause")
 def pause(import_id: ImportId) -> None:
-    """Stop for now; `start ID` goes on."""
+    """Pause an import; `start ID` resumes it."""
     with command_scope() as (services, session):
         services.imports.pause(session, _owner(session, import_id), import_id)
     typer.echo("paused")
@@ -186,7 +200,7 @@ def pause(import_id: ImportId) -> None:
 
 @app.command("cancel")
 def cancel(import_id: ImportId) -> None:
-    """End an import. What was moved stays."""
+    """Cancel an import. Items that were already imported are kept."""
     with command_scope() as (services, session):
         services.imports.cancel(session, _owner(session, import_id), import_id)
     typer.echo("cancelled")
@@ -214,15 +228,15 @@ def _spec(
 
     if kind in {CAR, CIDS}:
         if place is None or not Path(place).is_file():
-            raise BadRequest(f"{kind}: name a file.")
+            raise BadRequest(f"A {kind} source requires the path of a file.")
         if kind == CAR:
             return SourceSpec(CAR)
         try:
             return SourceSpec(CIDS, text=Path(place).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise BadRequest(f"{place} can't be read as text: {error}.") from None
+            raise BadRequest(f"Can't read {place} as text: {error}.") from None
     if token is None and FIELDS.get(kind, {}).get("token"):
-        token = typer.prompt("Token of the source", hide_input=True)
+        token = typer.prompt("Access token for the source", hide_input=True)
     if login is not None and password is None:
         password = typer.prompt(f"Password of {login} at the source", hide_input=True)
     return SourceSpec(kind, endpoint=place, token=token, username=login, password=password)
@@ -236,7 +250,7 @@ def _create(
     from on_api.core.services.transfer.imports import AUTO, GATEWAY, IPFS, ImportRequest
 
     if route not in {AUTO, IPFS, GATEWAY}:
-        raise BadRequest("--route: auto, ipfs or gateway.")
+        raise BadRequest("--route must be auto, ipfs or gateway.")
     with command_scope() as (services, session):
         user = find_user(session, username)
         request = ImportRequest(spec, route, gateway, start=start and spec.kind != "car")
@@ -295,11 +309,15 @@ def _follow(import_id: uuid.UUID, *, until_listed: bool, as_json: bool) -> None:
             if late and not announced and not shown["total"] and not is_listed:
                 announced = True
                 line.end()
-                typer.echo("nobody has begun yet: is `on-api serve` running?", err=True)
+                typer.echo("The import has not started yet: is `on-api serve` running?", err=True)
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
         line.end()
-        typer.echo(f"it goes on; `on-api imports status --follow {import_id}` shows it", err=True)
+        typer.echo(
+            f"The import continues; `on-api imports status --follow {import_id}` shows its"
+            " progress",
+            err=True,
+        )
         raise typer.Exit(130) from None
     finally:
         line.end()
@@ -331,7 +349,9 @@ def _shown(database: Database, import_id: uuid.UUID) -> dict[str, Any]:
 def _progress(shown: dict[str, Any]) -> Progress:
     preview = shown["preview"]
     if not preview["complete"]:
-        return Progress("reading the list", shown["total"], 0, preview["known_bytes"], None)
+        return Progress(
+            "reading the list of items", shown["total"], 0, preview["known_bytes"], None
+        )
     needed = preview["known_bytes"] - preview["already_here_bytes"]
     return Progress(
         {"running": "moving"}.get(shown["status"], shown["status"]),
@@ -344,7 +364,7 @@ def _progress(shown: dict[str, Any]) -> Progress:
 
 def _print(shown: dict[str, Any]) -> None:
     preview = shown["preview"]
-    fits = {True: "yes", False: "NO", None: "can't be told yet"}[preview["fits"]]
+    fits = {True: "yes", False: "NO", None: "unknown so far"}[preview["fits"]]
     left = preview["quota_left"]
     for name, value in (
         ("import", shown["id"]),
@@ -353,7 +373,7 @@ def _print(shown: dict[str, Any]) -> None:
         ("items", f"{preview['items']}" + ("" if preview["complete"] else " so far")),
         ("bytes", f"{preview['known_bytes']}, {preview['unknown_sizes']} items of unknown size"),
         ("already here", f"{preview['already_here']} items"),
-        ("quota", "no limit" if left is None else f"{left} bytes left; enough: {fits}"),
+        ("quota", "no limit" if left is None else f"{left} bytes left; sufficient: {fits}"),
         ("moved", f"{shown['done']} items, {shown['bytes']} bytes; {shown['failed']} failed"),
     ):
         typer.echo(f"{name:13} {value}")

@@ -21,9 +21,9 @@ _SIGNS_OF_USE = ("secret.key", admin_keys.MAIN_FILE, "ipfs")
 
 
 def init(
-    username: Annotated[str, typer.Option(help="Name of the first administrator.")] = "admin",
+    username: Annotated[str, typer.Option(help="Username of the first administrator.")] = "admin",
 ) -> None:
-    """Make the home folder, the master secret, the database and the first administrator."""
+    """Create the home folder, the master secret, the database and the first administrator."""
     from on_api.core.models import migrations
 
     settings = load_settings()
@@ -76,7 +76,7 @@ def _create_first_account(settings: Settings, database: Database, username: str)
 
     if settings.secret_key is None and create_secret_file(settings.home):
         path = settings.home / "secret.key"
-        typer.echo(f"on-api: made the master secret {path}: back it up.")
+        typer.echo(f"on-api: created the master secret {path}: back it up.")
     _create_first_administrator(settings, database, username)
 
 
@@ -102,12 +102,13 @@ def _create_first_administrator(settings: Settings, database: Database, username
         path = admin_keys.keep(settings.home, secret)
     path = admin_keys.give_name(path)
     typer.echo(
-        f"on-api: made the administrator {user.username!r}. "
-        f"Its key, also in {path}:\n\n    {secret}\n"
+        f"on-api: created the administrator {user.username!r}. "
+        f"Its API key, which is also stored in {path}, is:\n\n    {secret}\n"
     )
     if path.name != admin_keys.MAIN_FILE:
         typer.echo(
-            f"on-api: {admin_keys.MAIN_FILE} there has the key of another database, and stays."
+            f"on-api: {admin_keys.MAIN_FILE} in the home folder holds the key for another"
+            " database, and was left unchanged."
         )
 
 

@@ -11,22 +11,28 @@ import typer
 
 from on_api.cli.context import account_scope, print_json, print_table
 
-app = typer.Typer(help="API keys.", no_args_is_help=True)
+app = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 
-KeyOwner = Annotated[str, typer.Option("--user", help="Whose key.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+KeyOwner = Annotated[str, typer.Option("--user", help="User who owns the key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 @app.command("create")
 def create(
     user: KeyOwner,
-    name: Annotated[str, typer.Option(help="What to call it.")] = "command line",
+    name: Annotated[str, typer.Option(help="Name of the key.")] = "command line",
     scope: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; without: all that the user may do.")
+        list[str] | None,
+        typer.Option(
+            help="Scope of the key; may be repeated. By default, the key has every scope that its"
+            " user may have."
+        ),
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days it lives.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="Days until the key expires.")
+    ] = None,
 ) -> None:
-    """Make a key; prints it, this once."""
+    """Create an API key and print it. It can't be shown again."""
     from on_api.core.errors import BadRequest
     from on_api.core.models.database import utc_now
     from on_api.core.services.accounts.audit import COMMAND_LINE
@@ -38,7 +44,7 @@ def create(
         allowed = every_scope(owner)
         wanted = parse_scopes(scope) if scope else allowed
         if wanted - allowed:
-            raise BadRequest(f"{user} is no administrator and can't have the scope admin.")
+            raise BadRequest(f"{user} is not an administrator and can't have the scope admin.")
         request = KeyRequest(
             name=name,
             scopes=wanted,
@@ -50,7 +56,7 @@ def create(
 
 @app.command("list")
 def list_(user: KeyOwner, as_json: AsJson = False) -> None:
-    """A user's keys, newest first."""
+    """List a user's API keys, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
     from on_api.core.services.accounts.keys import keys_of
     from on_api.core.services.accounts.users import find_user
@@ -69,14 +75,16 @@ def list_(user: KeyOwner, as_json: AsJson = False) -> None:
 
 
 @app.command("revoke")
-def revoke(user: KeyOwner, key_id: Annotated[uuid.UUID, typer.Argument(help="Its id.")]) -> None:
-    """End a key, in every process within a second."""
+def revoke(
+    user: KeyOwner, key_id: Annotated[uuid.UUID, typer.Argument(help="ID of the key.")]
+) -> None:
+    """Revoke a key, in all processes within a second."""
     from on_api.core.services.accounts.audit import COMMAND_LINE
     from on_api.core.services.accounts.users import find_user
 
     with account_scope() as (accounts, session):
         accounts.keys.revoke(session, find_user(session, user).id, key_id, COMMAND_LINE)
-    typer.echo(f"revoked {key_id}")
+    typer.echo(f"Revoked {key_id}")
 
 
 @app.command("rotate-master")
@@ -85,16 +93,18 @@ def rotate_master(
     lost: Annotated[
         bool,
         typer.Option(
-            "--lost", help="The secret in use is lost for good: use the one that is here."
+            "--lost",
+            help="Continue with the secret that is here: the one in use is permanently lost.",
         ),
     ] = False,
 ) -> None:
-    """Replace the master secret; safe beside a running on-api, and to be repeated.
+    """Replace the master secret. It is safe to run this while on-api is running, and to run it
+    again.
 
-    With ON_API_SECRET_KEY: first set the new one there and the old one in
-    ON_API_PREVIOUS_SECRET_KEYS for every process, and restart them (until this is called they go on
-    with the old one); then call this. Without, it makes the new secret itself. Repeat it until no
-    key needs the old one.
+    If ON_API_SECRET_KEY is set: first set the new secret there and the old one in
+    ON_API_PREVIOUS_SECRET_KEYS for every process, and restart them (they keep using the old secret
+    until this command runs); then run this command. Otherwise, the command creates the new secret
+    itself. Repeat it until no key needs the old secret.
     """
     from on_api.core.crypto.secrets import Keyring
     from on_api.core.services.accounts.audit import COMMAND_LINE, record
@@ -117,22 +127,29 @@ def rotate_master(
     if as_json:
         print_json(asdict(done))
         return
-    typer.echo(f"Sealed {done.sealed_anew} rows under the present secret.")
+    typer.echo(f"Encrypted {done.sealed_anew} rows with the new master secret.")
     if done.keys_left:
         typer.echo(
-            f"{done.keys_left} keys were not used since: the old secret is kept for them. "
-            "They need it no more after their next use, or when they end."
+            f"{done.keys_left} keys have not been used since the rotation began: the old"
+            " secret is kept for them. A key no longer needs it once it has been used again or"
+            " has expired."
         )
     if done.waiting_for:
         typer.echo(
-            f"{', '.join(done.waiting_for)} have not seen the new secret in use: the old one is "
-            "kept for them. Call this again."
+            f"The old secret is kept because {', '.join(done.waiting_for)} may still be using"
+            " it. Run this command again."
         )
     if done.secrets_left == 0:
         if settings.secret_key is not None and begun:
-            typer.echo("Nothing needs the old secrets: empty ON_API_PREVIOUS_SECRET_KEYS.")
+            typer.echo(
+                "The old secrets are no longer needed: remove them from"
+                " ON_API_PREVIOUS_SECRET_KEYS."
+            )
         else:
-            typer.echo("Nothing needs the old secret: it is gone.")
+            typer.echo("The old secret is no longer needed and was deleted.")
     if done.lost:
-        typer.echo(f"{done.lost} rows belong to a master secret that is not here.", err=True)
+        typer.echo(
+            f"{done.lost} rows were encrypted with a master secret that is not available here.",
+            err=True,
+        )
         raise typer.Exit(1)

@@ -21,12 +21,12 @@ from on_api.server.process import end_cleanly_on_signal, load_settings
 if TYPE_CHECKING:
     from on_api.core.services.upkeep.node import NodeDescription
 
-app = typer.Typer(help="Run and look at the IPFS node.", no_args_is_help=True)
+app = typer.Typer(help="Run and inspect the IPFS node.", no_args_is_help=True)
 
 
 @app.command()
 def install() -> None:
-    """Find, build or download the Kubo program, and print where it is."""
+    """Find, build or download the Kubo program, and print its path."""
     from on_api.core.ipfs.daemon.binary import kubo_binary
 
     typer.echo(kubo_binary(load_settings().node, _say))
@@ -34,7 +34,7 @@ def install() -> None:
 
 @app.command()
 def run() -> None:
-    """Run the IPFS node in the foreground until Ctrl-C."""
+    """Run the IPFS node in the foreground until you press Ctrl-C."""
     from on_api.core.ipfs.daemon.process import ManagedNode
     from on_api.core.ipfs.daemon.repo import rpc_auth_for
     from on_api.core.logging import configure_logging
@@ -43,8 +43,8 @@ def run() -> None:
     settings = load_settings()
     if not settings.manages_node:
         msg = (
-            f"ON_API_IPFS__RPC_URL names a node that runs elsewhere ({settings.rpc_url}):"
-            " unset it to have on-api run one."
+            f"ON_API_IPFS__RPC_URL names an external node ({settings.rpc_url}): unset it to"
+            " let on-api run a node itself."
         )
         raise StartupError(msg)
     configure_logging(settings.log)
@@ -57,18 +57,19 @@ def run() -> None:
             typer.echo(f"gateway  {settings.gateway_url}/ipfs/CID")
             typer.echo(f"repo     {node.repo}")
             typer.echo(f"log      {node.log}")
-            typer.echo("Ctrl-C stops the node.")
+            typer.echo("Press Ctrl-C to stop the node.")
             collector.begin()
             threading.Event().wait()
     except KeyboardInterrupt:
-        _say("the node has stopped")
+        _say("The node has stopped")
 
 
 @app.command()
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Show the node's version, identity, peers and store. Exit code 1 when it can't be reached."""
+    """Show the node's version, peer ID, number of peers and repo size. Exits with code 1 if the
+    node can't be reached."""
     settings = command_settings(warns=False)
     description: NodeDescription | None = None
     problem: str | None = None
@@ -91,10 +92,12 @@ def status(
 
 @app.command()
 def adopt() -> None:
-    """Accept the node at ON_API_IPFS__RPC_URL as this deployment's, in place of another one.
+    """Accept the node at ON_API_IPFS__RPC_URL as this deployment's node, replacing the previous
+    one.
 
-    on-api asks nothing of a node but the one that it was first used with: this is how you say that
-    another one is meant. Look with `on-api fsck` whether it has what the database says.
+    on-api only uses the node that it was first used with; run this to switch to another one on
+    purpose. Afterwards, run `on-api fsck` to check that the node has all content that the database
+    expects.
     """
     from on_api.cli.context import account_scope
     from on_api.core.services.accounts.audit import COMMAND_LINE
@@ -102,24 +105,28 @@ def adopt() -> None:
 
     settings = command_settings(warns=False)
     if settings.manages_node:
-        msg = "on-api runs its node itself, in ON_API_HOME: there is none to accept."
+        msg = "on-api runs its own node, in ON_API_HOME: there is no external node to accept."
         raise StartupError(msg)
     peer_id = asyncio.run(_identity(settings))
     with account_scope() as (_, session):
         before = node_adoption.adopt(session, peer_id, COMMAND_LINE)
     if before == peer_id:
-        typer.echo(f"{peer_id} is this deployment's node already")
+        typer.echo(f"{peer_id} is already this deployment's node")
     else:
-        instead = "" if before is None else f", in place of {before}"
-        typer.echo(f"{peer_id} is this deployment's node now{instead}; `on-api fsck` looks at it")
+        instead = "" if before is None else f", replacing {before}"
+        typer.echo(
+            f"{peer_id} is now this deployment's node{instead}; run `on-api fsck` to check its"
+            " content"
+        )
 
 
 @app.command()
 def config() -> None:
-    """Show, as JSON, the Kubo settings that on-api wants and how the node's config file differs.
+    """Show, as JSON, the Kubo configuration that on-api needs and how the node's config file
+    differs from it.
 
-    The RPC secret is left out. `stale` names the settings that the next start will write; each of
-    `differences` says what keeps the node from on-api's promises until somebody changes it.
+    The RPC secret is left out. `stale` names the settings that will be written at the next start;
+    `differences` lists the settings that break on-api's guarantees until somebody changes them.
     """
     from on_api.core.ipfs.daemon.repo import (
         config_differences,

@@ -11,11 +11,11 @@ import typer
 
 
 def openapi(
-    folder: Annotated[Path, typer.Argument(help="Where to write v1.json and v2.json.")] = Path(
+    folder: Annotated[Path, typer.Argument(help="Folder for v1.json and v2.json.")] = Path(
         "openapi"
     ),
 ) -> None:
-    """Write the OpenAPI document of every version. Needs no database and no node."""
+    """Write the OpenAPI document of every version. Neither a database nor a node is needed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in documents().items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -32,7 +32,7 @@ def documents() -> dict[str, str]:
     from on_api.public.gateway.document import GATEWAY_PATHS
 
     # The documents depend on no setting; the secret is given because nothing starts without one.
-    app = create_app(Settings(secret_key=SecretStr("for the document only, never used")))
+    app = create_app(Settings(secret_key=SecretStr("placeholder for the document, never used")))
     return {
         f"{version.prefix[1:]}.json": json.dumps(
             openapi_document(app, version, release_of("on-api"), GATEWAY_PATHS),

@@ -24,24 +24,27 @@ if TYPE_CHECKING:
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to serve on.", min=1, max=65535)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
     processes: Annotated[
         int | None,
-        typer.Option(help="Processes that serve; more than one on PostgreSQL.", min=1, max=64),
+        typer.Option(
+            help="Number of API processes; more than one requires PostgreSQL.", min=1, max=64
+        ),
     ] = None,
 ) -> None:
-    """Serve the API; runs and watches over the IPFS node unless ON_API_IPFS__RPC_URL names one.
+    """Serve the API. This also runs and supervises the IPFS node, unless ON_API_IPFS__RPC_URL names
+    an external one.
 
-    The first start makes what is needed, as `on-api init` does.
+    The first start creates everything that is needed, as `on-api init` does.
     """
     given = {"host": host, "port": port, "processes": processes}
     settings = load_settings()
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
     if settings.processes > 1 and settings.uses_sqlite:
         raise StartupError(
-            f"{settings.processes} processes need PostgreSQL: set ON_API_DATABASE_URL, or"
-            " ON_API_PROCESSES=1."
+            f"Serving with {settings.processes} processes requires PostgreSQL: set"
+            " ON_API_DATABASE_URL, or ON_API_PROCESSES=1."
         )
     # For the start of the node; uvicorn sets its own handlers later.
     end_cleanly_on_signal()
@@ -142,12 +145,12 @@ def _say_what_to_try(settings: Settings, key_file: Path | None) -> None:
     shown = "YOUR_KEY" if key_file is None else f"$(cat {_shell_path(key_file)})"
     typer.echo(
         f"""
-on-api is at {settings.base_url}   (Ctrl-C ends it)
+on-api is running at {settings.base_url}   (press Ctrl-C to stop it)
 
   Try it in the browser:   {settings.base_url}/docs
   Upload a file:           curl -H "Authorization: Bearer {shown}" \\
                                 -F "file=Hello;filename=hello.txt" {settings.base_url}/v1/files
-  It is then seen at:      {settings.base_url}/ipfs/<cid>
+  Then view it at:         {settings.base_url}/ipfs/<cid>
 """
     )
 

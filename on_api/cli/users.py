@@ -10,8 +10,8 @@ from on_api.cli.context import account_scope, print_json, print_table
 
 app = typer.Typer(help="Accounts.", no_args_is_help=True)
 
-Username = Annotated[str, typer.Argument(help="The user's name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+Username = Annotated[str, typer.Argument(help="Username of the account.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Password = Annotated[
     str,
     typer.Option(
@@ -19,7 +19,8 @@ Password = Annotated[
         confirmation_prompt=True,
         hide_input=True,
         envvar="ON_API_NEW_PASSWORD",
-        help="Asked for when not given; never put it on a command line that others can see.",
+        help="Password; you are prompted for it if it is not given. Avoid passing it on the command"
+        " line, where other users can see it.",
     ),
 ]
 
@@ -38,11 +39,11 @@ Budget = Annotated[
 def create(
     username: Username,
     password: Password,
-    admin: Annotated[bool, typer.Option("--admin", help="Make an administrator.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Create an administrator.")] = False,
     quota: Quota = None,
     budget: Budget = None,
 ) -> None:
-    """Make an account. Limits that are left out are those of ON_API_LIMITS__NEW_ACCOUNT_…"""
+    """Create an account. Limits that are left out default to ON_API_LIMITS__NEW_ACCOUNT_…"""
     from on_api.core.schemas.users import UserCreate
     from on_api.core.services.accounts.audit import COMMAND_LINE
 
@@ -53,12 +54,12 @@ def create(
         user = accounts.users.create(
             session, username, password_hash, COMMAND_LINE, is_admin=admin, limits=limits
         )
-    typer.echo(f"made {user.username} ({user.id})")
+    typer.echo(f"Created {user.username} ({user.id})")
 
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """All accounts, newest first."""
+    """List all accounts, newest first."""
     from on_api.core.pagination import MAX_LIMIT, TimePage
     from on_api.core.services.accounts.users import all_users
 
@@ -100,7 +101,7 @@ def set_(
 
 @app.command("password")
 def password(username: Username, password: Password) -> None:
-    """Set a user's password; ends their logins."""
+    """Set a user's password and end their login sessions."""
     from on_api.core.schemas.users import UserCreate
 
     _check(UserCreate, username=username, password=password)
@@ -109,20 +110,22 @@ def password(username: Username, password: Password) -> None:
 
 @app.command("deactivate")
 def deactivate(username: Username) -> None:
-    """Stop a user's keys and logins; `activate` lets the keys work again."""
+    """Disable a user's API keys and end their login sessions; `activate` enables the keys again."""
     _change(username, {"active": False})
 
 
 @app.command("activate")
 def activate(username: Username) -> None:
-    """Undo `deactivate`."""
+    """Activate an account again that `deactivate` has disabled."""
     _change(username, {"active": True})
 
 
 @app.command("delete")
 def delete(
     username: Username,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete without asking for confirmation.")
+    ] = False,
 ) -> None:
     """Delete a user and all their files. This can't be undone."""
     from on_api.core.services.accounts.audit import COMMAND_LINE
@@ -132,7 +135,9 @@ def delete(
         typer.confirm(f"Delete {username} and all their files?", abort=True)
     with account_scope() as (accounts, session):
         accounts.users.delete(session, find_user(session, username).id, COMMAND_LINE)
-    typer.echo(f"deleted {username}; the files are removed while on-api serves")
+    typer.echo(
+        f"Deleted {username}; the files are removed in the background while on-api is running"
+    )
 
 
 def _limits(quota: str | None, budget: str | None) -> dict[str, int | None]:
@@ -152,7 +157,7 @@ def _change(username: str, changes: dict[str, object], *, password: str | None =
         if password is not None:
             changes = {**changes, "password_hash": accounts.users.hash_password(password)}
         accounts.users.change(session, find_user(session, username).id, changes, COMMAND_LINE)
-    typer.echo(f"changed {username}")
+    typer.echo(f"Updated {username}")
 
 
 def _check(model: type, **values: object) -> None:

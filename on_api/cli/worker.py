@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 def worker() -> None:
-    """Fetch pins, unpin, collect garbage until Ctrl-C. With PostgreSQL as many as you like.
+    """Run a background worker until you press Ctrl-C: it fetches pins, unpins content and collects
+    garbage. With PostgreSQL, any number of workers can run.
 
-    Uses the node that `on-api serve` or `on-api node run` has started, or the one configured.
+    It uses the node that `on-api serve` or `on-api node run` has started, or the external node from
+    the settings.
     """
     from on_api.core.logging import configure_logging
 
@@ -41,7 +43,7 @@ async def _work(settings: Settings) -> None:
     services.presence.start()
     housekeeper.start()
     running.start()
-    typer.echo("on-api: the worker works; Ctrl-C ends it", err=True)
+    typer.echo("on-api: the worker is running; press Ctrl-C to stop it", err=True)
     try:
         await stop.wait()
     finally:

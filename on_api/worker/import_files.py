@@ -34,13 +34,14 @@ from on_api.core.services.transfer.jobs import Item
 from on_api.core.services.uploads.stored_files import MICROSECOND
 
 CLOSED = (
-    "It is private at the source, and no identity of yours opens it: its encrypted bytes are here, "
-    "and nobody can read them. Import again with username and password there, or bring the "
-    "identity and start this import again. What only others' keys open stays as it is."
+    "The file is private at the source, and none of your identities decrypts it: its encrypted"
+    " content is stored here, but can't be read. Import it again with your username and"
+    " password at the source, or add the identity and start this import again. Files that are"
+    " encrypted only to other people's keys can't be decrypted here."
 )
 NOT_COMPARED = (
-    "It is encrypted with a passphrase. Its blocks are verified; what it says can be compared by "
-    "nobody who doesn't know the passphrase."
+    "The file is encrypted with a passphrase. Its blocks are verified; its content can't be"
+    " compared without the passphrase."
 )
 
 
@@ -102,7 +103,9 @@ class ImportedFiles:
         try:
             await self._hash(File(**self._row(item, columns)))
         except (ContentDamaged, NodeTruncated) as error:
-            raise NotAuthenticError(f"Its bytes are not those of a file: {error.details}") from None
+            raise NotAuthenticError(
+                f"The content can't be decrypted as a file: {error.details}"
+            ) from None
         return ImportedFileFacts(columns)
 
     def open_others(self, session: Session, item: Item, facts: ImportedFileFacts) -> None:
@@ -172,9 +175,11 @@ class ImportedFiles:
         except DagError:
             declared = None
         if declared is None:
-            raise NotAuthenticError("It is no file on IPFS.")
+            raise NotAuthenticError("The content is not a file on IPFS.")
         if declared != size:
-            raise NotAuthenticError(f"It has {declared} bytes, not {size} as the source says.")
+            raise NotAuthenticError(
+                f"The file has {declared} bytes, but the source reports {size}."
+            )
 
     async def _hash(self, file: File) -> None:
         reading = await self._services.reader.read(file)
@@ -183,4 +188,4 @@ class ImportedFiles:
             async for chunk in chunks:
                 await to_thread.run_sync(digest.update, chunk)
         if digest.digest() != file.sha256:
-            raise NotAuthenticError("Its bytes don't have the hash that the source says.")
+            raise NotAuthenticError("The file does not match the hash that the source reports.")

@@ -79,7 +79,7 @@ def test_a_list_and_its_report(
     assert "\x1b" not in done.stderr + done.stdout
     assert "\r" not in done.stderr
     assert "1 of 1 items (100%)" in done.stderr.splitlines()[-1]
-    assert done.stdout.splitlines()[-1].startswith("Everything was moved and verified: 1 items")
+    assert done.stdout.splitlines()[-1].startswith("Everything was imported and verified: 1 items")
     assert [(pin.cid, pin.name) for pin in pins_of(bob)] == [(cid, "名前")]
 
     failed = run(server, "imports", "start", "cids", str(tmp_path / "bad.txt"), *who, "--json")
@@ -116,7 +116,7 @@ def test_preview_and_out_and_in(
     damaged.write_bytes(car.read_bytes()[:-5])
     refused = run(server, "imports", "start", "car", str(damaged), *who)
     assert refused.returncode == 1
-    assert "This CAR can't be taken" in refused.stderr
+    assert "This CAR is not acceptable" in refused.stderr
 
 
 def test_a_pinning_service(server: Server, alice: Account, bob: Account) -> None:
@@ -147,7 +147,7 @@ def test_private_files_without_their_key(server: Server, alice: Account, bob: Ac
     assert run(server, "imports", "start", shown["id"]).returncode == 1
     report = run(server, "imports", "report", shown["id"])
     assert report.returncode == 1
-    assert report.stdout.startswith("NOT everything was moved")
+    assert report.stdout.startswith("NOT everything was imported")
     login = ("--login", alice.username)
     secrets = {"ON_API_SOURCE_TOKEN": alice.key, "ON_API_SOURCE_PASSWORD": PASSWORD}
     assert run(server, "imports", "start", *where, *login, **secrets).returncode == 0

@@ -128,7 +128,7 @@ def test_a_command_with_another_database_than_the_instance(home: Home, tmp_path:
             assert "ON_API_DATABASE_URL" in done.stderr
         listed = other.run("users", "list")
         assert listed.returncode == 0
-        assert "another database" in listed.stderr
+        assert "a different database" in listed.stderr
         found = {each["name"]: each for each in json.loads(other.run("doctor", "--json").stdout)}
         assert found["instance"]["verdict"] == "broken"
         assert "ON_API_DATABASE_URL" in found["instance"]["cure"]
@@ -233,7 +233,7 @@ def test_a_node_that_another_one_replaces_while_on_api_runs(
                 assert cid == file["cid"]
                 before = stranger.state()
                 assert client.delete(f"/v1/files/{file['id']}").status_code == 204
-                until(lambda: "in place of" in client.get("/readyz").text, "the change is seen", 60)
+                until(lambda: "instead of" in client.get("/readyz").text, "the change is seen", 60)
                 refused = client.put("/v1/files?name=x", content=b"for the first one")
                 assert refused.status_code == 503
                 assert refused.json()["error"]["reason"] == "WRONG_NODE"
@@ -241,7 +241,7 @@ def test_a_node_that_another_one_replaces_while_on_api_runs(
                 with working(settings, 2) as worker:
                     log = settings.home.glob("worker-*.log")
                     output = next(iter(log))
-                    until(lambda: "in place of" in output.read_text(), "it has tried", 60)
+                    until(lambda: "instead of" in output.read_text(), "it has tried", 60)
                     assert worker.poll() is None
                 assert stranger.state() == before
             with ManagedNode(tmp_path / "ours", node, SECRET, print):

@@ -145,11 +145,11 @@ def test_a_newer_program_is_a_warning(machine: Machine, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "mode", "problem"),
     [
-        (None, 0, "is no file"),
+        (None, 0, "is not a file"),
         ("echo 0.43.0", 0o644, "is not executable"),
-        ("echo 0.42.0", 0o755, "is Kubo 0.42.0, too old"),
+        ("echo 0.42.0", 0o755, "is Kubo 0.42.0, which is too old"),
         ("echo surprise", 0o755, "too old"),
-        ("exit 1", 0o755, "does not run as Kubo"),
+        ("exit 1", 0o755, "does not work as Kubo"),
     ],
 )
 def test_a_set_program_that_can_not_be_used(
@@ -359,14 +359,14 @@ def cut(release: Release) -> None:
 @pytest.mark.parametrize(
     ("members", "change", "reason"),
     [
-        ([file("kubo/ipfs")], spoil, "sha512 does not match"),
+        ([file("kubo/ipfs")], spoil, "SHA-512 hash .* does not match"),
         ([file("kubo/ipfs")], lambda release: release.sum.write_text(""), "does not match"),
         ([file("kubo/ipfs")], lambda release: release.sum.unlink(), "404"),
-        ([file("kubo/ipfs")], cut, "can't be unpacked"),
+        ([file("kubo/ipfs")], cut, "could not be unpacked"),
         ([file("kubo/ipfs", "0.12.0")], None, "version 0.12.0"),
-        ([link("kubo/ipfs", "/bin/sh")], None, "no plain file"),
-        ([file("ipfs")], None, "can't be unpacked"),
-        ([], None, "can't be unpacked"),
+        ([link("kubo/ipfs", "/bin/sh")], None, "not a regular file"),
+        ([file("ipfs")], None, "could not be unpacked"),
+        ([], None, "could not be unpacked"),
     ],
 )
 def test_a_release_that_can_not_be_trusted(
@@ -392,7 +392,7 @@ def test_a_failed_build_and_no_release(machine: Machine) -> None:
     machine.go(build="echo 'go: no such module' >&2; exit 1")
     with pytest.raises(StartupError, match="go: no such module") as raised:
         machine.obtain()
-    assert "can't be downloaded" in raised.value.details
+    assert "could not be downloaded" in raised.value.details
     assert "install Go >= 1.26.5" in raised.value.details
     assert [entry.name for entry in cache_folder().iterdir()] == ["lock"]
 

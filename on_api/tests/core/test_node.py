@@ -224,7 +224,7 @@ def test_a_port_that_is_taken(
     """Is named with its cure before anything is made; free again, the start is clean."""
     port = getattr(settings, setting)
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(StartupError, match=f"Port {port} is taken") as raised:
+        with pytest.raises(StartupError, match=f"Port {port} is in use") as raised:
             node.start()
         assert cure in raised.value.details
         assert f"ON_API_NODE__{setting.upper()}" in raised.value.details
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken(
 def test_ports_that_can_not_work() -> None:
     """One for both, or one for the public network that somebody has."""
     port = free_port()
-    with pytest.raises(StartupError, match=f"{port} is set twice"):
+    with pytest.raises(StartupError, match=f"{port} is configured twice"):
         check_ports(NodeSettings(rpc_port=port, gateway_port=port))
     settings = NodeSettings(rpc_port=port, gateway_port=free_port(), swarm_port=free_port())
     with socket.create_server(("127.0.0.1", settings.swarm_port)):
@@ -270,13 +270,13 @@ def test_kubo_dies_and_comes_back(
         for restarts in (1, 2):
             assert node.pid is not None
             os.kill(node.pid, signal.SIGKILL)
-            until(lambda: caplog.text.count("up again") == restarts, "Kubo is back")  # noqa: B023 (called at once)
+            until(lambda: caplog.text.count("running again") == restarts, "Kubo is back")  # noqa: B023 (called at once)
             assert node.restarts == restarts
             assert talk.is_up()
         assert talk.get(f"/ipfs/{cid}").content == b"kept"
-    assert caplog.text.count("Kubo ended (code -9") == 2
-    assert caplog.text.count("Kubo is up again") == 2
-    assert "Kubo ended (code 0" not in caplog.text
+    assert caplog.text.count("Kubo exited (code -9") == 2
+    assert caplog.text.count("Kubo is running again") == 2
+    assert "Kubo exited (code 0" not in caplog.text
 
 
 def test_kubo_keeps_dying(
@@ -445,7 +445,7 @@ def test_a_kubo_that_was_left_over(
             assert old.wait(20) == 0
             assert node.pid != old.pid
             assert talk.is_up()
-    assert lines == ["waiting for the IPFS node of an earlier run to stop"]
+    assert lines == ["waiting for the IPFS node from an earlier run to stop"]
 
 
 def test_a_kubo_that_was_left_over_on_other_ports(
@@ -516,7 +516,7 @@ def test_a_kubo_that_does_not_answer(tmp_path: Path, settings: NodeSettings, bin
         "start_timeout": 0.5,
     }
     node = ManagedNode(tmp_path / "home", settings.model_copy(update=changes), SECRET, print)
-    with pytest.raises(StartupError, match=r"did not answer within 0\.5 s") as raised:
+    with pytest.raises(StartupError, match=r"did not respond within 0\.5 s") as raised:
         node.start()
     assert "ON_API_NODE__START_TIMEOUT" in raised.value.details
     assert "thinking" in raised.value.details

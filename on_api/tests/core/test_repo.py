@@ -169,7 +169,7 @@ def test_a_datastore_that_does_not_sync_is_reported_and_left(
     with caplog.at_level(logging.WARNING):
         prepare_repo(binary, repo, PRIVATE, SECRET)
     assert config_of(repo)["Datastore"]["Spec"]["mounts"][0]["sync"] is False
-    assert "power cut" in caplog.text
+    assert "power failure" in caplog.text
     assert SECRET not in caplog.text
 
 
@@ -216,7 +216,7 @@ def test_datastores_that_are_not_known_to_be_durable(spec: object) -> None:
     [sentence] = [
         sentence
         for sentence in config_differences({"Datastore": {"Spec": spec}}, PRIVATE)
-        if "power cut" in sentence
+        if "power failure" in sentence
     ]
     assert sentence.endswith(".")
 

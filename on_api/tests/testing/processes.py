@@ -212,7 +212,7 @@ def working(
             [ON_API, "worker"], env=environment, cwd=PROJECT, stdout=output, stderr=output
         )
     try:
-        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 60)
+        until(lambda: b"the worker is running" in log.read_bytes(), "the worker is running", 60)
         yield process
     finally:
         process.kill()

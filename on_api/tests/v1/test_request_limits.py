@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from on_api.core.limit_settings import LimitsSettings
 from on_api.core.models import ApiKey
-from on_api.core.setting_groups import CorsSettings
+from on_api.core.server_settings import CorsSettings
 from on_api.core.settings import Settings
 from on_api.tests.conftest import PASSWORD, DatabaseMaker, Server
 from on_api.tests.testing.raw_http import wire_to

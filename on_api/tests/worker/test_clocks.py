@@ -63,7 +63,7 @@ def wrong_worker(settings: Settings, hours: float) -> Iterator[None]:
             stderr=output,
         )
     try:
-        until(lambda: b"the worker works" in log.read_bytes(), "the worker works", 300)
+        until(lambda: b"the worker is running" in log.read_bytes(), "the worker is running", 300)
         yield
     finally:
         process.kill()

@@ -83,7 +83,10 @@ def kubo_binary(settings: NodeSettings, say: Say, *, release_url: str = RELEASE_
                     _obtain(program, say, release_url)
     except OSError as error:
         reason = error.strerror or error
-        msg = f"Can't keep Kubo in {folder} ({reason}): set XDG_CACHE_HOME to a folder with room."
+        msg = (
+            f"Can't store Kubo in {folder} ({reason}): set XDG_CACHE_HOME to a writable folder"
+            " with enough space."
+        )
         raise StartupError(msg) from error
     return program
 
@@ -96,7 +99,9 @@ def cache_folder() -> Path:
         try:
             base = Path.home() / ".cache"
         except RuntimeError as error:
-            msg = "There is no home folder to keep Kubo in: set XDG_CACHE_HOME."
+            msg = (
+                "There is no home folder to store Kubo in: set XDG_CACHE_HOME to a writable folder."
+            )
             raise StartupError(msg) from error
     return base / "on-api" / "kubo" / f"v{KUBO_VERSION}"
 
@@ -137,7 +142,7 @@ def build_with_go(program: Path, say: Say) -> None:
     if version is None or version < _GO_NEEDED:
         found = "?" if version is None else ".".join(map(str, version))
         raise _NotObtained(f"Go {found} is older than {_GO_NEEDED_TEXT}")
-    say(f"building Kubo {KUBO_VERSION} with Go; this is done once and takes 2 to 5 minutes")
+    say(f"building Kubo {KUBO_VERSION} with Go; this happens only once and takes 2 to 5 minutes")
     with _draft_folder(program.parent) as draft:
         for name in ("go.mod", "go.sum"):
             shutil.copyfile(_MODULE / name, draft / name)
@@ -167,9 +172,9 @@ def download_release(program: Path, say: Say, release_url: str) -> None:
                 expected = client.get(f"{url}.sha512").raise_for_status().text.split()[:1]
                 actual = _download(client, url, archive, say)
         except httpx.HTTPError as error:
-            raise _NotObtained(f"the official release can't be downloaded ({error})") from error
+            raise _NotObtained(f"the official release could not be downloaded ({error})") from error
         if expected != [actual]:
-            raise _NotObtained("the official release's sha512 does not match its archive")
+            raise _NotObtained("the SHA-512 hash of the official release does not match")
         unpacked = draft / "ipfs"
         _extract_program(archive, unpacked)
         _accept(unpacked, program)
@@ -179,13 +184,13 @@ def _explicit(binary: Path, say: Say) -> Path:
     program = binary.expanduser().absolute()
     problem = None
     if not program.is_file():
-        problem = "is no file"
+        problem = "is not a file"
     elif not os.access(program, os.X_OK):
         problem = "is not executable"
     elif (version := program_version(program)) is None:
-        problem = "does not run as Kubo (`ipfs version` fails)"
+        problem = "does not work as Kubo (`ipfs version` fails)"
     elif is_too_old(version):
-        problem = f"is Kubo {version}, too old for on-api"
+        problem = f"is Kubo {version}, which is too old for on-api"
     elif not is_tested(version):
         _warn_untested(program, version, say)
     if problem is not None:
@@ -270,7 +275,7 @@ def _accept(made: Path, program: Path) -> None:
     made.chmod(0o755)
     version = program_version(made)
     if version != KUBO_VERSION:
-        raise _NotObtained(f"the new program says it is version {version}, not {KUBO_VERSION}")
+        raise _NotObtained(f"the new program reports version {version} instead of {KUBO_VERSION}")
     made.replace(program)
 
 
@@ -346,7 +351,7 @@ def _download(client: httpx.Client, url: str, target: Path, say: Say) -> str:
         for piece in response.iter_raw(MIB):
             size += len(piece)
             if size > MAX_ARCHIVE_BYTES:
-                raise _NotObtained("the official release is implausibly large")
+                raise _NotObtained("the official release is larger than plausible")
             digest.update(piece)
             file.write(piece)
             if time.monotonic() - shown >= PROGRESS_SECONDS:
@@ -363,8 +368,8 @@ def _extract_program(archive: Path, target: Path) -> None:
             member = tar.getmember("kubo/ipfs")
             source = tar.extractfile(member) if member.isreg() else None
             if source is None or member.size > MAX_PROGRAM_BYTES:
-                raise _NotObtained("the official release's `kubo/ipfs` is no plain file")
+                raise _NotObtained("`kubo/ipfs` in the official release is not a regular file")
             with target.open("wb") as file:
                 shutil.copyfileobj(source, file, MIB)
     except (KeyError, EOFError, tarfile.TarError, zlib.error, OSError) as error:
-        raise _NotObtained(f"the official release can't be unpacked ({error})") from error
+        raise _NotObtained(f"the official release could not be unpacked ({error})") from error

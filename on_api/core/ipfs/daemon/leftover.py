@@ -31,7 +31,7 @@ def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str]
     lock = repo / "repo.lock"
     if lock_holder(lock) is None:
         return
-    say("waiting for the IPFS node of an earlier run to stop")
+    say("waiting for the IPFS node from an earlier run to stop")
     deadline = time.monotonic() + timeout + 1
     asked = False
     while (holder := lock_holder(lock)) is not None:
@@ -39,8 +39,8 @@ def stop_leftover(repo: Path, rpc_auth: str, timeout: float, say: Callable[[str]
             asked = _ask_to_stop(repo, rpc_auth)
         if time.monotonic() >= deadline:
             msg = (
-                f"Another program (process {holder}) still uses the IPFS node's repo {repo}:"
-                " stop it, or set ON_API_HOME to another folder."
+                f"Another program (process {holder}) is still using the IPFS node's repo"
+                f" {repo}: stop it, or set ON_API_HOME to another folder."
             )
             raise StartupError(msg)
         time.sleep(_POLL_SECONDS)

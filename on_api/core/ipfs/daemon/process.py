@@ -137,7 +137,7 @@ class ManagedNode:
                 self._ended.wait(self._settings.shutdown_timeout)
         finally:
             if thread is not None and process is not None and not self._ended.is_set():
-                logger.warning("Kubo (process %d) did not stop in time: killing it", process.pid)
+                logger.warning("Kubo (process %d) did not stop in time; killing it", process.pid)
                 process.kill()
                 self._ended.wait()
             if self._home_lock is not None:
@@ -193,7 +193,7 @@ class ManagedNode:
             if not self._stopping.is_set():
                 logger.warning("Kubo could not be restarted: %s", error)
             return False
-        logger.warning("Kubo is up again (restart %d)", self.restarts)
+        logger.warning("Kubo is running again (restart %d)", self.restarts)
         self.on_restart()
         return True
 
@@ -245,16 +245,16 @@ class ManagedNode:
             if process.poll() is not None:
                 check_ports(self._settings)  # the likeliest reason; says which one
                 msg = (
-                    f"Kubo did not start ({self._last_words()}); if its repo {self.repo} is"
-                    " damaged, restore it from a backup or move it away to begin with an empty"
-                    f" node; Kubo's log is {self.log}."
+                    f"Kubo did not start ({self._last_words()}). See Kubo's log {self.log}; if"
+                    f" the repo {self.repo} is damaged, restore it from a backup, or move it"
+                    " away to start with an empty node."
                 )
                 raise StartupError(msg)
             if time.monotonic() >= deadline:
                 msg = (
-                    f"Kubo did not answer within {self._settings.start_timeout:g} s"
-                    f" ({self._last_words()}): look into its log {self.log},"
-                    " or give it longer with ON_API_NODE__START_TIMEOUT."
+                    f"Kubo did not respond within {self._settings.start_timeout:g} s"
+                    f" ({self._last_words()}): see its log {self.log}, or allow more time with"
+                    " ON_API_NODE__START_TIMEOUT."
                 )
                 raise StartupError(msg)
             if self._stopping.wait(_POLL_SECONDS):
@@ -275,7 +275,7 @@ class ManagedNode:
             return
         code = process.wait()
         if not self._stopping.is_set():
-            logger.warning("Kubo ended (code %d: %s)", code, self._last_words())
+            logger.warning("Kubo exited (code %d: %s)", code, self._last_words())
 
     def _last_words(self) -> str:
         """Return the error that Kubo logged since its last start, else the log's last lines."""
@@ -288,7 +288,7 @@ class ManagedNode:
         lines = [line for line in lines if line]
         errors = [index for index, line in enumerate(lines) if line.startswith("Error:")]
         words = " ".join(lines[errors[-1] :] if errors else lines[-2:])
-        return words[:500] or "it wrote nothing"
+        return words[:500] or "it logged nothing"
 
 
 def check_ports(settings: NodeSettings) -> None:
@@ -301,19 +301,22 @@ def check_ports(settings: NodeSettings) -> None:
         wanted.append(("0.0.0.0", settings.swarm_port, "ON_API_NODE__SWARM_PORT"))  # noqa: S104 (a port for the world is what `public` asks for)
     for index, (address, port, setting) in enumerate(wanted):
         if port in [other for _, other, _ in wanted[:index]]:
-            msg = f"Port {port} is set twice: choose another with {setting}."
+            msg = f"Port {port} is configured twice: choose another port with {setting}."
             raise StartupError(msg)
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Kubo does
             try:
                 listener.bind((address, port))
             except PermissionError as error:
-                msg = f"Port {port} may not be used by this user: choose another with {setting}."
+                msg = (
+                    f"This user is not permitted to use port {port}: choose another port with"
+                    f" {setting}."
+                )
                 raise StartupError(msg) from error
             except OSError as error:
                 msg = (
-                    f"Port {port} is taken by another program:"
-                    f" stop it, or choose another port with {setting}."
+                    f"Port {port} is in use by another program: stop that program, or choose"
+                    f" another port with {setting}."
                 )
                 raise StartupError(msg) from error
 
@@ -356,8 +359,8 @@ def _lock_home(home: Path) -> int:
 
 def _not_writable(home: Path, error: OSError) -> StartupError:
     return StartupError(
-        f"Can't write to {home} ({error.strerror or error}):"
-        " make it writable, or set ON_API_HOME to another folder."
+        f"Can't write to {home} ({error.strerror or error}): make it writable for this user,"
+        " or set ON_API_HOME to another folder."
     )
 
 

@@ -152,20 +152,20 @@ def config_differences(actual: Mapping[str, object], settings: NodeSettings) -> 
     differences = []
     if profile := [key for key in stale if key in _UNIXFS_V1_2025]:
         differences.append(
-            f"The node's {', '.join(profile)} differ from the profile unixfs-v1-2025, so that the"
-            " same files may get other CIDs than elsewhere:"
-            " run `ipfs config profile apply unixfs-v1-2025` and restart the node."
+            f"The node's settings {', '.join(profile)} differ from the profile unixfs-v1-2025,"
+            " so the same files may get different CIDs than on other nodes: run `ipfs config"
+            " profile apply unixfs-v1-2025` and restart the node."
         )
     if not is_durable(value_of(actual, "Datastore.Spec")):
         differences.append(
-            "The node's block store doesn't sync its writes, so that a power cut can lose"
-            ' acknowledged files: set "sync": true for flatfs in Datastore.Spec (or use pebble)'
-            " and restart the node."
+            "The node's block store does not sync its writes, so a power failure can lose"
+            ' files that were already acknowledged: set "sync": true for flatfs in'
+            " Datastore.Spec (or use pebble) and restart the node."
         )
     if "Gateway.NoFetch" in stale:
         differences.append(
-            "The node's gateway fetches from the network whatever it is asked for:"
-            " run `ipfs config --json Gateway.NoFetch true` and restart the node."
+            "The node's gateway fetches any requested content from the network: run `ipfs"
+            " config --json Gateway.NoFetch true` and restart the node."
         )
     return differences
 
@@ -198,13 +198,17 @@ def prepare_repo(binary: Path, repo: Path, settings: NodeSettings, rpc_auth: str
             _write_config(repo, with_values(config, wanted))
     except OSError as error:
         reason = error.strerror or error
-        msg = f"Can't prepare the IPFS node's repo {repo} ({reason}): check disk and permissions."
+        msg = (
+            f"Can't prepare the IPFS node's repo {repo} ({reason}): check disk space and"
+            " permissions."
+        )
         raise StartupError(msg) from error
     if not is_durable(value_of(config, "Datastore.Spec")):
         # Not changed here: the operator may have a reason for it.
         logger.warning(
-            "the IPFS node's repo %s does not sync its writes: a power cut can lose acknowledged"
-            ' files (set "sync": true for flatfs in Datastore.Spec of its config)',
+            "the IPFS node's repo %s does not sync its writes: a power failure can lose files"
+            ' that were already acknowledged (set "sync": true for flatfs in Datastore.Spec'
+            " of its config)",
             repo,
         )
 
@@ -230,7 +234,7 @@ def peer_id_of(repo: Path) -> str:
     """Return the identity in the repo's config. Raises `StartupError` when there is none."""
     peer_id = value_of(read_config(repo), "Identity.PeerID")
     if not isinstance(peer_id, str) or not peer_id:
-        raise damaged(repo, "its config file has no identity")
+        raise damaged(repo, "its config file contains no identity")
     return peer_id
 
 
@@ -257,8 +261,8 @@ def kubo_environment(repo: Path) -> dict[str, str]:
 def damaged(repo: Path, what: str) -> StartupError:
     """Return the error for a repo that can't be used: where it is, and the two remedies."""
     return StartupError(
-        f"The IPFS node's repo {repo} is damaged ({what}): restore it from a backup,"
-        " or move it away to begin with an empty node."
+        f"The IPFS node's repo {repo} is damaged ({what}): restore it from a backup, or move"
+        " it away to start with an empty node."
     )
 
 
@@ -337,7 +341,7 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
         draft.rename(repo)
         _sync(repo.parent)
     except subprocess.TimeoutExpired as error:
-        msg = f"`{binary} init` did not end within {INIT_TIMEOUT_SECONDS:g} s."
+        msg = f"`{binary} init` did not finish within {INIT_TIMEOUT_SECONDS:g} s."
         raise StartupError(msg) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -32,11 +32,14 @@ _INCOMPLETE = {
     DRAFT: "Not started",
     PAUSED: "Paused",
     CANCELLED: "Cancelled",
-    DONE: "NOT everything was moved",
-    FAILED: "NOT everything was moved",
+    DONE: "NOT everything was imported",
+    FAILED: "NOT everything was imported",
 }
-_CLOSED = "It is here, but no identity of yours opens it; start this import again to have it tried."
-_NOT_MOVED = " Links, keys and settings of the account there are no part of an import."
+_CLOSED = (
+    "The file is stored here, but none of your identities decrypts it; start this import again to"
+    " retry."
+)
+_NOT_MOVED = " Links, keys and settings of the source account are not part of an import."
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -97,7 +100,10 @@ class Totals:
         items = sum(self.counts.values())
         if status == DONE and here == items == self.verified:
             return ReportSummary(True, self._whole(items))
-        words = [f"{_INCOMPLETE.get(status, 'Not ended yet')}: {here} of {items} items are here."]
+        words = [
+            f"{_INCOMPLETE.get(status, 'Not finished yet')}: {here} of {items} items are stored"
+            " here."
+        ]
         if error is not None and not self.failures:
             words.append(error)
         if self.failures:
@@ -105,24 +111,24 @@ class Totals:
             named = "; ".join(self.failures) + (f"; and {more} more" if more else "")
             words.append(f"{self.counts['failed']} failed: {named}.")
         if left := self.counts["waiting"] + self.counts["moving"]:
-            words.append(f"{left} are left.")
+            words.append(f"{left} items are left.")
         return ReportSummary(False, " ".join(words))
 
     def _whole(self, items: int) -> str:
         if not items:
-            return "The source lists nothing: there was nothing to move."
+            return "The source's list is empty: there was nothing to import."
         sums = (
-            f"{items} items, {self.blocks} blocks, {self.bytes} bytes; "
-            f"{self.counts['skipped']} of them were here already."
+            f"{items} items, {self.blocks} blocks, {self.bytes} bytes;"
+            f" {self.counts['skipped']} of the items were already stored."
         )
         rest = _NOT_MOVED if self._kind == ON_API else ""
         if not self.noted:
-            return f"Everything was moved and verified: {sums}{rest}"
+            return f"Everything was imported and verified: {sums}{rest}"
         more = self.noted - len(self.notes)
         named = "; ".join(self.notes) + (f"; and {more} more" if more else "")
         return (
-            f"All items are here, but not everything of {self.noted} of them could be kept or "
-            f"verified: {named}. In all {sums}{rest}"
+            f"All items are stored here, but {self.noted} of them could not be kept or"
+            f" verified in full: {named}. In total: {sums}{rest}"
         )
 
 

@@ -80,14 +80,16 @@ def _crypto(_settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis(name, Severity.OK, metadata.version(name))
     else:
         yield Diagnosis(
-            name, Severity.BROKEN, "pycrypto is installed beside it and overwrites its files", cure
+            name, Severity.BROKEN, "pycrypto is also installed and overwrites its files", cure
         )
 
 
 def _encryption(_settings: Settings) -> Iterator[Diagnosis]:
     from on_api.core.crypto import aead
 
-    yield Diagnosis("encryption", Severity.OK, f"ChaCha20-Poly1305 by {aead.describe()}")
+    yield Diagnosis(
+        "encryption", Severity.OK, f"ChaCha20-Poly1305 is provided by {aead.describe()}"
+    )
 
 
 def _secret(settings: Settings) -> Iterator[Diagnosis]:
@@ -100,16 +102,21 @@ def _secret(settings: Settings) -> Iterator[Diagnosis]:
             yield Diagnosis(
                 "master secret",
                 Severity.BROKEN,
-                "others on this machine can read it",
+                "other users of this machine can read it",
                 f"chmod 600 {settings.home / SECRET_FILE}",
             )
             return
-        yield Diagnosis("master secret", Severity.OK, f"from {SECRET_FILE}")
+        yield Diagnosis("master secret", Severity.OK, f"read from {SECRET_FILE}")
     elif len(set(settings.secret_key.get_secret_value())) < WEAK_BELOW_CHARACTERS:
-        cure = "make a new one before anything depends on it: openssl rand -base64 48"
-        yield Diagnosis("master secret", Severity.WARNING, "it looks weak: so few characters", cure)
+        cure = "create a new one before you store any data: openssl rand -base64 48"
+        yield Diagnosis(
+            "master secret",
+            Severity.WARNING,
+            "it looks weak: it has only a few different characters",
+            cure,
+        )
     else:
-        yield Diagnosis("master secret", Severity.OK, "from ON_API_SECRET_KEY")
+        yield Diagnosis("master secret", Severity.OK, "read from ON_API_SECRET_KEY")
 
 
 def _database(settings: Settings) -> Iterator[Diagnosis]:
@@ -120,13 +127,13 @@ def _database(settings: Settings) -> Iterator[Diagnosis]:
     try:
         with database.session_scope(write=False) as session:
             connection = session.connection()
-            yield Diagnosis("database", Severity.OK, f"{connection.dialect.name}, reachable")
+            yield Diagnosis("database", Severity.OK, f"{connection.dialect.name} is reachable")
             try:
                 check_revision(connection)
             except StartupError as error:
                 yield Diagnosis("migrations", Severity.BROKEN, error.details)
             else:
-                yield Diagnosis("migrations", Severity.OK, "at head")
+                yield Diagnosis("migrations", Severity.OK, "the schema is up to date")
                 yield from _secret_of_rows(session, settings)
             yield _clock(session)
             if database.is_postgresql:
@@ -143,10 +150,16 @@ def _clock(session: Session) -> Diagnosis:
     there = moment_of(session)
     after = utc_now()
     ahead = (before + (after - before) / 2 - there).total_seconds()
-    details = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the database's"
+    details = (
+        f"this machine's clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the"
+        " database's"
+    )
     if abs(ahead) <= CLOCKS_DIFFER_SECONDS:
         return Diagnosis("clock", Severity.OK, details)
-    cure = "set the clocks of both machines by one time server: keys' expiry and traffic go by this"
+    cure = (
+        "synchronise the clocks of both machines with a time server, since the expiry of keys and"
+        " the traffic accounting depend on them"
+    )
     return Diagnosis("clock", Severity.WARNING, details, cure)
 
 
@@ -161,7 +174,7 @@ def _secret_of_rows(session: Session, settings: Settings) -> Iterator[Diagnosis]
         return  # reported already
     problem = secret_problem(session, keyring)
     if problem is None:
-        yield Diagnosis(name, Severity.OK, "belongs to the secret that is here")
+        yield Diagnosis(name, Severity.OK, "the master secret here can decrypt it")
     else:
         details, _, cure = problem.partition(": ")
         yield Diagnosis(name, Severity.BROKEN, details, cure)
@@ -173,9 +186,11 @@ def _instance(settings: Settings) -> Iterator[Diagnosis]:
     name = "instance"
     instance = running_instance(settings.home)
     if instance is None:
-        yield Diagnosis(name, Severity.OK, "none runs in this home")
+        yield Diagnosis(name, Severity.OK, "on-api is not running in this home")
     elif instance.uses_database_of(settings):
-        yield Diagnosis(name, Severity.OK, f"process {instance.pid} runs in this home")
+        yield Diagnosis(
+            name, Severity.OK, f"on-api is running in this home as process {instance.pid}"
+        )
     else:
         details, _, cure = instance.other_database_message().partition(": ")
         yield Diagnosis(name, Severity.BROKEN, details, cure)
@@ -194,13 +209,13 @@ def _node(settings: Settings) -> Iterator[Diagnosis]:
             "node",
             Severity.WARNING,
             f"{version.agent} {version.version} is outside the tested range {TESTED_RANGE}",
-            "use a tested version, or report how it went with this one",
+            "use a tested version, or report whether this one works",
         )
 
     try:
         yield asyncio.run(ask())
     except WrongNode as error:
-        details, _, advice = error.details.partition(": nothing was asked of it")
+        details, _, advice = error.details.partition(": on-api did not use it")
         yield Diagnosis("node", Severity.BROKEN, details, advice.strip(". ") or _START_IT)
     except OnApiError as error:
         cure = _START_IT if settings.manages_node else None
@@ -220,19 +235,24 @@ def _gateway(settings: Settings) -> Iterator[Diagnosis]:
                 try:
                     await read_block(node, known)
                 except DamagedError as error:
-                    return f"It lacks what the database says is kept: {error}."
+                    return f"The node lacks content that the database expects: {error}."
             return problem
 
     name = "gateway"
     problem = asyncio.run(ask())
     if problem is None:
-        yield Diagnosis(name, Severity.OK, "gives out what it is asked for")
+        yield Diagnosis(name, Severity.OK, "serves content as expected")
     elif settings.manages_node:
-        yield Diagnosis(name, Severity.BROKEN, problem, f"{_START_IT}; else look by `on-api fsck`")
+        yield Diagnosis(
+            name,
+            Severity.BROKEN,
+            problem,
+            f"{_START_IT}; if it is already running, check it with `on-api fsck`",
+        )
     else:
         cure = (
             "ON_API_IPFS__GATEWAY_URL must be the gateway of the node at ON_API_IPFS__RPC_URL;"
-            " `on-api fsck` looks for what is damaged"
+            " run `on-api fsck` to check for damaged content"
         )
         yield Diagnosis(name, Severity.BROKEN, problem, cure)
 
@@ -262,7 +282,10 @@ def node_settings(settings: Settings) -> Iterator[Diagnosis]:
         path = settings.home / "ipfs" / "config"
         if not path.exists():
             yield Diagnosis(
-                name, Severity.WARNING, "there is no repo yet", "`on-api serve` makes it"
+                name,
+                Severity.WARNING,
+                "the repo does not exist yet",
+                "`on-api serve` will create it",
             )
             return
         config = json.loads(path.read_text())
@@ -273,7 +296,7 @@ def node_settings(settings: Settings) -> Iterator[Diagnosis]:
         details, _, cure = difference.partition(": ")
         yield Diagnosis(name, Severity.WARNING, details, cure)
     if not differences:
-        yield Diagnosis(name, Severity.OK, "durable, with the CID profile")
+        yield Diagnosis(name, Severity.OK, "durable, and using the profile unixfs-v1-2025")
 
 
 async def _ask_for_config(settings: Settings) -> dict[str, object]:
@@ -288,14 +311,14 @@ def _pool(settings: Settings, allowed: int) -> Diagnosis:
     of_one = settings.database.pool_size + settings.database.max_overflow + 2
     wanted = of_one * settings.processes
     details = (
-        f"{wanted} at most of {settings.processes} serving process(es), {allowed} allowed by the"
-        " server"
+        f"{settings.processes} API process(es) may open up to {wanted} connections; the server"
+        f" allows {allowed}"
     )
     if wanted < allowed:
         return Diagnosis("connections", Severity.OK, details)
     cure = (
-        "lower ON_API_PROCESSES, or ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (with"
-        " ON_API_THREADS), or raise max_connections"
+        "lower ON_API_PROCESSES, or ON_API_DATABASE__POOL_SIZE and __MAX_OVERFLOW (together"
+        " with ON_API_THREADS), or raise PostgreSQL's max_connections"
     )
     return Diagnosis("connections", Severity.WARNING, details, cure)
 
@@ -309,21 +332,21 @@ def _ports(settings: Settings) -> Iterator[Diagnosis]:
     if instance is None and settings.manages_node:
         yield from _node_ports(settings)
     if not _is_taken(settings.host, settings.port):
-        yield Diagnosis("ports", Severity.OK, f"{settings.port} is free")
+        yield Diagnosis("ports", Severity.OK, f"port {settings.port} is free")
     elif is_ours and _is_on_api(settings):
-        yield Diagnosis("ports", Severity.OK, f"{settings.port} is on-api's")
+        yield Diagnosis("ports", Severity.OK, f"port {settings.port} is used by on-api itself")
     elif _is_on_api(settings):
         yield Diagnosis(
             "ports",
             Severity.WARNING,
-            f"{settings.port} is taken by an on-api that this home doesn't tell of",
+            f"port {settings.port} is in use by an on-api that does not belong to this home",
             "set ON_API_HOME to its home, or choose another port with ON_API_PORT",
         )
     else:
         yield Diagnosis(
             "ports",
             Severity.BROKEN,
-            f"{settings.port} is taken by another program",
+            f"port {settings.port} is in use by another program",
             "stop it, or choose another port with ON_API_PORT",
         )
 
@@ -342,7 +365,7 @@ def _node_ports(settings: Settings) -> Iterator[Diagnosis]:
             yield Diagnosis(
                 "node's ports",
                 Severity.BROKEN,
-                f"{port} is taken by another program, which is left alone",
+                f"port {port} is in use by another program",
                 f"stop it, or choose another with ON_API_NODE__{name} (make run {name}=…)",
             )
 

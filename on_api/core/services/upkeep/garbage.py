@@ -124,7 +124,7 @@ class GarbageCollector:
                 level,
                 "%s has lost its pin%s",
                 finding.subject,
-                "" if finding.is_trouble else ": pinned again",
+                "" if finding.is_trouble else "; pinned again",
             )
         return report.clean
 

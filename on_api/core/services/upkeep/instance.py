@@ -85,9 +85,9 @@ class Instance(BaseModel):
     def other_database_message(self) -> str:
         """Return the error message for a command with another database."""
         return (
-            f"The on-api that runs in this home (process {self.pid}) uses another database,"
-            f" {self.database}: set ON_API_DATABASE_URL as it has it, or ON_API_HOME to the home"
-            " that is meant"
+            f"The on-api that is running in this home (process {self.pid}) uses a different"
+            f" database, {self.database}: set ON_API_DATABASE_URL to the same one, or"
+            " ON_API_HOME to the home that you want to use"
         )
 
 
@@ -114,7 +114,7 @@ def published(settings: Settings, *, serves: bool) -> Iterator[None]:
         if running_instance(settings.home) is None:
             descriptor = _publish(path, Instance.of(settings, serves=serves))
     except OSError as error:
-        logger.warning("other commands can't be told of this process: %s", error.strerror)
+        logger.warning("could not announce this process to other commands: %s", error.strerror)
     try:
         yield
     finally:

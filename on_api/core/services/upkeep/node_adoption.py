@@ -63,20 +63,22 @@ class RecordedNode:
             expected = await to_thread.run_sync(self._look, peer_id)
         except DatabaseUnavailable as error:
             raise NodeUnavailable(
-                "Whether the IPFS node is this deployment's can't be told without the database."
+                "Without the database, on-api can't check that the IPFS node belongs to this"
+                " deployment."
             ) from error
         except BadRequest as error:
             raise WrongNode(error.details) from error
         if expected is None:
             raise WrongNode(
-                f"This database has never been used with an IPFS node; {peer_id} answers at the"
-                " address: start `on-api serve` with it, or accept it by `on-api node adopt`."
+                f"This database has never been used with an IPFS node, and {peer_id} is the"
+                " node at the configured address: start `on-api serve` to use it, or accept it"
+                " with `on-api node adopt`."
             )
         if expected != peer_id:
             raise WrongNode(
-                f"The IPFS node {peer_id} answers in place of {expected}, which this database is"
-                " for: nothing was asked of it. Correct ON_API_IPFS__RPC_URL, or accept the other"
-                " node by `on-api node adopt`."
+                f"The IPFS node {peer_id} responds instead of {expected}, which belongs to"
+                " this database: on-api did not use it. Correct ON_API_IPFS__RPC_URL, or"
+                " accept the other node with `on-api node adopt`."
             )
         self._expected, self._answered_at = peer_id, began
 
@@ -126,5 +128,5 @@ def _known(database: Database) -> str | None:
 def checked_id(peer_id: str) -> str:
     """Return a node's identity as it was given. Raises `BadRequest` for a malformed one."""
     if not peer_id.isalnum() or len(peer_id) > NODE_ID_LENGTH:
-        raise BadRequest("What the node says of itself is no libp2p identity.")
+        raise BadRequest("The IPFS node's peer ID is not a valid libp2p identity.")
     return peer_id

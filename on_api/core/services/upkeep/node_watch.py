@@ -91,7 +91,7 @@ class NodeWatch:
             try:
                 await self.look()
             except OnApiError as error:
-                logger.warning("could not look at the node: %s", error.details)
+                logger.warning("could not check the node: %s", error.details)
             self._has_looked.set()
             await asyncio.sleep(LOOK_SECONDS if self._delegates else FIRST_LOOK_SECONDS)
 

@@ -120,9 +120,9 @@ class ReadinessChecks:
         # same node would have no more room.
         bytes_left = await self._capacity.bytes_left()
         if bytes_left is None:
-            return [Check("room", ok=False, details="the node doesn't say", needed=False)]
+            return [Check("room", ok=False, details="the node does not report it", needed=False)]
         if bytes_left > 0:
-            return [Check("room", ok=True, details=f"{bytes_left} bytes", needed=False)]
+            return [Check("room", ok=True, details=f"{bytes_left} bytes are free", needed=False)]
         words = "the node is full: uploads are refused with 507"
         return [Check("room", ok=False, details=words, needed=False)]
 
@@ -130,21 +130,21 @@ class ReadinessChecks:
         if self._database.connections_in_use() >= self._database.most_connections:
             return f"all {self._database.most_connections} connections are in use"
         if waiting := self._database.writers_waiting():
-            return f"{_silent(seconds)}; {waiting} wait to write"
+            return f"{_silent(seconds)}; {waiting} transactions are waiting to write"
         return _silent(seconds)
 
     def _news(self) -> Check:
         # Not needed: without invalidations the caches are not used, which is slower but correct.
         if self._invalidations.trusted:
             return Check("news", ok=True, details="heard", needed=False)
-        words = "changes of other processes are not heard: nothing is taken from memory meanwhile"
+        words = "changes made by other processes are not received, so caches are disabled for now"
         return Check("news", ok=False, details=words, needed=False)
 
     def _secret(self) -> Check:
         # Checked when the process started: it reads every row.
         warning = self._keyring.warning
         if warning is None and self._keyring.lacks_the_one_in_use:
-            warning = "the master secret that is in use now is not here"
+            warning = "the master secret that is in use is not available to this process"
         return Check("secret", ok=warning is None, details=warning or "here")
 
 
@@ -191,14 +191,14 @@ class _Look:
         except OnApiError as error:
             return self._all_failed(error.details)
         except Exception as error:  # a missing table, say: reported, and no 500
-            log_failure(logger, f"a look at the {self._names[0]} failed", error)
-            return self._all_failed(f"the look failed: {type(error).__name__}")
+            log_failure(logger, f"the check of {self._names[0]} failed", error)
+            return self._all_failed(f"the check failed: {type(error).__name__}")
         finally:
             self._ended = self._clock()
 
     def _all_failed(self, details: str) -> Sequence[Check]:
         first, *others = self._names
-        unknown = f"not known without the {first}"
+        unknown = f"unknown, because the check of {first} failed"
         return [
             Check(first, ok=False, details=details, needed=self._needed),
             *(Check(name, ok=False, details=unknown, needed=self._needed) for name in others),
@@ -206,7 +206,7 @@ class _Look:
 
 
 def _silent(seconds: float) -> str:
-    return f"no answer within {seconds:.1f} seconds"
+    return f"no response within {seconds:.1f} seconds"
 
 
 class _TakenBackError(Exception):
@@ -220,7 +220,7 @@ def _check_database(database: Database) -> Sequence[Check]:
             check_revision(session.connection())
         except OnApiError as error:
             return [reached, Check("migrations", ok=False, details=error.details)]
-        return [reached, Check("migrations", ok=True, details="at head")]
+        return [reached, Check("migrations", ok=True, details="the schema is up to date")]
 
 
 async def gateway_problem(node: IpfsNode) -> str | None:
@@ -229,8 +229,8 @@ async def gateway_problem(node: IpfsNode) -> str | None:
     try:
         found = await node.block(EMPTY_FILE)
     except NodeError as error:
-        return f"Its gateway: {error.details}"
-    return None if found == b"" else "What answers at its gateway's address is no gateway."
+        return f"The node's gateway failed: {error.details}"
+    return None if found == b"" else "The service at the gateway's address is not an IPFS gateway."
 
 
 def _check_writes(database: Database) -> Sequence[Check]:
@@ -243,7 +243,9 @@ def _check_writes(database: Database) -> Sequence[Check]:
         raise _TakenBackError
     database.disk_was_full = False
     if (file := database.file) is not None and (free := _free_bytes(file)) < LEAST_FREE_BYTES:
-        return [Check("writes", ok=False, details=f"the database's disk is full: {free} bytes")]
+        return [
+            Check("writes", ok=False, details=f"the database's disk is full: {free} bytes are free")
+        ]
     return [Check("writes", ok=True, details="possible")]
 
 
@@ -252,7 +254,9 @@ def _probe_disk_space(session: Session) -> None:
         session.execute(_PROBE_DISK_SPACE)
     except ProgrammingError:
         # This role may not create temporary tables: the next write that fails reports it again.
-        logger.info("can't see whether the database's disk is full without the TEMPORARY privilege")
+        logger.info(
+            "can't check whether the database's disk is full without the TEMPORARY privilege"
+        )
 
 
 def _free_bytes(file: Path) -> int:

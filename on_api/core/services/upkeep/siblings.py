@@ -40,7 +40,9 @@ class Sibling:
             try:
                 await to_thread.run_sync(self._leave, exposition())
             except OSError as error:
-                logger.warning("the metrics can't be left for other processes: %s", error.strerror)
+                logger.warning(
+                    "could not write the metrics for other processes: %s", error.strerror
+                )
             await asyncio.sleep(WRITE_SECONDS)
 
     def joined(self, own: bytes) -> bytes:

@@ -78,13 +78,13 @@ class NodeChecks:
     async def check_states(self) -> None:
         """Check that contents with holdings are pinned, and that no removal was left unfinished."""
         for cid in await to_thread.run_sync(self._held_but_not_pinned):
-            details = "somebody holds it, its row says that it is not pinned"
+            details = "the content is in use, but its row says that it is not pinned"
             mended = self._repair and await self._restore(cid)
             self._report.add(Finding(FindingKind.WRONG_STATE, cid, details, mended))
         for cid in await to_thread.run_sync(self._left_removals):
             mended = self._repair and await self._remove(cid)
             self._report.add(
-                Finding(FindingKind.DEAD_LEASE, cid, "its removal was left undone", mended)
+                Finding(FindingKind.DEAD_LEASE, cid, "its removal was interrupted", mended)
             )
 
     async def check_contents(self, pins: NodePins, *, walk: bool) -> None:
@@ -140,7 +140,7 @@ class NodeChecks:
                 mended = await self._reconciler.heal(cid, self._run)
             except NodeError:
                 mended = await self._fetch_and_pin(cid)
-        details = "the node has no pin on it"
+        details = "the node has no pin for it"
         self._report.add(Finding(FindingKind.MISSING_PIN, cid, details, mended))
         return mended
 
@@ -195,7 +195,7 @@ class NodeChecks:
                 if await self._node.peer_count():
                     await self._node.dag_stat(cid, fetch=True)
         except (TimeoutError, NodeError):
-            logger.info("the network did not give what is missing of %s", cid)
+            logger.info("could not fetch the missing blocks of %s from the network", cid)
 
     async def _fetch_and_pin(self, cid: str) -> bool:
         await self._fetch(cid)
@@ -227,7 +227,7 @@ class NodeChecks:
             return
         job = await to_thread.run_sync(self._names.job_of, pin.name)
         if job is None:
-            details = f"named {pin.name!r}" if pin.name else "without a name"
+            details = f"named {pin.name!r}" if pin.name else "it has no name"
             self._report.add(Finding(FindingKind.FOREIGN_PIN, pin.cid, details))
             return
         if await to_thread.run_sync(self._is_in_flight, job, pin.cid):
@@ -240,11 +240,11 @@ class NodeChecks:
             mended = self._repair and await self._remove(pin.cid)
             if mended:
                 await to_thread.run_sync(self._unlist, job, pin.cid)
-            details = f"left by {job}, which has ended"
+            details = f"left over from job {job}, which has ended"
             self._report.add(Finding(FindingKind.ORPHAN_PIN, pin.cid, details, mended))
             return
         sight = await to_thread.run_sync(quarantine.see, pin.cid, job)
-        details = f"nothing here tells of {job}, which has made it"
+        details = f"the database does not know job {job}, which created it"
         if self._repair and (sight.over or now):
             mended = await self._remove(pin.cid)
             if mended:
@@ -252,7 +252,7 @@ class NodeChecks:
             self._report.add(Finding(FindingKind.ORPHAN_PIN, pin.cid, details, mended))
             return
         when = sight.ends_at.isoformat(timespec="seconds").replace("+00:00", "Z")
-        details += f"; if it is seen again, --repair removes it from {when} on"
+        details += f"; if it is found again, --repair removes it from {when} on"
         self._report.add(
             Finding(
                 FindingKind.ORPHAN_PIN,

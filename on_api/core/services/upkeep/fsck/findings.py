@@ -24,14 +24,14 @@ class FindingKind(StrEnum):
 
 
 MEANINGS = {
-    FindingKind.MISSING_PIN: "content that somebody holds is not pinned on the node",
-    FindingKind.DAMAGED_DAG: "blocks of content that is pinned are missing or damaged",
-    FindingKind.ORPHAN_PIN: "a pin of ours that nobody holds",
-    FindingKind.FOREIGN_PIN: "a pin of somebody else: none of on-api's business",
-    FindingKind.DEAD_LEASE: "work that a crash has ended still counts as begun",
-    FindingKind.WRONG_STATE: "a row says something else than what refers to it",
-    FindingKind.WRONG_COUNT: "a counter differs from what it counts",
-    FindingKind.CLOSED_FILE: "a private file whose row has lost what opens it",
+    FindingKind.MISSING_PIN: "content that is in use is not pinned on the node",
+    FindingKind.DAMAGED_DAG: "blocks of pinned content are missing or damaged",
+    FindingKind.ORPHAN_PIN: "a pin of on-api that no database row refers to",
+    FindingKind.FOREIGN_PIN: "a pin that on-api did not create; it is ignored",
+    FindingKind.DEAD_LEASE: "work that was interrupted by a crash is still marked as running",
+    FindingKind.WRONG_STATE: "the state of a content does not match the references to it",
+    FindingKind.WRONG_COUNT: "a counter differs from the actual number",
+    FindingKind.CLOSED_FILE: "a private file lacks the information that is needed to decrypt it",
 }
 
 

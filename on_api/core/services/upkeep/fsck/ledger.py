@@ -92,7 +92,7 @@ def _look_at_holding(
             session.delete(holding)
         else:
             holding.references = real
-    details = f"user {user_id} refers to it {real} times, {counted} are counted"
+    details = f"user {user_id} has {real} references to it, but {counted} are recorded"
     return Finding(FindingKind.WRONG_COUNT, cid, details, mended=repair)
 
 
@@ -125,7 +125,7 @@ def _check_counters(database: Database, *, repair: bool) -> Iterator[Finding]:
                 if real != counted:
                     if repair:
                         setattr(usage, column.key, real)
-                    details = f"{column.key} says {counted}, it is {real}"
+                    details = f"{column.key} is recorded as {counted}, but should be {real}"
                     yield Finding(FindingKind.WRONG_COUNT, str(user_id), details, mended=repair)
 
 
@@ -150,9 +150,12 @@ def _check_stamps(database: Database, *, repair: bool) -> Iterator[Finding]:
                 continue
             if repair:
                 content.unreferenced_at = None if is_held else database_now()
-            details = "somebody holds it" if is_held else "nobody holds it"
+            details = "the content is in use" if is_held else "the content is not in use"
             yield Finding(
-                FindingKind.WRONG_STATE, cid, f"{details}, its row says not so", mended=repair
+                FindingKind.WRONG_STATE,
+                cid,
+                f"{details}, but its row says otherwise",
+                mended=repair,
             )
 
 
@@ -175,7 +178,9 @@ def _check_leases(database: Database, *, repair: bool) -> Iterator[Finding]:
     for pin_id in jobs:
         # The next worker continues it: nothing to repair, only to report.
         yield Finding(
-            FindingKind.DEAD_LEASE, str(pin_id), "a pin whose worker ended; is one running?"
+            FindingKind.DEAD_LEASE,
+            str(pin_id),
+            "the worker of this pin has ended; is a worker running?",
         )
 
 
@@ -190,11 +195,16 @@ def _look_at_lease(
         return None
     if session.scalar(select(exists().where(LeasedPin.lease_id == lease_id))):
         # Only the lease lists these pins.
-        details = "the worker has not removed yet what it has left; is one running?"
+        details = "the worker has not removed its leftover pins yet; is a worker running?"
         return Finding(FindingKind.DEAD_LEASE, str(lease_id), details)
     if repair:
         leftovers.end(session, usage, lease)
-    return Finding(FindingKind.DEAD_LEASE, str(lease_id), "an upload that ended", mended=repair)
+    return Finding(
+        FindingKind.DEAD_LEASE,
+        str(lease_id),
+        "an upload that ended without being cleaned up",
+        mended=repair,
+    )
 
 
 def _references() -> Subquery:

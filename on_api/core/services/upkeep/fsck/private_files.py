@@ -36,7 +36,7 @@ async def check_private_files(
             else:
                 # Without the identity the file would count as one for other recipients only.
                 if columns["sealed_for"] == FOR_RECIPIENTS and file.sealed_for != FOR_RECIPIENTS:
-                    details += "; no identity of its owner opens it"
+                    details += "; none of its owner's identities decrypts it"
                 else:
                     mended = await to_thread.run_sync(_write, database, file_id, file.cid, columns)
         report.add(Finding(FindingKind.CLOSED_FILE, str(file_id), details, mended))
@@ -74,5 +74,5 @@ def _write(database: Database, file_id: uuid.UUID, cid: str, columns: Mapping[st
 
 def _what_is_missing(file: File) -> str:
     if file.sealed_for is None or file.sealed_start is None or file.sealed_size is None:
-        return "its row doesn't tell how it is encrypted: nobody can open it here"
-    return "the identity that opens it is none of its owner's"
+        return "its row does not say how it is encrypted, so it can't be decrypted here"
+    return "the identity that decrypts it does not belong to its owner"
