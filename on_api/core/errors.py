@@ -63,7 +63,7 @@ class OnApiError(Exception):
 
     status: ClassVar[int] = 500
     reason: ClassVar[str] = "INTERNAL_SERVER_ERROR"
-    summary: ClassVar[str] = "Something went wrong on our side."
+    summary: ClassVar[str] = "An internal error occurred on the server."
 
     def __init__(
         self, details: str | None = None, *, headers: Mapping[str, str] | None = None
@@ -76,7 +76,7 @@ class OnApiError(Exception):
 class BadRequest(OnApiError):
     """The input is wrong."""
 
-    status, reason, summary = 400, "BAD_REQUEST", "The request is not valid."
+    status, reason, summary = 400, "BAD_REQUEST", "The request is invalid."
 
 
 class PassphraseNeeded(BadRequest):
@@ -84,14 +84,15 @@ class PassphraseNeeded(BadRequest):
 
     reason, summary = (
         "PASSPHRASE_NEEDED",
-        "This file is encrypted with a passphrase: send it in the header On-Api-Passphrase.",
+        "This file is encrypted with a passphrase: send the passphrase in the header"
+        " On-Api-Passphrase.",
     )
 
 
 class BadCar(BadRequest):
     """A CAR is damaged, is cut, or holds blocks that on-api doesn't accept."""
 
-    reason, summary = "BAD_CAR", "This CAR can't be taken."
+    reason, summary = "BAD_CAR", "This CAR is not acceptable."
 
 
 class AddressRefused(BadRequest):
@@ -99,8 +100,8 @@ class AddressRefused(BadRequest):
 
     reason, summary = (
         "ADDRESS_REFUSED",
-        "Only https:// URLs at addresses of the public internet are called; the operator can set "
-        "ON_API_IMPORTS__ALLOW_PRIVATE=true.",
+        "Only https:// URLs with public internet addresses are allowed; the operator can set"
+        " ON_API_IMPORTS__ALLOW_PRIVATE=true to allow others.",
     )
 
 
@@ -110,7 +111,7 @@ class Unauthorized(OnApiError):
     status, reason, summary = (
         401,
         "UNAUTHORIZED",
-        "A valid key is needed: `Authorization: Bearer KEY`.",
+        "A valid key is required: send the header `Authorization: Bearer KEY`.",
     )
 
     def __init__(self, details: str | None = None) -> None:
@@ -120,7 +121,7 @@ class Unauthorized(OnApiError):
 class Forbidden(OnApiError):
     """The key is valid but may not do this."""
 
-    status, reason, summary = 403, "INSUFFICIENT_SCOPE", "The key may not do this."
+    status, reason, summary = 403, "INSUFFICIENT_SCOPE", "The key lacks permission for this."
 
 
 class SharePasswordRequired(Forbidden):
@@ -128,20 +129,20 @@ class SharePasswordRequired(Forbidden):
 
     reason, summary = (
         "SHARE_PASSWORD_REQUIRED",
-        "This link needs a password, in the header On-Api-Share-Password.",
+        "This link requires a password: send it in the header On-Api-Share-Password.",
     )
 
 
 class QuotaExceeded(Forbidden):
     """The user's storage quota would be exceeded."""
 
-    reason, summary = "STORAGE_QUOTA_EXCEEDED", "The storage quota is used up."
+    reason, summary = "STORAGE_QUOTA_EXCEEDED", "The storage quota is exceeded."
 
 
 class KeyLimitReached(Forbidden):
     """The key's `max_bytes` would be exceeded."""
 
-    reason, summary = "KEY_LIMIT_REACHED", "The key may not upload as many bytes."
+    reason, summary = "KEY_LIMIT_REACHED", "The key's upload limit is exceeded."
 
 
 class WrongPassphrase(Forbidden):
@@ -153,13 +154,13 @@ class WrongPassphrase(Forbidden):
 class NotFound(OnApiError):
     """The object doesn't exist, or is another user's: the two are never distinguished."""
 
-    status, reason, summary = 404, "NOT_FOUND", "There is nothing here under this name."
+    status, reason, summary = 404, "NOT_FOUND", "The resource was not found."
 
 
 class MethodNotAllowed(OnApiError):
     """The path exists, the method does not."""
 
-    status, reason, summary = 405, "METHOD_NOT_ALLOWED", "This method is not offered here."
+    status, reason, summary = 405, "METHOD_NOT_ALLOWED", "This method is not allowed here."
 
 
 class RequestTimeout(OnApiError):
@@ -168,14 +169,14 @@ class RequestTimeout(OnApiError):
     status, reason, summary = (
         408,
         "REQUEST_TIMEOUT",
-        "No more bytes came in time; the request was given up.",
+        "The server received no more data in time and cancelled the request.",
     )
 
 
 class Conflict(OnApiError):
     """The request is fine but contradicts the present state."""
 
-    status, reason, summary = 409, "CONFLICT", "This contradicts what is there."
+    status, reason, summary = 409, "CONFLICT", "The request conflicts with the current state."
 
 
 class InsufficientFunds(OnApiError):
@@ -191,7 +192,7 @@ class InsufficientFunds(OnApiError):
 class Gone(OnApiError):
     """The content is on the gateway's deny list."""
 
-    status, reason, summary = 410, "GONE", "This content is not served any more."
+    status, reason, summary = 410, "GONE", "This content is no longer available."
 
 
 class PreconditionFailed(OnApiError):
@@ -200,30 +201,30 @@ class PreconditionFailed(OnApiError):
     status, reason, summary = (
         412,
         "PRECONDITION_FAILED",
-        "A condition of the request does not hold.",
+        "A precondition of the request is not met.",
     )
 
 
 class PayloadTooLarge(OnApiError):
     """The body, or one file of it, is over its limit."""
 
-    status, reason, summary = 413, "PAYLOAD_TOO_LARGE", "The body is too large."
+    status, reason, summary = 413, "PAYLOAD_TOO_LARGE", "The request body is too large."
 
 
 class UnsupportedMediaType(OnApiError):
     """The body is not of a type this operation reads."""
 
-    status, reason, summary = 415, "UNSUPPORTED_MEDIA_TYPE", "This type of body is not read here."
+    status, reason, summary = 415, "UNSUPPORTED_MEDIA_TYPE", "This media type is not supported."
 
 
 class RangeNotSatisfiable(OnApiError):
     """The Range starts after the end. `size` is the file's size in bytes."""
 
-    status, reason, summary = 416, "RANGE_NOT_SATISFIABLE", "The range lies outside the file."
+    status, reason, summary = 416, "RANGE_NOT_SATISFIABLE", "The range is outside the file."
 
     def __init__(self, size: int) -> None:
         super().__init__(
-            f"The range lies outside the file's {size} bytes.",
+            f"The range is outside the file, which has {size} bytes.",
             headers={"Content-Range": f"bytes */{size}"},
         )
 
@@ -240,7 +241,7 @@ class UnknownTransferCoding(OnApiError):
     status, reason, summary = (
         501,
         "NOT_IMPLEMENTED",
-        "The only Transfer-Encoding that is read here is chunked.",
+        "The only supported Transfer-Encoding is chunked.",
     )
 
 
@@ -272,7 +273,7 @@ class EgressBudgetExceeded(TooManyRequests):
 
     reason, summary = (
         "EGRESS_BUDGET_EXCEEDED",
-        "The egress budget of this month does not allow this download.",
+        "This month's egress budget does not allow this download.",
     )
 
     def __init__(self, *, retry_after: int, redirectable: bool = False) -> None:
@@ -293,7 +294,7 @@ class LegallyUnavailable(OnApiError):
 class InProgress(RetryLater):
     """A request with the same Idempotency-Key is still under way."""
 
-    status, reason, summary = 409, "IN_PROGRESS", "The same request is still being done."
+    status, reason, summary = 409, "IN_PROGRESS", "The same request is still in progress."
 
 
 class InternalError(OnApiError):
@@ -312,7 +313,7 @@ class NodeRefused(NodeError):
 
     reason, summary = (
         "NODE_REFUSED",
-        "The IPFS node refused the call; the operator should look at its credentials.",
+        "The IPFS node rejected the call; the operator should check the credentials for the node.",
     )
 
 
@@ -325,7 +326,7 @@ class BlocksMissing(NodeError):
 class NodeTruncated(NodeError):
     """The node's answer ended before it was complete."""
 
-    reason, summary = "NODE_TRUNCATED", "The IPFS node's answer was incomplete."
+    reason, summary = "NODE_TRUNCATED", "The IPFS node's response was incomplete."
 
 
 class ContentDamaged(NodeError):
@@ -349,15 +350,15 @@ class WrongNode(NodeUnavailable):
 
     reason, summary = (
         "WRONG_NODE",
-        "Another IPFS node answers in place of this deployment's; the operator should run "
-        "`on-api doctor`.",
+        "A different IPFS node responds instead of this deployment's; the operator should run"
+        " `on-api doctor`.",
     )
 
 
 class NodeTimeout(NodeError):
     """The node did not answer, or made no progress, in time."""
 
-    status, reason, summary = 504, "NODE_TIMEOUT", "The IPFS node did not answer in time."
+    status, reason, summary = 504, "NODE_TIMEOUT", "The IPFS node did not respond in time."
 
 
 class ServiceUnavailable(RetryLater):
@@ -366,7 +367,7 @@ class ServiceUnavailable(RetryLater):
     status, reason, summary = (
         503,
         "SERVICE_UNAVAILABLE",
-        "Not available at the moment; try again soon.",
+        "The service is not available at the moment; try again later.",
     )
 
 
@@ -381,8 +382,8 @@ class QueryTooSlow(DatabaseUnavailable):
 
     reason, summary = (
         "QUERY_TOO_SLOW",
-        "The database took too long over this and was stopped. Ask for less: a shorter period, "
-        "an exact name instead of a part of it.",
+        "The database query took too long and was cancelled. Request less data: for example, a"
+        " shorter period, or an exact name instead of a part of it.",
     )
 
 
@@ -391,15 +392,15 @@ class SecretUnavailable(ServiceUnavailable):
 
     reason, summary = (
         "MASTER_SECRET_UNAVAILABLE",
-        "The server's master secret is missing or is another one than before, so private files "
-        "can't be opened; the operator has to restore it (`on-api doctor` says more).",
+        "The server's master secret is missing or has changed, so private files can't be"
+        " decrypted; the operator must restore it (run `on-api doctor` for details).",
     )
 
 
 class InsufficientStorage(OnApiError):
     """The node has no space left."""
 
-    status, reason, summary = 507, "INSUFFICIENT_STORAGE", "The IPFS node has no room for this."
+    status, reason, summary = 507, "INSUFFICIENT_STORAGE", "The IPFS node has no space left."
 
 
 class StartupError(OnApiError):

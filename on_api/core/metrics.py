@@ -27,23 +27,25 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "on_api_request_seconds",
-            "From a request's first byte to its answer's last.",
+            "Duration of a request, from its first byte to the last byte of its response.",
             ["method", "route"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.in_flight = 0
         """Number of requests in flight; a plain number, since each request changes it twice."""
-        self.watch("on_api_requests_in_flight", "Requests under way.", lambda: self.in_flight)
+        self.watch("on_api_requests_in_flight", "Requests in progress.", lambda: self.in_flight)
         self.refused = Counter(
             "on_api_requests_refused",
-            "Requests refused because too many were under way.",
+            "Requests refused because too many were in progress.",
             registry=registry,
         )
         self.sent_bytes = Counter(
-            "on_api_sent_bytes", "Bytes of answers' bodies.", ["route"], registry=registry
+            "on_api_sent_bytes", "Bytes of response bodies.", ["route"], registry=registry
         )
-        self.uploads = Counter("on_api_uploads", "Uploads ended.", ["outcome"], registry=registry)
+        self.uploads = Counter(
+            "on_api_uploads", "Uploads finished.", ["outcome"], registry=registry
+        )
         self.uploaded_bytes = Counter(
             "on_api_uploaded_bytes", "Bytes of files stored.", registry=registry
         )
@@ -51,14 +53,14 @@ class Metrics:
             "on_api_bundles", "Bundles of small files stored under one pin.", registry=registry
         )
         self.bundled_files = Counter(
-            "on_api_bundled_files", "Small files stored in bundles.", registry=registry
+            "on_api_bundled_files", "Small files stored as part of bundles.", registry=registry
         )
         self.node_calls = Counter(
             "on_api_node_calls", "Calls to the IPFS node.", ["call", "outcome"], registry=registry
         )
         self.node_seconds = Histogram(
             "on_api_node_call_seconds",
-            "Time of a call to the IPFS node.",
+            "Duration of a call to the IPFS node.",
             ["call"],
             buckets=_SECONDS,
             registry=registry,
@@ -66,7 +68,7 @@ class Metrics:
 
         self.egress_bytes = Counter(
             "on_api_egress_bytes",
-            "Bytes of users' content sent, by way; written every few seconds.",
+            "Bytes of users' content sent, by route; updated every few seconds.",
             ["kind"],
             registry=registry,
         )
@@ -75,25 +77,26 @@ class Metrics:
         )
         self.traffic_requests = Counter(
             "on_api_traffic_requests",
-            "Requests for users' content, by way.",
+            "Requests for users' content, by route.",
             ["kind"],
             registry=registry,
         )
         self.egress_refused = Counter(
             "on_api_egress_refused",
-            "Answers refused or cut for a budget: an owner's, a key's, the instance's.",
+            "Responses refused or cut off because of a budget: an owner's, a key's or the"
+            " instance's.",
             ["account"],
             registry=registry,
         )
         self.rate_limited = Counter(
             "on_api_rate_limited",
-            "Requests refused by a limit: an address's, a key's, of connections.",
+            "Requests refused because of a limit: by address, by key, or for connections.",
             ["limit"],
             registry=registry,
         )
         self.pins_ended = Counter(
             "on_api_pins_ended",
-            "Pins that the worker has given an end.",
+            "Pins that the worker has finished.",
             ["outcome"],
             registry=registry,
         )
@@ -101,29 +104,31 @@ class Metrics:
             "on_api_fetches_under_way", "Pins being fetched from other nodes.", registry=registry
         )
         self.queue_length = Gauge(
-            "on_api_pins_queued", "Pins waiting or being worked on.", registry=registry
+            "on_api_pins_queued", "Pins that are waiting or in progress.", registry=registry
         )
         self.import_items = Counter(
             "on_api_import_items_ended",
-            "Items of imports that were given an end: done, skipped (here before), failed.",
+            "Items of imports finished: done, skipped (already stored) or failed.",
             ["outcome"],
             registry=registry,
         )
         self.unpinned = Counter(
-            "on_api_contents_unpinned", "Contents unpinned that nobody held.", registry=registry
+            "on_api_contents_unpinned", "Unreferenced contents unpinned.", registry=registry
         )
         self.collections = Counter(
             "on_api_garbage_collections",
-            "Garbage collections: collected, postponed, unsafe, failed.",
+            "Runs of garbage collection: collected, postponed, unsafe, failed.",
             ["outcome"],
             registry=registry,
         )
         self.freed_bytes = Counter(
-            "on_api_garbage_freed_bytes", "Bytes freed on the node.", registry=registry
+            "on_api_garbage_freed_bytes",
+            "Bytes freed on the node by garbage collection.",
+            registry=registry,
         )
         self.collection_seconds = Histogram(
             "on_api_garbage_collection_seconds",
-            "Time of a collection, waiting included.",
+            "Duration of a garbage collection, including the wait for uploads.",
             buckets=_SECONDS,
             registry=registry,
         )

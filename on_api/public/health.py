@@ -16,15 +16,21 @@ router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 @router.get("/healthz")
 async def get_health() -> Health:
-    """The process lives."""
+    """Check that the process is alive."""
     return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "Not all are well."}})
+@router.get(
+    "/readyz",
+    responses={
+        503: {"model": Readiness, "description": "At least one required component does not work."}
+    },
+)
 async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
-    """Each thing that the service needs, within two seconds whatever hangs; 503 unless all that are
-    needed are well. A full node (`room`) and news of other processes that isn't heard (`news`) are
-    told and make no 503: what is stored is still served."""
+    """Check each component that the service needs. The response takes at most two seconds, even if
+    a component hangs; the status is 503 unless all required components work. A full node (`room`),
+    or missing notifications from other processes (`news`), is reported without a 503, because
+    stored content can still be served."""
     checks = await services.readiness.checks()
     ready = all(check.ok for check in checks if check.needed)
     response.status_code = 200 if ready else 503
@@ -33,8 +39,8 @@ async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(services: ServicesDep, request: Request) -> Response:
-    """Metrics for Prometheus, without names and content; a proxy should keep them inside all the
-    same."""
+    """Metrics for Prometheus. They contain no names and no content, but a proxy should keep them
+    internal."""
     text = services.metrics.exposition()
     sibling: Sibling | None = request.app.state.sibling
     if sibling is not None:

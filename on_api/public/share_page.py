@@ -49,7 +49,7 @@ def offer_page(
     """Return the page with the download button; `error` says why the last try failed."""
     fields = ""
     if offer.asks_password:
-        fields += _field("password", "Password of this link")
+        fields += _field("password", "Password for this link")
     if offer.asks_passphrase:
         fields += _field("passphrase", "Passphrase of this file")
     alert = "" if error is None else f'<p role="alert">{escape(error)}</p>'

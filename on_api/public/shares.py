@@ -73,15 +73,20 @@ _PATH = "/{token:path}"
 router = APIRouter(prefix=PREFIX, tags=["shares"], route_class=ApiRoute)
 
 EnteredSecret = Annotated[
-    str | None, Form(max_length=PASSWORD_LENGTH, description="Where the link asks for it.")
+    str | None,
+    Form(max_length=PASSWORD_LENGTH, description="The password, if the link requires one."),
 ]
 ShareToken = Annotated[
-    str, Path(description="What follows `/s/` in the link.", examples=["a1B2c3d4E5f6g7H8i9J0k1L2"])
+    str,
+    Path(
+        description="The token of the link: what follows `/s/` in its URL.",
+        examples=["a1B2c3d4E5f6g7H8i9J0k1L2"],
+    ),
 ]
 
 _PRIVACY_HEADERS = {
-    "Referrer-Policy": header("The link is told to nobody.", "no-referrer"),
-    "X-Robots-Tag": header("Nor is it to be found.", "noindex"),
+    "Referrer-Policy": header("Keeps the link from being sent to other sites.", "no-referrer"),
+    "X-Robots-Tag": header("Keeps the link out of search engines.", "noindex"),
 }
 _WORDS = {
     "application/json": {"schema": {"$ref": REF.format(model=FAILURE.models[0].__name__)}},
@@ -103,10 +108,13 @@ def _described(answers: Mapping[int | str, dict[str, Any]]) -> dict[int | str, d
 
 _ANSWERS = _described(
     {
-        200: binary_answer("The file's bytes, by its own media type; or a page, for a person."),
-        206: binary_answer("The part asked for by `Range`."),
+        200: binary_answer(
+            "The content of the file, with its own media type; for browsers, a page with a"
+            " download button."
+        ),
+        206: binary_answer("The range requested with `Range`."),
         304: {
-            "description": "You have it already (`If-None-Match`).",
+            "description": "The content has not changed (`If-None-Match`).",
             "headers": UNCHANGED_HEADERS,
         },
         **documented(
@@ -142,16 +150,17 @@ async def open_share(
     download: Annotated[
         bool,
         Query(
-            description="The bytes for a browser too, which is shown a page else.", examples=[True]
+            description="Return the content of the file to browsers as well, instead of the page.",
+            examples=[True],
         ),
     ] = False,
     exposed: Annotated[str | None, Query(alias="password", include_in_schema=False)] = None,
 ) -> Response:
-    """The file, or the page for a person."""
+    """Download the file of a share link; browsers get a page with a download button."""
     if exposed is not None:
         raise SharePasswordRequired(
-            "A link's password is taken in the header On-Api-Share-Password or by the page's "
-            "form, never in a URL, which others may keep."
+            "Send a link's password in the header On-Api-Share-Password or with the page's"
+            " form, not in the URL, which may be recorded."
         )
     headers = request.headers
     for_person = "range" not in headers and not download and _prefers_html(headers)
@@ -178,10 +187,10 @@ async def download_share(
     password: EnteredSecret = None,
     passphrase: EnteredSecret = None,
     _download: Annotated[
-        bool, Query(alias="download", description="Makes no difference here.", examples=[True])
+        bool, Query(alias="download", description="Has no effect here.", examples=[True])
     ] = False,
 ) -> Response:
-    """The whole file for who has pressed the page's button, whose form keeps the page's query."""
+    """Download the whole file from the page's form."""
     shared = await services.strangers.in_thread(services.shares.find, token)
     try:
         file = await _reading(services, shared, password, passphrase, client)
@@ -200,7 +209,7 @@ async def download_share(
             raise
         headers = {**_PRIVATE, **error.headers}
         nothing_entered = isinstance(error, SharePasswordRequired) and password is None
-        message = "Enter the password of this link." if nothing_entered else error.details
+        message = "Enter the password for this link." if nothing_entered else error.details
         return offer_page(_offer(shared), error=message, status=error.status, headers=headers)
 
 

@@ -45,6 +45,6 @@ VERSION = ApiVersion(
     prefix="/v1",
     router=router,
     errors=FAILURE,
-    description="Your own IPFS storage service. Lists answer `{count, items}`, errors "
-    "`{error: {reason, details}}`.",
+    description="Your own IPFS storage service. Lists have the form `{count, items}`, and errors"
+    " the form `{error: {reason, details}}`.",
 )

@@ -40,6 +40,6 @@ VERSION = ApiVersion(
     errors=PROBLEM,
     # The Pinning Service API is the same in every version, its errors too.
     foreign_errors={"/pins": FAILURE},
-    description="Your own IPFS storage service. Lists answer `{items, next_cursor}`, errors are "
-    "problem details (RFC 9457).",
+    description="Your own IPFS storage service. Lists have the form `{items, next_cursor}`, and"
+    " errors are problem details (RFC 9457).",
 )

@@ -12,7 +12,7 @@ from on_api.core.schemas.common import Answer, Request
 Username = Annotated[
     str,
     StringConstraints(pattern=USERNAME_PATTERN),
-    Field(description="1 to 64 letters, digits or ._@+-; upper and lower case are the same."),
+    Field(description="1 to 64 letters, digits or ._@+-; not case-sensitive."),
 ]
 Password = Annotated[
     str,
@@ -27,15 +27,17 @@ BEARER: Bearer = "bearer"
 
 
 class Token(Answer):
-    """A short-lived key for the password."""
+    """A short-lived access token, issued in exchange for a password."""
 
-    access_token: str = Field(description="Send it as `Authorization: Bearer <access_token>`.")
-    token_type: Bearer = Field(description="Always `bearer`.")
-    expires_in: int = Field(description="Seconds until it ends.", examples=[3600])
+    access_token: str = Field(
+        description="The access token. Send it as `Authorization: Bearer <access_token>`."
+    )
+    token_type: Bearer = Field(description="The type of the token: always `bearer`.")
+    expires_in: int = Field(description="Seconds until the token expires.", examples=[3600])
 
 
 class Registration(Request):
-    """An account that somebody makes for themselves."""
+    """Registration of an account by its future user."""
 
     username: Username
     password: Password

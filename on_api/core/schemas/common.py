@@ -50,13 +50,13 @@ def _plain_text(value: str) -> str:
 def _storable_document(value: dict[str, Any]) -> dict[str, Any]:
     _check(value, META_MAX_DEPTH)
     if len(json.dumps(value, ensure_ascii=False).encode()) > META_MAX_BYTES:
-        raise ValueError(f"must not be over {META_MAX_BYTES} bytes as JSON")
+        raise ValueError(f"must not exceed {META_MAX_BYTES} bytes as JSON")
     return value
 
 
 def _check(value: object, depth: int) -> None:
     if depth < 0:
-        raise ValueError(f"must not be nested deeper than {META_MAX_DEPTH}")
+        raise ValueError(f"must not be nested deeper than {META_MAX_DEPTH} levels")
     if isinstance(value, dict):
         for name, item in value.items():
             _check(name, depth)
@@ -87,7 +87,7 @@ def _in_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("must be a moment of the years 1 to 9999 in UTC") from None
+        raise ValueError("must be a date and time in the years 1 to 9999 in UTC") from None
 
 
 def _rfc3339(value: datetime) -> str:
@@ -101,7 +101,8 @@ Meta = Annotated[
     dict[str, Any],
     AfterValidator(_storable_document),
     Field(
-        description=f"Your own JSON object: up to {META_MAX_BYTES} bytes, {META_MAX_DEPTH} levels.",
+        description=f"Your own metadata, as a JSON object of at most {META_MAX_BYTES} bytes and"
+        f" {META_MAX_DEPTH} levels.",
         examples=[{"project": "atlas"}],
     ),
 ]
@@ -123,7 +124,8 @@ Absent = SkipJsonSchema[None]
 carry."""
 
 NextCursor = Annotated[
-    str | None, Field(description="Send it as `cursor` for the next page; null at the end.")
+    str | None,
+    Field(description="Pass this as `cursor` to get the next page; null on the last page."),
 ]
 
 ByteCount = Annotated[int, Field(ge=0, le=2**62)]

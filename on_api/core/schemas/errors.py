@@ -7,24 +7,31 @@ from pydantic import BaseModel, Field
 
 
 class FailureError(BaseModel):
-    """Error that a request was answered with."""
+    """The error that caused the request to fail."""
 
-    reason: str = Field(description="A stable word to match on.", examples=["NOT_FOUND"])
-    details: str = Field(description="A sentence for people.")
+    reason: str = Field(description="A stable error code for programs.", examples=["NOT_FOUND"])
+    details: str = Field(description="A message for people.")
 
 
 class Failure(BaseModel):
-    """The body of every error of v1."""
+    """The response body of every error in v1."""
 
-    error: FailureError = Field(description="Error that a request was answered with.")
+    error: FailureError = Field(description="The error that caused the request to fail.")
 
 
 class Problem(BaseModel):
-    """The body of every error of v2, sent as `application/problem+json`."""
+    """The response body of every error in v2, sent as `application/problem+json`."""
 
-    type: str = Field(description="Always about:blank: `code` says more.", examples=["about:blank"])
-    title: str = Field(description="The status in words.", examples=["Not Found"])
-    status: int = Field(description="The HTTP status.", examples=[404])
-    detail: str = Field(description="A sentence for people.")
-    code: str = Field(description="The same stable word as v1's `reason`.", examples=["NOT_FOUND"])
-    instance: str = Field(description="The request's id, which is in the log.")
+    type: str = Field(
+        description="Always about:blank; see `code` for the kind of error.",
+        examples=["about:blank"],
+    )
+    title: str = Field(description="The name of the HTTP status.", examples=["Not Found"])
+    status: int = Field(description="The HTTP status code.", examples=[404])
+    detail: str = Field(description="A message for people.")
+    code: str = Field(
+        description="The same stable error code as `reason` in v1.", examples=["NOT_FOUND"]
+    )
+    instance: str = Field(
+        description="The ID of the request, which also appears in the server's log."
+    )

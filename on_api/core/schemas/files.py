@@ -28,7 +28,7 @@ def _recipient(value: str) -> str:
     try:
         return str(X25519Recipient.parse(value))
     except BadKey:
-        raise ValueError("not a recipient as age writes it: age1…") from None
+        raise ValueError("not a valid age recipient (age1…)") from None
 
 
 MOST_RECIPIENTS = 50
@@ -42,28 +42,38 @@ Recipients = Annotated[
 class StoredFile(Answer):
     """A file."""
 
-    id: uuid.UUID = Field(description="Never changes.")
+    id: uuid.UUID = Field(description="The ID of the file. It never changes.")
     cid: str = Field(
-        description="Root of the file's DAG on the node: CIDv1, base32.",
+        description="The root CID of the file's DAG on the node: CIDv1 in base32.",
         examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"],
     )
-    source_cid: str | None = Field(description="The CID as you gave it, where you gave one.")
-    name: str = Field(description="The file's name.", examples=["地図.pdf"])
-    size: int = Field(description="Bytes of the file as you sent it.", examples=[11])
-    media_type: str = Field(description="As sent, else found out.", examples=["application/pdf"])
-    sha256: str = Field(description="Hash of the bytes you sent, in hex.")
-    visibility: Visibility = Field(description="`public`: plain on IPFS. `private`: encrypted.")
-    meta: dict[str, Any] = Field(
-        description="Your own JSON object.", examples=[{"project": "atlas"}]
+    source_cid: str | None = Field(
+        description="The CID exactly as given in the request, if one was given."
     )
-    created_at: Moment = Field(description="When it was complete; strictly rising for each user.")
+    name: str = Field(description="The name of the file.", examples=["地図.pdf"])
+    size: int = Field(description="The size in bytes of the file as uploaded.", examples=[11])
+    media_type: str = Field(
+        description="The media type: as uploaded, or otherwise detected.",
+        examples=["application/pdf"],
+    )
+    sha256: str = Field(description="The SHA-256 hash of the uploaded bytes, in hexadecimal.")
+    visibility: Visibility = Field(
+        description="`public`: stored unencrypted on IPFS. `private`: stored encrypted."
+    )
+    meta: dict[str, Any] = Field(
+        description="Your own metadata, as a JSON object.", examples=[{"project": "atlas"}]
+    )
+    created_at: Moment = Field(
+        description="When the upload was completed; strictly increasing for each user."
+    )
     source_created_at: Moment | Absent = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="When it was made where it was imported from; only there if it was.",
+        description="When the file was created at the service it was imported from; only present"
+        " for imported files.",
     )
     gateway_url: str | None = Field(
-        description="Where everyone may have the bytes: at on-api's own IPFS gateway."
+        description="The URL of the content at on-api's public IPFS gateway."
     )
 
     @classmethod
@@ -86,39 +96,47 @@ class StoredFile(Answer):
 
 
 class StoredFiles(Answer):
-    """Several files from one upload, in the order they were sent."""
+    """The files from one upload, in the order in which they were sent."""
 
-    items: list[StoredFile] = Field(description="Each file.")
+    items: list[StoredFile] = Field(description="The files.")
 
 
 class FileList(Answer):
     """A page of files, newest first."""
 
-    count: int = Field(description="How many match, `before` and `after` included.")
-    items: list[StoredFile] = Field(description="The newest of them.")
+    count: int = Field(
+        description="The total number of matching files, with `before` and `after` applied."
+    )
+    items: list[StoredFile] = Field(description="The newest matching files.")
 
 
 class FileUpdate(Request):
-    """Changes to a file; fields that are left out stay as they are."""
+    """Changes to a file; omitted fields stay unchanged."""
 
-    name: FileName = left_out("A new name, 1 to 255 characters.")
-    meta: Meta = left_out("A new JSON object; it replaces the old one as a whole.")
+    name: FileName = left_out("The new name, 1 to 255 characters.")
+    meta: Meta = left_out("The new JSON object; it replaces the old one completely.")
     visibility: Visibility = left_out(
-        "Another one is a job: the file is stored anew, encrypted or plain."
+        "The new visibility. A change runs as a background job: the file is stored again,"
+        " encrypted or unencrypted."
     )
 
 
 class FileVisibility(Answer):
-    """Visibility of a file, and the one that it is being changed to."""
+    """The visibility of a file, and the progress of a change to it."""
 
     visibility: Visibility = Field(description="Now.")
-    changing_to: Visibility | None = Field(description="What was asked for; null: nothing.")
-    status: Literal["settled", "waiting", "failed"] = Field(
-        description="`settled`: as it was asked for. `waiting`: the job is under way. `failed`: it "
-        "was given up, and the file is as it was; ask once more, or for what it is."
+    changing_to: Visibility | None = Field(
+        description="The requested visibility; null if no change was requested."
     )
-    details: str | None = Field(description="Why it waits or has failed, where there is a reason.")
-    notice: str | None = Field(description="What the change can't do, or does besides.")
+    status: Literal["settled", "waiting", "failed"] = Field(
+        description="`settled`: the file has the requested visibility. `waiting`: the change is in"
+        " progress. `failed`: the change failed and the file is unchanged; request it again,"
+        " or request the present visibility to dismiss the failure."
+    )
+    details: str | None = Field(
+        description="Why the change is waiting or has failed, if there is a reason."
+    )
+    notice: str | None = Field(description="Limitations and side effects of the change.")
 
     @classmethod
     def of(cls, row: FileRow, change: VisibilityChange | None) -> Self:
@@ -138,7 +156,10 @@ class FileVisibility(Answer):
 class FileChanging(StoredFile):
     """A file whose visibility is being changed."""
 
-    change: FileVisibility = Field(description="See `GET …/visibility`; it goes on meanwhile.")
+    change: FileVisibility = Field(
+        description="The progress of the change, which continues in the background; see `GET"
+        " …/visibility`."
+    )
 
     @classmethod
     def with_change(cls, row: FileRow, gateway: str, change: VisibilityChange) -> Self:

@@ -33,61 +33,72 @@ Secret = Annotated[SecretStr, AfterValidator(_plain_secret), Field(min_length=1,
 
 
 class PinningApiSource(Request):
-    """Any service that speaks the IPFS Pinning Service API."""
+    """Any service that supports the IPFS Pinning Service API."""
 
-    kind: Literal["pinning_api"] = Field(description="Which kind of source.")
+    kind: Literal["pinning_api"] = Field(description="The kind of source.")
     endpoint: Url = Field(
-        description="Its URL, up to what `/pins` follows.", examples=["https://api.example/psa"]
+        description="The base URL of the service: everything before `/pins`.",
+        examples=["https://api.example/psa"],
     )
-    token: Secret = Field(description="Its access token.")
+    token: Secret = Field(description="An access token for the service.")
 
 
 class PinataSource(Request):
-    """Pinata, by its own API."""
+    """Pinata, through its own API."""
 
-    kind: Literal["pinata"] = Field(description="Which kind of source.")
-    token: Secret = Field(description="A Pinata JWT that may list files.")
-    endpoint: Url | None = Field(None, description="Another URL than Pinata's own.")
+    kind: Literal["pinata"] = Field(description="The kind of source.")
+    token: Secret = Field(description="A Pinata JWT with permission to list files.")
+    endpoint: Url | None = Field(None, description="A different URL for Pinata's API.")
 
 
 class KuboSource(Request):
-    """The recursive pins of another Kubo (administrators only)."""
+    """The recursive pins of another Kubo node (administrators only)."""
 
-    kind: Literal["kubo"] = Field(description="Which kind of source.")
-    endpoint: Url = Field(description="Its RPC.", examples=["https://kubo.example:5001"])
-    token: Secret | None = Field(None, description="`bearer:TOKEN` or `basic:USER:PASSWORD`.")
+    kind: Literal["kubo"] = Field(description="The kind of source.")
+    endpoint: Url = Field(
+        description="The URL of the node's RPC API.", examples=["https://kubo.example:5001"]
+    )
+    token: Secret | None = Field(
+        None,
+        description="The credentials for the RPC API: `bearer:TOKEN` or `basic:USER:PASSWORD`.",
+    )
 
 
 class CarSource(Request):
-    """A CAR, sent afterwards to `PUT …/car`."""
+    """A CAR, which you send afterwards to `PUT …/car`."""
 
-    kind: Literal["car"] = Field(description="Which kind of source.")
+    kind: Literal["car"] = Field(description="The kind of source.")
 
 
 class CidsSource(Request):
-    """A list of CIDs: one a line, or CSV with their names."""
+    """A list of CIDs: one per line, or CSV with names."""
 
-    kind: Literal["cids"] = Field(description="Which kind of source.")
+    kind: Literal["cids"] = Field(description="The kind of source.")
     text: Annotated[str, AfterValidator(storable_text)] = Field(
         min_length=1,
         max_length=MOST_TEXT_LENGTH,
-        description="The list.",
+        description="The text of the list.",
         examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e notes.txt"],
     )
 
 
 class OnApiSource(Request):
-    """Another on-api: its files stay files."""
+    """Another on-api instance. Its files are imported as files."""
 
-    kind: Literal["on_api"] = Field(description="Which kind of source.")
-    endpoint: Url = Field(description="Its URL.", examples=["https://old.example"])
-    token: Secret = Field(description="A key with `files:read` and `pins:read`.")
-    username: Text | None = Field(
-        None, max_length=64, description="With `password`: private files come with their identity."
+    kind: Literal["on_api"] = Field(description="The kind of source.")
+    endpoint: Url = Field(
+        description="The base URL of the instance.", examples=["https://old.example"]
     )
-    password: Secret | None = Field(None, description="Of that account.")
+    token: Secret = Field(description="A key with the scopes `files:read` and `pins:read`.")
+    username: Text | None = Field(
+        None,
+        max_length=64,
+        description="Your username at the source; with `password`, private files are imported"
+        " together with their identities.",
+    )
+    password: Secret | None = Field(None, description="The password of that account.")
     identities: Annotated[list[Secret], Field(max_length=MOST_IDENTITIES)] | None = Field(
-        None, description="Or the identities themselves: `AGE-SECRET-KEY-1…`."
+        None, description="Alternatively, the identities for private files: `AGE-SECRET-KEY-1…`."
     )
 
 
@@ -100,18 +111,23 @@ ImportSource = Annotated[
 class ImportCreate(Request):
     """A new import."""
 
-    source: ImportSource = Field(description="Where from.")
+    source: ImportSource = Field(description="The source to import from.")
     route: Route = Field(
         "auto",
-        description="How the bytes come. `ipfs`: from the source's IPFS nodes. `gateway`: from a "
-        "trustless gateway. `auto`: what is here already, else by IPFS, else from the gateway.",
+        description="How the content is fetched. `ipfs`: from the source's IPFS nodes. `gateway`:"
+        " from a"
+        " trustless gateway. `auto`: from the local node if it has the content, otherwise over"
+        " IPFS, otherwise from the gateway.",
     )
     gateway_url: Url | None = Field(
         None,
-        description="A trustless gateway, which need not be trusted: every block is checked.",
+        description="The URL of a trustless gateway. Every block is verified, so the gateway need"
+        " not be trusted.",
         examples=["https://gateway.example"],
     )
-    start: bool = Field(False, description="Begin at once; else look at the preview first.")
+    start: bool = Field(
+        False, description="Whether to start at once; if false, you can check the preview first."
+    )
 
     def as_request(self) -> ImportRequest:
         """Convert it for the service. Raises `BadRequest`."""
@@ -125,45 +141,65 @@ class ImportCreate(Request):
 
 
 class ImportPreview(Answer):
-    """Items that can be moved, as far as the source tells; sizes in bytes."""
+    """The items that can be imported, as far as the source reports them; sizes are in bytes."""
 
-    complete: bool = Field(description="Whether the source's list was read to its end.")
-    items: int = Field(description="How many it lists so far.")
-    known_bytes: int = Field(description="Of those whose size it tells.")
-    unknown_sizes: int = Field(description="How many of them it tells no size of.")
-    already_here: int = Field(description="Items whose content you hold already.")
-    already_here_bytes: int = Field(description="Of `known_bytes`, what needs no room any more.")
-    quota_left: int | None = Field(description="What your quota leaves now; null: no limit.")
-    fits: bool | None = Field(description="Whether that is enough; null: it can't be told yet.")
+    complete: bool = Field(description="Whether the source's list has been read completely.")
+    items: int = Field(description="The number of items listed so far.")
+    known_bytes: int = Field(
+        description="The total size of the items whose size the source reports."
+    )
+    unknown_sizes: int = Field(
+        description="The number of items whose size the source does not report."
+    )
+    already_here: int = Field(description="The number of items whose content you already store.")
+    already_here_bytes: int = Field(
+        description="The part of `known_bytes` that needs no additional storage."
+    )
+    quota_left: int | None = Field(
+        description="The unused part of your storage quota; null if you have no quota."
+    )
+    fits: bool | None = Field(
+        description="Whether the quota is sufficient; null if that is not yet known."
+    )
 
 
 class Import(Answer):
-    """An import and how far it is."""
+    """An import and its progress."""
 
-    id: uuid.UUID = Field(description="Never changes.")
+    id: uuid.UUID = Field(description="The ID of the import. It never changes.")
     source: dict[str, str] = Field(
-        description="Where from, without credentials.", examples=[{"kind": "pinning_api"}]
+        description="The source, without credentials.", examples=[{"kind": "pinning_api"}]
     )
-    route: Route = Field(description="How the bytes come.")
-    gateway_url: str | None = Field(description="The gateway that may be asked.")
+    route: Route = Field(description="How the content is fetched.")
+    gateway_url: str | None = Field(description="The gateway that content may be fetched from.")
     status: ImportStatus = Field(
-        description="`draft`: not started. `done`: every item was gone through; those that could "
-        "not be moved are counted by `failed`. `failed`: nothing was moved. Start it again to try "
-        "once more what is missing."
+        description="`draft`: not started. `done`: every item was processed; `failed` counts"
+        " those that"
+        " could not be imported. `failed`: nothing was imported. Start the import again to"
+        " retry the missing items."
     )
-    error: str | None = Field(description="Why it waits, has failed, or is not complete.")
-    total: int = Field(description="Items that the source lists (so far, until it was read).")
-    done: int = Field(description="Items that are here, every block verified.")
-    skipped: int = Field(description="Of `done`: those that were here before.")
+    error: str | None = Field(
+        description="Why the import is waiting, has failed, or is incomplete."
+    )
+    total: int = Field(
+        description="The number of items in the source's list (so far, while it is being read)."
+    )
+    done: int = Field(
+        description="The number of items that are stored here, with every block verified."
+    )
+    skipped: int = Field(
+        description="The part of `done` that was already stored before the import."
+    )
     failed: int = Field(
-        description="Items that could not be moved, or that are private and nobody here can open."
+        description="The number of items that could not be imported, or that are private and"
+        " can't be decrypted here."
     )
-    bytes: int = Field(description="What was moved, without what was here before.")
-    bytes_under_way: int = Field(description="What has come so far of items under way.")
-    preview: ImportPreview = Field(description="What there is to be moved.")
-    created_at: Moment = Field(description="When it was asked for.")
-    started_at: Moment | None = Field(description="When it was started (last).")
-    finished_at: Moment | None = Field(description="When it ended.")
+    bytes: int = Field(description="Bytes imported, excluding content that was already stored.")
+    bytes_under_way: int = Field(description="Bytes received so far for items in progress.")
+    preview: ImportPreview = Field(description="The items that can be imported.")
+    created_at: Moment = Field(description="When the import was created.")
+    started_at: Moment | None = Field(description="When the import was last started.")
+    finished_at: Moment | None = Field(description="When the import ended.")
 
     @classmethod
     def of(cls, row: ImportRow, state: ImportState) -> Self:
@@ -210,37 +246,53 @@ class Import(Answer):
 class ImportList(Answer):
     """A page of imports, newest first."""
 
-    count: int = Field(description="How many match, `before` and `after` included.")
-    items: list[Import] = Field(description="The newest of them.")
+    count: int = Field(
+        description="The total number of matching imports, with `before` and `after` applied."
+    )
+    items: list[Import] = Field(description="The newest matching imports.")
 
 
 class ImportItem(Answer):
-    """One thing that an import moves."""
+    """One item of an import."""
 
-    id: uuid.UUID = Field(description="Never changes.")
-    position: int = Field(description="Its place in the source's list, from 0.")
-    cid: str | None = Field(description="CIDv1, base32; null: the source's text is no CID.")
-    source_cid: str = Field(description="As the source spells it.")
-    name: str | None = Field(description="Its name at the source.")
-    meta: dict[str, Any] | None = Field(description="Its metadata at the source.")
-    source_created_at: Moment | None = Field(description="Its date at the source.")
-    size: int | None = Field(description="Bytes, as the source tells.")
-    status: ItemStatus = Field(description="`skipped`: it was here before, and is verified too.")
+    id: uuid.UUID = Field(description="The ID of the item. It never changes.")
+    position: int = Field(description="The item's position in the source's list, starting at 0.")
+    cid: str | None = Field(
+        description="The CID as CIDv1 in base32; null if the source's text is not a CID."
+    )
+    source_cid: str = Field(description="The CID as the source writes it.")
+    name: str | None = Field(description="The item's name at the source.")
+    meta: dict[str, Any] | None = Field(description="The item's metadata at the source.")
+    source_created_at: Moment | None = Field(description="The item's date at the source.")
+    size: int | None = Field(description="The size in bytes that the source reports.")
+    status: ItemStatus = Field(
+        description="The status of the item. `skipped`: the content was already stored; it was"
+        " verified as well."
+    )
     route: Literal["local", "ipfs", "gateway", "car"] | None = Field(
-        description="How its bytes came. `local`: they lay here already."
+        description="How the content was fetched. `local`: the node already had it."
     )
-    blocks: int | None = Field(description="Its different blocks; while it moves, those so far.")
-    bytes: int | None = Field(description="Of these blocks.")
-    verified: bool = Field(description="Every block was read from our node and hashed.")
-    seconds: float | None = Field(description="How long it took.")
-    reason: str | None = Field(description="Why it could not be moved, or can't be opened here.")
-    note: str | None = Field(description="What of it could not be kept or verified.")
-    pin_id: uuid.UUID | None = Field(description="The pin that it became.")
+    blocks: int | None = Field(
+        description="The number of distinct blocks; while the item is in progress, those received"
+        " so far."
+    )
+    bytes: int | None = Field(description="The total size of these blocks in bytes.")
+    verified: bool = Field(
+        description="Whether every block was read from the node and its hash was verified."
+    )
+    seconds: float | None = Field(description="How long the item took, in seconds.")
+    reason: str | None = Field(
+        description="Why the item could not be imported, or can't be decrypted here."
+    )
+    note: str | None = Field(description="What could not be stored or verified.")
+    pin_id: uuid.UUID | None = Field(description="The pin that was created for the item.")
     file_id: uuid.UUID | None = Field(
-        description="The file that it became; also of a private one that nobody here can open, "
-        "which is `failed`."
+        description="The file that was created for the item; also set for a private file that"
+        " can't be decrypted here, whose status is `failed`."
     )
-    created_at: Moment = Field(description="Rises with `position`: for `before` and `after`.")
+    created_at: Moment = Field(
+        description="Increases with `position`; use it for `before` and `after`."
+    )
 
     @classmethod
     def of(cls, row: ItemRow) -> Self:
@@ -250,7 +302,9 @@ class ImportItem(Answer):
 
 
 class ImportItemList(Answer):
-    """A page of items, the last of the source's list first."""
+    """A page of items, in reverse order of the source's list."""
 
-    count: int = Field(description="How many match, `before` and `after` included.")
-    items: list[ImportItem] = Field(description="The last of them.")
+    count: int = Field(
+        description="The total number of matching items, with `before` and `after` applied."
+    )
+    items: list[ImportItem] = Field(description="The last matching items.")

@@ -9,20 +9,22 @@ from pydantic import Field
 from on_api.core.schemas.common import Absent, Answer, ByteCount, GivenMoment, Moment, Request, Text
 from on_api.core.services.accounts.access import Scope
 
-_SCOPES = "What the key may do."
-_EXPIRES = "When the key ends; null: never."
-_MAX_USES = "Requests that the key may make in all; null: no limit."
-_MAX_BYTES = "Bytes that may be uploaded with the key in all; null: no limit."
+_SCOPES = "The scopes of the key."
+_EXPIRES = "When the key expires; null if it never does."
+_MAX_USES = "How many requests the key may make in total; null if there is no limit."
+_MAX_BYTES = "How many bytes may be uploaded with the key in total; null if there is no limit."
 
-_EGRESS_BUDGET = "Bytes that may be downloaded with the key in a calendar month; null: no limit."
+_EGRESS_BUDGET = (
+    "How many bytes may be downloaded with the key in a calendar month; null if there is no limit."
+)
 
 
 class Key(Answer):
-    """A key, without its secret."""
+    """An API key, without its secret."""
 
-    id: uuid.UUID = Field(description="Never changes.")
-    name: str = Field(description="Your name for it.", examples=["laptop"])
-    prefix: str = Field(description="The key's first characters.", examples=["onapi_a1B2c3"])
+    id: uuid.UUID = Field(description="The ID of the key. It never changes.")
+    name: str = Field(description="Your name for the key.", examples=["laptop"])
+    prefix: str = Field(description="The first characters of the key.", examples=["onapi_a1B2c3"])
     scopes: list[Scope] = Field(description=_SCOPES)
     expires_at: Moment | None = Field(description=_EXPIRES)
     max_uses: int | None = Field(description=_MAX_USES)
@@ -30,23 +32,26 @@ class Key(Answer):
     egress_budget: int | Absent = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description=f"{_EGRESS_BUDGET} Only there if it has one.",
+        description=f"{_EGRESS_BUDGET} Only present if the key has such a limit.",
     )
-    last_used_at: Moment | None = Field(description="To the minute; null: never.")
-    created_at: Moment = Field(description="When the key was made.")
+    last_used_at: Moment | None = Field(
+        description="When the key was last used, accurate to a minute; null if it never was."
+    )
+    created_at: Moment = Field(description="When the key was created.")
 
 
 class KeyCreated(Key):
-    """A new key with its secret, which is shown this once."""
+    """A new API key with its secret, which is only shown in this response."""
 
-    key: str = Field(description="The secret. Keep it: it can't be shown again.")
+    key: str = Field(description="The secret. Store it safely: it can't be shown again.")
 
 
 class KeyCreate(Request):
-    """A new key. It can't do more, or live longer, than the key that makes it."""
+    """A new API key. It can't have more permissions, or live longer, than the key that creates
+    it."""
 
     name: Text = Field(
-        min_length=1, max_length=255, description="Your name for it.", examples=["laptop"]
+        min_length=1, max_length=255, description="Your name for the key.", examples=["laptop"]
     )
     scopes: set[Scope] = Field(
         min_length=1, description=_SCOPES, examples=[["files:read", "files:write"]]
@@ -60,5 +65,5 @@ class KeyCreate(Request):
 class KeyList(Answer):
     """A page of keys, newest first."""
 
-    count: int = Field(description="How many there are.")
-    items: list[Key] = Field(description="The newest of them.")
+    count: int = Field(description="The total number of keys.")
+    items: list[Key] = Field(description="The newest keys.")

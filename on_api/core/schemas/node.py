@@ -12,82 +12,94 @@ from on_api.core.services.accounts.audit import MOST_COUNTED_ROWS
 
 
 class Maintenance(Answer):
-    """Outcome of the last run of one kind of maintenance."""
+    """The result of the last run of a maintenance task."""
 
-    finished_at: Moment | None = Field(description="When; null: never.")
+    finished_at: Moment | None = Field(description="When it ran; null if it never did.")
     result: dict[str, Any] | None = Field(
-        description="What it did.",
+        description="The result of the run.",
         examples=[{"outcome": "collected", "freed_bytes": 1048576, "seconds": 0.4}],
     )
 
 
 class Exchanged(Answer):
-    """Bytes of blocks, by Bitswap, since the node started."""
+    """Bytes of blocks transferred by Bitswap since the node started."""
 
-    sent: int = Field(description="To other nodes.")
-    received: int = Field(description="From other nodes.")
+    sent: int = Field(description="Bytes sent to other nodes.")
+    received: int = Field(description="Bytes received from other nodes.")
 
 
 class NodeInfo(Answer):
-    """The IPFS node behind on-api."""
+    """The IPFS node that on-api uses."""
 
-    id: str = Field(description="The node's libp2p peer id.")
-    agent: str = Field(description="The program.", examples=["kubo"])
-    version: str = Field(description="Its version.", examples=["0.43.0"])
+    id: str = Field(description="The node's libp2p peer ID.")
+    agent: str = Field(description="The name of the node's software.", examples=["kubo"])
+    version: str = Field(description="The version of the node's software.", examples=["0.43.0"])
     tested: bool = Field(description="Whether on-api was tested with this version.")
-    tested_range: str = Field(description="The versions tested.", examples=[">=0.43.0,<0.44"])
-    peers: int = Field(description="Connected peers.")
-    repo_size: int = Field(description="Bytes in the node's store.")
-    repo_limit: int = Field(description="The store's soft limit in bytes.")
+    tested_range: str = Field(
+        description="The range of versions that on-api was tested with.",
+        examples=[">=0.43.0,<0.44"],
+    )
+    peers: int = Field(description="The number of connected peers.")
+    repo_size: int = Field(description="The size of the node's repo in bytes.")
+    repo_limit: int = Field(description="The soft limit for the size of the repo in bytes.")
     exchanged: Exchanged | None = Field(
-        description="Between this node and others. It is not part of `/traffic`, which counts what "
-        "on-api sends to clients; null: the node doesn't say."
+        description="Traffic between this node and other nodes. `/traffic`, which counts what"
+        " on-api sends to clients, does not include it. Null if the node does not report it."
     )
     pins: int | None = Field(
-        description="Contents that on-api keeps pinned, counted now and then; null: not yet."
+        description="The number of contents that on-api keeps pinned, counted periodically; null"
+        " if not yet counted."
     )
     last_gc: Maintenance = Field(description="The last garbage collection.")
-    last_fsck: Maintenance = Field(description="The last `on-api fsck`.")
+    last_fsck: Maintenance = Field(description="The last run of `on-api fsck`.")
 
 
 class AuditEvent(Answer):
-    """One line of the audit log."""
+    """An entry of the audit log."""
 
-    id: uuid.UUID = Field(description="Never changes.")
-    created_at: Moment = Field(description="When it happened.")
-    actor_id: uuid.UUID | None = Field(description="The user who acted; null: nobody logged in.")
-    actor_key_id: uuid.UUID | None = Field(description="The key they used.")
-    action: str = Field(description="What was done.", examples=["key.create"])
-    target_type: str = Field(description="To what kind of thing.", examples=["key"])
-    target_id: uuid.UUID | None = Field(description="To which one.")
-    client: str | None = Field(description="From which address.")
-    details: dict[str, Any] = Field(description="More, without secrets.")
+    id: uuid.UUID = Field(description="The ID of the entry. It never changes.")
+    created_at: Moment = Field(description="When the action was performed.")
+    actor_id: uuid.UUID | None = Field(
+        description="The user who performed the action; null if it was not a logged-in user."
+    )
+    actor_key_id: uuid.UUID | None = Field(description="The key that was used.")
+    action: str = Field(description="The action that was performed.", examples=["key.create"])
+    target_type: str = Field(description="The type of the object.", examples=["key"])
+    target_id: uuid.UUID | None = Field(description="The ID of the object.")
+    client: str | None = Field(description="The IP address of the client.")
+    details: dict[str, Any] = Field(description="Further details, without secrets.")
 
 
 class AuditList(Answer):
     """A page of the audit log, newest first."""
 
-    count: int = Field(description=f"How many lines match, up to {MOST_COUNTED_ROWS:,}.")
-    items: list[AuditEvent] = Field(description="The newest of them.")
+    count: int = Field(
+        description=f"The total number of matching entries, up to {MOST_COUNTED_ROWS:,}."
+    )
+    items: list[AuditEvent] = Field(description="The newest matching entries.")
 
 
 class Health(Answer):
-    """Sign of life of the process."""
+    """Liveness of the process."""
 
-    status: Literal["ok"] = Field(description="Always `ok`: else there is no answer.")
+    status: Literal["ok"] = Field(
+        description="Always `ok`; a process that is not alive sends no response."
+    )
 
 
 class Check(Answer):
-    """One thing that the service needs."""
+    """The check of one component."""
 
-    name: str = Field(description="What was looked at.", examples=["database"])
-    ok: bool = Field(description="Whether it is well.")
-    needed: bool = Field(description="Whether the service is not ready without it.")
-    details: str = Field(description="What is wrong, or what was seen.")
+    name: str = Field(description="The component that was checked.", examples=["database"])
+    ok: bool = Field(description="Whether the component works.")
+    needed: bool = Field(
+        description="Whether the service is not ready unless this component works."
+    )
+    details: str = Field(description="What is wrong, or what was found.")
 
 
 class Readiness(Answer):
-    """Readiness of the service to do its work."""
+    """Readiness of the service."""
 
-    ready: bool = Field(description="Whether all that are needed are well.")
-    checks: list[Check] = Field(description="Each thing looked at.")
+    ready: bool = Field(description="Whether all required components work.")
+    checks: list[Check] = Field(description="The checks of all components.")

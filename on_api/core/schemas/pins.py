@@ -60,7 +60,7 @@ def _bounded_meta(value: dict[str, str]) -> dict[str, str]:
     if sum(len(name.encode()) + len(text.encode()) for name, text in value.items()) > (
         MAX_META_BYTES
     ):
-        raise ValueError(f"must not be over {MAX_META_BYTES} bytes")
+        raise ValueError(f"must not exceed {MAX_META_BYTES} bytes")
     return value
 
 
@@ -101,8 +101,8 @@ class Pin(BaseModel):
     origins: Annotated[list[str] | Absent, BeforeValidator(_dialable)] = Field(
         default=None,
         json_schema_extra={"maxItems": MAX_ADDRESSES, "uniqueItems": True},
-        description="Optional list of multiaddrs known to provide the data; those that can't be "
-        "dialled are passed over",
+        description="Optional list of multiaddrs known to provide the data; those that can't be"
+        " dialled are ignored",
         examples=[[f"/ip4/203.0.113.142/tcp/4001/p2p/{_SOMEBODY}"]],
     )
     meta: PinMeta | Absent = Field(

@@ -13,31 +13,36 @@ from on_api.core.services.shares.shares import PASSWORD_LENGTH
 
 MAX_DOWNLOADS = 10**9
 
-_FILE = "The file that the link leads to."
-_EXPIRES = "When the link ends; null: never."
+_FILE = "The ID of the file that the link leads to."
+_EXPIRES = "When the link expires; null if it never does."
 _MAX_DOWNLOADS = (
-    "Downloads that the link allows in all; null: no limit. One lasts until as many bytes have "
-    "gone out as the file has, in whatever parts, or all of it is asked for again."
+    "How many downloads the link allows in total; null if there is no limit. Range requests"
+    " count as one download until they add up to the size of the file; a request for the whole"
+    " file always begins a new one."
 )
 
 
 def _can_be_in_a_header(password: str) -> str:
     if password != password.strip():
-        raise ValueError("must not begin or end with a space: no header can carry that")
+        raise ValueError(
+            "must not begin or end with a space, because HTTP headers can't transmit it"
+        )
     return password
 
 
 class Share(Answer):
-    """A link to a file, without its secret."""
+    """A share link to a file, without its secret."""
 
-    id: uuid.UUID = Field(description="Never changes.")
+    id: uuid.UUID = Field(description="The ID of the link. It never changes.")
     file_id: uuid.UUID = Field(description=_FILE)
-    prefix: str = Field(description="The first characters of its token.", examples=["a1B2c3"])
+    prefix: str = Field(
+        description="The first characters of the link's token.", examples=["a1B2c3"]
+    )
     expires_at: Moment | None = Field(description=_EXPIRES)
     max_downloads: int | None = Field(description=_MAX_DOWNLOADS)
-    downloads: int = Field(description="Downloads begun so far.")
-    has_password: bool = Field(description="Whether it asks for a password.")
-    created_at: Moment = Field(description="When the link was made.")
+    downloads: int = Field(description="The number of downloads started so far.")
+    has_password: bool = Field(description="Whether the link requires a password.")
+    created_at: Moment = Field(description="When the link was created.")
 
     @classmethod
     def of(cls, row: ShareRow) -> Self:
@@ -55,16 +60,17 @@ class Share(Answer):
 
 
 class ShareCreated(Share):
-    """A new link with its URL, which is shown this once."""
+    """A new share link with its URL, which is only shown in this response."""
 
     url: str = Field(
-        description="The link. Whoever has it has the file; it can't be shown again.",
+        description="The URL of the link. Anyone who has it can download the file; it can't be"
+        " shown again.",
         examples=["https://files.example/s/a1B2c3…"],
     )
 
 
 class ShareCreate(Request):
-    """A new link to one of your files."""
+    """A new share link to one of your files."""
 
     file_id: uuid.UUID = Field(description=_FILE)
     expires_at: GivenMoment | None = Field(None, description=_EXPIRES)
@@ -73,7 +79,7 @@ class ShareCreate(Request):
         None,
         min_length=1,
         max_length=PASSWORD_LENGTH,
-        description="What a downloader must know besides the link; null: nothing.",
+        description="A password that is required in addition to the link; null for none.",
         examples=["correct horse"],
     )
 
@@ -81,5 +87,5 @@ class ShareCreate(Request):
 class ShareList(Answer):
     """A page of links, newest first."""
 
-    count: int = Field(description="How many match.")
-    items: list[Share] = Field(description="The newest of them.")
+    count: int = Field(description="The total number of matching links.")
+    items: list[Share] = Field(description="The newest matching links.")

@@ -13,60 +13,70 @@ from on_api.core.services.traffic.reports import GroupBy, ReportTable
 from on_api.core.services.traffic.sums import COUNTS, Kind
 from on_api.core.setting_groups import GB, TrafficSettings
 
-_NONE = "null: none, or not known."
+_NONE = "null if there is none, or it is unknown."
 
 
 class TrafficCounts(Answer):
-    """Requests and bytes that were counted."""
+    """Counts of requests and bytes."""
 
-    requests: int = Field(description="Requests answered; of uploads, files.")
-    unchanged: int = Field(description="Of these, answered 304.")
-    failed: int = Field(description="Of these, answered with an error or cut by a budget.")
-    bytes_out: int = Field(description="Bytes of bodies sent.")
+    requests: int = Field(description="Requests answered; for uploads, files received.")
+    unchanged: int = Field(description="The part of `requests` that was answered with 304.")
+    failed: int = Field(
+        description="The part of `requests` that was answered with an error, or cut off because"
+        " of a budget."
+    )
+    bytes_out: int = Field(description="Bytes of response bodies sent.")
     bytes_in: int = Field(description="Bytes of files received.")
 
 
 class TrafficItem(TrafficCounts):
-    """Sums of one period, and of one of what `group_by` names."""
+    """Totals for one period and one value of `group_by`."""
 
     period: Moment = Field(
-        description="When it begins. Hours older than `ON_API_TRAFFIC__HOURS_KEPT` days are in "
-        "their day's first, days older than `ON_API_TRAFFIC__DAYS_KEPT` in their month's."
+        description="The start of the period. Hours older than `ON_API_TRAFFIC__HOURS_KEPT` days"
+        " are merged into the first hour of their day, and days older than"
+        " `ON_API_TRAFFIC__DAYS_KEPT` days into the first day of their month."
     )
-    file: uuid.UUID | None = Field(None, description=f"With group_by=file; {_NONE}")
-    cid: str | None = Field(None, description=f"With group_by=cid; {_NONE}")
+    file: uuid.UUID | None = Field(None, description=f"The file, with group_by=file; {_NONE}")
+    cid: str | None = Field(None, description=f"The root CID, with group_by=cid; {_NONE}")
     key: uuid.UUID | None = Field(
-        None, description=f"With group_by=key; {_NONE} Logins' tokens are none."
+        None, description=f"The key, with group_by=key; {_NONE} Login tokens do not count as keys."
     )
-    share: uuid.UUID | None = Field(None, description=f"With group_by=share; {_NONE}")
+    share: uuid.UUID | None = Field(
+        None, description=f"The share link, with group_by=share; {_NONE}"
+    )
     user: uuid.UUID | None = Field(
-        None, description="With group_by=user: whose content; null: nobody's."
+        None, description="The owner of the content, with group_by=user; null if it has no owner."
     )
     kind: Kind | None = Field(
         None,
-        description="With group_by=kind. `unattributed`: what a process that was killed may have "
-        "sent.",
+        description="The kind of traffic, with group_by=kind. `unattributed`: what a process may"
+        " have sent before it was killed.",
     )
 
 
 class Cost(Answer):
-    """Cost of the bytes that went out, by the operator's price."""
+    """The cost of outgoing traffic at the operator's price."""
 
-    amount: float = Field(description="bytes_out / 10^9 · price.", examples=[1.25])
+    amount: float = Field(description="The cost: bytes_out / 10^9 · price.", examples=[1.25])
     currency: str = Field(description="ISO 4217.", examples=["EUR"])
 
 
 class TrafficTotal(TrafficCounts):
-    """Sums of the whole range."""
+    """Totals for the whole range."""
 
-    cost: Cost | None = Field(None, description="Where the operator has set a price.")
+    cost: Cost | None = Field(
+        None, description="The cost; only present if the operator has configured a price."
+    )
 
 
 class TrafficReport(Answer):
-    """A report."""
+    """A traffic report."""
 
-    items: list[TrafficItem] = Field(description="Sums by period and group.")
-    total: TrafficTotal = Field(description="Of all items, those over `limit` included.")
+    items: list[TrafficItem] = Field(description="Totals by period and group.")
+    total: TrafficTotal = Field(
+        description="The totals of all items, including those beyond `limit`."
+    )
     truncated: bool = Field(description="Whether there are more items than `limit`.")
 
     @classmethod

@@ -10,41 +10,47 @@ from on_api.core.schemas.auth import Password, Username
 from on_api.core.schemas.common import Answer, ByteCount, Moment, Request, left_out
 
 Quota = ByteCount | None
-_QUOTA = "Bytes that the user may store; null: no limit."
-_BUDGET = "Bytes that the user's content may send out in a calendar month; null: no limit."
+_QUOTA = "The user's storage quota in bytes; null if there is no limit."
+_BUDGET = (
+    "The egress budget in bytes: how much of the user's content may be sent in a calendar month;"
+    " null if there is no limit."
+)
 
 
 class User(Answer):
-    """An account."""
+    """A user account."""
 
-    id: uuid.UUID = Field(description="Never changes.")
-    username: str = Field(description="In lower case.", examples=["ada"])
-    is_admin: bool = Field(description="Whether the user may administer on-api.")
-    active: bool = Field(description="Whether the user's keys and password work.")
+    id: uuid.UUID = Field(description="The ID of the user. It never changes.")
+    username: str = Field(description="The username, in lower case.", examples=["ada"])
+    is_admin: bool = Field(description="Whether the user is an administrator.")
+    active: bool = Field(description="Whether the user's keys and password are accepted.")
     storage_quota: int | None = Field(description=_QUOTA)
     egress_budget: int | None = Field(description=_BUDGET)
-    created_at: Moment = Field(description="When the account was made.")
+    created_at: Moment = Field(description="When the account was created.")
 
 
 class UserCreate(Request):
-    """A new account."""
+    """A new user account."""
 
     username: Username
     password: Password
-    is_admin: bool = Field(False, description="Make an administrator.")
-    storage_quota: Quota = left_out(f"{_QUOTA} Left out: the operator's default.")
-    egress_budget: Quota = left_out(f"{_BUDGET} Left out: the operator's default.")
+    is_admin: bool = Field(False, description="Whether the new user is an administrator.")
+    storage_quota: Quota = left_out(f"{_QUOTA} If omitted, the operator's default applies.")
+    egress_budget: Quota = left_out(f"{_BUDGET} If omitted, the operator's default applies.")
 
 
 class UserUpdate(Request):
-    """Changes that an administrator may make; fields that are left out stay as they are.
+    """Changes that an administrator may make to an account; omitted fields stay unchanged.
 
-    `active: false` stops the user's keys and ends their logins; a new password ends the logins.
+    `active: false` disables the user's API keys and ends their login sessions; a new password ends
+    the login sessions.
     """
 
-    active: bool = left_out("Whether the user's keys and password work.")
-    is_admin: bool = left_out("Whether the user may administer on-api.")
-    password: Password = left_out("A new password, 8 to 256 characters; ends the user's logins.")
+    active: bool = left_out("Whether the user's keys and password are accepted.")
+    is_admin: bool = left_out("Whether the user is an administrator.")
+    password: Password = left_out(
+        "The new password, 8 to 256 characters; setting it ends the user's login sessions."
+    )
     storage_quota: Quota = left_out(_QUOTA)
     egress_budget: Quota = left_out(_BUDGET)
 
@@ -56,50 +62,50 @@ class MeUpdate(Request):
 
 
 class PasswordChange(Request):
-    """A new password, proved by the old one."""
+    """A new password, confirmed by the current one."""
 
-    current_password: str = Field(max_length=256, description="The password until now.")
+    current_password: str = Field(max_length=256, description="The current password.")
     new_password: Password
 
 
 class UserList(Answer):
     """A page of accounts, newest first."""
 
-    count: int = Field(description="How many match.")
-    items: list[User] = Field(description="The newest of them.")
+    count: int = Field(description="The total number of matching accounts.")
+    items: list[User] = Field(description="The newest matching accounts.")
 
 
 class StorageUsage(Answer):
-    """Storage that a user has on the node."""
+    """The user's storage on the node."""
 
     bytes: int = Field(
-        description="Bytes charged: each content once, with its overhead on the node; and what "
-        "failed uploads have left there, until it is removed."
+        description="The bytes that count towards the quota: each content once, with its overhead"
+        " on the node, and data that failed uploads have left until it is removed."
     )
     quota: int | None = Field(description=_QUOTA)
 
 
 class EgressUsage(Answer):
-    """Traffic that went out this month."""
+    """Outgoing traffic in the current month."""
 
     bytes: int = Field(
-        description="Bytes sent this month. Never less than what was delivered: what is being sent "
-        "right now is counted some megabytes ahead, which are in `reserved`."
+        description="Bytes sent this month. This is never less than what was delivered: traffic in"
+        " progress is counted some megabytes in advance, and these are included in `reserved`."
     )
     reserved: int = Field(
-        description="Of `bytes`: taken ahead for what is being sent or was sent a moment ago. What "
-        "isn't used comes back within some seconds."
+        description="The part of `bytes` that was counted in advance for traffic in progress or"
+        " just finished. What is not used is returned within a few seconds."
     )
     budget: int | None = Field(description=_BUDGET)
     forecast: int = Field(
-        description="Bytes by the month's end at this month's rate so far, without `reserved`: "
-        "bytes · length of the month / time passed of it (at least an hour)."
+        description="The projected bytes at the end of the month at the average rate so far,"
+        " without `reserved`: bytes · length of the month / elapsed time (at least one hour)."
     )
     period_end: Moment = Field(description="When the month ends.")
 
 
 class Usage(Answer):
-    """A user's usage."""
+    """A user's storage and traffic."""
 
     storage: StorageUsage = Field(description="Now.")
-    egress: EgressUsage = Field(description="This month.")
+    egress: EgressUsage = Field(description="The traffic of the current month.")

@@ -13,12 +13,16 @@ def header(description: str, example: str) -> dict[str, Any]:
 
 
 CONTENT_HEADERS = {
-    "Accept-Ranges": header("Parts can be asked for.", "bytes"),
-    "Content-Disposition": header("The file's name.", 'inline; filename="a.txt"'),
-    "Content-Length": header("Bytes of this answer.", "11"),
-    "Content-Range": header("Of 206: which part this is.", "bytes 0-10/11"),
-    "Content-Security-Policy": header("Users' bytes get no origin of ours.", "sandbox"),
-    "ETag": header("Changes with the bytes.", '"bafkreifzjut3te2nhyekklss27nh3k72ysco7y32"'),
+    "Accept-Ranges": header("`bytes`: range requests are supported.", "bytes"),
+    "Content-Disposition": header("The name of the file.", 'inline; filename="a.txt"'),
+    "Content-Length": header("The number of bytes in this response.", "11"),
+    "Content-Range": header("For 206: the range that this response contains.", "bytes 0-10/11"),
+    "Content-Security-Policy": header(
+        "Prevents content from users from running scripts in the origin of on-api.", "sandbox"
+    ),
+    "ETag": header(
+        "Changes whenever the content changes.", '"bafkreifzjut3te2nhyekklss27nh3k72ysco7y32"'
+    ),
 }
 UNCHANGED_HEADERS = {"ETag": CONTENT_HEADERS["ETag"]}
 """Headers of a 304."""
@@ -49,22 +53,27 @@ UPLOAD_FORM: dict[str, Any] = {
                 "type": "object",
                 # `file` is not `required`: generated clients send required fields first, and all
                 # options but `name` and `meta` must come before the file.
-                "description": "At least one `file`. Every option may also be a query parameter, "
-                "for clients that send the file first: all but `name` and `meta` must come before "
-                "it.",
+                "description": "The form must contain at least one `file`. Every option can also"
+                " be a query"
+                " parameter, for clients that send the file first: all options except `name`"
+                " and `meta` must precede the file.",
                 "properties": {
                     "visibility": {"$ref": "#/components/schemas/Visibility"},
                     # Without an example Swagger would fill in the word "string".
                     "name": {
                         "type": "string",
-                        "description": "Instead of the part's filename.",
+                        "description": "Name to use instead of the filename of the form part.",
                         "example": "",
                     },
-                    "meta": {"type": "string", "description": "A JSON object.", "example": ""},
+                    "meta": {
+                        "type": "string",
+                        "description": "Metadata as a JSON object.",
+                        "example": "",
+                    },
                     "recipients": {
                         "type": "string",
-                        "description": "Of a private file: others who can open it, as `age1…`, by "
-                        "commas.",
+                        "description": "For private files: additional recipients who can decrypt"
+                        " the file, as comma-separated `age1…` keys.",
                         "example": "",
                     },
                     "owner_access": {
@@ -75,7 +84,7 @@ UPLOAD_FORM: dict[str, Any] = {
                     "file": {
                         "type": "array",
                         "items": {"type": "string", "format": "binary"},
-                        "description": "One or several files.",
+                        "description": "One or more files.",
                     },
                 },
             }

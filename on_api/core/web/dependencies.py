@@ -124,7 +124,7 @@ get_principal = _PrincipalOfKey(
     "/v1/auth/token",
     scheme_name="Password",
     scopes=SCOPE_DESCRIPTIONS,
-    description="Log in with username and password; the token ends after an hour.",
+    description="Log in with username and password; the token expires after an hour.",
 )
 
 
@@ -135,7 +135,7 @@ def _claim_idempotency_key(request: Request, services: Services, principal: Prin
     """
     key, *others = request.headers.getlist("idempotency-key")
     if others:
-        raise BadRequest("Idempotency-Key: one, not several.")
+        raise BadRequest("Idempotency-Key: must not be sent more than once.")
     route = f"{request.method} {request.url.path}"
     attempt = services.idempotency.claim(principal, route, key)
     body_digest = request.scope.get(BODY_DIGEST)
@@ -185,14 +185,17 @@ async def get_page(
     limit: Annotated[
         int,
         Query(
-            ge=1, le=MAX_LIMIT, description=f"At most so many, up to {MAX_LIMIT}.", examples=[20]
+            ge=1,
+            le=MAX_LIMIT,
+            description=f"Maximum number of items to return, at most {MAX_LIMIT}.",
+            examples=[20],
         ),
     ] = DEFAULT_LIMIT,
     before: Annotated[
-        GivenMoment | Absent, Query(description="Only what was made before this moment.")
+        GivenMoment | Absent, Query(description="Return only items created before this time.")
     ] = None,
     after: Annotated[
-        GivenMoment | Absent, Query(description="Only what was made after this moment.")
+        GivenMoment | Absent, Query(description="Return only items created after this time.")
     ] = None,
 ) -> TimePage:
     """v1's page of a list."""
@@ -214,7 +217,7 @@ class Cursors:
             Query(
                 ge=1,
                 le=MAX_LIMIT,
-                description=f"At most so many, up to {MAX_LIMIT}.",
+                description=f"Maximum number of items to return, at most {MAX_LIMIT}.",
                 examples=[20],
             ),
         ] = DEFAULT_LIMIT,
@@ -222,7 +225,7 @@ class Cursors:
             str | Absent,
             Query(
                 max_length=MAX_CURSOR_LENGTH,
-                description="`next_cursor` of the page before.",
+                description="The value of `next_cursor` from the previous page.",
                 examples=["WyIyMDI2LTExLTIzIiw3XQ"],
             ),
         ] = None,
@@ -247,27 +250,28 @@ CursorQuery = Annotated[Cursors, Depends()]
 async def get_upload_options(
     request: Request,
     name: Annotated[
-        str | Absent, Query(description="The file's name.", examples=["地図.pdf"])
+        str | Absent, Query(description="Name of the file.", examples=["地図.pdf"])
     ] = None,
     visibility: Annotated[
-        str | Absent, Query(description="`public` or `private`.", examples=["private"])
+        str | Absent, Query(description="Visibility: `public` or `private`.", examples=["private"])
     ] = None,
     meta: Annotated[
-        str | Absent, Query(description="A JSON object.", examples=['{"project": "atlas"}'])
+        str | Absent,
+        Query(description="Metadata as a JSON object.", examples=['{"project": "atlas"}']),
     ] = None,
     recipients: Annotated[
         list[str] | Absent,
         Query(
-            description="Of a private file: others who can open it, as `age1…`, repeated or by "
-            "commas.",
+            description="For private files: additional recipients who can decrypt the file, as"
+            " `age1…` keys, repeated or comma-separated.",
             examples=[["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]],
         ),
     ] = None,
     owner_access: Annotated[
         str | Absent,
         Query(
-            description="`false`: encrypt a private file to its `recipients` only, so that not "
-            "even the server can open it.",
+            description="`false`: encrypt a private file to its `recipients` only, so that not"
+            " even the server can decrypt it.",
             examples=["false"],
         ),
     ] = None,
@@ -275,8 +279,9 @@ async def get_upload_options(
         str | Absent,
         Header(
             alias=PASSPHRASE_HEADER,
-            description="Encrypt a private file with this passphrase (8 to 256 characters, UTF-8) "
-            "instead of keys. It isn't kept: without it the file is lost.",
+            description="Encrypt a private file with this passphrase (8 to 256 characters, UTF-8)"
+            " instead"
+            " of keys. The server does not store it: without the passphrase, the file is lost.",
             examples=["correct horse battery staple"],
         ),
     ] = None,
@@ -305,7 +310,7 @@ async def get_passphrase(
         str | Absent,
         Header(
             alias=PASSPHRASE_HEADER,
-            description="Of a private file that was encrypted with one (UTF-8).",
+            description="Passphrase of a private file that is encrypted with one (UTF-8).",
             examples=["correct horse battery staple"],
         ),
     ] = None,
@@ -320,31 +325,44 @@ PassphraseDep = Annotated[str | None, Depends(get_passphrase)]
 async def get_file_filter(
     name: Annotated[
         Text | Absent,
-        Query(max_length=255, description="Exactly this name.", examples=["map.pdf"]),
+        Query(
+            max_length=255,
+            description="Return only files with exactly this name.",
+            examples=["map.pdf"],
+        ),
     ] = None,
     name_contains: Annotated[
         Text | Absent,
-        Query(max_length=255, description="This text in the name, in any case.", examples=["map"]),
+        Query(
+            max_length=255,
+            description="Return only files whose name contains this text; not case-sensitive.",
+            examples=["map"],
+        ),
     ] = None,
     cid: Annotated[
         str | Absent,
         Query(
             max_length=128,
-            description="This content.",
+            description="Return only files with this CID.",
             examples=["bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"],
         ),
     ] = None,
     media_type: Annotated[
         Text | Absent,
-        Query(max_length=255, description="Exactly this media type.", examples=["application/pdf"]),
+        Query(
+            max_length=255,
+            description="Return only files with exactly this media type.",
+            examples=["application/pdf"],
+        ),
     ] = None,
     visibility: Annotated[
-        Visibility | Absent, Query(description="Only these.", examples=["private"])
+        Visibility | Absent,
+        Query(description="Return only files with this visibility.", examples=["private"]),
     ] = None,
     meta: Annotated[
         str | Absent,
         Query(
-            description="A JSON object that the file's meta contains.",
+            description="Return only files whose metadata contains this JSON object.",
             examples=['{"project": "atlas"}'],
         ),
     ] = None,
@@ -359,10 +377,12 @@ FileQuery = Annotated[FileFilter, Depends(get_file_filter)]
 SharedFileQuery = Annotated[
     uuid.UUID | Absent,
     Query(
-        description="Only links to this file.", examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"]
+        description="Return only links to this file.",
+        examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
     ),
 ]
 
 ImportStatusQuery = Annotated[
-    ItemStatus | Absent, Query(description="Only items of this status.", examples=["failed"])
+    ItemStatus | Absent,
+    Query(description="Return only items with this status.", examples=["failed"]),
 ]

@@ -33,8 +33,10 @@ IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Repeat a request with the same key and it is done once: the same answer comes "
-    "again, for 24 hours. 409 `IN_PROGRESS` while it runs, 409 `CONFLICT` for another request.",
+    "description": "If you repeat a request with the same key, it is executed only once, and the"
+    " original response is returned again for 24 hours. The response is 409 `IN_PROGRESS` while the"
+    " first request is running, and 409 `CONFLICT` if the key was used for a different"
+    " request.",
     # No `example` of the parameter: Swagger would send it with every request made there.
     "schema": {
         "type": "string",
@@ -46,49 +48,51 @@ IDEMPOTENCY_KEY = {
 }
 
 TAGS = {
-    "auth": "Log in with a password, and register where the operator allows it.",
-    "users": "Accounts, what they use, their identities, and the way out with all content.",
-    "keys": "API keys: what they may do, until when, how often.",
+    "auth": "Log in with a password, and register if the operator allows it.",
+    "users": "User accounts, their usage and encryption identities, and the export of all their"
+    " content.",
+    "keys": "API keys with scopes, expiry and limits.",
     "files": "Upload, list, change and download files, public or private.",
-    "shares": "Links to one file for people without an account.",
+    "shares": "Share links to single files, for people without an account.",
     "pins": "The IPFS Pinning Service API 1.0.0.",
-    "traffic": "What went out and came in, and what it costs.",
-    "imports": "Move everything over from somewhere else, verified.",
-    "node": "The IPFS node behind on-api.",
-    "audit": "Who did what, and when.",
-    "gateway": "The IPFS gateway, without an account.",
-    "health": "For watchers and for Prometheus.",
+    "traffic": "Traffic reports: bytes sent and received, and their cost.",
+    "imports": "Import content from other services, with verification.",
+    "node": "The IPFS node that on-api uses.",
+    "audit": "The audit log: who did what, and when.",
+    "gateway": "The public IPFS gateway, which requires no account.",
+    "health": "Health checks and metrics for Prometheus.",
 }
 """Descriptions of the tags, in the order in which the documents show them."""
 
 _HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
-        "description": "The request's id, which is in the log.",
+        "description": "The ID of the request, which also appears in the server's log.",
         "schema": {"type": "string"},
         "example": "9f86d081884c7d65",
     },
     "X-Content-Type-Options": {
-        "description": "`nosniff`: the media type is meant.",
+        "description": "`nosniff`: browsers must not guess another media type.",
         "schema": {"type": "string", "enum": ["nosniff"]},
         "example": "nosniff",
     },
     "Cache-Control": {
-        "description": "Who may keep the answer, and for how long.",
+        "description": "Which caches may store the response, and for how long.",
         "schema": {"type": "string"},
         "example": "private, no-store",
     },
     "Vary": {
-        "description": "Which headers of the request make another answer.",
+        "description": "The request headers that the response depends on.",
         "schema": {"type": "string"},
         "example": "Authorization",
     },
     "Idempotent-Replayed": {
-        "description": "`true`: the answer to an earlier request with the same `Idempotency-Key`.",
+        "description": "`true`: this is the stored response to an earlier request with the same"
+        " `Idempotency-Key`.",
         "schema": {"type": "string", "enum": ["true"]},
         "example": "true",
     },
     "Retry-After": {
-        "description": "Seconds after which it is worth trying again.",
+        "description": "Seconds to wait before retrying the request.",
         "schema": {"type": "integer", "minimum": 0},
         "example": 2,
     },
@@ -105,7 +109,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "example": '"key";q=100;w=60',
     },
     "WWW-Authenticate": {
-        "description": "How to prove who asks.",
+        "description": "The authentication scheme to use.",
         "schema": {"type": "string"},
         "example": "Bearer",
     },
@@ -118,7 +122,7 @@ _METHODS = {"get", "head", "post", "put", "patch", "delete"}
 KEY_SCHEME = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key, pasted whole: `onapi_…`",
+    "description": "A complete API key: `onapi_…`",
 }
 """Security scheme for Swagger's *Authorize*: a field for a key, besides the password login."""
 

@@ -260,7 +260,7 @@ class Gathering:
         body = bytes(self._body)
         etag = dict(self._headers)[b"etag"]
         if not is_authentic(self._root, etag, body):
-            raise ContentDamaged("The IPFS node answered other bytes than the CID stands for.")
+            raise ContentDamaged("The IPFS node returned bytes that do not match the CID.")
         self._answers.keep(self._key, HotAnswer(str(self._root), self._headers, body, etag))
 
     def end(self) -> None:

@@ -70,7 +70,7 @@ class Gateway:
         self._fallback = services.settings.gateway.fallback_url
         answers = self.answers = HotAnswers(services.settings.gateway.cache_bytes)
         services.metrics.watch(
-            "on_api_gateway_hot_size_bytes", "Answers in memory.", lambda: answers.size
+            "on_api_gateway_hot_size_bytes", "Responses served from memory.", lambda: answers.size
         )
         self._accelerator = Accelerator(services)
         self._limits = services.rate_limits
@@ -128,7 +128,10 @@ class Gateway:
             raise
         except Exception:
             logger.exception("a request failed")
-            words = f"Something went wrong on our side; the log has it under {identity}."
+            words = (
+                "An internal error occurred on the server; the log entry has the request ID"
+                f" {identity}."
+            )
             await self._fail(delivery, InternalError(words))
         finally:
             self.under_way -= 1
@@ -149,14 +152,16 @@ class Gateway:
     async def _answer(self, request: GatewayRequest, delivery: Delivery, path: str) -> None:
         if self.under_way > self._most:
             self._services.metrics.refused.inc()
-            raise ServiceUnavailable("Too many requests at once.", retry_after=1)
+            raise ServiceUnavailable("Too many simultaneous requests.", retry_after=1)
         if request.method not in _METHODS:
             headers = [(b"allow", ", ".join(_METHODS).encode())]
             words = f"Method {request.method} not allowed: read only access\n"
             await delivery.words(405, words, headers)
             return
         if not path.startswith("/ipfs"):
-            raise NotFound("on-api serves no names (/ipns): finding them out takes the network.")
+            raise NotFound(
+                "on-api does not serve names (/ipns), since resolving them requires the network."
+            )
         if request.headers.get(b"service-worker", b"").strip() == b"script":
             raise BadRequest("navigator.serviceWorker: registration is not allowed for this scope")
         elsewhere = tidied(request.raw_path)
@@ -337,7 +342,7 @@ class Gateway:
         )
         try:
             if answer.status not in statuses:
-                raise BadRequest("This is no CID that on-api reads.")
+                raise BadRequest("on-api does not support this CID.")
             ticket = await self._ticket([_NOBODYS], answer.length)
             try:
                 await delivery.relay(answer, with_ours(answer.headers), ticket, None)

@@ -103,6 +103,6 @@ def test_errors_are_problems(alice: Account) -> None:
         "type": "about:blank",
         "title": "Not Found",
         "status": 404,
-        "detail": "There is nothing here under this name.",
+        "detail": "The resource was not found.",
         "code": "NOT_FOUND",
     }

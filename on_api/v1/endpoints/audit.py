@@ -24,15 +24,19 @@ def list_audit_events(
     actor_id: Annotated[
         uuid.UUID | Absent,
         Query(
-            description="Only what this user did.",
+            description="Return only actions of this user.",
             examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
         ),
     ] = None,
     action: Annotated[
         Text | Absent,
-        Query(max_length=64, description="Only this action.", examples=["key.create"]),
+        Query(
+            max_length=64,
+            description="Return only entries with this action.",
+            examples=["key.create"],
+        ),
     ] = None,
 ) -> AuditList:
-    """Audit log: actors and their actions, newest first."""
+    """List the audit log, newest entries first."""
     count, rows = events(actor_id=actor_id, action=action).by_time(session, page)
     return AuditList(count=count, items=[AuditEvent.model_validate(row) for row in rows])

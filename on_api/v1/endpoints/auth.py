@@ -25,9 +25,9 @@ async def log_in(
     client: ClientDep,
     response: Response,
 ) -> Token:
-    """Exchange username and password for a short-lived key (OAuth2 password grant).
+    """Exchange a username and password for a short-lived access token (OAuth2 password grant).
 
-    `scope` narrows it; without it the key may do all that the user may.
+    `scope` restricts the token; by default, it has every scope that the user may have.
     """
     token, lifetime = await services.login.log_in(
         form.username, form.password, parse_scopes(form.scopes), client
@@ -38,7 +38,7 @@ async def log_in(
 
 async def _hash_password(body: Registration, services: ServicesDep, client: ClientDep) -> str:
     if services.settings.registration != "open":
-        raise Forbidden("Registration is closed here; ask the operator for an account.")
+        raise Forbidden("Registration is closed on this server; ask the operator for an account.")
     return await services.login.hash_password(body.password, Asker.stranger(client.client))
 
 
@@ -52,6 +52,6 @@ def register(
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
-    """Make an account for yourself, where the operator has opened registration."""
+    """Register an account, if the operator allows it."""
     user = services.users.create(session, body.username, password_hash, client)
     return User.model_validate(user)

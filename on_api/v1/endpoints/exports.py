@@ -29,13 +29,13 @@ shared_router = APIRouter(prefix="/users/me/export", tags=["users"], route_class
 
 _EXPORT: dict[int | str, dict[str, Any]] = {
     200: binary_answer(
-        "The export, as long as it is.", "application/vnd.ipld.car", "text/csv", "application/json"
+        "The export, which is streamed.", "application/vnd.ipld.car", "text/csv", "application/json"
     )
 }
 _EXPORT[200]["headers"] = {
     **_EXPORT[200]["headers"],
     "X-Ipfs-Roots": header(
-        "Of a CAR: its root.", "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354"
+        "For a CAR: its root.", "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354"
     ),
 }
 _ERRORS = (EgressBudgetExceeded, NodeError, NodeTruncated, NodeUnavailable, NodeTimeout)
@@ -55,14 +55,16 @@ async def export_everything(
     format: Annotated[
         Literal["car", "pins", "json"],
         Query(
-            description="`car`: all content as one CAR, below one directory; private files stay "
-            "encrypted. `pins`: CSV of CIDs and names, as an import of kind `cids` reads. `json`: "
-            "files, pins and links with all that is known of them, without secrets.",
+            description="`car`: all content as one CAR, in one directory; private files stay"
+            " encrypted."
+            " `pins`: CSV of CIDs and names, which an import of kind `cids` accepts. `json`:"
+            " files, pins and links with all their metadata, without secrets.",
             examples=["pins"],
         ),
     ] = "car",
 ) -> Response:
-    """Take all of it with you. A CAR that can't be written to its end is cut off visibly."""
+    """Export everything that you store. If a CAR can't be completed, the connection is closed
+    early, so that clients notice it."""
 
     def note() -> None:
         with services.database.session_scope() as session:

@@ -109,14 +109,15 @@ _CONTENT_ERRORS = documented(
     SecretUnavailable,
 )
 _CONTENT_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: binary_answer("The file's bytes, by its own media type."),
-    206: binary_answer("The part asked for by `Range`."),
+    200: binary_answer("The content of the file, with its own media type."),
+    206: binary_answer("The range requested with `Range`."),
     302: {
-        "description": "The budget is used up, and the operator sends downloads elsewhere then.",
+        "description": "The egress budget is exceeded, and the operator redirects downloads in"
+        " this case.",
         "headers": LOCATION,
     },
     304: {
-        "description": "You have it already (`If-None-Match`).",
+        "description": "The content has not changed (`If-None-Match`).",
         "headers": UNCHANGED_HEADERS,
     },
 }
@@ -134,12 +135,13 @@ async def upload_files(
     principal: FilesWrite,
     options: UploadQuery,
 ) -> Response:
-    """Upload one or many files as `multipart/form-data`, in parts named `file`.
+    """Upload one or more files as `multipart/form-data`, in form parts named `file`.
 
-    The bytes stream to the IPFS node as they come. One part answers the file, several `{"items":
-    […]}`: all of them are stored, or none. The options may be form fields or query parameters;
-    all but `name` and `meta` must come before the file. A private file is encrypted (age v1) before
-    it reaches the node: to you, to further `recipients`, or with a passphrase.
+    The bytes are streamed to the IPFS node. For one file, the response is the file; for several, it
+    is `{"items": […]}`, and either all of them are stored or none. Options can be form fields or
+    query parameters; all options except `name` and `meta` must precede the file. A private file is
+    encrypted (age v1) before it reaches the node: to you, to additional `recipients`, or with a
+    passphrase.
     """
     services = services_of(request)
     announced = announced_by_form(request.headers)
@@ -166,10 +168,11 @@ async def upload_file(
     principal: FilesWrite,
     options: UploadQuery,
 ) -> Response:
-    """Upload one file as the raw body: `curl -T FILE 'URL/v1/files?name=NAME'`.
+    """Upload one file as the raw request body: `curl -T FILE 'URL/v1/files?name=NAME'`.
 
-    The bytes are stored as they come: a form or a Content-Encoding is refused. A digest that is
-    sent along (`Content-Digest`, `Repr-Digest`, `Content-MD5`) is compared with them.
+    The bytes are stored as received: forms and bodies with a Content-Encoding are rejected. If the
+    request has a digest (`Content-Digest`, `Repr-Digest`, `Content-MD5`), it is compared with the
+    received bytes.
     """
     services = services_of(request)
     media_type = raw_media_type(request.headers)
@@ -193,7 +196,8 @@ def list_my_files(
     page: PageQuery,
     wanted: FileQuery,
 ) -> FileList:
-    """Your files, newest first. Repeat with `before` = the last one's `created_at` to see more."""
+    """List your files, newest first. To get the next page, set `before` to the `created_at` of the
+    last file."""
     count, rows = files_of(session, principal.user_id, wanted).by_time(session, page)
     items = [StoredFile.of(row, services.settings.base_url) for row in rows]
     return FileList(count=count, items=items)
@@ -201,7 +205,7 @@ def list_my_files(
 
 @shared_router.get("/{file_id}", response_model=StoredFile, responses=documented(NotFound))
 async def get_one_file(file_id: FileId, principal: FilesRead, request: Request) -> Response:
-    """One of your files."""
+    """Get one of your files."""
     services = services_of(request)
     answers, user_id = services.file_answers, principal.user_id
     body = answers.recall(user_id, str(file_id))
@@ -217,7 +221,7 @@ async def get_one_file(file_id: FileId, principal: FilesRead, request: Request) 
 
 @shared_router.get("/{file_id}/visibility", responses=documented(NotFound))
 def get_visibility(file_id: FileId, principal: FilesRead, session: SessionDep) -> FileVisibility:
-    """Visibility of one of your files, and how far a change of it has got."""
+    """Get the visibility of one of your files, and the progress of a change to it."""
     row = get_file(session, principal.user_id, file_id)
     return FileVisibility.of(row, find_change(session, file_id))
 
@@ -227,7 +231,8 @@ def get_visibility(file_id: FileId, principal: FilesRead, session: SessionDep) -
     responses={
         202: {
             "model": FileChanging,
-            "description": "`visibility` is being changed; whatever else was asked for is done.",
+            "description": "The change of `visibility` is in progress; all other changes are"
+            " complete.",
         },
         **documented(NotFound, Conflict),
     },
@@ -240,12 +245,14 @@ def change_one_file(
     session: SessionDep,
     services: ServicesDep,
 ) -> FileChanging | StoredFile:
-    """Change a file's name or meta at once (meta is replaced as a whole), its visibility as a job.
+    """Change a file's name or metadata at once (metadata is replaced completely), and its
+    visibility in a background job.
 
-    The file keeps its id and its shares; its CID changes when the job is done, which needs room in
-    the quota for both. What was public once may have been copied: making it private takes it from
-    your node and from this gateway, not from those who have it. A private file that the server
-    can't open by itself (with a passphrase, or `owner_access=false`) can't be made public.
+    The file keeps its ID and its share links. Its CID changes when the job is complete; the quota
+    must have room for both copies until then. Making a public file private removes it from your
+    node and from this gateway, but can't affect copies that others have made. A private file that
+    the server can't decrypt (because of a passphrase, or `owner_access=false`) can't be made
+    public.
     """
     changes = body.model_dump(exclude_unset=True)
     visibility = changes.pop("visibility", None)
@@ -264,7 +271,7 @@ def change_one_file(
 
 @shared_router.delete("/{file_id}", status_code=204, responses=documented(NotFound))
 def delete_one_file(file_id: FileId, principal: FilesWrite, session: SessionDep) -> None:
-    """Delete a file. Others who hold the same content keep it."""
+    """Delete a file. Other users who store the same content keep it."""
     delete_file(session, principal.user_id, file_id)
 
 
@@ -282,21 +289,25 @@ async def get_content(
     client: ClientDep,
     passphrase: PassphraseDep,
     download: Annotated[
-        bool, Query(description="Ask the browser to save it rather than show it.", examples=[True])
+        bool,
+        Query(
+            description="Tell the browser to save the file instead of showing it.", examples=[True]
+        ),
     ] = False,
     raw: Annotated[
         bool,
         Query(
-            description="Of a private file: the age file itself, as it lies on the node; whoever "
-            "has the key opens it with `age`.",
+            description="For private files: return the encrypted age file as it is stored on the"
+            " node, which the holder of the key can decrypt with `age`.",
             examples=[True],
         ),
     ] = False,
 ) -> Response:
-    """The file's bytes. `Range`, `If-Range`, `If-None-Match` and `If-Match` are honoured.
+    """Download a file. `Range`, `If-Range`, `If-None-Match` and `If-Match` are supported.
 
-    A private file is decrypted on the way, never from one end to the other for a part of it. One
-    that the server can't open (`owner_access=false`) comes as the age file that it is.
+    A private file is decrypted while it is sent; a range request decrypts only the chunks it needs.
+    A file that the server can't decrypt (`owner_access=false`) is returned as the encrypted age
+    file.
     """
 
     def look_up() -> FileRow:

@@ -33,8 +33,8 @@ shared_router = APIRouter(prefix="/users/me", tags=["users"], route_class=ApiRou
 
 @shared_router.get("/identities")
 def list_my_identities(principal: FilesRead, session: SessionDep) -> IdentityItems:
-    """Your identities, newest first, without their secrets. The first one is made when it is
-    needed."""
+    """List your identities, newest first, without their secret keys. The first identity is created
+    when it is needed."""
     found = identities_of(session, principal.user_id)
     return IdentityItems(items=[Identity.model_validate(row) for row in found])
 
@@ -43,7 +43,8 @@ def list_my_identities(principal: FilesRead, session: SessionDep) -> IdentityIte
 def rotate_my_identity(
     principal: KeysWrite, session: SessionDep, services: ServicesDep, client: ClientDep
 ) -> Identity:
-    """Make a new identity for files to come. Those that are there stay encrypted to theirs."""
+    """Create a new identity for future files. Existing files stay encrypted to their present
+    identities."""
     row = services.identities.rotate(session, principal.user_id, act_as(principal, client))
     return Identity.model_validate(row)
 
@@ -56,8 +57,8 @@ def import_identity(
     services: ServicesDep,
     client: ClientDep,
 ) -> Identity:
-    """Take an identity that you have already (`age-keygen`); one that you have imported before is
-    not taken twice. The server then keeps its secret, sealed."""
+    """Import an identity that you already have (`age-keygen`); an identity that was imported before
+    is not added again. The server stores its secret key in encrypted form."""
     row = services.identities.add(
         session,
         principal.user_id,
@@ -72,7 +73,7 @@ async def _password_given_again(
     body: IdentityExport, principal: KeysWrite, services: ServicesDep, client: ClientDep
 ) -> str:
     if not principal.from_login:
-        raise Forbidden("Log in with your password for this; an API key can't do it.")
+        raise Forbidden("This requires a login with your password; an API key is not sufficient.")
     asker = Asker.user(principal.user_id, client.client)
     return await services.login.check_password(asker, principal.user_id, body.password)
 
@@ -89,10 +90,11 @@ def export_my_identities(
     services: ServicesDep,
     client: ClientDep,
 ) -> ExportedIdentities:
-    """The secrets of your identities, for `age`: with them your private files can be read without
-    on-api, by anyone who has them.
+    """Export your identities with their secret keys for `age`. Anyone who has the secret keys can
+    read your private files without on-api.
 
-    Only for a password login's token, never for an API key, and the password must be given again.
+    This requires the access token from a password login instead of an API key, and the password
+    must be sent again.
     """
     require_in_force(session, principal.key_id)  # it may have ended while the password was checked
     require_password(session, principal.user_id, verified)

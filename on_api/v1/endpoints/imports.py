@@ -59,7 +59,7 @@ shared_router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRo
 replaced_router = APIRouter(prefix="/imports", tags=["imports"], route_class=ApiRoute)
 
 _REPORT: dict[int | str, dict[str, Any]] = {
-    200: binary_answer("The report, as long as it is.", "application/json", "text/csv")
+    200: binary_answer("The report, which is streamed.", "application/json", "text/csv")
 }
 
 
@@ -67,15 +67,18 @@ _REPORT: dict[int | str, dict[str, Any]] = {
 def create_import(
     body: ImportCreate, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
-    """Ask for an import. The source's list is read at once; look at `preview`, then start it.
+    """Create an import. The source's list is read at once; check the `preview` before you start the
+    import.
 
-    Its items become your pins, with their names, metadata and the source's date; files of another
-    on-api stay files. Credentials are kept encrypted, and forgotten once the list was read. What
-    is here already is not moved again.
+    The items become your pins, with their names, metadata and dates from the source; files from
+    another on-api stay files. Credentials are stored encrypted, and deleted once the list has been
+    read. Content that is already stored is not transferred again.
     """
     request = body.as_request()
     if principal.limited and request.source.kind != CAR:
-        raise Forbidden("A key with limits can't import: nobody knows before how much will come.")
+        raise Forbidden(
+            "A key with limits can't import, because the amount of data is not known in advance."
+        )
     row = services.imports.create(
         session,
         principal.user_id,
@@ -88,7 +91,7 @@ def create_import(
 
 @replaced_router.get("")
 def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuery) -> ImportList:
-    """Your imports, newest first."""
+    """List your imports, newest first."""
     count, rows = imports_of(principal.user_id).by_time(session, page)
     states = states_of(session, principal.user_id, rows)
     return ImportList(count=count, items=[Import.of(row, states[row.id]) for row in rows])
@@ -96,7 +99,7 @@ def list_my_imports(principal: ImportsWrite, session: SessionDep, page: PageQuer
 
 @shared_router.get("/{import_id}", responses=documented(NotFound))
 def get_one_import(import_id: ImportId, principal: ImportsWrite, session: SessionDep) -> Import:
-    """One of your imports, and how far it is."""
+    """Get one of your imports and its progress."""
     row = find_import(session, principal.user_id, import_id)
     return Import.of(row, standing_of(session, row))
 
@@ -109,7 +112,7 @@ def list_items_of_import(
     page: PageQuery,
     status: ImportStatusQuery = None,
 ) -> ImportItemList:
-    """Items of an import, the last of the source's list first."""
+    """List the items of an import, in reverse order of the source's list."""
     listing = items_of(session, principal.user_id, import_id, status)
     count, rows = listing.by_time(session, page)
     return ImportItemList(count=count, items=[ImportItem.of(row) for row in rows])
@@ -126,11 +129,12 @@ def get_report_of_import(
     session: SessionDep,
     services: ServicesDep,
     format: Annotated[
-        Literal["json", "csv"], Query(description="`json` or `csv`.", examples=["csv"])
+        Literal["json", "csv"],
+        Query(description="Format of the report: `json` or `csv`.", examples=["csv"]),
     ] = "json",
 ) -> Response:
-    """Every item with its size, blocks, duration and route; and last, in one sentence, whether
-    everything was moved and verified, or what wasn't."""
+    """Report every item with its size, blocks, duration and route, and a final sentence that says
+    whether everything was imported and verified, or what was not."""
     find_import(session, principal.user_id, import_id)
     media_type, write = REPORTS[format]
     return StreamingResponse(
@@ -147,7 +151,8 @@ def get_report_of_import(
 def start_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
-    """Begin, go on after a pause, or try again what an ended import could not move."""
+    """Start an import, resume it after a pause, or retry the failed items of an import that has
+    ended."""
     row = services.imports.start(session, principal.user_id, import_id)
     return Import.of(row, standing_of(session, row))
 
@@ -156,7 +161,7 @@ def start_import(
 def pause_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
-    """Stop for now. Items under way begin anew when it goes on."""
+    """Pause an import. Items in progress start over when it is resumed."""
     row = services.imports.pause(session, principal.user_id, import_id)
     return Import.of(row, standing_of(session, row))
 
@@ -165,7 +170,7 @@ def pause_import(
 def cancel_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> Import:
-    """End it. What was moved stays."""
+    """Cancel an import. Items that were already imported are kept."""
     row = services.imports.cancel(session, principal.user_id, import_id)
     return Import.of(row, standing_of(session, row))
 
@@ -195,12 +200,15 @@ async def send_car(
     name: Annotated[
         Text | Absent,
         Query(
-            max_length=255, description="Of the pin, if the CAR has one root.", examples=["photos"]
+            max_length=255,
+            description="The pin, if the CAR has a single root.",
+            examples=["photos"],
         ),
     ] = None,
 ) -> Import:
-    """Send the CAR (version 1 or 2) of an import of kind `car`. It streams to the node, every block
-    verified; its roots are pinned when all of their blocks are there, and the import is done."""
+    """Upload the CAR (version 1 or 2) for an import of kind `car`. It is streamed to the node, and
+    every block is verified; the roots are pinned once all of their blocks are stored, and the
+    import is then done."""
     raw_media_type(request.headers)
     announced = announced_by_body(request.headers, services.settings.files.max_size, None)
     body = checked_stream(request, services.settings.files.idle_timeout)
@@ -228,5 +236,5 @@ async def send_car(
 def delete_import(
     import_id: ImportId, principal: ImportsWrite, session: SessionDep, services: ServicesDep
 ) -> None:
-    """Forget an import and its report. What was moved stays."""
+    """Delete an import and its report. Items that were already imported are kept."""
     services.imports.delete(session, principal.user_id, import_id)

@@ -31,7 +31,7 @@ def create_key(
     client: ClientDep,
     response: Response,
 ) -> KeyCreated:
-    """Make a key. Its secret is in this answer and nowhere else."""
+    """Create an API key. Its secret is only shown in this response."""
     request = KeyRequest(
         name=body.name,
         scopes=frozenset(body.scopes),
@@ -47,14 +47,14 @@ def create_key(
 
 @replaced_router.get("")
 def list_my_keys(principal: KeysWrite, session: SessionDep, page: PageQuery) -> KeyList:
-    """Your keys that are still valid, newest first."""
+    """List your valid keys, newest first."""
     count, keys = keys_of(principal.user_id).by_time(session, page)
     return KeyList(count=count, items=[Key.model_validate(key) for key in keys])
 
 
 @shared_router.get("/{key_id}", responses=documented(NotFound))
 def get_one_key(key_id: KeyId, principal: KeysWrite, session: SessionDep) -> Key:
-    """One of your keys."""
+    """Get one of your keys."""
     return Key.model_validate(get_key(session, principal.user_id, key_id))
 
 
@@ -66,5 +66,5 @@ def revoke_key(
     services: ServicesDep,
     client: ClientDep,
 ) -> None:
-    """Revoke a key, at once."""
+    """Revoke a key, with immediate effect."""
     services.keys.revoke(session, principal.user_id, key_id, act_as(principal, client))

@@ -18,7 +18,8 @@ shared_router = APIRouter(prefix="/node", tags=["node"], route_class=ApiRoute)
 
 @shared_router.get("", responses=documented(NodeUnavailable, NodeTimeout))
 async def get_node(_principal: Admin, services: ServicesDep) -> NodeInfo:
-    """The node's identity, version, peers and store, and what was done to it last."""
+    """Get the node's identity, version, peers and repo size, and the results of the last
+    maintenance runs."""
 
     def look_up() -> MaintenanceReport:
         with services.database.session_scope(write=False) as session:

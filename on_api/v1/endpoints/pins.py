@@ -148,11 +148,11 @@ async def _pin_filter(
     """Filter of a list of pins."""
     cids = _split(cid)
     if len(cids) > MAX_CIDS:
-        raise BadRequest(f"cid: at most {MAX_CIDS} at once.")
+        raise BadRequest(f"cid: at most {MAX_CIDS} CIDs are allowed.")
     try:
         statuses = [Status(word) for word in _split(status)]
     except ValueError:
-        raise BadRequest(f"status: known are {', '.join(Status)}.") from None
+        raise BadRequest(f"status: must be one of {', '.join(Status)}.") from None
     return PinFilter(cids, name, match, statuses, None if meta is None else _meta(meta))
 
 

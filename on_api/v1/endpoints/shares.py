@@ -47,11 +47,11 @@ def create_share(
     client: ClientDep,
     response: Response,
 ) -> ShareCreated:
-    """Make a link to a file. Its URL is in this answer and nowhere else.
+    """Create a share link to a file. Its URL is only shown in this response.
 
-    A browser that opens it gets a page with a button, other programs the bytes (`Range`, `ETag`;
-    `?download=1` for a browser too). A password goes into the page's form or the header
-    `On-Api-Share-Password`.
+    Browsers that open the link get a page with a download button, and other programs get the
+    content (with `Range` and `ETag`; `?download=1` also returns it to browsers). Passwords are sent
+    with the page's form or in the header `On-Api-Share-Password`.
     """
     require_in_force(session, principal.key_id)  # it may have ended while the hash was waited for
     request = ShareRequest(body.file_id, body.expires_at, body.max_downloads, password_hash)
@@ -66,14 +66,14 @@ def create_share(
 def list_my_shares(
     principal: SharesWrite, session: SessionDep, page: PageQuery, file_id: SharedFileQuery = None
 ) -> ShareList:
-    """Your links that are not revoked, newest first."""
+    """List your share links that have not been revoked, newest first."""
     count, rows = shares_of(principal.user_id, file_id).by_time(session, page)
     return ShareList(count=count, items=[Share.of(row) for row in rows])
 
 
 @shared_router.get("/{share_id}", responses=documented(NotFound))
 def get_one_share(share_id: ShareId, principal: SharesWrite, session: SessionDep) -> Share:
-    """One of your links."""
+    """Get one of your share links."""
     return Share.of(get_share(session, principal.user_id, share_id))
 
 
@@ -85,5 +85,5 @@ def revoke_share(
     services: ServicesDep,
     client: ClientDep,
 ) -> None:
-    """Revoke a link, at once."""
+    """Revoke a share link, with immediate effect."""
     services.shares.revoke(session, principal.user_id, share_id, act_as(principal, client))

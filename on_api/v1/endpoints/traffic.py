@@ -42,35 +42,36 @@ def get_traffic(
     session: SessionDep,
     services: ServicesDep,
     interval: Annotated[
-        Interval, Query(description="The length of a period.", examples=["month"])
+        Interval, Query(description="The length of each period.", examples=["month"])
     ] = Interval.DAY,
     group_by: Annotated[
         GroupBy | Absent,
-        Query(description="What to tell apart within a period.", examples=["file"]),
+        Query(description="How to group the traffic within each period.", examples=["file"]),
     ] = None,
     begin: Annotated[
         GivenMoment | Absent,
         Query(
             alias="from",
-            description="From the period that this moment is in; else 2 days (hours), 31 days "
-            "(days) or a year (months) before `to`.",
+            description="Start at the period that contains this time; by default 2 days (hours),"
+            " 31 days (days) or a year (months) before `to`.",
         ),
     ] = None,
     end: Annotated[
-        GivenMoment | Absent, Query(alias="to", description="Up to this moment; else now.")
+        GivenMoment | Absent,
+        Query(alias="to", description="The end of the range; by default, the present."),
     ] = None,
     user_id: Annotated[
         uuid.UUID | Absent,
         Query(
-            description="Of this user only (administrators).",
+            description="Return only the traffic of this user (administrators only).",
             examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
         ),
     ] = None,
     sort: Annotated[
         SortBy | Absent,
         Query(
-            description="`period`: the earliest first. `bytes_out`: the most bytes first, which is "
-            "the default with `group_by`.",
+            description="`period`: earliest first. `bytes_out`: most bytes first, which is the"
+            " default with `group_by`.",
             examples=["bytes_out"],
         ),
     ] = None,
@@ -79,23 +80,23 @@ def get_traffic(
         Query(
             ge=1,
             le=MAX_LINES,
-            description=f"At most so many items, up to {MAX_LINES}.",
+            description=f"Maximum number of items to return, at most {MAX_LINES}.",
             examples=[20],
         ),
     ] = 100,
     format: Annotated[
         Literal["json", "csv"] | Absent,
         Query(
-            description="`csv`: the items as text/csv, as with `Accept: text/csv`.",
+            description="`csv`: return the items as text/csv, as with `Accept: text/csv`.",
             examples=["csv"],
         ),
     ] = None,
 ) -> Response | TrafficReport:
-    """Traffic that went out and came in: yours, or everybody's with an administrator's key that
-    has the scope `admin`.
+    """Report outgoing and incoming traffic: yours, or that of all users with an administrator's key
+    that has the scope `admin`.
 
-    It is some seconds old. What a process that was killed may have sent is in it as kind
-    `unattributed`: no total is ever less than what was delivered.
+    The report is a few seconds old. Traffic that a process may have sent before it was killed is
+    reported as kind `unattributed`: a total is never less than what was delivered.
     """
     owner_id = user_id
     if not principal.allows(Scope.ADMIN):

@@ -41,7 +41,7 @@ replaced_router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRout
 
 @shared_router.get("/me")
 def get_me(principal: CurrentUser, session: SessionDep) -> User:
-    """Your own account."""
+    """Get your account."""
     return User.model_validate(get_user(session, principal.user_id))
 
 
@@ -53,7 +53,7 @@ def change_me(
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
-    """Change your own account. The password has an operation of its own."""
+    """Change your account. To change the password, use `POST /users/me/password`."""
     user = services.users.rename(
         session, principal.user_id, body.username, act_as(principal, client)
     )
@@ -76,7 +76,7 @@ def change_my_password(
     services: ServicesDep,
     client: ClientDep,
 ) -> None:
-    """Change your password. Every login ends, this one too; API keys stay."""
+    """Change your password. All login sessions end, including this one; API keys stay valid."""
     require_in_force(session, principal.key_id)  # it may have ended while the hash was waited for
     old, new = hashes
     actor = act_as(principal, client)
@@ -85,7 +85,7 @@ def change_my_password(
 
 @shared_router.get("/me/usage")
 def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
-    """Your storage, and your traffic of this month."""
+    """Get your storage usage, and your traffic in the current month."""
     return Usage.model_validate(usage_of(session, get_user(session, principal.user_id)))
 
 
@@ -105,7 +105,7 @@ def create_user(
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
-    """Make an account."""
+    """Create an account."""
     require_administrator(session, principal)  # still, after the wait for the hash
     user = services.users.create(
         session,
@@ -120,20 +120,20 @@ def create_user(
 
 @replaced_router.get("")
 def list_all_users(_principal: Admin, session: SessionDep, page: PageQuery) -> UserList:
-    """All accounts, newest first."""
+    """List all accounts, newest first."""
     count, users = all_users().by_time(session, page)
     return UserList(count=count, items=[User.model_validate(user) for user in users])
 
 
 @shared_router.get("/{user_id}", responses=documented(NotFound))
 def get_one_user(user_id: UserId, _principal: Admin, session: SessionDep) -> User:
-    """One account."""
+    """Get an account."""
     return User.model_validate(get_user(session, user_id))
 
 
 @shared_router.get("/{user_id}/usage", responses=documented(NotFound))
 def get_usage_of_user(user_id: UserId, _principal: Admin, session: SessionDep) -> Usage:
-    """A user's storage, and their traffic of this month."""
+    """Get a user's storage usage, and their traffic in the current month."""
     return Usage.model_validate(usage_of(session, get_user(session, user_id)))
 
 
@@ -156,7 +156,7 @@ def change_user(
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
-    """Change quota, budget, rights or password, or deactivate."""
+    """Change a user's quota, budget, permissions or password, or deactivate the account."""
     require_administrator(session, principal)  # still, after the wait for the hash
     changes: dict[str, Any] = body.model_dump(exclude_unset=True, exclude={"password"})
     if password_hash is not None:
@@ -173,8 +173,8 @@ def delete_user(
     services: ServicesDep,
     client: ClientDep,
 ) -> None:
-    """Delete an account. From the answer on it is gone for everyone; its files are removed in the
-    background."""
+    """Delete an account. It is inaccessible as soon as the response is sent; its files are removed
+    in the background."""
     services.users.delete(session, user_id, act_as(principal, client))
 
 
@@ -186,7 +186,7 @@ def list_files_of_user(
     services: ServicesDep,
     page: PageQuery,
 ) -> FileList:
-    """Any user's files, newest first."""
+    """List the files of any user, newest first."""
     get_user(session, user_id)
     count, rows = files_of(session, user_id, FileFilter()).by_time(session, page)
     items = [StoredFile.of(row, services.settings.base_url) for row in rows]

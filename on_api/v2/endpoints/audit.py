@@ -20,7 +20,7 @@ router = APIRouter(prefix="/audit", tags=["audit"], route_class=ApiRoute)
 class AuditPage(Answer):
     """A page of the audit log, newest first."""
 
-    items: list[AuditEvent] = Field(description="The lines of this page.")
+    items: list[AuditEvent] = Field(description="The entries on this page.")
     next_cursor: NextCursor
 
 
@@ -32,16 +32,20 @@ def list_audit_events(
     actor_id: Annotated[
         uuid.UUID | Absent,
         Query(
-            description="Only what this user did.",
+            description="Return only actions of this user.",
             examples=["0190f3b2-7a51-7c4e-9d2f-3b6c8a1e5d47"],
         ),
     ] = None,
     action: Annotated[
         Text | Absent,
-        Query(max_length=64, description="Only this action.", examples=["key.create"]),
+        Query(
+            max_length=64,
+            description="Return only entries with this action.",
+            examples=["key.create"],
+        ),
     ] = None,
 ) -> AuditPage:
-    """Audit log: actors and their actions, newest first."""
+    """List the audit log, newest entries first."""
     rows, behind = events(actor_id=actor_id, action=action).by_cursor(session, cursors.page)
     items = [AuditEvent.model_validate(row) for row in rows]
     return AuditPage(items=items, next_cursor=cursors.next(behind))

@@ -19,7 +19,7 @@ replacing_router = APIRouter(prefix="/files", tags=["files"], route_class=ApiRou
 class FilePage(Answer):
     """A page of files, newest first."""
 
-    items: list[StoredFile] = Field(description="The files of this page.")
+    items: list[StoredFile] = Field(description="The files on this page.")
     next_cursor: NextCursor
 
 
@@ -31,7 +31,7 @@ def list_my_files(
     cursors: CursorQuery,
     wanted: FileQuery,
 ) -> FilePage:
-    """Your files, newest first."""
+    """List your files, newest first."""
     listing = files_of(session, principal.user_id, wanted)
     rows, behind = listing.by_cursor(session, cursors.page)
     items = [StoredFile.of(row, services.settings.base_url) for row in rows]

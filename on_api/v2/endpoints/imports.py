@@ -26,14 +26,14 @@ replacing_router = APIRouter(prefix="/imports", tags=["imports"], route_class=Ap
 class ImportPage(Answer):
     """A page of imports, newest first."""
 
-    items: list[Import] = Field(description="The imports of this page.")
+    items: list[Import] = Field(description="The imports on this page.")
     next_cursor: NextCursor
 
 
 class ImportItemPage(Answer):
-    """A page of items, the last of the source's list first."""
+    """A page of items, in reverse order of the source's list."""
 
-    items: list[ImportItem] = Field(description="The items of this page.")
+    items: list[ImportItem] = Field(description="The items on this page.")
     next_cursor: NextCursor
 
 
@@ -41,7 +41,7 @@ class ImportItemPage(Answer):
 def list_my_imports(
     principal: ImportsWrite, session: SessionDep, cursors: CursorQuery
 ) -> ImportPage:
-    """Your imports, newest first."""
+    """List your imports, newest first."""
     rows, behind = imports_of(principal.user_id).by_cursor(session, cursors.page)
     states = states_of(session, principal.user_id, rows)
     items = [Import.of(row, states[row.id]) for row in rows]
@@ -56,7 +56,7 @@ def list_items_of_import(
     cursors: CursorQuery,
     status: ImportStatusQuery = None,
 ) -> ImportItemPage:
-    """Items of an import, the last of the source's list first."""
+    """List the items of an import, in reverse order of the source's list."""
     listing = items_of(session, principal.user_id, import_id, status)
     rows, behind = listing.by_cursor(session, cursors.page)
     items = [ImportItem.of(row) for row in rows]

@@ -19,13 +19,13 @@ replacing_router = APIRouter(prefix="/keys", tags=["keys"], route_class=ApiRoute
 class KeyPage(Answer):
     """A page of keys, newest first."""
 
-    items: list[Key] = Field(description="The keys of this page.")
+    items: list[Key] = Field(description="The keys on this page.")
     next_cursor: NextCursor
 
 
 @replacing_router.get("")
 def list_my_keys(principal: KeysWrite, session: SessionDep, cursors: CursorQuery) -> KeyPage:
-    """Your keys that are still valid, newest first."""
+    """List your valid keys, newest first."""
     rows, behind = keys_of(principal.user_id).by_cursor(session, cursors.page)
     items = [Key.model_validate(row) for row in rows]
     return KeyPage(items=items, next_cursor=cursors.next(behind))

@@ -19,7 +19,7 @@ replacing_router = APIRouter(prefix="/shares", tags=["shares"], route_class=ApiR
 class SharePage(Answer):
     """A page of links, newest first."""
 
-    items: list[Share] = Field(description="The links of this page.")
+    items: list[Share] = Field(description="The links on this page.")
     next_cursor: NextCursor
 
 
@@ -30,7 +30,7 @@ def list_my_shares(
     cursors: CursorQuery,
     file_id: SharedFileQuery = None,
 ) -> SharePage:
-    """Your links that are not revoked, newest first."""
+    """List your share links that have not been revoked, newest first."""
     rows, behind = shares_of(principal.user_id, file_id).by_cursor(session, cursors.page)
     items = [Share.of(row) for row in rows]
     return SharePage(items=items, next_cursor=cursors.next(behind))

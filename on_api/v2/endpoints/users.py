@@ -23,13 +23,13 @@ replacing_router = APIRouter(prefix="/users", tags=["users"], route_class=ApiRou
 class UserPage(Answer):
     """A page of accounts, newest first."""
 
-    items: list[User] = Field(description="The accounts of this page.")
+    items: list[User] = Field(description="The accounts on this page.")
     next_cursor: NextCursor
 
 
 @replacing_router.get("")
 def list_all_users(_principal: Admin, session: SessionDep, cursors: CursorQuery) -> UserPage:
-    """All accounts, newest first."""
+    """List all accounts, newest first."""
     rows, behind = all_users().by_cursor(session, cursors.page)
     items = [User.model_validate(row) for row in rows]
     return UserPage(items=items, next_cursor=cursors.next(behind))
@@ -43,7 +43,7 @@ def list_files_of_user(
     services: ServicesDep,
     cursors: CursorQuery,
 ) -> FilePage:
-    """Any user's files, newest first."""
+    """List the files of any user, newest first."""
     get_user(session, user_id)
     rows, behind = files_of(session, user_id, FileFilter()).by_cursor(session, cursors.page)
     items = [StoredFile.of(row, services.settings.base_url) for row in rows]
