@@ -92,4 +92,4 @@ class CursorSigner:
 
 
 def _no_cursor() -> BadRequest:
-    return BadRequest("cursor: not one of this list; begin again without it.")
+    return BadRequest("cursor: this cursor does not belong to this list; start again without it.")

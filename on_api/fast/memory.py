@@ -28,8 +28,16 @@ class Memory:
         self._given = self._given_bytes = 0
         watch = services.metrics.watch
         # Plain numbers: a Prometheus counter takes longer than the rest of a hot answer.
-        watch("on_api_gateway_hot_answers", "Given by memory alone.", lambda: self._given)
-        watch("on_api_gateway_hot_sent_bytes", "Bytes of these.", lambda: self._given_bytes)
+        watch(
+            "on_api_gateway_hot_answers",
+            "Responses served directly from memory.",
+            lambda: self._given,
+        )
+        watch(
+            "on_api_gateway_hot_sent_bytes",
+            "Bytes of responses served directly from memory.",
+            lambda: self._given_bytes,
+        )
 
     def answer(self, request: EligibleRequest) -> tuple[bytes, bytes] | None:
         """Return the head (without the line that ends it) and the body of an answer that may be

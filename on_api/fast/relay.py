@@ -159,5 +159,5 @@ class _Asking:
         except OnApiError:
             pass  # it happens again on the ordinary way, which answers the error
         except Exception:
-            logger.exception("could not pass on what the node said")
+            logger.exception("could not relay the node's response")
         self.client.fall_back(None if isinstance(outcome, Stale) else outcome)

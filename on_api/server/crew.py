@@ -97,7 +97,7 @@ class Crew:
             member.is_up = False
             pause = self._put_off(member)
             logger.warning(
-                "serving process %d can't be started (%s); tried again in %.1f s",
+                "could not start API process %d (%s); retrying in %.1f s",
                 member.number,
                 error.strerror,
                 pause,
@@ -144,12 +144,15 @@ class Crew:
     def _has_ended(self, member: _Member) -> None:
         code = self._let_go(member)
         if not self._was_up:
-            raise StartupError("The API could not start; the log above says why.")
+            raise StartupError("The API could not start; see the log above for the reason.")
         if member.is_up and time.monotonic() - member.began >= STEADY_AFTER_SECONDS:
             member.failures = 0
         pause = self._put_off(member)
         logger.warning(
-            "serving process %d ended (code %s); another one in %.1f s", member.number, code, pause
+            "API process %d ended (exit code %s); restarting it in %.1f s",
+            member.number,
+            code,
+            pause,
         )
 
     def _put_off(self, member: _Member) -> float:
@@ -186,7 +189,7 @@ class Crew:
             for process in running:
                 process.wait(max(0.0, deadline - time.monotonic()))
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            logger.warning("not all serving processes end: killing them")
+            logger.warning("not all API processes have stopped in time; killing them")
         for member in self._members:
             self._let_go(member)
         self._selector.close()

@@ -47,9 +47,9 @@ def read_head(head: bytes) -> tuple[bytes, int]:
     """
     line = head[: head.index(b"\r\n")]
     if not line.endswith(_VERSIONS) or line.count(b" ") != 2:
-        raise BadRequest("The request line must read: METHOD TARGET HTTP/1.1.")
+        raise BadRequest("The request line must have the form METHOD TARGET HTTP/1.1.")
     if line.startswith(b"CONNECT "):
-        raise MethodNotAllowed("This is no proxy.", headers=_METHODS)
+        raise MethodNotAllowed("This server is not a proxy.", headers=_METHODS)
     is_current = line.endswith(b"1")
     hosts: list[bytes] = []
     others: dict[bytes, list[bytes]] = {}
@@ -59,9 +59,9 @@ def read_head(head: bytes) -> tuple[bytes, int]:
         name = found[1].lower()
         (hosts if name == b"host" else others.setdefault(name, [])).append(value)
     if len(hosts) > 1 or (is_current and not hosts):
-        raise BadRequest("A request has one header Host.")
+        raise BadRequest("A request must have exactly one Host header.")
     if hosts and not is_host(hosts[0]):
-        raise BadRequest("The header Host must read: NAME, or NAME:PORT.")
+        raise BadRequest("The Host header must have the form NAME or NAME:PORT.")
     length = _read_length(others, is_current=is_current) if others else 0
     if b"upgrade" in others:
         # No upgrade is supported, so the offer is ignored (RFC 9110, 7.8). The parser would take it
@@ -85,7 +85,7 @@ def check_beginning(text: bytes) -> None:
     line, end, _ = text.partition(b"\r\n")
     is_possible = line.endswith(_VERSIONS) if end else _LINE_SO_FAR.fullmatch(line)
     if not is_possible:
-        raise BadRequest("The request line must read: METHOD TARGET HTTP/1.1.")
+        raise BadRequest("The request line must have the form METHOD TARGET HTTP/1.1.")
 
 
 def check_size(size: int) -> None:
@@ -113,15 +113,17 @@ def _read_length(values: Mapping[bytes, list[bytes]], *, is_current: bool) -> in
     lengths = values.get(b"content-length", [])
     if codings := values.get(b"transfer-encoding"):
         if lengths:
-            raise BadRequest("A request has Content-Length or Transfer-Encoding, not both.")
+            raise BadRequest("A request must not have both Content-Length and Transfer-Encoding.")
         if not is_current:
-            raise BadRequest("HTTP/1.0 has no Transfer-Encoding.")
+            raise BadRequest("HTTP/1.0 requests must not have a Transfer-Encoding.")
         _check_coding(codings)
         return CHUNKED
     if not lengths:
         return 0
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
-        raise BadRequest("A request has at most one Content-Length, of digits alone.")
+        raise BadRequest(
+            "A request must have at most one Content-Length, consisting of digits only."
+        )
     return int(lengths[0])
 
 
@@ -130,7 +132,7 @@ def _check_coding(values: list[bytes]) -> None:
         return
     *others, last = [coding.strip(b" \t") for coding in b",".join(values).split(b",")]
     if last != b"chunked" or b"chunked" in others or not all(map(_TOKEN.fullmatch, others)):
-        raise BadRequest("A Transfer-Encoding ends with chunked, which is named once.")
+        raise BadRequest("A Transfer-Encoding must end with chunked and contain it only once.")
     raise UnknownTransferCoding
 
 

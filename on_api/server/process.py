@@ -19,13 +19,13 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**given)  # type: ignore[arg-type]  # checked by Pydantic
     except UnknownSettingError as error:
-        raise StartupError(f"The settings are wrong: {error}.") from None
+        raise StartupError(f"The settings are invalid: {error}.") from None
     except SettingsError as error:
         # Its text names the outermost field only: cors, of ON_API_CORS__ORIGINS.
         [field] = re.findall(r'field "(\w+)"', str(error)) or ["?"]
         raise StartupError(
-            f"The settings are wrong. ON_API_{field.upper()}: not valid JSON; a list is written"
-            ' ["https://a.example", "https://b.example"].'
+            f"The settings are invalid. ON_API_{field.upper()}: not valid JSON; write a list"
+            ' as ["https://a.example", "https://b.example"].'
         ) from None
     except ValidationError as error:
         mistakes = []
@@ -33,7 +33,7 @@ def load_settings(**given: object) -> Settings:
             name = "__".join(str(step) for step in mistake["loc"]).upper()
             words = mistake["msg"].removeprefix("Value error, ")
             mistakes.append(f"ON_API_{name}: {words}" if name else words)
-        raise StartupError(f"The settings are wrong. {'; '.join(mistakes)}.") from None
+        raise StartupError(f"The settings are invalid. {'; '.join(mistakes)}.") from None
 
 
 def end_cleanly_on_signal() -> None:

@@ -137,9 +137,7 @@ class FramedHttp(HttpToolsProtocol):
     def head_is_late(self) -> None:
         """Implement `Watched`."""
         if self._gathered:
-            self._refuse_head(
-                RequestTimeout("The request's head has no end."), bytes(self._gathered)
-            )
+            self._refuse_head(RequestTimeout("The header is incomplete."), bytes(self._gathered))
         else:
             self.transport.close()
 
@@ -175,7 +173,7 @@ class FramedHttp(HttpToolsProtocol):
             self._may_begin = True
             is_taken = self._feed(read) and (self._in_body if self._left else self._is_whole)
             if not is_taken:
-                raise BadRequest("The request's head is malformed.")
+                raise BadRequest("The header is malformed.")
         except OnApiError as error:
             self._in_body = False
             self._refuse_head(error, head)
@@ -185,7 +183,7 @@ class FramedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request. Its scope is only made once it is known to be needed."""
         if not self._may_begin:
-            raise ValueError("a request whose head nobody has seen")
+            raise ValueError("a request whose header was not checked")
         self._may_begin = False
         self.url = b""
         self.headers = []
@@ -204,7 +202,7 @@ class FramedHttp(HttpToolsProtocol):
         """Begin to serve the request, whose head is complete."""
         self._in_body = True
         if self.parser.should_upgrade():
-            raise ValueError("an upgrade, though its offer was taken out")
+            raise ValueError("an unexpected protocol upgrade")
         self.begin()
 
     def on_body(self, body: bytes) -> None:
@@ -271,7 +269,7 @@ class FramedHttp(HttpToolsProtocol):
     def refuse(self, error: OnApiError, path: str, *, is_head: bool = False) -> None:
         """Answer an invalid request, or the current one's invalid body, and end the connection:
         where the next request begins is unknown. `is_head`: the answer has no body."""
-        logger.warning("refused what is no request: %s %s", error.status, error.details)
+        logger.warning("rejected a malformed request: %s %s", error.status, error.details)
         cycle = cast("RequestResponseCycle | None", self.cycle)
         is_answered = self._in_body  # for the case that the body is what is wrong
         if cycle is not None and not cycle.response_complete:
@@ -368,7 +366,7 @@ class FramedHttp(HttpToolsProtocol):
         if not self._is_passed_over:
             piece = memoryview(data)[at:end]
             if not self._feed(piece) or self._is_whole is bool(self._left):
-                self._refuse_body(BadRequest("The request's body is malformed."))
+                self._refuse_body(BadRequest("The request body is malformed."))
         elif not self._left:
             self._is_passed_over = False
         return end
@@ -381,7 +379,7 @@ class FramedHttp(HttpToolsProtocol):
             self._has_moved = False
             try:
                 if not self._feed(view[at:end]):
-                    raise BadRequest("The request's body is malformed.")
+                    raise BadRequest("The request body is malformed.")
                 self._chunks.passed(data, at, end, has_data=self._has_moved)
             except OnApiError as error:
                 self._refuse_body(error)
@@ -408,7 +406,7 @@ class FramedHttp(HttpToolsProtocol):
         if self._held or self.transport.is_closing():
             return
         if self._gathered:
-            self._refuse_head(BadRequest("The request's head has no end."), bytes(self._gathered))
+            self._refuse_head(BadRequest("The header is incomplete."), bytes(self._gathered))
         elif self._left or not self.is_busy():
             self.transport.close()
         elif not self._has_body and self._awaited != self._requests:

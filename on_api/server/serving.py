@@ -79,7 +79,7 @@ def run_server(server: uvicorn.Server, listener: socket.socket) -> None:
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if not server.started:
-        raise StartupError("The API could not start; the log above says why.")
+        raise StartupError("The API could not start; see the log above for the reason.")
 
 
 def keep_freed_memory() -> None:
@@ -113,8 +113,11 @@ def _listen(settings: Settings, *, shared: bool) -> socket.socket:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             cure = "set ON_API_HOST to an address of this machine."
         else:
-            cure = "stop what uses it, or choose another with ON_API_PORT (make run PORT=…)."
+            cure = (
+                "stop the program that uses it, or choose another port with ON_API_PORT (make run"
+                " PORT=…)."
+            )
         raise StartupError(
-            f"Can't serve on {settings.host} port {settings.port} ({error.strerror}): {cure}"
+            f"Can't listen on {settings.host} port {settings.port} ({error.strerror}): {cure}"
         ) from None
     return listener

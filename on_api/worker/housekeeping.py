@@ -63,7 +63,7 @@ class Housekeeper:
                     keep_traffic(self._database, self._traffic)
                     swept_at = time.monotonic()
             except OnApiError as error:
-                logger.warning("housekeeping is put off: %s", error.details)
+                logger.warning("housekeeping is postponed: %s", error.details)
             except Exception:
                 logger.exception("housekeeping failed")
             self._due.wait(PERIOD_SECONDS if is_done else AGAIN_SECONDS)

@@ -108,7 +108,7 @@ class GatewayFetch:
             await self._services.node.import_blocks(_only_the_empty_block())
             return
         if self._gateway is None:
-            raise GiveUpError("No gateway is known from which it could be had.")
+            raise GiveUpError("No gateway is configured from which the content could be fetched.")
 
         def look(stat: DagStat) -> None:
             self.seen[item.id] = stat
@@ -124,7 +124,10 @@ class GatewayFetch:
                     await self._cover(lease, size)
                 await self._services.capacity.require(0)
                 if time.monotonic() >= ends_at:
-                    raise GiveUpError("Its time is over: it is too large, or the gateway too slow.")
+                    raise GiveUpError(
+                        "The time limit was exceeded: the content is too large, or the gateway is"
+                        " too slow."
+                    )
             fetching.result()
         except (SourceError, PayloadTooLarge) as error:
             raise GiveUpError(error.details) from error
@@ -141,7 +144,7 @@ class GatewayFetch:
         try:
             await self._in_thread(lambda: self._services.leases.abandon(lease))
         except OnApiError as error:
-            logger.warning("could not give back lease %s: %s", lease.id, error.details)
+            logger.warning("could not release lease %s: %s", lease.id, error.details)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await to_thread.run_sync(work, limiter=self._threads)

@@ -61,10 +61,10 @@ RETRIES = Backoff(first=0.5, longest=30.0)
 """Pauses between attempts in seconds: the first, doubled each time up to the longest."""
 DISCOURAGING_MISSES = 3
 """Consecutive items not found over IPFS, after which the gateway is asked first."""
-QUOTA = "The storage quota does not allow it."
-FULL = "The IPFS node has no room for it."
-REMOVED = "It was removed meanwhile."
-OUR_FAULT = "Something went wrong on our side; the log has more."
+QUOTA = "The storage quota does not allow this item."
+FULL = "The IPFS node has no space left for this item."
+REMOVED = "The pin was removed in the meantime."
+OUR_FAULT = "An internal error occurred on the server; see its log for details."
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class ItemTransfer:
             except (LostError, asyncio.CancelledError):
                 raise
             except Exception:
-                logger.exception("an item of import %s failed", self._claim.id)
+                logger.exception("could not import an item of import %s", self._claim.id)
                 await self._fail(item, OUR_FAULT)
             return
 
@@ -223,7 +223,7 @@ class ItemTransfer:
     def _require_size(self, size: int) -> None:
         most = self._services.settings.files.max_size
         if size > most:
-            raise GiveUpError(f"It has {size} bytes; this server takes {most} at most.")
+            raise GiveUpError(f"The item has {size} bytes, but this server allows at most {most}.")
 
     async def _wait_for(self, item: Item, pin_id: uuid.UUID) -> None:
         """Wait until the node has fetched it over IPFS. Raises `GiveUpError` if it won't."""
@@ -236,18 +236,18 @@ class ItemTransfer:
             if state.status == PINNED_STATUS:
                 return
             if state.status == FAILED:
-                raise GiveUpError(state.details or "It could not be pinned.")
+                raise GiveUpError(state.details or "The item could not be pinned.")
             self._require_size(state.stat.size)
             if state.attempts == 0 or state.stat.blocks > blocks:
                 moved_at, blocks = loop.time(), state.stat.blocks
             still = loop.time() - moved_at
             if self._has_gateway and still >= self._limits.patience:
                 raise GiveUpError(
-                    state.details or f"No block came for {self._limits.patience:g} seconds."
+                    state.details or f"No block was received for {self._limits.patience:g} seconds."
                 )
             if time.monotonic() >= self._ends_at(item):
-                tried = f"It was tried for {self._limits.deadline} seconds."
-                raise GiveUpError(f"{state.details or 'Nobody gave all of it.'} {tried}")
+                tried = f"The time limit of {self._limits.deadline} seconds was exceeded."
+                raise GiveUpError(f"{state.details or 'No node provided all of it.'} {tried}")
 
     async def _leave_ipfs(self, item: Item) -> bool:
         """Remove the pin that was to fetch it. Return False if it has been fetched meanwhile."""
@@ -277,7 +277,7 @@ class ItemTransfer:
             self._require_size(stat.size)
             facts = None if item.file is None else await self._files.inspect(item, stat)
         except DamagedError as error:
-            raise GiveUpError(f"It is not whole on our node: {error}.") from error
+            raise GiveUpError(f"The item is incomplete on the node: {error}.") from error
         except NotAuthenticError as error:
             raise GiveUpError(str(error)) from error
         secured: dict[str, int] = {}

@@ -155,9 +155,11 @@ class _Run:
                 if not is_lost:
                     await self._settle(work)
         if is_lost and (error := beat.exception()) is not None:
-            logger.error("import %s is left to its lease", self._claim.id, exc_info=error)
+            logger.error(
+                "import %s will be retried when its lease expires", self._claim.id, exc_info=error
+            )
         elif is_lost:
-            logger.info("import %s was ended by somebody else", self._claim.id)
+            logger.info("import %s was ended by another process", self._claim.id)
 
     async def _settle(self, work: asyncio.Task[None]) -> None:
         """Record how the work ended, unless that is done."""
@@ -167,17 +169,23 @@ class _Run:
             elif (error := work.exception()) is not None:
                 await self._after(error)
         except LostError:
-            logger.info("import %s was ended by somebody else", self._claim.id)
+            logger.info("import %s was ended by another process", self._claim.id)
         except OnApiError as failure:
             # The database, most likely: the lease expires and another attempt begins.
-            logger.warning("import %s is left to its lease: %s", self._claim.id, failure.details)
+            logger.warning(
+                "import %s will be retried when its lease expires: %s",
+                self._claim.id,
+                failure.details,
+            )
 
     async def _after(self, error: BaseException) -> None:
         if isinstance(error, LostError):
             raise error
         if not isinstance(error, OnApiError):
             logger.error("import %s failed", self._claim.id, exc_info=error)
-            await self._give_up("Something went wrong on our side; the log has more.")
+            await self._give_up(
+                "An internal error occurred on the server; see its log for details."
+            )
             return
         longest = self._services.settings.imports.longest_pause
         if isinstance(error, DatabaseUnavailable | SecretUnavailable):
@@ -278,7 +286,7 @@ class _Run:
                     if not await self._renew():
                         return
             except DatabaseUnavailable:
-                logger.warning("could not look after import %s; trying again", self._claim.id)
+                logger.warning("could not update import %s; retrying", self._claim.id)
 
     async def _pin_states(self, wanted: set[uuid.UUID]) -> dict[uuid.UUID, PinState]:
         return dict(

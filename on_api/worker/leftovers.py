@@ -149,7 +149,9 @@ class LeftoverRemover:
         try:
             removed = await self._reconciler.remove(removal)
         except NodeError as error:
-            logger.warning("could not unpin %s, which a failure has left: %s", cid, error.details)
+            logger.warning(
+                "could not unpin %s, which failed work has left on the node: %s", cid, error.details
+            )
             return False
         if removed:
             self._metrics.unpinned.inc()

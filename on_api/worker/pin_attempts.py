@@ -53,9 +53,10 @@ REFUSALS_ALLOWED = 3
 
 
 NO_PEERS = (
-    "The IPFS node is private and has no peers, so nobody can provide this content. The operator "
-    "can set ON_API_NODE__NETWORK=public to fetch from the IPFS network; or name a reachable node "
-    "in `origins` (private addresses are dialled with ON_API_PINS__DIAL_PRIVATE=true only)."
+    "The IPFS node is private and has no peers, so it can't fetch this content. The operator"
+    " can set ON_API_NODE__NETWORK=public to fetch from the IPFS network; alternatively, name"
+    " a reachable node in `origins` (private addresses require"
+    " ON_API_PINS__DIAL_PRIVATE=true)."
 )
 
 
@@ -141,28 +142,30 @@ class PinAttempts:
                 await self._fail(claim, str(reason))
         except OnApiError as error:
             # The database, most likely: the lease expires and another attempt begins.
-            logger.warning("pin %s is left to its lease: %s", claim.id, error.details)
+            logger.warning(
+                "pin %s will be retried when its lease expires: %s", claim.id, error.details
+            )
         except Exception:
-            logger.exception("pin %s is left to its lease", claim.id)
+            logger.exception("pin %s will be retried when its lease expires", claim.id)
 
     async def give_back(self, claim: PinClaim) -> None:
         """Put an interrupted pin back, as if it had not been tried."""
-        details = "It was interrupted, and begins again soon."
+        details = "The attempt was interrupted; it will be repeated soon."
         await self._put_back(claim, _Stop(details, pause=0, counted=False))
 
     async def _attempt(self, work: Work, *, fetch: bool) -> None:
         claim = work.claim
         if claim.removed:
-            raise _GiveUp("It was removed.")
+            raise _GiveUp("The pin was removed.")
         try:
             stat = await self._pin(work, fetch=fetch)
             work.is_over = True
             await self._record(claim, stat)
         except InsufficientFunds:
-            raise _GiveUp("The storage quota does not allow it.") from None
+            raise _GiveUp("The storage quota does not allow this pin.") from None
         except InsufficientStorage:
             raise self._again(
-                claim, "The IPFS node has no room for it.", NODE_PAUSE_SECONDS * 10
+                claim, "The IPFS node has no space left for this content.", NODE_PAUSE_SECONDS * 10
             ) from None
         except (NodeUnavailable, NodeTimeout) as error:
             raise self._again(claim, error.details, NODE_PAUSE_SECONDS) from None
@@ -177,8 +180,8 @@ class PinAttempts:
             # The same error as last time: the node's final answer.
             if claim.attempts >= REFUSALS_ALLOWED and claim.details == error.details:
                 raise _GiveUp(
-                    "The IPFS node can't pin this: its blocks are damaged, or of a kind that it "
-                    "does not know."
+                    "The IPFS node can't pin this content: its blocks are damaged or have an"
+                    " unknown format."
                 ) from error
             raise self._again(claim, error.details, NODE_PAUSE_SECONDS) from None
 
@@ -249,7 +252,7 @@ class PinAttempts:
         left = claim.ends_at - time.monotonic()
         if left < LAST_ATTEMPT_SECONDS:
             tried = _duration(self._settings.pins.deadline)
-            return _GiveUp(f"{details} It was tried for {tried}.")
+            return _GiveUp(f"{details} The time limit of {tried} was exceeded.")
         return _Stop(details, pause=min(pause, left / 2))
 
     async def _record(self, claim: PinClaim, stat: DagStat) -> None:
@@ -266,7 +269,7 @@ class PinAttempts:
         if pinned:
             self._metrics.pins_ended.labels("pinned").inc()
         else:
-            logger.info("pin %s was ended by somebody else", claim.id)
+            logger.info("pin %s was ended by another process", claim.id)
             await self._look_after(claim)
 
     async def _put_back(self, claim: PinClaim, stop: _Stop) -> None:
@@ -293,12 +296,12 @@ class PinAttempts:
             await self._reconciler.heal(claim.cid, claim.id)
             await self._leftovers.remove_of(claim.id)
         except NodeError:
-            logger.info("could not look after %s yet", claim.cid)
+            logger.info("could not check the pin of %s", claim.cid)
 
 
 def _standstill(stat: DagStat | None) -> str:
     if stat is None or stat.blocks == 0:
-        return "Nobody who has this content could be found."
+        return "No provider of this content could be found."
     return f"Only {stat.blocks} blocks ({stat.size} bytes) of this content could be found."
 
 

@@ -85,13 +85,19 @@ class PinBatches:
         try:
             await self._transactions.run(lambda session: leftovers.leave(session, first, others))
         except OnApiError as error:
-            logger.warning("what is listed for %s waits: %s", first, error.details)
+            logger.warning(
+                "the pins left by batch %s will be removed later: %s", first, error.details
+            )
 
     async def _run(self, batch: PinBatch) -> set[uuid.UUID]:
         try:
             stats = await self._pin(batch)
         except (NodeError, InsufficientStorage) as error:
-            logger.info("%d pins go one by one: %s", len(batch.claims), error.details)
+            logger.info(
+                "%d pins could not be made together and are made one by one: %s",
+                len(batch.claims),
+                error.details,
+            )
             return set()
         batch.is_over = True
         together = [claim for claim in batch.claims if claim.id in stats]

@@ -225,9 +225,11 @@ class PinWorker:
             await self._give_back(batch.claims)
         except OnApiError as error:
             # The database, most likely: the leases expire and other attempts begin.
-            logger.warning("%d pins are left to their leases: %s", len(works), error.details)
+            logger.warning(
+                "%d pins will be retried when their leases expire: %s", len(works), error.details
+            )
         except Exception:
-            logger.exception("%d pins are left to their leases", len(works))
+            logger.exception("%d pins will be retried when their leases expire", len(works))
         finally:
             lane.batches.discard(batch)
             self._end(lane, (work for work in works if work not in alone))

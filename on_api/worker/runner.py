@@ -150,7 +150,7 @@ class Worker:
                 if due is not None:
                     pause = min(pause, max(due, self._poll))
             except OnApiError as error:
-                logger.warning("the worker waits: %s", error.details)
+                logger.warning("the worker is waiting because of an error: %s", error.details)
                 pause = min(pause, TROUBLE_SECONDS)
             except Exception:
                 logger.exception("a step of the worker failed")
@@ -172,7 +172,7 @@ class Worker:
             services.pins_doubtful.set()
             raise
         for finding in report.findings:
-            logger.warning("%s had lost its pin; mended: %s", finding.subject, finding.mended)
+            logger.warning("%s had lost its pin; repaired: %s", finding.subject, finding.mended)
         return False
 
     async def _collect_when_due(self) -> bool:

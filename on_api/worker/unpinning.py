@@ -74,7 +74,7 @@ class Unpinner:
         try:
             await self._reconciler.dissolve(bundle, new_id(), lost=False)
         except NodeError as error:
-            logger.warning("could not thin out bundle %s: %s", bundle, error.details)
+            logger.warning("could not dissolve bundle %s: %s", bundle, error.details)
         return True
 
     def _let_go(self) -> int:

@@ -106,7 +106,9 @@ class _Attempt:
             async with renewed(self._renew, self._worker._life):
                 await self._change()
         except _Lost:
-            logger.info("the change of file %s was ended by somebody else", job.file_id)
+            logger.info(
+                "the visibility change of file %s was ended by another process", job.file_id
+            )
         except asyncio.CancelledError:
             with CancelScope(shield=True):
                 await self._put_back(None, pause=0, counted=False)
@@ -192,7 +194,7 @@ class _Attempt:
         try:
             await to_thread.run_sync(self._services.leases.abandon, lease)
         except OnApiError as error:
-            logger.warning("could not give back lease %s: %s", lease.id, error.details)
+            logger.warning("could not release lease %s: %s", lease.id, error.details)
 
     async def _end(self, error: OnApiError) -> None:
         """Schedule another attempt, or fail the job."""
@@ -201,13 +203,17 @@ class _Attempt:
             if isinstance(error, NotFound):
                 return  # the file is gone, and the job with it
             if job.age > PATIENCE or isinstance(error, QuotaExceeded) or self._is_refusal(error):
-                logger.warning("the change of file %s failed: %s", job.file_id, error.details)
+                logger.warning(
+                    "the visibility change of file %s failed: %s", job.file_id, error.details
+                )
                 await self._in_database(lambda s: visibility.give_up(s, job, error.details))
                 return
             await self._put_back(error.details, pause=RETRIES.jittered(job.attempts))
         except OnApiError as failure:
             # The database, most likely: the lease expires and another attempt begins.
-            logger.warning("a change is left to its lease: %s", failure.details)
+            logger.warning(
+                "a visibility change will be retried when its lease expires: %s", failure.details
+            )
 
     def _is_refusal(self, error: OnApiError) -> bool:
         passing = isinstance(error, NodeUnavailable | NodeTimeout | NodeTruncated)

@@ -13,6 +13,7 @@ try:
     from Crypto.Protocol.KDF import scrypt as _scrypt  # noqa: F401
 except ImportError as error:
     raise StartupError(
-        "pycryptodome is damaged (pycrypto was installed over it, or it is missing). The cure: "
-        "pip uninstall -y pycrypto && pip install --force-reinstall --no-deps pycryptodome"
+        "pycryptodome is damaged: pycrypto was installed over it, or files are missing. To"
+        " repair it, run: pip uninstall -y pycrypto && pip install --force-reinstall --no-deps"
+        " pycryptodome"
     ) from error

@@ -64,7 +64,7 @@ class Scrypt:
         """Derive 32 bytes at the cost 2^`log_n`. Raises `ServiceUnavailable` when memory doesn't
         become free in time, and `ValueError` for a cost that does not fit."""
         if not self.fits(log_n, block_size):
-            raise ValueError("this cost is over the memory that scrypt may use")
+            raise ValueError("this cost requires more memory than scrypt may use")
         with self._reserved(memory_needed(log_n, block_size)):
             return scrypt(password, salt, KEY_BYTES, N=1 << log_n, r=block_size, p=parallelism)
 
@@ -73,7 +73,9 @@ class Scrypt:
         with self._change:
             if not self._change.wait_for(lambda: self._free >= size, timeout=self._patience):
                 raise ServiceUnavailable(
-                    "Too many passwords are being checked at once; try again soon.", retry_after=2
+                    "Too many passwords are being checked at the moment; try again in a few"
+                    " seconds.",
+                    retry_after=2,
                 )
             self._free -= size
         try:

@@ -171,7 +171,7 @@ class Keyring:
         try:
             found = Keyring.load(self._source)._secrets
         except StartupError as error:
-            logger.warning("the master secret can't be read again: %s", error.details)
+            logger.warning("can't read the master secret again: %s", error.details)
             found = self._secrets
         self._stamp = stamp
         self._secrets = found
@@ -228,12 +228,12 @@ def _read_secret(path: Path) -> str:
             "or set ON_API_SECRET_KEY."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not valid text"
         raise StartupError(f"Can't read the master secret {path}: {reason}.") from error
     if len(secret) < MIN_LENGTH:
         raise StartupError(
-            f"The master secret in {path} is too short to be whole; restore it from a backup "
-            "(what it protects can't be read with another one)."
+            f"The master secret in {path} is too short and must be incomplete: restore it from"
+            " a backup. Data that it protects can't be read with another secret."
         )
     return secret
 

@@ -107,7 +107,7 @@ class GatewayFetcher:
             tries = 0 if missing.blocks > before else tries + 1
             if tries > self._outbound.limits.retries:
                 raise failure or SourceMalformed(
-                    f"{self._url.host} ends before block {missing.wanted}."
+                    f"The response of {self._url.host} ends before block {missing.wanted}."
                 )
             if failure is not None or tries:
                 await self._outbound.pause(tries)
@@ -169,7 +169,7 @@ class GatewayFetcher:
                 self._outbound.open(url, query={"format": "raw"}, accept=BLOCK_TYPE) as answer,
             ):
                 if _media_type(answer) != BLOCK_TYPE:
-                    raise SourceMalformed(f"{self._url.host} is no trustless gateway.")
+                    raise SourceMalformed(f"{self._url.host} is not a trustless gateway.")
                 try:
                     async for chunk in answer.chunks:
                         block += chunk
@@ -181,7 +181,7 @@ class GatewayFetcher:
         except TimeoutError as error:
             raise _BrokenOffError(f"{self._url.host} is too slow.") from error
         except CarError as error:
-            raise SourceMalformed(f"{self._url.host} sends something else: {error}.") from error
+            raise SourceMalformed(f"{self._url.host} sends invalid data: {error}.") from error
         missing.take(wanted, bytes(block), fetched=True)
 
         async def only_this() -> AsyncIterator[tuple[Cid, bytes]]:
@@ -216,11 +216,13 @@ async def take_car(
                     _check_roots(reader.roots, expected_roots)
                 count, size = count + 1, size + len(block)
                 if max_bytes is not None and size > max_bytes:
-                    raise PayloadTooLarge(f"The CAR has blocks of more than {max_bytes} bytes.")
+                    raise PayloadTooLarge(
+                        f"The blocks of the CAR exceed {max_bytes} bytes in total."
+                    )
                 _check_readable(cid, block)
                 yield cid, block
         except (CarError, DagError) as error:
-            raise BadCar(f"This CAR can't be taken: {error}.") from error
+            raise BadCar(f"This CAR is not acceptable: {error}.") from error
 
     async with aclosing(checked()) as blocks:
         await node.import_blocks(blocks)
@@ -231,7 +233,7 @@ async def take_car(
             roots.append((str(root), await node.dag_stat(str(root))))
         except BlocksMissing as error:
             raise BadCar(
-                f"Blocks of {root} are missing in this CAR{await _which(node, root)}."
+                f"The CAR does not contain all blocks of {root}{await _which(node, root)}."
             ) from error
     return TakenCar(roots, count, size)
 
@@ -278,12 +280,12 @@ class _Missing:
             links = links_of(cid.codec, block)
         except UnknownCodecError as error:
             raise SourceMalformed(
-                f"Block {cid} can't be followed here ({error}); try the route by IPFS."
+                f"on-api can't decode block {cid} ({error}); try the route `ipfs`."
             ) from error
         except DagError as error:
-            raise SourceMalformed(f"Block {cid} is not well formed.") from error
+            raise SourceMalformed(f"Block {cid} is malformed.") from error
         if self._max_bytes is not None and self.bytes + len(block) > self._max_bytes:
-            raise PayloadTooLarge(f"The content has more than {self._max_bytes} bytes.")
+            raise PayloadTooLarge(f"The content exceeds {self._max_bytes} bytes.")
         del self._wanted[cid]
         self._seen.add(cid)
         self.blocks += 1
@@ -306,11 +308,11 @@ class _Missing:
                 try:
                     pending.extend(links_of(cid.codec, cid.inline))
                 except DagError as error:
-                    raise SourceMalformed(f"Block {cid} is not well formed.") from error
+                    raise SourceMalformed(f"Block {cid} is malformed.") from error
             elif cid not in self._seen and cid not in self._wanted:
                 self._wanted[cid] = None
         if len(self._wanted) > MAX_WANTED_BLOCKS:
-            raise SourceMalformed("The content has too many links for its blocks.")
+            raise SourceMalformed("The content has too many links for its number of blocks.")
 
 
 class _Arriving:
@@ -337,10 +339,10 @@ class _Arriving:
                         return
                     self._missing.take(*found, fetched=True)
                 except WrongBlockError as error:
-                    self.failure = SourceMalformed(f"The gateway sends a wrong block: {error}.")
+                    self.failure = SourceMalformed(f"The gateway sent a wrong block: {error}.")
                 except CarError as error:
                     # Cut off, or text after the last block: missing blocks are requested again.
-                    self.failure = _BrokenOffError(f"The gateway's CAR breaks off: {error}.")
+                    self.failure = _BrokenOffError(f"The gateway's CAR ends prematurely: {error}.")
                 except TimeoutError:
                     self.failure = _BrokenOffError("The gateway is too slow.")
                 except SourceUnavailable as error:
@@ -357,14 +359,14 @@ class _Arriving:
             while (found := await anext(blocks, None)) is not None:
                 cid, block = found
                 if list(self._reader.roots) != [self._root]:
-                    raise SourceMalformed("The gateway sends a CAR of another root.")
+                    raise SourceMalformed("The gateway sent a CAR with a different root.")
                 if self._missing.wants(cid):
                     return found
                 if not self._missing.has(cid):
-                    raise SourceMalformed(f"The gateway sends block {cid}, which nobody wanted.")
+                    raise SourceMalformed(f"The gateway sent block {cid}, which was not requested.")
                 self._repeated += len(block)
                 if self._repeated > MAX_REPEATED_BYTES + self._missing.bytes:
-                    raise SourceMalformed("The gateway sends the same blocks again and again.")
+                    raise SourceMalformed("The gateway keeps sending the same blocks.")
         return None
 
 
@@ -374,9 +376,9 @@ def _media_type(answer: OutboundResponse) -> str:
 
 def _check_roots(roots: Sequence[Cid], expected: Sequence[str] | None) -> None:
     if not roots:
-        raise BadCar("This CAR names no root.")
+        raise BadCar("This CAR has no root.")
     if expected is not None and {str(root) for root in roots} != set(expected):
-        raise BadCar("This CAR has other roots than were expected.")
+        raise BadCar("This CAR has different roots than expected.")
 
 
 def _check_readable(cid: Cid, block: bytes) -> None:
@@ -396,7 +398,7 @@ async def _which(node: IpfsNode, root: Cid) -> str:
     try:
         while (wanted := missing.wanted) is not None:
             if (block := await node.block(str(wanted))) is None:
-                return f": {wanted} is the first"
+                return f": the first missing block is {wanted}"
             missing.take(wanted, block, fetched=False)
     except SourceError:
         return ""

@@ -202,7 +202,7 @@ class Database:
         except IntegrityError as error:
             if not is_race(error):
                 raise
-            raise Conflict("Somebody else changed this at the same moment; try again.") from error
+            raise Conflict("Someone else made a change at the same time; try again.") from error
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             details = self._report(error)
             if has_timed_out(error):
@@ -210,7 +210,7 @@ class Database:
             raise DatabaseUnavailable(details) from error
         except UnicodeDecodeError as error:
             # psycopg2 fails so on an error message that is no text; no code of ours decodes here.
-            logger.warning("the database said something that is no text")
+            logger.warning("the database sent an error message that is not valid text")
             raise DatabaseUnavailable from error
         except DBAPIError as error:
             if explained(error) is None and not error.connection_invalidated:
@@ -366,7 +366,7 @@ def _queue_sqlite_writers(engine: Engine, queue: WritersQueue, seconds: float) -
         kind = connection.get_execution_options().get(_SQLITE_BEGIN, _SQLITE_WRITES)
         if kind == _SQLITE_WRITES and _HAS_TURN not in connection.info:
             if not queue.enter(seconds):
-                logger.warning("the database is too busy: %d writers wait", queue.waiting)
+                logger.warning("the database is overloaded: %d writers are waiting", queue.waiting)
                 raise DatabaseUnavailable
             connection.info[_HAS_TURN] = True
         connection.exec_driver_sql(kind)

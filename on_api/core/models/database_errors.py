@@ -16,7 +16,7 @@ _TIMED_OUT = "57014"
 
 FULL = "The database's disk is full."
 _READ_ONLY = "The database is read-only at the moment."
-_DAMAGED = "The database's file is damaged, or is none of SQLite's: restore it from a backup."
+_DAMAGED = "The database file is damaged or not an SQLite database: restore it from a backup."
 _EXPLAINED = {
     _READ_ONLY_TRANSACTION: _READ_ONLY,
     _DISK_FULL: FULL,

@@ -62,9 +62,10 @@ def refuse_loss(revision: str, *losses: str | Loss) -> None:
     found = list(_counted(op.get_bind(), named))
     if found:
         raise CommandError(
-            f"Taking back revision {revision} would destroy data for good: {', '.join(found)}. "
-            f"Nothing was changed. Keep this revision, or make a backup and say that you mean it: "
-            f"alembic -x {OVERRIDE}=true downgrade … (or on-api db downgrade --{OVERRIDE} …)"
+            f"Downgrading revision {revision} would permanently destroy data:"
+            f" {', '.join(found)}. Nothing was changed. Keep this revision, or make a backup"
+            f" and confirm the loss: alembic -x {OVERRIDE}=true downgrade …"
+            f" (or on-api db downgrade --{OVERRIDE} …)"
         )
 
 
@@ -87,8 +88,8 @@ def _write_guards(revision: str, losses: list[Loss]) -> None:
         migration.impl.static_output(".bail on\n")
     for loss in losses:
         words = {
-            "words": f"revision {revision} holds data in {loss.name}, which would be destroyed: "
-            f"see -x {OVERRIDE}=true",
+            "words": f"revision {revision} has data in {loss.name}, which would be destroyed: see"
+            f" -x {OVERRIDE}=true",
             "guard": f"keeps_data_of_{revision}",
             "table": loss.table,
             "where": loss.condition,

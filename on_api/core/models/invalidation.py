@@ -196,7 +196,10 @@ class Invalidations:
             except Exception as error:
                 self._trusted.clear()
                 if not self._is_lost:  # log once, not at each attempt
-                    logger.warning("lost the news of other processes: %s", type(error).__name__)
+                    logger.warning(
+                        "lost contact with other processes; caches are disabled: %s",
+                        type(error).__name__,
+                    )
                 self._is_lost = True
                 self._stopping.wait(RECONNECT_SECONDS)
 
@@ -206,7 +209,7 @@ class Invalidations:
         self._proved_at = proved_at
         self._trusted.set()
         if self._is_lost:
-            logger.warning("the news of other processes are heard again")
+            logger.warning("receiving changes from other processes again")
         self._is_lost = False
 
     def _listen(self) -> None:
@@ -270,7 +273,7 @@ class Invalidations:
         with self._database.engine.connect() as watcher:
             raw = watcher.connection.driver_connection
             if raw is None:
-                raise RuntimeError("the pool gave no connection")
+                raise RuntimeError("the connection pool timed out")
 
             def version() -> int:
                 # Changes when another connection has committed; no lock, no transaction.
@@ -288,7 +291,9 @@ class Invalidations:
                     commits = self._commits
                 if looked_at - self._proved_at > SILENCE_SECONDS:
                     silent = looked_at - self._proved_at
-                    logger.warning("nobody looked for news of other processes for %.0f s", silent)
+                    logger.warning(
+                        "did not check for changes of other processes for %.0f s", silent
+                    )
                 self._proved_at = looked_at
 
 

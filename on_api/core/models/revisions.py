@@ -66,10 +66,12 @@ def check_revision(connection: Connection) -> None:
         return
     if present is None or present in known_revisions():
         raise StartupError(
-            f"The database is behind (at {present or 'nothing'}, needed {needed}): "
-            "run `on-api db upgrade` (in a checkout also `alembic upgrade head` or `make migrate`)."
+            f"The database is outdated (it is at revision {present or 'none'}, but {needed} is"
+            " required): run `on-api db upgrade` (in a checkout also `alembic upgrade"
+            " head` or `make migrate`)."
         )
     raise StartupError(
-        f"The database is at revision {present}, which this on-api doesn't know: it belongs to "
-        "a newer one. Update on-api, or downgrade the database with the newer one."
+        f"The database is at revision {present}, which this version of on-api does not know,"
+        " since it comes from a newer version. Update on-api, or downgrade the database with"
+        " the newer version."
     )

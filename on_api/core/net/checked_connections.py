@@ -45,10 +45,10 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         Raises `AddressRefused` if none is allowed."""
         addresses = await self._look_up(host)
         if not addresses:
-            raise httpcore.ConnectError(f"{host} has no address")
+            raise httpcore.ConnectError(f"The address of {host} can't be resolved")
         allowed = [each for each in addresses if self._allow_private or is_public(each)]
         if not allowed:
-            raise AddressRefused(f"{host} is at no address of the public internet.")
+            raise AddressRefused(f"{host} does not have a public internet address.")
         failure: Exception | None = None
         for address in allowed[:MAX_ADDRESSES]:
             try:

@@ -16,7 +16,7 @@ class SourceUnauthorized(SourceError):
 
     reason, summary = (
         "SOURCE_UNAUTHORIZED",
-        "The source refuses the credentials: they are wrong, have expired, or may not do this.",
+        "The source rejected the credentials: they are wrong, have expired, or lack permission.",
     )
 
 
@@ -29,7 +29,7 @@ class SourceMissing(SourceError):
 class SourceMalformed(SourceError):
     """The service's answer is malformed."""
 
-    reason, summary = "SOURCE_MALFORMED", "The source's answer was not understood."
+    reason, summary = "SOURCE_MALFORMED", "The source's response could not be parsed."
 
 
 class SourceUnavailable(SourceError):

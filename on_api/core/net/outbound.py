@@ -59,9 +59,9 @@ def check_url(text: str, *, allow_private: bool) -> httpx.URL:
     try:
         url = httpx.URL(text.rstrip("/") if len(text) <= MAX_URL_LENGTH else "")
     except (httpx.InvalidURL, UnicodeError):
-        raise AddressRefused("This is no URL.") from None
+        raise AddressRefused("This is not a valid URL.") from None
     if url.query or url.fragment:
-        raise AddressRefused("The URL may have no query and no fragment.")
+        raise AddressRefused("The URL must not have a query or a fragment.")
     _check(url, allow_private=allow_private)
     return url
 
@@ -175,13 +175,13 @@ class Outbound:
                     async for chunk in _body(call.url, response):
                         body += chunk
                         if len(body) > self.limits.max_answer:
-                            raise SourceMalformed(f"{call.url.host} answers more than is read.")
+                            raise SourceMalformed(f"The response of {call.url.host} is too large.")
                 except SourceUnavailable as error:
                     raise _PassingError(error.details) from error
                 finally:
                     await response.aclose()
         except TimeoutError as error:
-            raise _PassingError(f"{call.url.host} did not answer in time.") from error
+            raise _PassingError(f"{call.url.host} did not respond in time.") from error
         # In a thread: parsing a body of many megabytes takes a second.
         return await asyncio.to_thread(_json, call.url.host, bytes(body))
 
@@ -195,7 +195,10 @@ class Outbound:
                     _check(call.url, allow_private=self.limits.allow_private)
                 elif response.status_code == 200:
                     if response.headers.get("content-encoding", "identity") != "identity":
-                        raise SourceMalformed(f"{call.url.host} compresses, against our wish.")
+                        raise SourceMalformed(
+                            f"{call.url.host} sent a compressed response although none was"
+                            " accepted."
+                        )
                     return response
                 else:
                     _refuse(call.url.host, response)
@@ -203,7 +206,7 @@ class Outbound:
                 await response.aclose()
                 raise
             await response.aclose()
-        raise SourceMalformed(f"{call.url.host} redirects too often.")
+        raise SourceMalformed(f"{call.url.host} redirects too many times.")
 
     async def _send(self, call: _Call) -> httpx.Response:
         if self._transport is None:
@@ -250,14 +253,15 @@ def _check(url: httpx.URL, *, allow_private: bool) -> None:
         raise AddressRefused
     if url.userinfo or len(str(url)) > MAX_URL_LENGTH or not 0 < (url.port or 1) < 65536:
         raise AddressRefused(
-            "The URL may have no user or password in it, must be short and have a true port."
+            "The URL must not contain a username or password, must not be too long, and must"
+            " have a valid port."
         )
     try:
         address = ipaddress.ip_address(url.host)
     except ValueError:
         return  # a name, or what resolves like one: judged when the connection is made
     if not (allow_private or is_public(address)):
-        raise AddressRefused(f"{url.host} is no address of the public internet.")
+        raise AddressRefused(f"{url.host} is not a public internet address.")
 
 
 def _with_query(url: httpx.URL, query: Mapping[str, str] | None) -> httpx.URL:
@@ -276,11 +280,11 @@ def _content(form: Mapping[str, str] | None, body: object) -> tuple[bytes, Mappi
 def _redirected(call: _Call, response: httpx.Response) -> _Call:
     """Return the call to which a redirect leads. Credentials are sent to their own origin only."""
     if call.method != "GET":
-        raise SourceMalformed(f"{call.url.host} redirects a call that can't be.")
+        raise SourceMalformed(f"{call.url.host} redirects a request that can't be redirected.")
     try:
         url = call.url.join(response.headers["location"]).copy_with(fragment=None)
     except (KeyError, httpx.InvalidURL, UnicodeError) as error:
-        raise SourceMalformed(f"{call.url.host} redirects to nowhere.") from error
+        raise SourceMalformed(f"{call.url.host} sent a redirect without a valid target.") from error
     same = _origin(url) == _origin(call.url)
     return _Call("GET", url, call.headers, call.authorization if same else None, b"")
 
@@ -294,13 +298,15 @@ def _refuse(host: str, response: httpx.Response) -> None:
     status = response.status_code
     if status in _PASSING:
         pause = _retry_after(response.headers.get("retry-after"))
-        what = "asks for fewer requests" if status == 429 else f"answers with status {status}"
+        what = (
+            "is limiting the request rate" if status == 429 else f"responded with status {status}"
+        )
         raise _PassingError(f"{host} {what}.", pause)
     if status in {401, 403}:
         raise SourceUnauthorized
     if status in {404, 410, 451}:
         raise SourceMissing
-    raise SourceError(f"{host} answers with status {status}.")
+    raise SourceError(f"{host} responded with status {status}.")
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -330,11 +336,11 @@ async def _body(url: httpx.URL, response: httpx.Response) -> AsyncIterator[bytes
 def _trouble(host: str, error: Exception) -> str:
     if isinstance(error, httpx.ConnectError):
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return f"{host} has no valid certificate."
+            return f"The TLS certificate of {host} is not valid."
         return f"{host} can't be reached."
     if isinstance(error, httpx.TimeoutException | TimeoutError):
-        return f"{host} did not answer in time."
-    return f"{host} broke the connection off."
+        return f"{host} did not respond in time."
+    return f"{host} closed the connection unexpectedly."
 
 
 def _json(host: str, body: bytes) -> Any:
@@ -343,10 +349,10 @@ def _json(host: str, body: bytes) -> Any:
         if token[0] in b"[{":
             depth += 1
             if depth > MAX_JSON_DEPTH:
-                raise SourceMalformed(f"{host} answers JSON that is nested too deep.")
+                raise SourceMalformed(f"{host} sent JSON that is nested too deeply.")
         elif token[0] in b"]}":
             depth -= 1
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise SourceMalformed(f"{host} answers something that is no JSON.") from error
+        raise SourceMalformed(f"{host} sent a response that is not valid JSON.") from error

@@ -135,17 +135,19 @@ class SourceSpec:
         """Check the fields. Raises `BadRequest` for an unknown kind, or the wrong fields for it."""
         takes = FIELDS.get(self.kind)
         if takes is None:
-            raise BadRequest(f"source.kind: one of {', '.join(KINDS)}.")
+            raise BadRequest(f"source.kind: must be one of {', '.join(KINDS)}.")
         for each in fields(self):
             if each.name != "kind" and each.name not in takes and getattr(self, each.name):
-                raise BadRequest(f"source.{each.name}: a {self.kind} source takes no such thing.")
+                raise BadRequest(
+                    f"source.{each.name}: not allowed for a source of kind {self.kind}."
+                )
         for name, needed in takes.items():
             if needed and not getattr(self, name):
-                raise BadRequest(f"source.{name}: a {self.kind} source needs it.")
+                raise BadRequest(f"source.{name}: required for a source of kind {self.kind}.")
         if self.token and not (self.token.isascii() and self.token.isprintable()):
-            raise BadRequest("source.token: it has letters that no token has.")
+            raise BadRequest("source.token: contains characters that are not allowed in a token.")
         if len(self.token or "") > MAX_TOKEN_LENGTH:
-            raise BadRequest("source.token: it is too long.")
+            raise BadRequest("source.token: too long.")
 
     def to_json(self) -> str:
         """Return it as JSON for storage; it contains the secrets and has to be sealed."""

@@ -26,7 +26,7 @@ class CarSource(Source):
         self._roots = list(spec.roots)
         self._path = None if spec.path is None else Path(spec.path)
         if not self._roots and self._path is None:
-            raise BadRequest("source.path: a car source needs it.")
+            raise BadRequest("source.path: required for a source of kind car.")
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
         """See `Source.pages`. Yields one page; raises `BadCar`, or `BadRequest` for a file that
@@ -59,7 +59,7 @@ async def roots_of(chunks: AsyncIterator[bytes]) -> list[str]:
         async with aclosing(reader.blocks()) as blocks:
             await anext(blocks, None)
     except CarError as error:
-        raise BadCar(f"This CAR can't be taken: {error}.") from error
+        raise BadCar(f"This CAR is not acceptable: {error}.") from error
     if not reader.roots:
-        raise BadCar("This CAR names no root.")
+        raise BadCar("This CAR has no root.")
     return [str(root) for root in reader.roots]

@@ -32,7 +32,7 @@ class CidsSource(Source):
         self._path = None if spec.path is None else Path(spec.path)
         self._max_bytes = outbound.limits.max_list
         if self._text is None and self._path is None:
-            raise BadRequest("source.text: a cids source needs it.")
+            raise BadRequest("source.text: required for a source of kind cids.")
 
     async def pages(self, after: str | None = None) -> AsyncIterator[Page]:
         """See `Source.pages`. `resume` is the number of the last line. Raises `SourceMalformed` for
@@ -53,18 +53,18 @@ class CidsSource(Source):
         if self._path is None:
             text = self._text or ""
             if len(text) > self._max_bytes:
-                raise SourceMalformed(f"The list has more than {self._max_bytes} bytes.")
+                raise SourceMalformed(f"The list exceeds {self._max_bytes} bytes.")
             return text
         data = bytearray()
         async with aclosing(chunks_of(self._path)) as chunks:
             async for chunk in chunks:
                 data += chunk
                 if len(data) > self._max_bytes:
-                    raise SourceMalformed(f"The list has more than {self._max_bytes} bytes.")
+                    raise SourceMalformed(f"The list exceeds {self._max_bytes} bytes.")
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise SourceMalformed("The list is no UTF-8.") from error
+            raise SourceMalformed("The list is not valid UTF-8.") from error
 
 
 def items_of(text: str) -> Iterator[tuple[int, SourceItem]]:
@@ -84,7 +84,7 @@ def items_of(text: str) -> Iterator[tuple[int, SourceItem]]:
             if columns is not None:
                 continue
         if len(line) > MAX_LINE_LENGTH:
-            yield number, shapes.item(line, problem=f"Line {number}: it is too long.")
+            yield number, shapes.item(line, problem=f"Line {number} is too long.")
         elif columns is not None:
             yield number, _of_csv(number, line, columns)
         else:
@@ -119,7 +119,7 @@ def _cells(line: str) -> list[str] | None:
 def _of_csv(number: int, line: str, columns: Sequence[str]) -> SourceItem:
     cells = _cells(line)
     if cells is None or len(cells) > len(columns):
-        return shapes.item(line, problem=f"Line {number}: it has not the columns of the header.")
+        return shapes.item(line, problem=f"Line {number} does not have the columns of the header.")
     values = dict(zip(columns, cells, strict=False))
     cid = values.pop("cid", "").strip()
     return shapes.item(
@@ -136,4 +136,4 @@ def _of_text(number: int, line: str) -> SourceItem:
 
 
 def _problem(number: int, cid: str) -> str | None:
-    return None if shapes.is_cid(cid) else f"Line {number}: this is no CID."
+    return None if shapes.is_cid(cid) else f"Line {number} is not a valid CID."

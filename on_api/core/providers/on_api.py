@@ -23,7 +23,8 @@ PAGE_ITEMS = 1000
 FILES, PINS = "files", "pins"
 MAX_IDENTITIES = 1000
 NO_IDENTITY = (
-    "It is private at the source: give username and password there, or its exported identities."
+    "The file is private at the source: provide your username and password there, or its"
+    " exported identities."
 )
 
 
@@ -44,7 +45,7 @@ class OnApiSource(Source):
         """See `Source.pages`: files first, then pins."""
         part, _, cursor = (after or f"{FILES}:").partition(":")
         if part not in {FILES, PINS}:
-            raise BadRequest("This is no place to go on from.")
+            raise BadRequest("The saved position in the source's list is not valid.")
         if part == FILES:
             async for page in self._files(cursor):
                 yield page
@@ -93,7 +94,7 @@ class OnApiSource(Source):
             items = [self._item(each) for each in shapes.rows(answer.get("items"))]
             cursor = shapes.text(answer.get("next_cursor") or "")
             if cursor in known or len(cursor) > 512:
-                raise SourceMalformed("The source's pages lead in a circle.")
+                raise SourceMalformed("The source's pagination loops.")
             known.add(cursor)
             yield Page(items, f"{FILES}:{cursor}" if cursor else f"{PINS}:")
             if not cursor:

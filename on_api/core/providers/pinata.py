@@ -18,8 +18,10 @@ from on_api.core.providers.base import PINATA, Page, Source, SourceItem, SourceS
 API = "https://api.pinata.cloud"
 PAGE_ITEMS = 1000
 PUBLIC, PRIVATE, PIN_LIST = "public", "private", "pinlist"
-IS_PRIVATE = "It is in Pinata's private network, not on IPFS: download it there."
-IS_PENDING = "Pinata has no CID for it yet."
+IS_PRIVATE = (
+    "The file is in Pinata's private network, not on IPFS: download it from Pinata instead."
+)
+IS_PENDING = "Pinata has not assigned a CID to it yet."
 
 
 class PinataSource(Source):
@@ -36,7 +38,7 @@ class PinataSource(Source):
         """See `Source.pages`."""
         part, _, cursor = (after or f"{PUBLIC}:").partition(":")
         if part not in {PUBLIC, PRIVATE, PIN_LIST}:
-            raise BadRequest("This is no place to go on from.")
+            raise BadRequest("The saved position in the source's list is not valid.")
         if part == PUBLIC:
             listed = bool(cursor)
             try:
@@ -71,7 +73,7 @@ class PinataSource(Source):
             files = shapes.rows(data.get("files") or [])
             token = shapes.text(data.get("next_page_token") or "")
             if token in known or len(token) > 4096:
-                raise SourceMalformed("The source's pages lead in a circle.")
+                raise SourceMalformed("The source's pagination loops.")
             known.add(token)
             items = [_file(each, is_private=network == PRIVATE) for each in files]
             yield Page(items, f"{network}:{token}" if token else f"{PRIVATE}:")
@@ -94,7 +96,7 @@ class PinataSource(Source):
                 continue
             before = count
             if not pins and offset < count:
-                raise SourceMalformed(f"The source says that it has {count} pins, not {offset}.")
+                raise SourceMalformed(f"The source reports {count} pins, but lists {offset}.")
             offset += len(pins)
             yield Page([_pin(each) for each in pins], f"{PIN_LIST}:{offset}")
             if offset >= count:

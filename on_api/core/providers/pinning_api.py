@@ -42,7 +42,7 @@ class _Position:
         try:
             return cls() if text is None else cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise BadRequest("This is no place to go on from.") from error
+            raise BadRequest("The saved position in the source's list is not valid.") from error
 
     def write(self) -> str:
         return json.dumps(asdict(self))
@@ -72,10 +72,10 @@ class PinningApiSource(Source):
                 if position.seen >= (position.total or 0):
                     return
                 raise SourceMalformed(
-                    f"The source says that it has {position.total} pins and lists {position.seen}."
+                    f"The source reports {position.total} pins, but lists {position.seen}."
                 )
             if position.seen > 2 * (position.total or 0) + PAGE_ITEMS:
-                raise SourceMalformed("The source lists more pins than it says it has.")
+                raise SourceMalformed("The source lists more pins than it reports.")
             items = [self._item(each) for each in fresh]
             yield Page(items, position.write())
 
@@ -136,7 +136,7 @@ class PinningApiSource(Source):
         results = shapes.rows(answer.get("results"))
         count = shapes.whole(answer.get("count"))
         if count < len(results):
-            raise SourceMalformed("The source lists more pins than it says it has.")
+            raise SourceMalformed("The source lists more pins than it reports.")
         return count, results
 
     def _item(self, status: Mapping[str, Any]) -> SourceItem:

@@ -24,7 +24,7 @@ from on_api.core.providers.base import (
 MAX_ROWS = 10_000
 """Rows of one page at most: ten times what any service is asked for."""
 _MAX_SIZE_BYTES = 2**62
-NO_CID = "The source names no valid CID."
+NO_CID = "The source does not provide a valid CID."
 
 
 def row(value: object) -> Mapping[str, Any]:
@@ -61,7 +61,7 @@ def moment(value: object) -> datetime:
         found = datetime.fromisoformat(text(value)[:64])
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise SourceMalformed("The source names no valid date.") from error
+        raise SourceMalformed("The source does not provide a valid date.") from error
 
 
 def maybe_moment(value: object) -> datetime | None:
@@ -162,10 +162,14 @@ def _note(named: object, about: object) -> str | None:
     """Return a note on parts of name and metadata that are cut, or None."""
     lost = []
     if isinstance(named, str) and name(named) != (named.strip() or None):
-        lost.append(f"its name, beyond {MAX_NAME_LENGTH} characters or what can't be printed")
+        lost.append(
+            f"the part of its name beyond {MAX_NAME_LENGTH} characters or that is not printable"
+        )
     if isinstance(about, dict) and len(meta(about)) < sum(v is not None for v in about.values()):
-        lost.append(f"its metadata, beyond {MAX_META_BYTES} bytes or {MAX_META_ENTRIES} entries")
-    return f"Not kept: {'; '.join(lost)}." if lost else None
+        lost.append(
+            f"the part of its metadata beyond {MAX_META_BYTES} bytes or {MAX_META_ENTRIES} entries"
+        )
+    return f"Not stored: {'; '.join(lost)}." if lost else None
 
 
 def is_cid(value: object) -> bool:

@@ -279,17 +279,17 @@ def _watched(database: Database, pool: ScryptPool) -> Metrics:
     metrics = Metrics()
     metrics.watch(
         "on_api_database_connections_in_use",
-        "Connections to the database in use.",
+        "Database connections in use.",
         database.connections_in_use,
     )
     metrics.watch(
         "on_api_database_writers_waiting",
-        "Transactions that wait for SQLite's single writer's place.",
+        "Transactions waiting for SQLite's single writer.",
         database.writers_waiting,
     )
     metrics.watch(
         "on_api_passwords_waiting",
-        "Passwords and passphrases that wait for scrypt, or are in it.",
+        "Passwords and passphrases that are waiting for scrypt or being hashed.",
         lambda: pool.waiting,
     )
     return metrics

@@ -73,8 +73,8 @@ class SentDigests:
         for computed, digests in self._expected.values():
             if not all(compare_digest(computed.digest(), digest) for digest in digests):
                 raise BadRequest(
-                    f"The bytes that came are not those of the {computed.name} digest that was "
-                    "sent with them; nothing was stored. Send them again."
+                    f"The received bytes do not match the {computed.name} digest that was sent"
+                    " with them; nothing was stored. Send the request again."
                 )
 
     async def checked(self, body: AsyncIterator[BytesT]) -> AsyncIterator[BytesT]:
@@ -105,4 +105,4 @@ def _read(name: bytes, value: str) -> Iterable[tuple[str, bytes]]:
 
 
 def _unreadable(name: bytes) -> BadRequest:
-    return BadRequest(f"{name.decode().title()}: the digest can't be read.")
+    return BadRequest(f"{name.decode().title()}: the digest can't be parsed.")

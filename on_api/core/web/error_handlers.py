@@ -94,12 +94,17 @@ class ErrorHandlers:
             return Response(status_code=499)
         scope[CUT] = "failed"
         logger.error("a request failed", exc_info=error)
-        details = f"Something went wrong on our side; the log has it under {request_id.get()}."
+        details = (
+            "An internal error occurred on the server; the log entry has the request ID"
+            f" {request_id.get()}."
+        )
         return self.render(path, InternalError(details))
 
     def too_busy(self, path: str) -> Response:
         """Return the 503 for a request above the limit of requests in flight."""
-        return self.render(path, ServiceUnavailable("Too many requests at once.", retry_after=1))
+        return self.render(
+            path, ServiceUnavailable("Too many simultaneous requests.", retry_after=1)
+        )
 
     def refusal(self, path: str, error: OnApiError) -> Response:
         """Return the response to input that is not a request and so passes no middleware."""
@@ -133,7 +138,7 @@ def _translate(request: Request, error: HTTPException) -> OnApiError:
     if error.status_code == PayloadTooLarge.status:
         return PayloadTooLarge()
     if 400 <= error.status_code < 500 and error.status_code != NotFound.status:
-        return BadRequest("The body can't be read.")
+        return BadRequest("The request body can't be parsed.")
     return NotFound()
 
 

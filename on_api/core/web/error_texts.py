@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 MAX_REPORTED_MISTAKES = 5
 """Number of mistakes named in one answer."""
 
-_MOMENT = "send a moment with its offset, like 2027-01-01T00:00:00Z (in a URL, + is written %2B)"
+_MOMENT = (
+    "must be a date and time with a UTC offset, e.g. 2027-01-01T00:00:00Z (in a URL, write + as"
+    " %2B)"
+)
 
 # Used where Pydantic's own text repeats the value, or doesn't help a person.
 _OWN_WORDS = {
     "json_invalid": "not valid JSON",
-    "model_attributes_type": "send a JSON object, with Content-Type: application/json",
-    "dict_type": "send a JSON object",
+    "model_attributes_type": "must be a JSON object, sent with Content-Type: application/json",
+    "dict_type": "must be a JSON object",
     "uuid_parsing": "not a UUID",
     "datetime_type": _MOMENT,
     "datetime_parsing": _MOMENT,
@@ -56,7 +59,7 @@ def _location(mistake: Mapping[str, object]) -> tuple[Step, ...]:
 def _sentence(steps: tuple[Step, ...], mistake: Mapping[str, object]) -> str:
     if mistake.get("type") == "extra_forbidden":
         # The field's name comes from the client: left out, like every value.
-        steps, words = steps[:-1], "a field that is not known here"
+        steps, words = steps[:-1], "unknown field"
     else:
         words = _words(mistake)
     return ": ".join(part for part in (".".join(map(str, steps)), words) if part)
@@ -68,7 +71,7 @@ def _words(mistake: Mapping[str, object]) -> str:
         # Pydantic says "Value" for a text whose length is checked after other checks.
         least, most = context.get("min_length"), context.get("max_length")
         if kind == "too_short":
-            return f"must have {least} character{'' if least == 1 else 's'} or more"
+            return f"must have at least {least} character{'' if least == 1 else 's'}"
         if kind == "too_long":
-            return f"must have {most} characters or fewer"
+            return f"must have at most {most} characters"
     return _OWN_WORDS.get(kind, str(mistake.get("msg")).removeprefix("Value error, "))

@@ -43,15 +43,15 @@ def read_parameters(text: str) -> tuple[str, dict[str, str]]:
     while at < len(text):
         found = _PARAMETER.match(text, at)
         if found is None:
-            raise BadRequest("A header's parameters can't be read.")
+            raise BadRequest("The parameters of a header can't be parsed.")
         at = found.end()
         name, quoted, unescaped, bare = found.groups()
         if name is None:
             if at < len(text) and text[at] != ";":
-                raise BadRequest("A header's parameters can't be read.")
+                raise BadRequest("The parameters of a header can't be parsed.")
             continue
         if name.lower() in parameters:
-            raise BadRequest(f"A header has the parameter {name[:32]} twice.")
+            raise BadRequest(f"A header contains the parameter {name[:32]} twice.")
         if quoted is not None:
             parameters[name.lower()] = re.sub(r'\\(["\\])', r"\1", quoted)
         else:
@@ -73,7 +73,9 @@ def read_filename(parameters: dict[str, str]) -> str | None:
         if name is not None:
             return name
         if plain is None:
-            raise BadRequest("A part's filename* can't be read: send it as UTF-8 (RFC 8187).")
+            raise BadRequest(
+                "A form part's filename* can't be parsed: encode it as UTF-8 (RFC 8187)."
+            )
     if plain is None:
         return None
     if _ENCODED_WORDS.fullmatch(plain):
@@ -87,7 +89,7 @@ def read_text(text: str) -> str:
     try:
         return text.encode("latin-1").decode().replace("%22", '"')
     except UnicodeError:
-        raise BadRequest("A part's name is not UTF-8.") from None
+        raise BadRequest("A form part's name is not UTF-8.") from None
 
 
 def _read_extended(text: str) -> str | None:
@@ -112,5 +114,5 @@ def _read_encoded_words(text: str) -> str:
             )
             name += raw.decode(TEXT_CODINGS[charset.lower()])
         except (binascii.Error, KeyError, UnicodeError):
-            raise BadRequest("A part's filename can't be read: send it as UTF-8.") from None
+            raise BadRequest("A form part's filename can't be parsed: send it as UTF-8.") from None
     return name

@@ -61,7 +61,7 @@ class DeclaredOptions:
         """Return the fields of a route's form."""
         model = body.annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            raise TypeError(f"{model} is no form")
+            raise TypeError(f"{model} is not a form")
         fields = model.model_fields.items()
         return cls("form field", {info.alias or name: is_list(info) for name, info in fields})
 
@@ -74,7 +74,7 @@ class DeclaredOptions:
             if repeatable is None:
                 raise BadRequest(self._unknown(name))
             if name in seen and not repeatable:
-                raise BadRequest(f"{name}: given twice as a {self._kind}.")
+                raise BadRequest(f"{name}: this {self._kind} is given more than once.")
             seen.add(name)
 
     def check_query(self, scope: Scope) -> None:
@@ -92,13 +92,16 @@ class DeclaredOptions:
             for after in piece.split(b";")[1:]:
                 name, equals, _ = after.decode("latin-1").partition("=")
                 if equals and name in self._repeatable:
-                    raise BadRequest(f"{name}: part options by &; write %3B for ; in a value.")
+                    raise BadRequest(
+                        f"{name}: separate query parameters with &; write %3B for a ; within a"
+                        " value."
+                    )
 
     def _unknown(self, name: str) -> str:
         shown = _shown(name.encode())
         near = get_close_matches(name[:_MAX_SHOWN_LENGTH].lower(), self._repeatable, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{shown or '(empty)'}: no {self._kind} that is known here.{hint}"
+        return f"{shown or '(empty)'}: unknown {self._kind}.{hint}"
 
 
 def query_of(scope: Scope) -> list[tuple[str, str]]:
@@ -119,7 +122,7 @@ def read_pairs(text: bytes) -> Iterator[tuple[str, str]]:
             try:
                 yield unquote_to_bytes(raw_name).decode(), unquote_to_bytes(raw_value).decode()
             except UnicodeDecodeError:
-                raise BadRequest(f"{_shown(raw_name)}: not UTF-8.") from None
+                raise BadRequest(f"{_shown(raw_name)}: the name or value is not UTF-8.") from None
 
 
 def refuse_misread(scope: Scope) -> None:
@@ -133,17 +136,20 @@ def refuse_misread(scope: Scope) -> None:
     for name, value in scope["headers"]:
         if name in ONCE:
             if name in seen:
-                raise BadRequest(f"{name.decode().title()}: this header was sent twice.")
+                raise BadRequest(f"{name.decode().title()}: this header was sent more than once.")
             seen.add(name)
         elif name == b"content-encoding" and may_have_body and not _is_identity(value):
             # RFC 9110, section 8.4; what is accepted instead: section 15.5.16.
             raise UnsupportedMediaType(
-                "Content-Encoding: bodies are taken as they are; send it without a coding.",
+                "Content-Encoding: compressed request bodies are not supported; send the body"
+                " without a content coding.",
                 headers={"Accept-Encoding": "identity"},
             )
     if b"content-range" in seen and may_have_body:
         # Sent by `curl -C - -T`: the rest of a file would pass for the whole (RFC 9110, 14.5).
-        raise BadRequest("Content-Range: a part of a file can't be stored; send the whole.")
+        raise BadRequest(
+            "Content-Range: partial uploads are not supported; send the complete file."
+        )
 
 
 def _is_identity(value: bytes) -> bool:

@@ -19,5 +19,5 @@ def read_json(text: str | bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise RepeatedName("a name comes twice in one object")
+        raise RepeatedName("an object contains the same name twice")
     return members

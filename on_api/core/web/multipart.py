@@ -68,7 +68,7 @@ class Part:
         async for chunk in self.chunks():
             body += chunk
             if len(body) > MAX_FIELD_BYTES:
-                raise BadRequest(f"A form field is over {MAX_FIELD_BYTES} bytes.")
+                raise BadRequest(f"A form field exceeds {MAX_FIELD_BYTES} bytes.")
         try:
             return body.decode(coding)
         except UnicodeDecodeError:
@@ -121,7 +121,8 @@ class MultipartReader:
                 del chunk  # hold none while waiting for the next one
             except MultipartParseError:
                 raise BadRequest(
-                    "The multipart body is malformed, or a part has too many or too long headers."
+                    "The multipart body is malformed, or the headers of a part are too many or"
+                    " too long."
                 ) from None
         return self._queue.popleft()
 
@@ -154,7 +155,7 @@ class MultipartReader:
     def _end_header(self) -> None:
         name = self._header_name.decode("latin-1").lower()
         if name in self._headers and name.startswith("content-"):
-            raise BadRequest(f"A part has the header {name[:32]} twice.")
+            raise BadRequest(f"A form part has the header {name[:32]} twice.")
         self._headers[name] = self._header_value.decode("latin-1").strip(" \t")
         self._header_name.clear()
         self._header_value.clear()
@@ -172,7 +173,7 @@ class MultipartReader:
             return
         self._preamble += end - start
         if self._preamble > MAX_PREAMBLE_BYTES:
-            raise BadRequest("The multipart body doesn't begin with its boundary.")
+            raise BadRequest("The multipart body does not begin with its boundary.")
 
     def _end_part(self) -> None:
         if self._preamble is None:
@@ -186,10 +187,12 @@ class MultipartReader:
 def _boundary(content_type: str) -> bytes:
     media_type, parameters = read_parameters(content_type)
     if media_type != "multipart/form-data":
-        raise UnsupportedMediaType("Send multipart/form-data, or the bytes alone by PUT.")
+        raise UnsupportedMediaType(
+            "Send multipart/form-data, or use PUT to send only the bytes of the file."
+        )
     boundary = parameters.get("boundary", "").encode("latin-1")
     if not 1 <= len(boundary) <= 256:
-        raise BadRequest("The Content-Type names no usable multipart boundary.")
+        raise BadRequest("The Content-Type does not contain a valid multipart boundary.")
     return boundary
 
 
@@ -197,7 +200,7 @@ def _names(disposition: str) -> tuple[str, str | None]:
     """Return the names of the part and of its file."""
     kind, parameters = read_parameters(disposition)
     if kind != "form-data" or "name" not in parameters:
-        raise BadRequest("A part has no Content-Disposition: form-data with a name.")
+        raise BadRequest("A form part has no Content-Disposition: form-data with a name.")
     return read_text(parameters["name"]), read_filename(parameters)
 
 
@@ -206,11 +209,13 @@ def _refuse_coded(headers: Mapping[str, str]) -> None:
     transfer = headers.get("content-transfer-encoding", "").lower()
     if transfer not in _PLAIN_CODINGS:
         raise UnsupportedMediaType(
-            "A part has a Content-Transfer-Encoding: send its bytes as they are."
+            "A form part has a Content-Transfer-Encoding: send its bytes unencoded."
         )
     if headers.get("content-encoding", "").lower() not in {"", "identity"}:
-        raise UnsupportedMediaType("A part has a Content-Encoding: send its bytes as they are.")
+        raise UnsupportedMediaType("A form part has a Content-Encoding: send its bytes unencoded.")
     if "content-range" in headers:
-        raise BadRequest("A part has a Content-Range: a part of a file can't be stored.")
+        raise BadRequest("A form part has a Content-Range: partial uploads are not supported.")
     if headers.get("content-type", "").lower().startswith("multipart/"):
-        raise UnsupportedMediaType("A part is a form itself: send each file in a part of its own.")
+        raise UnsupportedMediaType(
+            "A form part is itself a multipart form: send each file in a part of its own."
+        )

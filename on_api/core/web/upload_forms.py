@@ -65,7 +65,7 @@ class UploadOptions:
         checked = check_option(field, value)
         before = getattr(self, field)
         if before is not None and before != checked:
-            raise BadRequest(f"{field}: given twice, with different values.")
+            raise BadRequest(f"{field}: given more than once, with different values.")
         setattr(self, field, checked)
 
     def set_from_form(self, field: str, value: str) -> None:
@@ -91,7 +91,7 @@ class UploadOptions:
         if (self.visibility or self.default_visibility) == PRIVATE:
             owner_access = self.owner_access
             if self.passphrase is not None and owner_access is not None:
-                raise BadRequest("owner_access: can't be given together with a passphrase.")
+                raise BadRequest("owner_access: can't be combined with a passphrase.")
             return Audience(
                 recipients=tuple(dict.fromkeys(self.recipients or ())),
                 owner_access=owner_access is not False,
@@ -99,7 +99,9 @@ class UploadOptions:
             )
         for option in ("recipients", "owner_access", "passphrase"):
             if getattr(self, option) is not None:
-                raise BadRequest(f"{option}: only for private files; give visibility=private too.")
+                raise BadRequest(
+                    f"{option}: only allowed for private files; set visibility=private as well."
+                )
         return None
 
 
@@ -109,8 +111,8 @@ def raw_media_type(headers: Mapping[str, str]) -> str | None:
     media_type = headers.get("content-type")
     if media_type is not None and media_type.strip().lower().startswith("multipart/"):
         raise UnsupportedMediaType(
-            "This is a form. Send the file's bytes alone, as `curl -T FILE` does, or the form by "
-            "POST /files."
+            "The body is a form. Send only the bytes of the file, as `curl -T FILE` does, or"
+            " send the form with POST /files."
         )
     return media_type
 
@@ -119,10 +121,10 @@ def check_option(field: str, value: str) -> Any:
     """Return the value of an option given as text. Raises `BadRequest` for an unknown or invalid
     one."""
     if field == "passphrase":
-        raise BadRequest(f"passphrase: send it in the header {PASSPHRASE_HEADER} only.")
+        raise BadRequest(f"passphrase: must be sent in the header {PASSPHRASE_HEADER}.")
     adapter = _OPTIONS.get(field)
     if adapter is None:
-        raise BadRequest(f"A form field is not known here; known are: {', '.join(_OPTIONS)}.")
+        raise BadRequest(f"Unknown form field; the known fields are: {', '.join(_OPTIONS)}.")
     try:
         return adapter.validate_python(_READ.get(field, str)(value))
     except ValidationError as error:
@@ -139,11 +141,12 @@ def check_passphrase(header: str | None, *, new: bool) -> str | None:
     try:
         passphrase = header.encode("latin-1").decode()
     except UnicodeError:
-        raise BadRequest(f"{PASSPHRASE_HEADER}: send it as UTF-8.") from None
+        raise BadRequest(f"{PASSPHRASE_HEADER}: must be UTF-8.") from None
     least = LEAST_PASSPHRASE if new else 1
     if not least <= len(passphrase) <= MOST_PASSPHRASE or not passphrase.isprintable():
         raise BadRequest(
-            f"{PASSPHRASE_HEADER}: {LEAST_PASSPHRASE} to {MOST_PASSPHRASE} printable characters."
+            f"{PASSPHRASE_HEADER}: must have {LEAST_PASSPHRASE} to {MOST_PASSPHRASE} printable"
+            " characters."
         )
     return passphrase
 
@@ -157,7 +160,7 @@ def announced_by_body(
     if length is None:
         return Announced()
     if length > max_size:
-        raise PayloadTooLarge(f"A file may have {max_size} bytes.")
+        raise PayloadTooLarge(f"The file exceeds {max_size} bytes.")
     announced = Announced(least=length, most=length)
     return announced if audience is None else audience.announce(announced)
 
@@ -187,22 +190,22 @@ async def incoming_files(
                 continue  # a browser's file input without a chosen file
             if part.filename is None and options.name is None:
                 raise BadRequest(
-                    "The part `file` has no filename. With curl write -F file=@PATH, "
-                    "or name the file by the field `name` before it."
+                    "The form part `file` has no filename. With curl, use -F file=@PATH, or"
+                    " send the field `name` before the file."
                 )
             files.append(
                 options.describe_file(part.chunks(), _last_step(part.filename), part.media_type)
             )
             if len(files) > 1 and options.name is not None:
-                raise BadRequest("name: can only be given for a single file.")
+                raise BadRequest("name: only allowed when uploading a single file.")
             yield files[-1]
         elif part.filename is not None:
-            raise BadRequest(f"Send files in parts named `{FILE_FIELD}`.")
+            raise BadRequest(f"Send files in form parts named `{FILE_FIELD}`.")
         else:
             if files and part.name not in {"name", "meta"}:
                 raise BadRequest(
-                    "Every field but name and meta must come before the file, whose bytes are on "
-                    "their way to the node already."
+                    "All fields except name and meta must precede the file, because its bytes"
+                    " are already being sent to the node."
                 )
             options.set_from_form(part.name, await part.text())
             for file in files:
@@ -219,7 +222,9 @@ async def _is_empty(part: Part) -> bool:
 
 def _check_name(name: str | None) -> str:
     if not name:
-        raise BadRequest("The file has no name: send a filename with its part, or `?name=NAME`.")
+        raise BadRequest(
+            "The file has no name: send a filename with the form part, or use `?name=NAME`."
+        )
     try:
         return _OPTIONS["name"].validate_python(name)  # type: ignore[no-any-return]
     except ValidationError as error:
@@ -231,7 +236,7 @@ def _check_media_type(text: str) -> str | None:
     nothing about the file."""
     media_type = tidied(text)
     if media_type is None:
-        raise BadRequest("The file's Content-Type is not a media type.")
+        raise BadRequest("The file's Content-Type is not a valid media type.")
     essence = media_type.partition(";")[0].rstrip().lower()
     return None if essence in _MEANINGLESS else media_type
 

@@ -192,7 +192,7 @@ async def test_nothing_goes_where_a_node_sends_it(settings: Settings) -> None:
             for name in asking.keys() - {"peer_id"}:
                 with pytest.raises(NodeError):
                     await asking[name]()
-            with pytest.raises(NodeError, match="elsewhere"):
+            with pytest.raises(NodeError, match="redirect"):
                 await node.repo_stat()
     assert elsewhere.heard == []
 

@@ -116,7 +116,7 @@ def test_what_is_not_done_is_said(name: str) -> None:
     """Their identities are refused by name, and nobody else opens their files."""
     description, file = load(name)
     for text in description["identity"]:
-        with pytest.raises(BadKey, match="no X25519 key"):
+        with pytest.raises(BadKey, match="not an X25519 key"):
             X25519Identity.parse(text)
     reader = Decryptor([X25519Identity.generate()], armored="armored" in description)
     with pytest.raises((NoMatch, BadHeader)):

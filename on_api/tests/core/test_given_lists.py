@@ -72,16 +72,16 @@ async def test_names_and_meta() -> None:
 async def test_bad_lines_are_told_by_number() -> None:
     """And swallow none of those after them."""
     found = await listed(of_text(f"{A}\nnonsense here\n\n{B}"))
-    assert [item.problem for item in found] == [None, "Line 2: this is no CID.", None]
+    assert [item.problem for item in found] == [None, "Line 2 is not a valid CID.", None]
     found = await listed(of_text(f'cid,name\n{A},"open\n{B},"closed"\n{A},a,b\n,\n'))
     assert [item.problem for item in found] == [
-        "Line 2: it has not the columns of the header.",
+        "Line 2 does not have the columns of the header.",
         None,
-        "Line 4: it has not the columns of the header.",
-        "Line 5: this is no CID.",
+        "Line 4 does not have the columns of the header.",
+        "Line 5 is not a valid CID.",
     ]
     found = await listed(of_text("x" * 100_000 + f"\n{A}"))
-    assert [item.problem for item in found] == ["Line 1: it is too long.", None]
+    assert [item.problem for item in found] == ["Line 1 is too long.", None]
     assert all(len(item.cid) <= 128 for item in found)
 
 

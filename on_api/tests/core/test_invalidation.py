@@ -185,7 +185,9 @@ def test_a_network_that_swallows_everything(
         proxy.mood = Mood.HANG
         until(lambda: not invalidations.trusted, "it distrusts")
         # Until then nothing was lost that would have to be forgotten.
-        until(lambda: "lost the news" in caplog.text, "it gives the connection up")
+        until(
+            lambda: "lost contact with other processes" in caplog.text, "it gives the connection up"
+        )
         proxy.mood = Mood.GOOD
         until(lambda: invalidations.trusted, "it listens again")
         until(lambda: heard.times > before, "all is forgotten")

@@ -401,7 +401,7 @@ async def test_half_a_page() -> None:
         shown = [each for each in answer["results"] if each["requestid"] != "id-10"]
         return says({**answer, "results": shown})
 
-    with pytest.raises(SourceMalformed, match="11 pins and lists 10"):
+    with pytest.raises(SourceMalformed, match="11 pins, but lists 10"):
         await items(hiding, fake.spec)
 
 

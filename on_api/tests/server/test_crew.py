@@ -127,7 +127,10 @@ def test_one_that_can_not_be_started_again_yet(home: Home) -> None:
         soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, hard))
         os.kill(before[1], signal.SIGKILL)
-        until(lambda: "can't be started" in home.log() or process.poll() is not None, "it tries")
+        until(
+            lambda: "could not start API process" in home.log() or process.poll() is not None,
+            "it tries",
+        )
         assert is_served(home)
         assert serving_pids(process.pid) == {0: before[0]}
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))

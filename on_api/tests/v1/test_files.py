@@ -127,7 +127,7 @@ def test_several_files_in_one_upload_keep_their_order(alice: Account) -> None:
     [
         ({"files": {"other": ("a", b"x")}}, "named `file`"),
         ({"data": {"visibility": "secret"}, "files": {"file": ("a", b"x")}}, "visibility"),
-        ({"data": {"colour": "red"}, "files": {"file": ("a", b"x")}}, "not known"),
+        ({"data": {"colour": "red"}, "files": {"file": ("a", b"x")}}, "Unknown form field"),
         ({"data": {"meta": "[1]"}, "files": {"file": ("a", b"x")}}, "meta"),
         ({"data": {"meta": '{"a": NaN}'}, "files": {"file": ("a", b"x")}}, "meta"),
         ({"data": {"meta": '{"a": "\\u0000"}'}, "files": {"file": ("a", b"x")}}, "NUL"),
@@ -138,7 +138,7 @@ def test_several_files_in_one_upload_keep_their_order(alice: Account) -> None:
         ({"params": {"name": "\x00"}, "files": {"file": ("a", b"x")}}, "control"),
         ({"files": {"file": ("x" * 256, b"x")}}, "255"),
         ({"files": {"file": ("a", b"x", "not a type")}}, "media type"),
-        ({"data": {"name": "n"}, "files": {"x": (None, b"")}}, "not known"),
+        ({"data": {"name": "n"}, "files": {"x": (None, b"")}}, "Unknown form field"),
     ],
 )
 def test_a_wrong_upload_is_refused_whole(

@@ -57,7 +57,9 @@ def test_a_list(alice: Account, bob: Account) -> None:
     assert report["items"][0]["route"] == "local"
     assert "Line 2" in report["items"][1]["reason"]
     assert "no peers" in report["items"][2]["reason"]
-    assert report["verdict"].startswith("NOT everything was moved: 2 of 4 items are here. 2 failed")
+    assert report["verdict"].startswith(
+        "NOT everything was imported: 2 of 4 items are stored here. 2 failed"
+    )
     assert missing in report["verdict"]
     alice.upload(data)
     assert bob.client.post(f"/v1/imports/{done['id']}/start").status_code == 202
@@ -101,7 +103,9 @@ def test_the_report_as_csv(alice: Account) -> None:
     rows = list(csv.reader(io.StringIO(answer.text)))
     assert dict(zip(rows[0], rows[1], strict=True))["name"] == "'=1+1"
     assert rows[-1][0] == "verdict"
-    assert rows[-1][1].startswith("Everything was moved and verified: 1 items, 1 blocks, 14 bytes")
+    assert rows[-1][1].startswith(
+        "Everything was imported and verified: 1 items, 1 blocks, 14 bytes"
+    )
     assert pins_of(alice)[0].name == "=1+1"
 
 
@@ -208,7 +212,7 @@ def test_over_the_quota(server: Server, alice: Account, bob: Account) -> None:
     done = over(bob, asked["id"])
     assert (done["done"], done["failed"]) == (1, 1)
     reasons = [item["reason"] for item in report_of(bob, done["id"])["items"]]
-    assert reasons == ["The storage quota does not allow it.", None]
+    assert reasons == ["The storage quota does not allow this item.", None]
 
 
 def test_an_account_goes_with_its_imports(server: Server) -> None:

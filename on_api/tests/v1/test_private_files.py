@@ -155,8 +155,8 @@ AGE1 = str(X25519Identity.generate().recipient)
 @pytest.mark.parametrize(
     ("query", "headers", "reason"),
     [
-        ({"recipients": AGE1}, {HEADER: PASSPHRASE}, "together"),
-        ({"owner_access": "true"}, {HEADER: PASSPHRASE}, "together"),
+        ({"recipients": AGE1}, {HEADER: PASSPHRASE}, "combined"),
+        ({"owner_access": "true"}, {HEADER: PASSPHRASE}, "combined"),
         ({"owner_access": "false"}, {}, "nobody"),
         ({"recipients": "age1nobody"}, {}, "age1"),
         ({"recipients": ","}, {}, "recipients"),
@@ -165,9 +165,9 @@ AGE1 = str(X25519Identity.generate().recipient)
         ({}, {HEADER: "short"}, "8 to 256"),
         ({"passphrase": PASSPHRASE}, {}, HEADER),
         ({}, {HEADER: "x" * 257}, "8 to 256"),
-        ({"visibility": "public"}, {HEADER: PASSPHRASE}, "only for private"),
-        ({"visibility": "public", "recipients": AGE1}, {}, "only for private"),
-        ({"visibility": "public", "owner_access": "true"}, {}, "only for private"),
+        ({"visibility": "public"}, {HEADER: PASSPHRASE}, "only allowed for private"),
+        ({"visibility": "public", "recipients": AGE1}, {}, "only allowed for private"),
+        ({"visibility": "public", "owner_access": "true"}, {}, "only allowed for private"),
     ],
 )  # fmt: skip
 def test_what_can_not_be(
@@ -198,7 +198,7 @@ def test_how_to_encrypt_is_said_before_the_bytes(alice: Account, field: str) -> 
         files=[("file", ("x", b"x")), (field, (None, value.encode()))],
     )
     assert answer.status_code == 400
-    assert "before the file" in answer.json()["error"]["details"]
+    assert "precede the file" in answer.json()["error"]["details"]
     assert alice.client.get("/v1/files").json()["count"] == 0
 
 

@@ -68,7 +68,7 @@ def test_links_have_the_public_url(
         ({"password": "a\nb"}, "control"),
         ({"password": " padded "}, "space"),
         ({"file_id": "x"}, "file_id"),
-        ({"token": "my own"}, "not known"),
+        ({"token": "my own"}, "unknown field"),
     ],
 )
 def test_what_no_link_can_be(alice: Account, wrong: dict[str, Any], reason: str) -> None:

@@ -88,7 +88,8 @@ def test_a_source_that_is_away_and_comes_back(
             assert time.monotonic() - begun > 3
             assert seen["status"] == "failed"
             assert seen["info"]["status_details"] == (
-                "Nobody who has this content could be found. It was tried for 4 seconds."
+                "No provider of this content could be found. "
+                "The time limit of 4 seconds was exceeded."
             )
             assert cid not in here.pins()
             source.start()

@@ -79,10 +79,10 @@ def a_pin(number: int, cid: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (says({}, "401 No"), "refuses the credentials"),
+        (says({}, "401 No"), "rejected the credentials"),
         (says({}, "500 Oh"), "500"),
-        (says({}, "429 Wait", Retry_After="1"), "fewer requests"),
-        (HTML, "no JSON"),
+        (says({}, "429 Wait", Retry_After="1"), "limiting the request rate"),
+        (HTML, "not valid JSON"),
         (Reply(b'{"count": 5, "resu', length=500), "source"),
         (says({"count": 5, "results": []}), "source"),
         (Reply(hangs=True), "source"),
@@ -115,7 +115,7 @@ async def test_a_source_that_fails_half_way(ada: Account) -> None:
             ada, source={"kind": "pinning_api", "endpoint": source.url, "token": TOKEN}
         )
     assert done["status"] == "failed"
-    assert "refuses the credentials" in done["error"]
+    assert "rejected the credentials" in done["error"]
     assert done["done"] == 0
 
 
@@ -158,7 +158,7 @@ async def test_a_gateway_that_lies(ada: Account) -> None:
     items = {item["name"]: item for item in done["report"]["items"]}
     assert "wrong block" in items["wrong"]["reason"]
     assert items["cut"]["reason"]
-    assert "another root" in items["other"]["reason"]
+    assert "different root" in items["other"]["reason"]
     assert "does not have" in items["missing"]["reason"]
     assert (items["good"]["route"], items["good"]["verified"]) == ("gateway", True)
     pins = ada.client.get("/v1/pins").json()

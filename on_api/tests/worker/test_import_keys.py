@@ -23,7 +23,7 @@ from on_api.tests.testing.foreign import Asked, Reply, says, service
 from on_api.tests.testing.migration import ask, over, report_of
 from on_api.tests.worker.conftest import account_of
 
-FINE = "Everything was moved and verified"
+FINE = "Everything was imported and verified"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,9 @@ def test_what_nobody_can_open_is_not_moved(
     for _ in range(2):
         report = report_of(ben, done["id"])
         assert (done["done"], done["failed"]) == (1, 1)
-        assert report["verdict"].startswith("NOT everything was moved: 1 of 2"), report["verdict"]
+        assert report["verdict"].startswith("NOT everything was imported: 1 of 2"), report[
+            "verdict"
+        ]
         assert "private at the source" in report["verdict"]
         assert report["complete"] is False
         assert (report["totals"]["failed"], report["totals"]["verified"]) == (1, 1)
@@ -219,7 +221,7 @@ def test_whose_keys_the_server_never_had(here: Server, ada: Account, ben: Accoun
     done = by_password(here, ada, ben, "")
     report = report_of(ben, done["id"])
     assert (done["done"], done["failed"]) == (1, 1)
-    assert "others' keys" in report["verdict"]
+    assert "other people's keys" in report["verdict"]
     keys = {"identities": [others.export()]}
     done = over(ben, ask(ben, source=source(here, ada, **keys), start=True)["id"])
     assert done["failed"] == 0
@@ -253,9 +255,9 @@ LONG = b"0123456789"
 @pytest.mark.parametrize(
     ("size", "sha256", "reason"),
     [
-        (len(LONG) - 4, LONG[:-4], "10 bytes, not 6"),
-        (0, b"", "10 bytes, not 0"),
-        (len(LONG) + 1, LONG, "10 bytes, not 11"),
+        (len(LONG) - 4, LONG[:-4], "10 bytes, but the source reports 6"),
+        (0, b"", "10 bytes, but the source reports 0"),
+        (len(LONG) + 1, LONG, "10 bytes, but the source reports 11"),
         (len(LONG), b"else", "hash"),
     ],
 )

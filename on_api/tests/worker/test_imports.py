@@ -137,7 +137,9 @@ def test_by_the_pinning_api_over_ipfs(
         assert done["status"] == "done", report["verdict"]
         assert (done["total"], done["done"], done["failed"]) == (len(wanted), len(wanted), 0)
         assert done["skipped"] == 1  # the same pin twice
-        assert report["verdict"].startswith("Everything was moved and verified"), report["verdict"]
+        assert report["verdict"].startswith("Everything was imported and verified"), report[
+            "verdict"
+        ]
         assert all(item["verified"] for item in report["items"])
         assert {item["route"] for item in report["items"]} <= {"ipfs", "local", None}
         check_moved(ben, wanted, peers[1], peers[0])

@@ -39,25 +39,25 @@ class ArmorReader:
         out = self._lines() if self._begun else b""
         if self._ended:
             if self._held.strip(WHITE_SPACE):
-                raise BadArmor("Something follows the armor.")
+                raise BadArmor("There is data after the end of the armor.")
             self._held.clear()
         return out
 
     def finish(self) -> None:
         """Finish. Raises `BadArmor` unless the armor's end was seen."""
         if not self._ended:
-            raise BadArmor("The armor has no end.")
+            raise BadArmor("The armor has no end line.")
 
     def _begin(self) -> None:
         self._held = self._held.lstrip(WHITE_SPACE)
         line, newline, rest = self._held.partition(b"\n")
         if newline:
             if line.removesuffix(b"\r") != BEGIN:
-                raise BadArmor("The first line is not that of an age file's armor.")
+                raise BadArmor("The first line is not the header of an armored age file.")
             self._begun = True
             self._held = rest
         elif len(line) > len(BEGIN) + 1:
-            raise BadArmor("The first line is not that of an age file's armor.")
+            raise BadArmor("The first line is not the header of an armored age file.")
 
     def _lines(self) -> bytes:
         out = bytearray()
@@ -67,7 +67,7 @@ class ArmorReader:
                 if len(self._held) < start + len(END):
                     break
                 if not self._held.startswith(END, start):
-                    raise BadArmor("The last line is not that of an age file's armor.")
+                    raise BadArmor("The last line is not the end line of an armored age file.")
                 self._ended = True
                 start += len(END)
                 break

@@ -37,22 +37,29 @@ def decode(text: str) -> tuple[str, bytes]:
     """
     lower = text.lower()
     if not text.isascii() or text not in (lower, text.upper()) or len(text) > MAX_LENGTH:
-        raise BadKey("This is not Bech32: only ASCII, and either all lower or all upper case.")
+        raise BadKey(
+            "This is not valid Bech32: it must be ASCII, and entirely lower case or entirely upper"
+            " case."
+        )
     prefix, separator, rest = lower.rpartition("1")
     if not separator or not prefix or len(rest) < CHECKSUM_LENGTH:
-        raise BadKey("This is not Bech32: a part of it is missing.")
+        raise BadKey(
+            "This is not valid Bech32: the prefix, the separator or the data part is missing."
+        )
     if not all(33 <= ord(character) <= 126 for character in prefix):
-        raise BadKey("This is not Bech32: it has characters that can't be printed.")
+        raise BadKey("This is not valid Bech32: it contains unprintable characters.")
     try:
         values = [_VALUES[character] for character in rest]
     except KeyError:
-        raise BadKey("This is not Bech32: it has characters that are never used.") from None
+        raise BadKey(
+            "This is not valid Bech32: it contains characters outside the alphabet."
+        ) from None
     if polymod([*expand(prefix), *values]) != 1:
-        raise BadKey("The checksum is wrong: a character was mistyped or lost.")
+        raise BadKey("The checksum does not match: a character was mistyped or lost.")
     values = values[:-CHECKSUM_LENGTH]
     padding = len(values) * 5 % 8
     if padding > 4 or (padding and values[-1] & ((1 << padding) - 1)):
-        raise BadKey("This is not Bech32: its padding is not zero.")
+        raise BadKey("This is not valid Bech32: its padding bits are not zero.")
     return text[: len(prefix)], bytes(_regroup(values, 5, 8))
 
 

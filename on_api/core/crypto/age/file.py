@@ -40,9 +40,9 @@ class Encryptor:
         many that readers would refuse the file.
         """
         if not recipients:
-            raise BadRecipients("There is nobody to encrypt to.")
+            raise BadRecipients("At least one recipient is required.")
         if len(recipients) > 1 and any(isinstance(each, Passphrase) for each in recipients):
-            raise BadRecipients("A passphrase can't be used together with other recipients.")
+            raise BadRecipients("A passphrase can't be combined with other recipients.")
         file_key = secrets.token_bytes(FILE_KEY_BYTES)
         nonce = secrets.token_bytes(PAYLOAD_NONCE_BYTES)
         header = Header.seal([each.wrap(file_key) for each in recipients], file_key)
@@ -183,7 +183,7 @@ class RangeDecryptor:
             raise ValueError("the last chunk must be checked first")
         self._due -= len(data)
         if self._due < 0:
-            raise TrailingData("More came than was asked for.")
+            raise TrailingData("The source sent more bytes than were requested.")
         return self._trim(self._opener.update(data))
 
     def finish(self) -> bytearray:

@@ -46,7 +46,9 @@ class Header:
         body = VERSION_LINE + b"".join(stanza.encode() for stanza in stanzas) + b"---"
         encoded = body + f" {encode_base64(_mac(file_key, body))}\n".encode()
         if len(encoded) > MAX_BYTES:
-            raise BadHeader(f"The header would be over {MAX_BYTES} bytes: too many recipients.")
+            raise BadHeader(
+                f"The header would exceed {MAX_BYTES} bytes: there are too many recipients."
+            )
         return cls(tuple(stanzas), encoded)
 
     @classmethod
@@ -65,9 +67,9 @@ class Header:
             raise BadHeader("The header's last line is malformed.")
         decode_base64(line.removeprefix(b"--- "))
         if not stanzas:
-            raise BadHeader("The header names no recipient.")
+            raise BadHeader("The header contains no recipient stanza.")
         if len(stanzas) > 1 and any(stands_alone(stanza) for stanza in stanzas):
-            raise BadHeader("A stanza that must be alone is not.")
+            raise BadHeader("A stanza that must be the only one is combined with others.")
         return cls(tuple(stanzas), encoded)
 
     def open(self, identities: Sequence[Identity]) -> bytes:
@@ -91,7 +93,9 @@ class Header:
     def _check_mac(self, file_key: bytes) -> None:
         body, _, mac = self.encoded.rpartition(b" ")
         if not hmac.compare_digest(_mac(file_key, body), decode_base64(mac.removesuffix(b"\n"))):
-            raise BadMac("The header was changed after it was written.")
+            raise BadMac(
+                "The header's MAC does not match: the header was modified after it was written."
+            )
 
 
 def find_end(data: bytes | bytearray) -> int | None:
@@ -103,7 +107,7 @@ def find_end(data: bytes | bytearray) -> int | None:
     mark = data.find(_END)
     end = data.find(b"\n", mark + 1) + 1 if mark >= 0 else 0
     if (end or len(data)) > MAX_BYTES:
-        raise BadHeader(f"The header is over {MAX_BYTES} bytes.")
+        raise BadHeader(f"The header exceeds {MAX_BYTES} bytes.")
     return end or None
 
 
@@ -112,8 +116,8 @@ def _check_start(data: bytes | bytearray) -> None:
     if VERSION_LINE.startswith(start):
         return
     if start.startswith(_INTRODUCTION):
-        raise UnsupportedVersion("Only version 1 of age's format is read here.")
-    raise BadHeader("This is no age file.")
+        raise UnsupportedVersion("Only version 1 of the age format is supported.")
+    raise BadHeader("This is not an age file.")
 
 
 def _read_stanza(line: bytes, lines: Iterator[bytes]) -> Stanza:

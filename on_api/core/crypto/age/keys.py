@@ -65,7 +65,7 @@ class X25519Recipient:
         try:
             self._key = DH.import_x25519_public_key(point)
         except ValueError:
-            raise BadKey("This recipient is no usable X25519 key.") from None
+            raise BadKey("This recipient is not a usable X25519 public key.") from None
 
     @classmethod
     def parse(cls, text: str) -> X25519Recipient:
@@ -93,7 +93,7 @@ class X25519Identity:
     def __init__(self, secret: bytes) -> None:
         """Create an identity from 32 random bytes. Raises `BadKey` for another length."""
         if len(secret) != SHARE_BYTES:
-            raise BadKey("An X25519 identity has 32 bytes.")
+            raise BadKey("An X25519 identity must have 32 bytes.")
         self.secret = secret
         self._key = DH.import_x25519_private_key(secret)
         self.recipient = X25519Recipient(self._key.public_key().export_key(format="raw"))
@@ -131,13 +131,15 @@ class X25519Identity:
 
     def _unwrap(self, stanza: Stanza) -> bytes | None:
         if len(stanza.arguments) != 2:
-            raise BadHeader("An X25519 stanza has one argument.")
+            raise BadHeader("An X25519 stanza must have exactly one argument.")
         share = _decode_argument(stanza.arguments[1], SHARE_BYTES)
         _check_body(stanza)
         try:
             ephemeral = X25519Recipient(share)
         except BadKey:
-            raise BadHeader("An X25519 stanza's share is a point of low order.") from None
+            raise BadHeader(
+                "The ephemeral share of an X25519 stanza is a point of low order."
+            ) from None
         return _open(_wrap_key(self.agree(ephemeral), share, self.recipient), stanza.body)
 
 
@@ -160,7 +162,7 @@ class Passphrase:
         try:
             self._passphrase = passphrase.encode()
         except UnicodeEncodeError:
-            raise BadKey("The passphrase is no text.") from None
+            raise BadKey("The passphrase is not valid text.") from None
         if not self._passphrase:
             raise BadKey("The passphrase is empty.")
         self._scrypt = scrypt
@@ -191,14 +193,14 @@ class Passphrase:
 
     def _unwrap(self, stanza: Stanza) -> bytes:
         if len(stanza.arguments) != 3:
-            raise BadHeader("An scrypt stanza has two arguments.")
+            raise BadHeader("An scrypt stanza must have exactly two arguments.")
         salt = _decode_argument(stanza.arguments[1], SALT_BYTES)
         if _WORK_FACTOR.fullmatch(stanza.arguments[2]) is None:
-            raise BadHeader("An scrypt stanza's work factor is no plain number.")
+            raise BadHeader("The work factor of an scrypt stanza is not a plain decimal number.")
         _check_body(stanza)
         # The digits are counted first: a number of thousands of digits takes long to parse.
         if len(stanza.arguments[2]) > 2 or int(stanza.arguments[2]) > self._max_log_n:
-            raise WorkFactorTooHigh(f"The work factor is over 2^{self._max_log_n}.")
+            raise WorkFactorTooHigh(f"The scrypt work factor exceeds 2^{self._max_log_n}.")
         log_n = int(stanza.arguments[2])
         self._check_memory(log_n)
         file_key = _open(self._derive(salt, log_n), stanza.body)
@@ -208,7 +210,9 @@ class Passphrase:
 
     def _check_memory(self, log_n: int) -> None:
         if not self._scrypt.fits(log_n):
-            raise WorkFactorTooHigh("The work factor asks for more memory than scrypt may use.")
+            raise WorkFactorTooHigh(
+                "The scrypt work factor requires more memory than the server allows."
+            )
 
     def _derive(self, salt: bytes, log_n: int) -> bytes:
         return self._scrypt.derive(self._passphrase, _SCRYPT_LABEL + salt, log_n=log_n)
@@ -223,7 +227,7 @@ def stands_alone(stanza: Stanza) -> bool:
 def _decode_key(prefix: str, text: str) -> bytes:
     found, data = bech32.decode(text)
     if found != prefix:
-        raise BadKey(f"This is no X25519 key: those begin with {prefix}1.")
+        raise BadKey(f"This is not an X25519 key: those begin with {prefix}1.")
     return data
 
 

@@ -87,7 +87,7 @@ class Layout:
         begins in that chunk. A range that reaches the end includes the last chunk in any case.
         """
         if not 0 <= offset <= offset + length <= self.plaintext_size:
-            raise ValueError("the range lies outside the plaintext")
+            raise ValueError("the range is outside the plaintext")
         last = self.chunk_count - 1
         if offset + length == self.plaintext_size:
             first, stop = min(offset // CHUNK_BYTES, last), last + 1

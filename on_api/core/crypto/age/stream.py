@@ -100,7 +100,7 @@ class ChunkOpener:
                 self._open(sealed[:SEALED_CHUNK_BYTES], target[:CHUNK_BYTES])
                 sealed, target = sealed[SEALED_CHUNK_BYTES:], target[CHUNK_BYTES:]
             if self._ended and len(sealed):
-                raise TrailingData("Something follows the last chunk.")
+                raise TrailingData("There is data after the last chunk.")
         except BadPayload as error:
             # Without the traceback, which references the buffer of unauthenticated bytes.
             self._failure = error.with_traceback(None)
@@ -129,7 +129,7 @@ class ChunkOpener:
         """Decrypt a chunk. A full one may be the last or not: if that isn't known, both are
         tried."""
         if self._ended:
-            raise TrailingData("Something follows the last chunk.")
+            raise TrailingData("There is data after the last chunk.")
         if len(sealed) < SEALED_CHUNK_BYTES:
             kinds: tuple[bool, ...] = (True,)
         elif self._final is None:
@@ -141,7 +141,10 @@ class ChunkOpener:
                 self._index += 1
                 self._ended = final
                 return
-        raise BadPayload(f"Chunk {self._index} is not authentic.")
+        raise BadPayload(
+            f"The authentication tag of chunk {self._index} does not match: the file is damaged or"
+            " was modified."
+        )
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -36,7 +36,7 @@ def make_bundle(blocks: Sequence[Block], job: bytes) -> Bundle:
     two bundles are equal, even if their files are.
     """
     if not 0 < len(blocks) <= MOST_LINKS or len(job) != 16:
-        raise ValueError("a bundle has 1 to 256 blocks, and a job of 16 bytes")
+        raise ValueError("a bundle must have 1 to 256 blocks and a job ID of 16 bytes")
     links = b"".join(_link(cid.raw) for cid, _ in blocks)
     # Keys in DAG-CBOR's order: the shorter one first.
     node = b"\xa2\x63job\x50" + job + b"\x65files" + _array_head(len(blocks)) + links

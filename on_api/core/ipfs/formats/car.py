@@ -87,9 +87,9 @@ class CarReader:
         offset, size, index_offset = struct.unpack("<16x3Q", fixed)
         before = 1 + len(_V2_PRAGMA) + _V2_HEADER_BYTES
         if not before <= offset <= before + MAX_PADDING_BYTES:
-            raise CarError(f"the CAR within can't begin at byte {offset}")
+            raise CarError(f"the inner CAR can't begin at byte {offset}")
         if index_offset != 0 and index_offset < offset + size:
-            raise CarError("the index lies within the blocks")
+            raise CarError("the index overlaps the blocks")
         await self._take(offset - before, "header")
         self._left = size
         return 0 if index_offset == 0 else _FIRST_INDEX_BYTES + size
@@ -101,7 +101,7 @@ class CarReader:
             limit -= len(self._buffer)
             self._buffer.clear()
             if limit < 0:
-                raise CarError("there is more after the blocks")
+                raise CarError("there is data after the last block")
             if not await self._fill():
                 return
 
@@ -116,17 +116,17 @@ class CarReader:
             if shift > 28:
                 raise CarError(f"the {what} is too long")
         if not 0 < length <= limit:
-            raise CarError(f"the {what} has {length} bytes, {limit} are allowed")
+            raise CarError(f"the {what} has {length} bytes, at most {limit} are allowed")
         return await self._take(length, what)
 
     async def _take(self, size: int, what: str) -> bytes:
         if self._left is not None:
             if size > self._left:
-                raise CarError(f"the CAR within ends within a {what}")
+                raise CarError(f"the inner CAR ends in the middle of a {what}")
             self._left -= size
         while len(self._buffer) < size:
             if not await self._fill():
-                raise CarError(f"the stream ends within a {what}")
+                raise CarError(f"the stream ends in the middle of a {what}")
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
@@ -164,35 +164,35 @@ def check_block(cid: Cid, data: bytes) -> None:
     """Raise `WrongBlockError` unless this is the block of that CID; `CarError` when it is too large
     or its hash function isn't known."""
     if len(data) > MAX_BLOCK_BYTES:
-        raise CarError(f"block {cid} has more than {MAX_BLOCK_BYTES} bytes")
+        raise CarError(f"block {cid} exceeds {MAX_BLOCK_BYTES} bytes")
     if cid.inline is not None:
         digest = data
     elif (hasher := _HASHES.get(cid.hash_code)) is not None:
         digest = hasher(data).digest()[: len(cid.digest)]
     else:
-        raise CarError(f"the hash of block {cid} can't be checked here")
+        raise CarError(f"the hash function of block {cid} is not supported")
     if digest != cid.digest:
-        raise WrongBlockError(f"block {cid} is not what its CID says")
+        raise WrongBlockError(f"block {cid} does not match its CID")
 
 
 def _roots(header: bytes) -> Sequence[Cid]:
     try:
         parsed = libipld.decode_dag_cbor(header)
     except (RecursionError, ValueError) as error:
-        raise CarError("the header can't be read") from error
+        raise CarError("the header can't be decoded") from error
     roots = parsed.get("roots") if isinstance(parsed, dict) else None
     if not isinstance(roots, list) or parsed.get("version") != 1:
-        raise CarError("this is no CAR of version 1")
+        raise CarError("the header is not that of a CAR of version 1")
     try:
         return [Cid.from_bytes(_bytes_of(root)) for root in roots]
     except BadRequest as error:
-        raise CarError("a root is no CID") from error
+        raise CarError("a root is not a valid CID") from error
 
 
 def _bytes_of(root: object) -> bytes:
     """Return a root's bytes. Never `bytes(root)`, which makes that many zeros of a number."""
     if not isinstance(root, bytes):
-        raise CarError("a root is no CID")
+        raise CarError("a root is not a valid CID")
     return root
 
 
@@ -200,7 +200,7 @@ def _block(section: bytes) -> tuple[Cid, bytes]:
     try:
         cid, length = Cid.at_start_of(section)
     except (BadRequest, IndexError) as error:
-        raise CarError("a block has no CID") from error
+        raise CarError("a block has no valid CID") from error
     data = section[length:]
     check_block(cid, data)
     return cid, data

@@ -70,12 +70,12 @@ class Cid:
     def from_text(cls, text: str) -> Self:
         """Parse a CID of any version and base. Raises `BadRequest` for everything else."""
         if len(text) > MAX_LENGTH or _LETTERS.fullmatch(text) is None:
-            raise BadRequest("cid: this is no CID.")
+            raise BadRequest("cid: not a valid CID.")
         is_version_0 = len(text) == _V0_LENGTH and text.startswith("Qm")
         try:
             _, raw = libipld.decode_multibase(f"z{text}" if is_version_0 else text)
         except ValueError:
-            raise BadRequest("cid: this is no CID.") from None
+            raise BadRequest("cid: not a valid CID.") from None
         return cls.from_bytes(raw)
 
     @classmethod
@@ -84,9 +84,9 @@ class Cid:
         try:
             cid, length = cls.at_start_of(raw)
         except IndexError:
-            raise BadRequest("cid: this is no CID.") from None
+            raise BadRequest("cid: not a valid CID.") from None
         if length != len(raw):
-            raise BadRequest("cid: this is no CID.")
+            raise BadRequest("cid: not a valid CID.")
         return cid
 
     @classmethod
@@ -99,18 +99,18 @@ class Cid:
         if raw[:2] != _V0_START:
             version, position = read_varint(raw, 0)
             if version != 1:
-                raise BadRequest("cid: of an unknown version.")
+                raise BadRequest("cid: this CID version is not supported.")
             codec, position = read_varint(raw, position)
         code, position = read_varint(raw, position)
         length, position = read_varint(raw, position)
         digest = raw[position : position + length]
         if len(digest) != length:
-            raise BadRequest("cid: it is cut.")
+            raise BadRequest("cid: the CID is truncated.")
         cid = cls(codec, code, bytes(digest))._checked()
         end = position + length
         # A varint that is longer than necessary would be another CID of the same meaning.
         if raw[:2] != _V0_START and cid.raw != raw[:end]:
-            raise BadRequest("cid: this is no CID.")
+            raise BadRequest("cid: not a valid CID.")
         return cid, end
 
     @property
@@ -128,7 +128,7 @@ class Cid:
 
     def _checked(self) -> Self:
         if len(self.digest) not in _DIGEST_BYTES.get(self.hash_code, range(0)):
-            raise BadRequest("cid: its hash function or length is not accepted.")
+            raise BadRequest("cid: its hash function or digest length is not supported.")
         return self
 
 

@@ -94,7 +94,7 @@ class Walk:
     def take(self, cid: Cid, block: bytes) -> None:
         """Take the next block. Raises `DagError` when it is another one or not well formed."""
         if self.wanted is None:
-            raise DagError("there is more than the DAG")
+            raise DagError("there are blocks that do not belong to the DAG")
         if cid != self.wanted:
             raise DagError(f"block {self.wanted} is missing")
         self.blocks += 1

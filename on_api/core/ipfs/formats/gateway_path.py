@@ -66,10 +66,10 @@ def tidied(raw: bytes) -> bytes | None:
 
 def _read(raw: bytes) -> GatewayPath:
     if _WELL_FORMED.fullmatch(raw) is None:
-        raise BadRequest("The path is not percent-encoded as a URL's must be.")
+        raise BadRequest("The path is not percent-encoded correctly.")
     decoded = unquote_to_bytes(raw)
     if _CONTROL.search(decoded) is not None:
-        raise BadRequest("The path has control characters in it.")
+        raise BadRequest("The path contains control characters.")
     segments = _cleaned(decoded.split(b"/"))
     if not segments or segments[0] != b"ipfs":
         raise NotFound

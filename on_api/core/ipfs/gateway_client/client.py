@@ -128,12 +128,12 @@ class NodeHttp:
 
     def _written(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
         if _TARGET.fullmatch(target) is None:
-            raise NodeError("This can't be asked of the IPFS node.")
+            raise NodeError("This request can't be sent to the IPFS node.")
         lines = [f"{method} {self._prefix}{target}".encode("ascii"), self._lines]
         for name, value in headers:
             line = f"{name}: {value}".encode()
             if _BREAKS.search(line) is not None:
-                raise NodeError("This can't be asked of the IPFS node.")
+                raise NodeError("This request can't be sent to the IPFS node.")
             lines += (line, b"\r\n")
         lines.append(b"\r\n")
         return b"".join(lines)

@@ -269,23 +269,23 @@ class Connection(asyncio.Protocol):
         if parser is None or self._complete:
             return
         if self._silent > MAX_HEAD_BYTES and _size(headers) > MAX_HEAD_BYTES:
-            raise ValueError("too large")
+            raise ValueError("the header fields are too large")
         status = parser.get_status_code()
         if status < 200:
             if status == 101 or status < 100:
-                raise ValueError("a status that nobody has asked for")
+                raise ValueError("unexpected status code")
             return  # the answer itself is still to come
         self._headers = []
         answer = NodeAnswer(self, status, headers)
         has_end = False
         for name, value in headers:
             if b"\n" in value or b"\r" in value:
-                raise ValueError("a folded header")
+                raise ValueError("folded header field")
             if name == b"content-length":
                 answer.length = int(value)
             elif name == b"transfer-encoding":
                 if value.lower() != b"chunked":
-                    raise ValueError("an encoding that nobody has asked for")
+                    raise ValueError("unexpected transfer coding")
                 has_end = True
         self._answer = answer
         self._reusable = parser.should_keep_alive()
@@ -309,7 +309,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Begin an answer. Raises `ValueError` for a second one."""
         if self._complete:
-            raise ValueError("a second one")
+            raise ValueError("unexpected second response")
         self._headers = []
 
     def on_message_complete(self) -> None:
@@ -353,7 +353,7 @@ class Connection(asyncio.Protocol):
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if not self._complete:
-                self.fail(NodeError("The IPFS node's answer was not understood."))
+                self.fail(NodeError("The IPFS node's response could not be parsed."))
                 return
             self._reusable = False
         answer = self._answer
@@ -363,7 +363,7 @@ class Connection(asyncio.Protocol):
         if answer is not None and self._left:
             self._parser = None
         elif self._silent > MAX_HEAD_BYTES:
-            self.fail(NodeError("The IPFS node's answer was not understood."))
+            self.fail(NodeError("The IPFS node's response could not be parsed."))
             return
         if answer is None:
             return

@@ -110,7 +110,7 @@ class KuboNode(KuboPins):
         if not tested and not self._warned:
             self._warned = True
             logger.warning(
-                "Kubo %s is outside the range that on-api was tested with (%s)",
+                "Kubo %s is outside the range of versions that on-api was tested with (%s)",
                 version,
                 TESTED_RANGE,
             )
@@ -157,7 +157,9 @@ class KuboNode(KuboPins):
             async with asyncio.timeout(2 * self._timeout):
                 return await loop.run_in_executor(self._threads, question)
         except requests.TooManyRedirects as error:
-            raise NodeError(f"The IPFS node sends on-api elsewhere ({error}).") from error
+            raise NodeError(
+                f"The IPFS node responded with a redirect, which on-api does not follow ({error})."
+            ) from error
         except (TimeoutError, requests.Timeout, ipfshttpclient.exceptions.TimeoutError) as error:
             raise NodeTimeout from error
         except (requests.ConnectionError, ipfshttpclient.exceptions.ConnectionError) as error:
@@ -171,7 +173,7 @@ class KuboNode(KuboPins):
         except (ipfshttpclient.exceptions.Error, requests.RequestException) as error:
             raise NodeError from error
         except (KeyError, TypeError, ValueError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
+            raise NodeError("The IPFS node's response could not be parsed.") from error
 
 
 def _keep_to_the_node(client: ipfshttpclient.Client) -> None:

@@ -87,7 +87,7 @@ class _Body(aiohttp.payload.Payload):
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """See aiohttp."""
-        raise TypeError("a stream is no text")
+        raise TypeError("the stream is not valid text")
 
 
 class KuboData:
@@ -150,7 +150,7 @@ class KuboData:
                 raise await unexpected_content(answer)
             content_range = dict(answer.headers).get(b"content-range", b"")
             if not content_range.startswith(b"bytes %d-%d/" % (offset, last)):
-                raise NodeError("The IPFS node answered another range.")
+                raise NodeError("The IPFS node returned a different range than requested.")
             yield answer.chunks()
         finally:
             answer.close()
@@ -180,7 +180,7 @@ class KuboData:
                     while chunk := await response.content.read(MAX_ANSWER_BYTES):
                         answer += chunk
                         if len(answer) > MAX_ANSWER_BYTES:
-                            raise NodeError("The IPFS node's answer was too long.")
+                            raise NodeError("The IPFS node's response was too long.")
                     return answer
         except (aiohttp.ClientError, TimeoutError) as error:
             if sent.failure is not None:
@@ -230,7 +230,7 @@ class KuboData:
         if sent.size <= CHUNK_BYTES:
             # One raw block: its CID proves every byte.
             if cid != raw_leaf_cid(sent.head.digest()):
-                raise NodeError("The IPFS node stored something else than was sent.")
+                raise NodeError("The IPFS node stored different content than was sent.")
             pin = await self._pin_status(cid)
         else:
             size, pin = await asyncio.gather(self._file_size(cid), self._pin_status(cid))
@@ -244,7 +244,7 @@ class KuboData:
         try:
             return int(answer["Size"])
         except (KeyError, TypeError, ValueError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
+            raise NodeError("The IPFS node's response could not be parsed.") from error
 
 
 class _Car:
@@ -303,4 +303,4 @@ def _root(answer: bytes) -> tuple[str, int]:
             raise failure(str(last.get("Message", "")))
         return normalise(last["Hash"]), int(last["Size"])
     except (ValueError, KeyError, TypeError, AttributeError, BadRequest) as error:
-        raise NodeTruncated("The IPFS node's answer was not understood.") from error
+        raise NodeTruncated("The IPFS node's response could not be parsed.") from error

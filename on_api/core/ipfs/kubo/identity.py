@@ -62,7 +62,7 @@ class ManagedNodeExpected:
             raise NodeUnavailable(f"The IPFS node of {self._repo.parent} is not running.")
         if port != self._rpc_port:
             raise NodeUnavailable(
-                f"The IPFS node of {self._repo.parent} takes calls at port {port}, not at"
+                f"The IPFS node of {self._repo.parent} listens on RPC port {port} instead of"
                 f" {self._rpc_port}: set ON_API_NODE__RPC_PORT={port}."
             )
         return True
@@ -75,8 +75,8 @@ class ManagedNodeExpected:
             raise NodeUnavailable(error.details) from error
         if peer_id != expected:
             raise WrongNode(
-                f"The IPFS node {peer_id} answers in place of {expected}, which is that of"
-                f" {self._repo.parent}: nothing was asked of it."
+                f"The IPFS node {peer_id} responds instead of {expected}, which is the node of"
+                f" {self._repo.parent}: on-api did not use it."
             )
 
 
@@ -161,7 +161,7 @@ class NodeIdentity:
             raise NodeRefused
         if peer_id is None:
             raise WrongNode(
-                "What answers at the IPFS node's address is no IPFS node: nothing was asked of it."
+                "The service at the IPFS node's address is not an IPFS node: on-api did not use it."
             )
         await expected.check(peer_id)
         if doubts == self._doubts:

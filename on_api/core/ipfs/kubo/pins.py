@@ -42,7 +42,7 @@ class KuboPins:
         except NotPinned:
             return None
         except (AttributeError, KeyError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
+            raise NodeError("The IPFS node's response could not be parsed.") from error
 
     async def pins(self, *, name: str = "") -> AsyncIterator[NodePin]:
         """See `IpfsNode.pins`."""
@@ -54,7 +54,7 @@ class KuboPins:
         ) as lines:
             async for line in lines:
                 if "Cid" not in line:
-                    raise NodeError("The IPFS node's answer was not understood.")
+                    raise NodeError("The IPFS node's response could not be parsed.")
                 yield NodePin(str(line["Cid"]), str(line.get("Name", "")))
 
     async def pin(
@@ -124,7 +124,7 @@ class KuboPins:
             if so_far["NumBlocks"] == 1 and not so_far.get("Size"):
                 return DagStat(0, 1)
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
+            raise NodeError("The IPFS node's response could not be parsed.") from error
         raise BlocksMissing
 
     async def dag_stats(self, cids: Sequence[str], *, seconds: float) -> Sequence[DagStat]:
@@ -134,11 +134,11 @@ class KuboPins:
         try:
             found = answer["DagStats"]
             if [stat["Cid"] for stat in found] != list(cids):
-                raise NodeError("The IPFS node's answer was not understood.")
+                raise NodeError("The IPFS node's response could not be parsed.")
             # A size of 0 is left out.
             return [DagStat(int(each.get("Size", 0)), int(each["NumBlocks"])) for each in found]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
+            raise NodeError("The IPFS node's response could not be parsed.") from error
 
     @asynccontextmanager
     async def car(self, cid: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -165,7 +165,7 @@ class KuboPins:
             async for chunk in answer.chunks():
                 block += chunk
                 if len(block) > MAX_BLOCK_BYTES:
-                    raise NodeError("The IPFS node sent more than a block.")
+                    raise NodeError("The IPFS node sent more data than one block.")
             return bytes(block)
         finally:
             answer.close()
@@ -181,7 +181,7 @@ class KuboPins:
             suffix = f"/p2p/{answer['ID']}"
             listed = [str(address) for address in answer["Addresses"] or ()]
         except (KeyError, TypeError) as error:
-            raise NodeError("The IPFS node's answer was not understood.") from error
+            raise NodeError("The IPFS node's response could not be parsed.") from error
         return [address if address.endswith(suffix) else address + suffix for address in listed]
 
     async def collect_garbage(self) -> int:

@@ -229,9 +229,9 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise NodeError("The IPFS node's answer was not understood.") from error
+        raise NodeError("The IPFS node's response could not be parsed.") from error
     if not isinstance(value, dict):
-        raise NodeError("The IPFS node's answer was not understood.")
+        raise NodeError("The IPFS node's response could not be parsed.")
     if value.get("Type") == "error":
         raise failure(str(value.get("Message", "")))
     return value
@@ -261,13 +261,16 @@ def _refusal(status: int, body: bytes) -> NodeError | InsufficientStorage | BadC
     message = body[:MAX_WORDS_BYTES].decode(errors="replace").strip()
     # Ordinary negative answers to queries.
     level = logging.DEBUG if any(words in message for words in _EVERYDAY) else logging.WARNING
-    logger.log(level, "Kubo answered %s: %s", status, message[:500])
+    logger.log(level, "Kubo responded with status %s: %s", status, message[:500])
     if status in {401, 403}:
         return NodeRefused()
     if status in {504, 408}:
         return NodeTimeout()
     if 300 <= status < 400:
-        return NodeError(f"The IPFS node sends on-api elsewhere (HTTP {status}).")
+        return NodeError(
+            "The IPFS node responded with a redirect, which on-api does not follow (HTTP"
+            f" {status})."
+        )
     return failure(message)
 
 
@@ -276,7 +279,7 @@ def failure(message: str) -> NodeError | InsufficientStorage | BadCar:
     if any(words.lower() in message.lower() for words in _NO_SPACE):
         return InsufficientStorage()
     if (refused := _REFUSED_BLOCK.search(message)) is not None:
-        return BadCar(f"The IPFS node can't read block {refused[1]}.")
+        return BadCar(f"The IPFS node can't decode block {refused[1]}.")
     if _MISSING in message:
         return BlocksMissing()
     if any(words in message for words in NOT_PINNED):

@@ -36,10 +36,10 @@ SCOPE_DESCRIPTIONS: dict[str, str] = {
     Scope.FILES_WRITE: "Upload, change and delete your files",
     Scope.PINS_READ: "List your pins",
     Scope.PINS_WRITE: "Add, replace and remove your pins",
-    Scope.SHARES_WRITE: "Make and revoke links to your files",
+    Scope.SHARES_WRITE: "Create and revoke share links to your files",
     Scope.TRAFFIC_READ: "Read your traffic reports",
-    Scope.IMPORTS_WRITE: "Move content over from elsewhere",
-    Scope.KEYS_WRITE: "Make, list and revoke your keys",
+    Scope.IMPORTS_WRITE: "Import content from other services",
+    Scope.KEYS_WRITE: "Create, list and revoke your keys",
     Scope.ADMIN: "Manage users, read the audit log and the node's state (administrators only)",
 }
 

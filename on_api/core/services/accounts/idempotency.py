@@ -80,7 +80,7 @@ class Answered:
         """Return this answer if one of the repeat's fingerprints matches. Raises `Conflict`
         otherwise."""
         if self.fingerprint not in fingerprints:
-            raise Conflict("This Idempotency-Key was used for another request.")
+            raise Conflict("This Idempotency-Key was already used for a different request.")
         return self
 
 
@@ -105,7 +105,9 @@ class IdempotencyService:
         """Claim a key, or return the recorded answer. Raises `BadRequest` for a malformed key, and
         `InProgress` while another request holds the claim."""
         if _KEY.fullmatch(key) is None:
-            raise BadRequest(f"Idempotency-Key: 1 to {KEY_LENGTH} visible ASCII characters.")
+            raise BadRequest(
+                f"Idempotency-Key: must be 1 to {KEY_LENGTH} visible ASCII characters."
+            )
         token = new_id()
         identity = {
             "user_id": principal.user_id,
@@ -172,7 +174,7 @@ class IdempotencyService:
             .returning(IdempotencyRecord.id)
         )
         if record is None:
-            raise ServiceUnavailable("This took too long and was given up; send it again.")
+            raise ServiceUnavailable("The request took too long and was cancelled; send it again.")
 
     def release(self, claim: IdempotencyClaim) -> None:
         """Give up a claim without an answer: the request failed and may be retried."""
@@ -204,7 +206,9 @@ class IdempotencyService:
         try:
             opened = self._sealer.open(sealed, record.id.bytes)
         except UnknownSecretError:
-            raise ServiceUnavailable("The answer was sealed by another master secret.") from None
+            raise ServiceUnavailable(
+                "The stored response was encrypted with a different master secret."
+            ) from None
         return Answered.of(record.status, opened)
 
 

@@ -66,7 +66,7 @@ class KeyService:
                 "A key with max_uses, max_bytes or egress_budget can't have the scope keys:write."
             )
         if maker.limited:
-            raise Forbidden("A key with max_uses, max_bytes or egress_budget can't make keys.")
+            raise Forbidden("A key with max_uses, max_bytes or egress_budget can't create keys.")
         maker.require(*sorted(request.scopes))
         # A login's token is short-lived so that a browser need not keep a password; keys that it
         # makes may outlive it.
@@ -75,7 +75,9 @@ class KeyService:
             and maker.expires_at is not None
             and (request.expires_at is None or request.expires_at > maker.expires_at)
         ):
-            raise Forbidden("A key can't outlive the key that makes it: set expires_at.")
+            raise Forbidden(
+                "A key can't expire later than the key that creates it: set expires_at."
+            )
         # The maker's key may have ended without this process knowing: asked of the database.
         _hold(session, maker)
         require_in_force(session, maker.key_id)
@@ -93,7 +95,7 @@ class KeyService:
         """Create a key or token for a user, without checking permissions. Returns the row and the
         secret. Raises `BadRequest` when `expires_at` lies in the past."""
         if request.expires_at is not None and request.expires_at <= utc_now():
-            raise BadRequest("expires_at lies in the past.")
+            raise BadRequest("expires_at must be in the future.")
         secret, version = tokens.new_key(), version_in_use(session, self._keyring)
         key = ApiKey(
             id=new_id(),
@@ -154,7 +156,7 @@ def parse_scopes(words: Iterable[str]) -> frozenset[Scope]:
     try:
         return frozenset(Scope(word) for word in words)
     except ValueError:
-        raise BadRequest(f"Unknown scope; known are: {', '.join(Scope)}.") from None
+        raise BadRequest(f"Unknown scope; the known scopes are: {', '.join(Scope)}.") from None
 
 
 def is_in_force(now: BindParameter[datetime] | None = None) -> ColumnElement[bool]:

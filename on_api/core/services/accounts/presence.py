@@ -72,12 +72,14 @@ class Presence:
                     self._tell()
                     shown, shown_at = has, time.monotonic()
                 if self._keyring.lacks_the_one_in_use and not lacked:
-                    logger.error("the master secret that is in use is not here")
+                    logger.error(
+                        "the master secret that is in use is not available to this process"
+                    )
                 lacked = self._keyring.lacks_the_one_in_use
             except OnApiError as error:
-                logger.warning("this process can't show itself: %s", error.details)
+                logger.warning("could not register this process in the database: %s", error.details)
             except Exception:
-                logger.exception("this process can't show itself")
+                logger.exception("could not register this process in the database")
             self._due.wait(max(0.0, shown_at + BEAT_SECONDS - time.monotonic()) or BEAT_SECONDS)
             # Cleared before the next look: an invalidation in between must not be missed.
             self._due.clear()

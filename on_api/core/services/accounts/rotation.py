@@ -90,8 +90,9 @@ def begin_rotation(session: Session, settings: Settings, *, lost: bool = False) 
     if in_use not in keyring.versions:
         if not lost:
             raise StartupError(
-                "The master secret in use is not here: restore it, as `on-api doctor` says. If it "
-                "is lost for good, call this again with --lost."
+                "The master secret in use is not available here: restore it, as `on-api"
+                " doctor` explains. If it is permanently lost, run this command again with"
+                " --lost."
             )
     elif settings.secret_key is None and len(keyring.versions) == 1:
         rotate_secret_file(settings.home)
@@ -117,10 +118,10 @@ def rotate_rows(
     lacking = _wait(database, lambda p: version in p.secret_versions, PATIENCE_SECONDS, say)
     if lacking:
         raise StartupError(
-            f"Not rotated: {', '.join(lacking)} can't find the new master secret. Copy "
-            "secret.key and secret.key.previous into its ON_API_HOME, or give it "
-            "ON_API_SECRET_KEY and ON_API_PREVIOUS_SECRET_KEYS and restart it; then call this "
-            "again."
+            f"The master secret was not rotated, because {', '.join(lacking)} can't find the"
+            " new secret. Copy secret.key and secret.key.previous into its ON_API_HOME, or set"
+            " ON_API_SECRET_KEY and ON_API_PREVIOUS_SECRET_KEYS for it and restart it; then"
+            " run this command again."
         )
     _put_into_use(database, version, invalidations)
     keyring.use(version)
@@ -231,14 +232,15 @@ def secret_problem(session: Session, keyring: Keyring) -> str | None:
         if learn_version_in_use(session, keyring):
             return None
         return (
-            "the master secret in use is not the one here: restore that one (ON_API_SECRET_KEY, or "
-            "secret.key in ON_API_HOME). Until then nothing can be sealed: no keys and identities "
-            "are made."
+            "the master secret in use is different from the one here: restore the one in use"
+            " (ON_API_SECRET_KEY, or secret.key in ON_API_HOME). Until then nothing can be"
+            " encrypted, so no keys and identities can be created."
         )
     return (
-        f"{lost} keys, identities and answers belong to another master secret than the one here: "
-        "restore that one (ON_API_SECRET_KEY, or secret.key in ON_API_HOME). Until then these keys "
-        "are refused and private files can't be opened; public files are served."
+        f"{lost} keys, identities and stored responses were encrypted with a different master"
+        " secret than the one here: restore that one (ON_API_SECRET_KEY, or secret.key in"
+        " ON_API_HOME). Until then these keys are refused and private files can't be"
+        " decrypted; public files remain available."
     )
 
 

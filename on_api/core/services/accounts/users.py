@@ -158,7 +158,7 @@ def require_password(session: Session, user_id: uuid.UUID, verified: str) -> Non
     password was checked before the transaction. The account stays locked to the transaction's
     end."""
     if get_user(session, user_id, lock=True).password_hash != verified:
-        raise Unauthorized("The password was changed meanwhile.")
+        raise Unauthorized("The password has been changed in the meantime.")
 
 
 def find_user(session: Session, username: str) -> User:
@@ -181,7 +181,7 @@ def _claim_name(session: Session, username: str) -> None:
     """Raise `Conflict` for a taken name. Of two simultaneous claims the unique index refuses the
     second."""
     if session.scalar(select(User.id).where(User.username == username)) is not None:
-        raise Conflict("This username is taken.")
+        raise Conflict("This username is already taken.")
 
 
 def _lock(session: Session, user_id: uuid.UUID, *, administrators: bool) -> User:
@@ -198,7 +198,7 @@ def _lock(session: Session, user_id: uuid.UUID, *, administrators: bool) -> User
 def _keep_an_administrator(session: Session) -> None:
     session.flush()
     if session.scalar(_administrators().limit(1)) is None:
-        raise Conflict("This is the last active administrator.")
+        raise Conflict("This user is the last active administrator.")
 
 
 def _administrators() -> Select[uuid.UUID]:

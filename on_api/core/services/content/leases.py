@@ -27,7 +27,7 @@ from on_api.core.services.shared.batching import Batcher
 from on_api.core.services.shared.renewal import renewed
 
 UPLOAD = "upload"
-GIVEN_UP = "This took too long and was given up; send it again."
+GIVEN_UP = "The request took too long and was cancelled; send it again."
 
 
 T = TypeVar("T")

@@ -56,7 +56,7 @@ class Turn:
             row = _lock(session, kind)
             now = moment_of(session)
             if row.lease_until is not None and row.lease_until > now:
-                raise Conflict(f"A {kind} is under way already.")
+                raise Conflict(f"A {kind} run is already in progress.")
             row.token, row.lease_until, row.started_at = self._token, now + LIFE, now
 
     def kept(self) -> AbstractAsyncContextManager[None]:
@@ -102,7 +102,9 @@ def may_begin(session: Session) -> bool:
 def require_no_collection(session: Session) -> None:
     """Raise `ServiceUnavailable` unless `may_begin`: for callers about to store something."""
     if not may_begin(session):
-        raise ServiceUnavailable("The node is being tidied up; send it again soon.")
+        raise ServiceUnavailable(
+            "Garbage collection is running on the node; try again in a few seconds."
+        )
 
 
 def last_outcome(session: Session, kind: str) -> Outcome:

@@ -54,7 +54,9 @@ class PinReconciler:
             if state != UNPINNING:
                 break
             if asyncio.get_running_loop().time() > deadline:
-                raise ServiceUnavailable("This content is just being removed; send it again.")
+                raise ServiceUnavailable(
+                    "This content is just being removed; send the request again."
+                )
             await asyncio.sleep(LOOK_SECONDS)
         await self._pin_again(cid, job)
         return generation
@@ -72,7 +74,9 @@ class PinReconciler:
         await self._node.unpin(removal.cid)
         if await to_thread.run_sync(self._finish, removal):
             return True
-        logger.warning("a removal of %s came too late: looking after it", removal.cid)
+        logger.warning(
+            "content %s was unpinned too late; restoring its pin if it is still needed", removal.cid
+        )
         await self.heal(removal.cid, removal.token)
         return False
 

@@ -78,7 +78,11 @@ class PrivateBlocks:
             try:
                 below = links_of(cid.codec, await _block(self._node, cid))
             except (DagError, DamagedError) as error:
-                logger.warning("blocks of %s stay unknown to the gateway: %s", root, error)
+                logger.warning(
+                    "the blocks of private content %s could not be listed for the gateway: %s",
+                    root,
+                    error,
+                )
                 continue
             new = {link.digest: link for link in below if link.digest not in found}
             found |= new

@@ -125,7 +125,7 @@ class StandingLease:
         try:
             await to_thread.run_sync(self._end, lease)
         except OnApiError:
-            logger.warning("could not give back lease %s: it dies by itself", lease.id)
+            logger.warning("could not release lease %s; it will expire", lease.id)
 
     def _open(self) -> tuple[uuid.UUID, uuid.UUID, str]:
         lease_id, token = new_id(), new_id()

@@ -69,7 +69,9 @@ class IdentityService:
         try:
             secret = X25519Identity.parse(text)
         except BadKey:
-            raise BadRequest("identity: send an identity as age writes it.") from None
+            raise BadRequest(
+                "identity: must be an identity in age's format (AGE-SECRET-KEY-1…)."
+            ) from None
         get_user(session, user_id, lock=True)
         recipient = str(secret.recipient)
         identity = session.scalar(_mine(user_id).where(Identity.recipient == recipient))
@@ -156,4 +158,4 @@ def _deactivate(session: Session, user_id: uuid.UUID) -> None:
 def _make_room(session: Session, user_id: uuid.UUID) -> None:
     count = select(func.count()).select_from(Identity).where(Identity.user_id == user_id)
     if (session.scalar(count) or 0) >= MOST_IDENTITIES:
-        raise Conflict(f"A user may have {MOST_IDENTITIES} identities.")
+        raise Conflict(f"A user can have at most {MOST_IDENTITIES} identities.")

@@ -71,9 +71,11 @@ class Audience:
     def __post_init__(self) -> None:
         """Raise `BadRequest` for settings that exclude each other."""
         if self.passphrase is not None and (self.recipients or not self.owner_access):
-            raise BadRequest("A passphrase can't be used together with recipients or owner_access.")
+            raise BadRequest("A passphrase can't be combined with recipients or owner_access.")
         if not self.owner_access and not self.recipients:
-            raise BadRequest("owner_access=false: nobody could open the file; name recipients.")
+            raise BadRequest(
+                "owner_access=false requires recipients; otherwise nobody could decrypt the file."
+            )
 
     @property
     def sealed_for(self) -> str:
@@ -223,7 +225,9 @@ def _subject(file: File) -> str:
 
 
 def _needs_more_memory() -> ServiceUnavailable:
-    return ServiceUnavailable("This passphrase needs more memory than the server allows for it.")
+    return ServiceUnavailable(
+        "This passphrase's work factor requires more memory than the server allows."
+    )
 
 
 def columns_of(sealing: Sealing | None, stored_size: int) -> dict[str, Any]:

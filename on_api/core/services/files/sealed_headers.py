@@ -58,7 +58,9 @@ class SealedHeaders:
             async with self._node.read(cid, offset=whole - 1, length=1) as chunks:
                 _ = [chunk async for chunk in chunks]
         except (AgeError, NodeTruncated):
-            raise NotSealedError("It is no encrypted file of the size that is said.") from None
+            raise NotSealedError(
+                "The content is not an encrypted file of the expected size."
+            ) from None
         identity_id = await to_thread.run_sync(self._opener_of, user_id, start)
         sealed_for = FOR_OWNER
         if identity_id is None:

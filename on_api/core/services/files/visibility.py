@@ -26,10 +26,10 @@ from on_api.core.services.files.private_files import Sealing, columns_of
 from on_api.core.services.shared import events, leased_jobs
 
 NOTICES = {
-    PRIVATE: "Until now everyone who knew the CID could have the bytes: whoever has copied them "
-    "keeps them, and other nodes and gateways may go on serving them.",
-    PUBLIC: "From then on everyone who knows the new CID can have the bytes, and copies of them "
-    "can't be called back.",
+    PRIVATE: "The file was public before: anyone who downloaded it can keep it, and other nodes and"
+    " gateways may continue to serve it under its old CID.",
+    PUBLIC: "The file will be available to everyone who knows its new CID, and copies of it can't"
+    " be recalled.",
 }
 """Consequences of a change to each visibility, in words for the user."""
 
@@ -76,7 +76,7 @@ class VisibilityService:
                 session.flush()
             return None
         if file.visibility == PRIVATE and file.sealed_for != FOR_OWNER:
-            raise Conflict("The server can't open this file, so it can't make it public.")
+            raise Conflict("The server can't decrypt this file, so it can't make it public.")
         now = moment_of(session)
         if change is None:
             change = VisibilityChange(

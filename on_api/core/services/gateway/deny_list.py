@@ -26,9 +26,9 @@ def deny(session: Session, cid: str, *, status: int, reason: str | None, actor: 
     """Put a CID on the list, or change its entry. Effective at once in this process, within a
     second in others. Raises `BadRequest` for a malformed CID, or another status than `STATUSES`."""
     if status not in STATUSES:
-        raise BadRequest("status: 410 or 451.")
+        raise BadRequest("status: must be 410 or 451.")
     if reason is not None and len(reason) > REASON_LENGTH:
-        raise BadRequest(f"reason: at most {REASON_LENGTH} characters.")
+        raise BadRequest(f"reason: must have at most {REASON_LENGTH} characters.")
     parsed = Cid.from_text(cid)
     entry = session.get(DeniedCid, hash_cid(parsed), with_for_update=True)
     if entry is None:

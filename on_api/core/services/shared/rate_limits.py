@@ -197,7 +197,9 @@ class RateLimits:
         subject = network_of(address)
         if self._under_way[subject] >= most:
             self._metrics.rate_limited.labels("connections").inc()
-            raise TooManyRequests("Too many downloads at once from your address.", retry_after=1)
+            raise TooManyRequests(
+                "Too many simultaneous downloads from your IP address.", retry_after=1
+            )
         self._under_way[subject] += 1
         try:
             yield

@@ -25,7 +25,7 @@ async def renewed(renew: Callable[[], object], life: timedelta) -> AsyncIterator
             try:
                 await to_thread.run_sync(renew)
             except DatabaseUnavailable:
-                logger.warning("could not renew a lease; trying again")
+                logger.warning("could not renew a lease; retrying")
 
     renewing = asyncio.create_task(keep_renewing())
     try:

@@ -50,7 +50,10 @@ KNOWN_PASSWORDS = 10_000
 
 _MAX_INT64 = 2**63 - 1
 _MOST_BYTES_LEFT = 2**61
-_NOT_VALID = "This link is not valid, or not any more. Ask whoever sent it to you for a new one."
+_NOT_VALID = (
+    "This link is not valid, or it is no longer available. Ask the person who sent it to you for a"
+    " new one."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class ShareService:
         """
         file = get_file(session, user_id, request.file_id)
         if request.expires_at is not None and request.expires_at <= utc_now():
-            raise BadRequest("expires_at lies in the past.")
+            raise BadRequest("expires_at must be in the future.")
         token = tokens.new_share_token()
         share = Share(
             id=new_id(),

@@ -280,7 +280,7 @@ class Credit:
                         await self._transact()
                 except Exception as error:
                     if not isinstance(error, OnApiError):
-                        logger.exception("a transaction of the meter failed")
+                        logger.exception("a transaction of traffic accounting failed")
                     for future in waiting:
                         if not future.done():  # the waiter may be gone
                             future.set_exception(DatabaseUnavailable())
@@ -312,7 +312,9 @@ class Credit:
             # Counting must go on: a flush that can't be written is written without its detail.
             if self._pending is None:
                 raise
-            logger.exception("what went out can't be written in detail")
+            logger.exception(
+                "traffic counts can't be written in detail; only totals will be written"
+            )
             self._pending = replace(self._pending, flush=_without_detail(self._pending.flush))
             await self._sync(asked)
 

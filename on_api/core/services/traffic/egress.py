@@ -259,7 +259,7 @@ def log_notices(notices: Sequence[Notice]) -> None:
     """Log the thresholds that were reached, after their commit."""
     for notice in notices:
         logger.warning(
-            "egress budget: %s %s has come to %d %% of %d bytes in %s",
+            "egress budget: %s %s has reached %d %% of %d bytes in %s",
             notice.subject.kind,
             notice.subject.id,
             notice.percent,

@@ -168,7 +168,7 @@ class Meter:
         when it changes."""
         metrics.watch(
             "on_api_egress_open_credit_bytes",
-            "Bytes taken from budgets and not yet written as sent.",
+            "Bytes reserved from egress budgets and not yet recorded as sent.",
             lambda: self.credit.open_bytes,
         )
 
@@ -225,9 +225,9 @@ class Meter:
             try:
                 await self.flush()
             except OnApiError as error:
-                logger.warning("what went out is written later: %s", error.details)
+                logger.warning("traffic counts will be written later: %s", error.details)
             except Exception:
-                logger.exception("what went out could not be written")
+                logger.exception("could not write traffic counts")
 
     async def flush(self) -> None:
         """Write what was counted, and return unused credit."""
@@ -246,7 +246,7 @@ class Meter:
                     except OnApiError:
                         await asyncio.sleep(RETRY_SECONDS)
                 return
-        logger.warning("what went out in the last seconds could not be written")
+        logger.warning("could not write the traffic counts of the last seconds")
 
     # Used by tickets.
 

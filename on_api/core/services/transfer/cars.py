@@ -187,7 +187,7 @@ class CarImports:
         try:
             return await read_dag(self._node, cid)
         except DamagedError as error:
-            raise BadCar(f"{cid} is not whole: {error}.") from error
+            raise BadCar(f"{cid} is incomplete: {error}.") from error
 
     async def _record(
         self,
@@ -241,9 +241,9 @@ class CarImports:
     def _claim(self, session: Session, user_id: uuid.UUID, import_id: uuid.UUID) -> uuid.UUID:
         row = find_import(session, user_id, import_id, lock=True)
         if row.kind != CAR or row.status != DRAFT:
-            raise Conflict("This import waits for no CAR.")
+            raise Conflict("This import does not expect a CAR.")
         if row.lease_until is not None and row.lease_until > moment_of(session):
-            raise Conflict("A CAR is being sent to this import already.")
+            raise Conflict("A CAR is already being uploaded to this import.")
         return leased_jobs.lease(row, self._life)
 
     def _renew(self, import_id: uuid.UUID, token: uuid.UUID) -> None:
@@ -262,7 +262,9 @@ class CarImports:
         def free(session: Session) -> None:
             row = _mine(session, import_id, token)
             row.release()
-            row.error = error.details if isinstance(error, OnApiError) else "It was broken off."
+            row.error = (
+                error.details if isinstance(error, OnApiError) else "The upload was interrupted."
+            )
 
         try:
             if lease is not None:
@@ -283,7 +285,7 @@ class CarImports:
 def _mine(session: Session, import_id: uuid.UUID, token: uuid.UUID) -> Import:
     row = leased_jobs.lock_claimed(session, Import, import_id, token)
     if row is None:
-        raise Conflict("This import was ended meanwhile.")
+        raise Conflict("This import has been ended in the meantime.")
     return row
 
 

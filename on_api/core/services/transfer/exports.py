@@ -95,7 +95,7 @@ class CarExport:
             else:
                 walk.end()
         except (CarError, DagError, BlocksMissing) as error:
-            raise NodeTruncated(f"{cid} is not whole on the node.") from error
+            raise NodeTruncated(f"{cid} is incomplete on the node.") from error
 
 
 def pins_list(database: Database, user_id: uuid.UUID) -> Iterator[str]:

@@ -109,20 +109,26 @@ class ImportService:
 
         spec = request.source
         if spec.kind == KUBO and not is_admin:
-            raise Forbidden("Only administrators may import from a Kubo's RPC.")
+            raise Forbidden("Only administrators may import from the RPC API of a Kubo node.")
         gateway = request.gateway_url or _known_gateway(spec)
         for url in (spec.endpoint, gateway):
             if url is not None:
                 check_url(url, allow_private=self._allow_private)
         if request.route == GATEWAY and gateway is None:
-            raise BadRequest("gateway_url: say from which gateway.")
+            raise BadRequest("gateway_url: required for route gateway.")
         usage = contents.lock_usage(session, user_id)
         mine = select(func.count()).where(Import.user_id == user_id)
         if (session.scalar(mine) or 0) >= MOST_IMPORTS:
-            raise Conflict(f"You have {MOST_IMPORTS} imports; delete some first.")
+            raise Conflict(
+                f"You have reached the maximum of {MOST_IMPORTS} imports; delete some of them"
+                " first."
+            )
         unended = select(func.count()).where(Import.user_id == user_id, Import.status.in_(UNENDED))
         if (session.scalar(unended) or 0) >= MOST_UNENDED:
-            raise Conflict(f"{MOST_UNENDED} imports have not ended yet; end or delete some first.")
+            raise Conflict(
+                f"{MOST_UNENDED} of your imports have not ended yet, which is the maximum; cancel"
+                " or delete some of them first."
+            )
         # A CAR import starts when the CAR is sent.
         starts = request.start and not _waits_for_car(spec)
         row = Import(
@@ -164,12 +170,13 @@ class ImportService:
         if row.status == RUNNING:
             return row
         if row.kind == CAR and row.listed_at is None and row.secrets is None:
-            raise Conflict("Send the CAR first: PUT …/car.")
+            raise Conflict("Upload the CAR first: PUT …/car.")
         if row.status in ENDED:
             if row.listed_at is None:
                 raise Conflict(
-                    "The source's list was not read to its end, and its credentials are forgotten: "
-                    "make a new import. What is here already is not moved twice."
+                    "The source's list was not read completely, and the credentials for the"
+                    " source have been deleted: create a new import. Content that is already"
+                    " stored will not be transferred again."
                 )
             self._begin_anew(session, row)
         row.status, row.error, row.attempts = RUNNING, None, 0
@@ -186,7 +193,7 @@ class ImportService:
         if row.status == PAUSED:
             return row
         if row.status != RUNNING:
-            raise Conflict(f"This import is {row.status}: only a running one can be paused.")
+            raise Conflict(f"This import is {row.status}: only a running import can be paused.")
         row.status = PAUSED
         self._stop(session, row)
         return row
@@ -209,7 +216,7 @@ class ImportService:
         """
         row = find_import(session, user_id, import_id, lock=True)
         if row.status in {RUNNING, PAUSED}:
-            raise Conflict("Cancel it first.")
+            raise Conflict("Cancel the import first.")
         session.execute(delete(ImportItem).where(ImportItem.import_id == row.id))
         session.delete(row)
         session.flush()

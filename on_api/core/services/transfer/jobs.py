@@ -287,7 +287,9 @@ def finish(session: Session, claim: ImportClaim) -> str | None:
     left = exists().where(ImportItem.import_id == row.id, ImportItem.status.in_((WAITING, MOVING)))
     if session.scalar(select(left)):
         return None
-    missing = f"{row.failed} of {row.total} items were not moved; the report says which, and why."
+    missing = (
+        f"{row.failed} of {row.total} items could not be imported; see the report for the reasons."
+    )
     nothing_came = row.failed > 0 and row.done == 0
     _end(session, row, FAILED if nothing_came else DONE, missing if row.failed else None)
     return row.status

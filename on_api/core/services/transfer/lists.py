@@ -90,7 +90,7 @@ def _listed(row: Import, item: SourceItem, position: int, *, has_keys: bool) -> 
     try:
         cid = normalise(item.cid)
     except BadRequest:
-        problem = problem or "This is no CID."
+        problem = problem or "This is not a valid CID."
     return ImportItem(
         id=new_id(),
         import_id=row.id,

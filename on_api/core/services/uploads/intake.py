@@ -105,7 +105,7 @@ class Intake:
         async for block in blocks(body, self._limits):
             passage.size += len(block)
             if passage.size > self._limits.max_file_size:
-                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+                raise PayloadTooLarge(f"The file exceeds {self._limits.max_file_size} bytes.")
             await self._allow(passage)
             if len(passage.head) < SNIFFED_BYTES:
                 passage.head += block[: SNIFFED_BYTES - len(passage.head)]
@@ -153,7 +153,7 @@ class HashedBody:
         async for block in blocks(self, self._limits):
             size += len(block)
             if size > self._limits.max_file_size:
-                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+                raise PayloadTooLarge(f"The file exceeds {self._limits.max_file_size} bytes.")
         return self._hash.digest()
 
 

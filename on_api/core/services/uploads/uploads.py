@@ -72,7 +72,7 @@ __all__ = ["IncomingFile", "Recording", "UploadService"]
 
 logger = logging.getLogger(__name__)
 
-NO_FILE = "No file was sent: name the part `file`."
+NO_FILE = "No file was sent: name the form part `file`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,7 @@ class UploadService:
         async for chunk in file.body:
             plaintext += chunk
             if len(plaintext) > min(most, self._limits.max_file_size):
-                raise PayloadTooLarge(f"A file may have {self._limits.max_file_size} bytes.")
+                raise PayloadTooLarge(f"The file exceeds {self._limits.max_file_size} bytes.")
         sealing, block = None, bytes(plaintext)
         if file.audience is not None:
             sealing = await self._private_files.seal(principal.user_id, file.audience)
@@ -401,7 +401,7 @@ class UploadService:
             await to_thread.run_sync(self._leases.abandon, lease)
         except OnApiError:
             # It expires by itself; the error is on its way to the client.
-            logger.warning("could not give back lease %s", lease.id)
+            logger.warning("could not release lease %s", lease.id)
 
 
 async def _once(block: bytes) -> AsyncIterator[bytes]:
