@@ -8,7 +8,7 @@ import typer
 
 from on_api.cli.context import account_scope, print_json, print_table
 
-app = typer.Typer(help="Accounts.", no_args_is_help=True)
+app = typer.Typer(help="Manage user accounts.", no_args_is_help=True)
 
 Username = Annotated[str, typer.Argument(help="Username of the account.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -124,7 +124,7 @@ class FileUpdate(Request):
 class FileVisibility(Answer):
     """The visibility of a file, and the progress of a change to it."""
 
-    visibility: Visibility = Field(description="Now.")
+    visibility: Visibility = Field(description="The present visibility.")
     changing_to: Visibility | None = Field(
         description="The requested visibility; null if no change was requested."
     )

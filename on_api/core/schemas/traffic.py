@@ -59,7 +59,7 @@ class Cost(Answer):
     """The cost of outgoing traffic at the operator's price."""
 
     amount: float = Field(description="The cost: bytes_out / 10^9 · price.", examples=[1.25])
-    currency: str = Field(description="ISO 4217.", examples=["EUR"])
+    currency: str = Field(description="The currency as an ISO 4217 code.", examples=["EUR"])
 
 
 class TrafficTotal(TrafficCounts):

@@ -107,5 +107,5 @@ class EgressUsage(Answer):
 class Usage(Answer):
     """A user's storage and traffic."""
 
-    storage: StorageUsage = Field(description="Now.")
+    storage: StorageUsage = Field(description="The present storage usage.")
     egress: EgressUsage = Field(description="The traffic of the current month.")

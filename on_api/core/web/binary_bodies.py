@@ -26,7 +26,7 @@ CONTENT_HEADERS = {
 }
 UNCHANGED_HEADERS = {"ETag": CONTENT_HEADERS["ETag"]}
 """Headers of a 304."""
-LOCATION = {"Location": header("Where.", "https://gateway.example/ipfs/bafkqaaa")}
+LOCATION = {"Location": header("The URL of the redirect.", "https://gateway.example/ipfs/bafkqaaa")}
 """Headers of a redirect."""
 
 # Client generators know the first; the second says that it may be any other type.

@@ -56,9 +56,9 @@ def test_links_have_the_public_url(
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"expires_at": "2020-01-01T00:00:00Z"}, "past"),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, "in the future"),
         ({"expires_at": "2999-01-01T00:00:00"}, "offset"),
-        ({"expires_at": "tomorrow"}, "moment"),
+        ({"expires_at": "tomorrow"}, "date and time"),
         ({"max_downloads": 0}, "max_downloads"),
         ({"max_downloads": -1}, "max_downloads"),
         ({"max_downloads": 10**9 + 1}, "max_downloads"),

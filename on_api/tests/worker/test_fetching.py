@@ -56,7 +56,7 @@ def test_a_source_with_a_hole(
         seen = ended(ada, pin_id)
         assert seen["status"] == "failed"
         assert "Only 4 blocks" in seen["info"]["status_details"]
-        assert "tried for 6 seconds" in seen["info"]["status_details"]
+        assert "limit of 6 seconds" in seen["info"]["status_details"]
         assert cid not in here.pins()
         assert source.add(data) == cid
         assert ended(ada, pin(ada, cid, origins=source.addresses()))["status"] == "pinned"

@@ -18,7 +18,7 @@ Row = TypeVarTuple("Row")
 
 
 class Scope(StrEnum):
-    """Right that a key may have."""
+    """Scope of a key: a permission that the key has."""
 
     FILES_READ = "files:read"
     FILES_WRITE = "files:write"

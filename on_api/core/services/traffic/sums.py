@@ -24,7 +24,7 @@ COUNTS = ("requests", "unchanged", "failed", "bytes_out", "bytes_in")
 
 
 class Kind(StrEnum):
-    """Way by which bytes went out, or came in."""
+    """Kind of traffic: the route by which bytes were sent or received."""
 
     GATEWAY = "gateway"
     CONTENT = "content"
