@@ -31,6 +31,7 @@ from on_api.core.ipfs.daemon.repo import (
     peer_id_of,
     prepare_repo,
 )
+from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import NodeSettings
 from on_api.tests.conftest import free_port
 from on_api.tests.testing.deadline import until
@@ -307,6 +308,7 @@ ON_API = """
 import sys, time
 from pathlib import Path
 from on_api.core.ipfs.daemon.process import ManagedNode
+from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import NodeSettings
 
 settings = NodeSettings.model_validate_json(sys.argv[2])
@@ -556,13 +558,61 @@ def test_a_corrupt_repo(node: ManagedNode, talk: Talk) -> None:
 
 
 def test_a_long_log_is_put_aside(node: ManagedNode) -> None:
-    """At the next start; one older log is kept."""
+    """At the first line that does not fit."""
     node.home.mkdir()
     with node.log.open("wb") as log:
         log.truncate(11 * MIB)
     with node:
         assert node.log.stat().st_size < MIB
     assert (node.home / "node.log.1").stat().st_size == 11 * MIB
+
+
+def test_a_log_is_put_aside_while_the_node_runs(
+    tmp_path: Path, settings: NodeSettings, binary: Path
+) -> None:
+    """Without losing or dividing a line; a bounded number of older ones is kept."""
+    lines = 700_000  # some 68 MiB: more than all files may hold together
+    body = f"seq -f 'line %08.0f {'x' * 85}' {lines}; echo 'Error: that is all'; exit 3"
+    changes = {"binary": instead_of_daemon(tmp_path, binary, body)}
+    node = ManagedNode(tmp_path / "home", settings.model_copy(update=changes), SECRET, print)
+    with pytest.raises(StartupError, match="Error: that is all"):
+        node.start()
+    logs = [node.log, *(node.home / f"node.log.{number}" for number in (1, 2, 3))]
+    assert sorted(node.home.glob("node.log*")) == sorted(logs)
+    assert all(log.stat().st_size <= 10 * MIB for log in logs)
+    kept = b"".join(log.read_bytes() for log in reversed(logs)).decode().splitlines()
+    *numbered, last = kept
+    assert last == "Error: that is all"
+    first = int(numbered[0].split()[1])
+    assert [int(line.split()[1]) for line in numbered] == list(range(first, lines + 1))
+    assert {len(line) for line in numbered} == {len(numbered[0])}
+    assert sum(log.stat().st_size for log in logs) > 30 * MIB
+
+
+@linux_only
+def test_a_killed_on_api_lets_its_node_end_in_order(node: ManagedNode) -> None:
+    """The log takes Kubo's last lines though nobody of on-api is left: the writer outlives it."""
+    code = (
+        "import sys, os, signal; from pathlib import Path;"
+        "from on_api.core.ipfs.daemon.process import ManagedNode;"
+        "from on_api.core.setting_groups import NodeSettings;"
+        "node = ManagedNode(Path(sys.argv[1]),"
+        " NodeSettings(rpc_port=int(sys.argv[2]), gateway_port=int(sys.argv[3])),"
+        " 'bearer:secret of a test', print);"
+        "node.start(); print(node.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ports = [str(free_port()), str(free_port())]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(node.home), *ports],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout.split()[-1])
+    until(lambda: has_ended(pid), "Kubo ends", 30)
+    until(lambda: "shutting down" in node.log.read_text(), "its last words are in the log")
 
 
 def test_a_home_that_can_not_be_written(tmp_path: Path, settings: NodeSettings) -> None:

@@ -17,12 +17,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self, cast
 
 from on_api.core.backoff import Backoff
 from on_api.core.errors import StartupError
+from on_api.core.ipfs.daemon import log_writer
 from on_api.core.ipfs.daemon.binary import kubo_binary
 from on_api.core.ipfs.daemon.leftover import LOOPBACK, ask, peer_id_at, stop_leftover
 from on_api.core.ipfs.daemon.repo import gateway_socket, kubo_environment, peer_id_of, prepare_repo
@@ -36,8 +38,12 @@ RESTARTS = Backoff(first=0.5, longest=30.0)
 STEADY_AFTER_SECONDS = 60.0
 """Seconds of running after which failures are counted from 1 again."""
 
-MAX_LOG_BYTES = 10 * MIB
-"""Bytes of node.log above which it is renamed to node.log.1 when Kubo is started."""
+LOG_BYTES = 10 * MIB
+"""Bytes of node.log at which it is renamed to node.log.1; see `log_writer.py`."""
+LOG_FILES = 3
+"""Older logs that are kept."""
+LAST_WORDS_SECONDS = 5.0
+"""Seconds to wait for the last lines of a Kubo that has ended to be written."""
 
 _POLL_SECONDS = 0.05
 
@@ -81,6 +87,7 @@ class ManagedNode:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_writer: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self._home_lock: int | None = None
         self._log_start = 0
@@ -168,6 +175,7 @@ class ManagedNode:
                 raise
             started.set_exception(error)
         finally:
+            self._wait_for_log()
             self._ended.set()
 
     def _keep_up(self, binary: Path) -> None:
@@ -224,20 +232,31 @@ class ManagedNode:
         with self._guard:
             if self._stopping.is_set():
                 raise _stopped()
-            if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
-                self.log.replace(self.log.with_suffix(".log.1"))
-            with self.log.open("ab") as log:
+            with self.log.open("ab") as log:  # fails here, rather than in the writer
                 self._log_start = log.tell()
+            self._log_writer = writer = self._begin_log()
+            with cast("IO[bytes]", writer.stdin) as log_end:
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=log_end,
                     stderr=subprocess.STDOUT,
                     env=kubo_environment(self.repo),
                     # A Ctrl-C in the terminal is for on-api, which still needs Kubo to finish.
                     start_new_session=True,
                 )
             return self._process
+
+    def _begin_log(self) -> subprocess.Popen[bytes]:
+        self._wait_for_log()  # that of the Kubo before
+        arguments = [str(self.log), str(LOG_BYTES), str(LOG_FILES)]
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", log_writer.__file__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._settings.start_timeout
@@ -277,11 +296,21 @@ class ManagedNode:
         if not self._stopping.is_set():
             logger.warning("Kubo exited (code %d: %s)", code, self._last_words())
 
+    def _wait_for_log(self) -> None:
+        """Wait for the writer to end, if Kubo has."""
+        process, writer = self._process, self._log_writer
+        if writer is not None and (process is None or process.poll() is not None):
+            with suppress(subprocess.TimeoutExpired):  # something else may hold the pipe
+                writer.wait(LAST_WORDS_SECONDS)
+
     def _last_words(self) -> str:
         """Return the error that Kubo logged since its last start, else the log's last lines."""
+        self._wait_for_log()
         try:
             with self.log.open("rb") as log:
-                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 16_384))
+                end = log.seek(0, os.SEEK_END)
+                start = self._log_start if self._log_start <= end else 0  # another file since
+                log.seek(max(start, end - 16_384))
                 lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
         except OSError:
             return "its log can't be read"
