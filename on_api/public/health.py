@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from on_api.core.metrics import CONTENT_TYPE
+from on_api.core.metrics import CONTENT_TYPE, as_text
 from on_api.core.schemas.node import Check, Health, Readiness
 from on_api.core.services.upkeep.siblings import Sibling
 from on_api.core.web.dependencies import ServicesDep
@@ -41,8 +41,9 @@ async def get_readiness(services: ServicesDep, response: Response) -> Readiness:
 async def get_metrics(services: ServicesDep, request: Request) -> Response:
     """Metrics for Prometheus. They contain no names and no content, but a proxy should keep them
     internal."""
+    figures = as_text(await services.figures.read())
     text = services.metrics.exposition()
     sibling: Sibling | None = request.app.state.sibling
     if sibling is not None:
         text = await services.strangers.in_thread(sibling.joined, text)
-    return Response(text, media_type=CONTENT_TYPE)
+    return Response(text + figures, media_type=CONTENT_TYPE)

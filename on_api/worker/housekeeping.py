@@ -1,5 +1,5 @@
-"""The housekeeping thread: removes deleted accounts, expired logins and old throttles, and merges
-old traffic."""
+"""The housekeeping thread: removes deleted accounts, expired logins and old throttles, merges old
+traffic, and counts what is kept."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from on_api.core.services.accounts.idempotency import forget_old_answers
 from on_api.core.services.accounts.throttling import forget_old_throttles
 from on_api.core.services.shared.events import forget_old_events
 from on_api.core.services.traffic.upkeep import keep_traffic
+from on_api.core.services.upkeep.census import take_census_when_due
 from on_api.core.setting_groups import TrafficSettings
 from on_api.worker.removal import remove_deleted_accounts
 
@@ -62,6 +63,7 @@ class Housekeeper:
                     remove_what_has_ended(self._database)
                     keep_traffic(self._database, self._traffic)
                     swept_at = time.monotonic()
+                    take_census_when_due(self._database)
             except OnApiError as error:
                 logger.warning("housekeeping is postponed: %s", error.details)
             except Exception:

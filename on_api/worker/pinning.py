@@ -41,8 +41,6 @@ BATCHES = 4
 """Batches of pins that may be on the node already, at once: one is claimed or recorded while the
 node works on another."""
 BEAT_SECONDS = 1.0
-COUNT_SECONDS = 5.0
-"""Seconds between two looks at the queue's length while nothing is worked on."""
 
 
 @dataclass
@@ -110,7 +108,6 @@ class PinWorker:
         }
         self._sleepers: list[Sleeper] = []
         self._is_stopping = False
-        self._counted_at = float("-inf")
 
     def wake_at_an_end(self, sleeper: Sleeper) -> None:
         """Wake `sleeper` whenever an attempt has ended: then a slot is free, and another pin of the
@@ -146,16 +143,11 @@ class PinWorker:
 
     async def beat(self) -> None:
         """Renew every lease, record progress, and end work that is not wanted any more. Without
-        work, only the queue's length is read from the database, now and then."""
+        work, the database is not asked."""
         work = self._all_work()
         self._metrics.fetches.set(len(self._lanes[True].work))
         if work:
             await self._renew(work)
-        now = asyncio.get_running_loop().time()
-        if work or now - self._counted_at >= COUNT_SECONDS:
-            self._counted_at = now
-            length = await self._transactions.run(pin_jobs.queue_length, write=False)
-            self._metrics.queue_length.set(length)
 
     async def _renew(self, work: Mapping[uuid.UUID, Work]) -> None:
         state = {key: (item.claim.token, item.stat) for key, item in work.items()}

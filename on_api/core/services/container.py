@@ -51,6 +51,7 @@ from on_api.core.services.traffic.egress import EgressLedger
 from on_api.core.services.traffic.metering import Meter
 from on_api.core.services.transfer.cars import CarImports
 from on_api.core.services.transfer.imports import ImportService
+from on_api.core.services.upkeep.figures import InstanceFigures
 from on_api.core.services.upkeep.fsck.runner import Fsck
 from on_api.core.services.upkeep.garbage import GarbageCollector
 from on_api.core.services.upkeep.node import connect_node
@@ -109,6 +110,7 @@ class Services:
     leases: LeaseService
     capacity: Capacity
     readiness: ReadinessChecks
+    figures: InstanceFigures
     fsck: Fsck
     garbage: GarbageCollector
     watch: NodeWatch
@@ -244,6 +246,7 @@ class Services:
             names=names,
             leases=leases,
             capacity=capacity,
+            figures=InstanceFigures(settings, database, node),
             readiness=ReadinessChecks(database, node, capacity, invalidations, keyring),
             fsck=fsck,
             garbage=GarbageCollector(database, node, fsck, metrics),
@@ -267,6 +270,7 @@ class Services:
         """Close connections and stop threads."""
         await self.uploads.close()
         await self.readiness.close()
+        await self.figures.close()
         await self.node.close()
         await self.node_gateway.close()
         self.hashers.shutdown()

@@ -105,6 +105,11 @@ def test_database_gone_and_back(proxy_and_server: tuple[TcpProxy, Server], mood:
             assert int(answer.headers["retry-after"]) > 0
             assert "127.0.0.1" not in answer.text
         assert client.get("/readyz").status_code == 503
+        figures = client.get("/metrics")
+        assert figures.status_code == 200
+        assert "\non_api_database_up 0.0\n" in figures.text
+        assert "\non_api_node_up 0.0\n" not in figures.text
+        assert "\non_api_queue_jobs{" not in figures.text
         proxy.mood = Mood.GOOD
         until(lambda: client.get("/readyz").status_code == 200, "the database is back", 20)
         assert client.get(f"/v1/files/{kept['id']}/content").content == b"kept"

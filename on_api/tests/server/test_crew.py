@@ -73,6 +73,11 @@ def test_two_that_serve(home: Home) -> None:
         assert before.keys() == {0, 1}
         file = client.put("/v1/files?name=x", content=b"x" * 5000).json()
         until(lambda: home.alive() and answered(home).keys() == {"0", "1"}, "both have answered")
+        figures = httpx.get(f"{home.url}/metrics", verify=NO_TLS, trust_env=False).text
+        for number in before:
+            assert f'process_open_fds{{process="{number}"}}' in figures
+        # What is the instance's is told once, without a process.
+        assert re.findall(r"^on_api_node_up.*", figures, re.MULTILINE) == ["on_api_node_up 1.0"]
 
         os.kill(before[0], signal.SIGKILL)  # which does the worker's work, too
         for _ in range(10):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, contains_eager
 
 from on_api.core.errors import Unauthorized
@@ -200,6 +200,20 @@ def removable(session: Session, grace: timedelta, limit: int) -> Sequence[str]:
     )
     found = session.scalars(left.limit(limit)).all()
     return [*found, *session.scalars(unreferenced.limit(limit - len(found)))]
+
+
+def overdue_removals(session: Session, grace: timedelta, limit: int) -> tuple[int, float]:
+    """Return how many contents, counted up to `limit`, are to be unpinned because they have been
+    unreferenced for `grace`, and the seconds for which the first of them has been due (0: none is).
+    Those that an unfinished pin awaits stay."""
+    due = select(Content.unreferenced_at).where(
+        Content.state == PINNED, Content.unreferenced_at <= database_now(-grace)
+    )
+    first = due.where(~_is_awaited(Content.cid)).order_by(Content.unreferenced_at).limit(1)
+    if (since := session.scalar(first)) is None:
+        return 0, 0.0
+    counted = session.scalar(select(func.count()).select_from(due.limit(limit).subquery())) or 0
+    return counted, (moment_of(session) - since - grace).total_seconds()
 
 
 def begin_removal(

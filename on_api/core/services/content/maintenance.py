@@ -26,6 +26,9 @@ GARBAGE = "gc"
 FSCK = "fsck"
 SWEEP = "sweep"
 """Look through the node's pins for those of dead leases."""
+CENSUS = "census"
+"""Count what is kept; see `upkeep/census.py`."""
+BACKUP = "backup"
 LIFE = timedelta(seconds=60)
 _BEGINNING = 0x6F6E2D617069
 """Number of PostgreSQL's advisory lock: shared by work that begins, exclusive for a collection."""

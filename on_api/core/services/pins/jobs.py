@@ -30,7 +30,6 @@ from on_api.core.services.pins.records import Fulfilled, mark_pinned
 from on_api.core.services.shared import events, leased_jobs
 
 UNDER_WAY = (QUEUED, PINNING)
-MOST_COUNTED_ROWS = 10_000
 # Written out as literals: only then does SQLite use the queue's index.
 _IS_UNDER_WAY = Pin.status.in_([literal_column(f"'{status}'") for status in UNDER_WAY])
 # Built once: an alias costs as much as the rest of the statement.
@@ -291,10 +290,11 @@ def put_back(
     pin.details = None if details is None else details[:DETAILS_LENGTH]
 
 
-def queue_length(session: Session) -> int:
-    """Return the number of pins that wait or are worked on, counted up to `MOST_COUNTED_ROWS`."""
-    some = select(Pin.id).where(_IS_UNDER_WAY).limit(MOST_COUNTED_ROWS)
-    return session.scalar(select(func.count()).select_from(some.subquery())) or 0
+def queue_length(session: Session, *, fetch: bool | None = None) -> int:
+    """Return the number of pins that wait or are worked on, counted up to `MOST_COUNTED` of
+    `leased_jobs`; with `fetch` only those that are known to need a fetch, or not to."""
+    of_lane = () if fetch is None else (Pin.needs_fetch.is_(fetch),)
+    return leased_jobs.queue_length(session, Pin, _IS_UNDER_WAY, *of_lane)
 
 
 def _is_due(*, fetch: bool) -> ColumnElement[bool]:

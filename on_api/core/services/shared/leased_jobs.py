@@ -17,6 +17,8 @@ from on_api.core.models.database import database_now, moment_of, new_id
 from on_api.core.models.leased_job import LeasedJob
 
 J = TypeVar("J", bound=LeasedJob)
+MOST_COUNTED = 10_000
+"""Jobs up to which a queue is counted."""
 
 
 def is_due(model: type[LeasedJob]) -> ColumnElement[bool]:
@@ -45,6 +47,12 @@ def next_due(
     """
     due_at = session.scalar(select(func.min(model.due_at)).where(_is_free(model), *conditions))
     return None if due_at is None else (due_at - moment_of(session)).total_seconds()
+
+
+def queue_length(session: Session, model: type[LeasedJob], *conditions: ColumnElement[bool]) -> int:
+    """Return the number of jobs that wait or are worked on, counted up to `MOST_COUNTED`."""
+    some = select(model.id).where(*conditions).limit(MOST_COUNTED)
+    return session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
 
 def claim(

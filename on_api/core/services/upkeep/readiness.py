@@ -1,10 +1,8 @@
 """Readiness: whether all that on-api needs is available, and what is wrong, within two seconds even
 if something hangs.
 
-Each part is checked in a task of its own, those that ask the database in threads of their own. A
-check is never cut off, since it would go on hanging in its thread: later callers wait for the same
-one, and `DEADLINE_SECONDS` after its begin are told that there is no answer. So a part that
-hangs costs one task and one thread, however often it is asked for.
+Each part is a `Look` of its own; those that ask the database run in threads of their own.
+`DEADLINE_SECONDS` after the start of a look its callers learn that there is no answer.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from on_api.core.models import Database, Deployment
 from on_api.core.models.invalidation import Invalidations
 from on_api.core.models.revisions import check_revision
 from on_api.core.services.content.capacity import Capacity
+from on_api.core.services.upkeep.looks import Look
 
 logger = logging.getLogger(__name__)
 
@@ -79,23 +78,23 @@ class ReadinessChecks:
         self._invalidations = invalidations
         self._keyring = keyring
         self._threads = CapacityLimiter(2)
-        self._looks = [
-            _Look(("database", "migrations"), self._read, self._why_silent, clock),
-            _Look(("writes",), self._write, self._why_silent, clock),
-            _Look(("node",), self._ask_node, _silent, clock),
-            _Look(("gateway",), self._ask_gateway, _silent, clock),
-            _Look(("room",), self._check_capacity, _silent, clock, needed=False),
+        self._parts = [
+            _Part(("database", "migrations"), self._read, self._why_silent, clock),
+            _Part(("writes",), self._write, self._why_silent, clock),
+            _Part(("node",), self._ask_node, _silent, clock),
+            _Part(("gateway",), self._ask_gateway, _silent, clock),
+            _Part(("room",), self._check_capacity, _silent, clock, needed=False),
         ]
 
     async def checks(self) -> Sequence[Check]:
         """Return results not older than `FRESH_SECONDS`, or new ones, within `DEADLINE_SECONDS`."""
-        seen = await asyncio.gather(*(look.result() for look in self._looks))
+        seen = await asyncio.gather(*(part.result() for part in self._parts))
         return [*(check for checks in seen for check in checks), self._news(), self._secret()]
 
     async def close(self) -> None:
         """Cancel running checks."""
-        for look in self._looks:
-            await look.close()
+        for part in self._parts:
+            await part.close()
 
     async def _read(self) -> Sequence[Check]:
         return await to_thread.run_sync(
@@ -148,53 +147,41 @@ class ReadinessChecks:
         return Check("secret", ok=warning is None, details=warning or "here")
 
 
-class _Look:
-    """Check of one part, by one task at a time."""
+class _Part:
+    """Check of one part."""
 
     def __init__(
         self,
         names: Sequence[str],
-        look: Callable[[], Awaitable[Sequence[Check]]],
+        check: Callable[[], Awaitable[Sequence[Check]]],
         why_silent: Callable[[float], str],
         clock: Callable[[], float],
         *,
         needed: bool = True,
     ) -> None:
         self._names = names
-        self._look = look
+        self._check = check
         self._why_silent = why_silent
-        self._clock = clock
         self._needed = needed
-        self._task: asyncio.Task[Sequence[Check]] | None = None
-        self._began = self._ended = float("-inf")
+        self._look = Look(self._run, fresh=FRESH_SECONDS, deadline=DEADLINE_SECONDS, clock=clock)
 
     async def result(self) -> Sequence[Check]:
-        now = self._clock()
-        if self._task is None or (self._task.done() and now - self._ended >= FRESH_SECONDS):
-            self._began = now
-            self._task = asyncio.create_task(self._run())
-        task = self._task
-        if not task.done():
-            await asyncio.wait([task], timeout=max(0.0, self._began + DEADLINE_SECONDS - now))
-        if task.done():
-            return task.result()
-        return self._all_failed(self._why_silent(self._clock() - self._began))
+        checks = await self._look.answer()
+        if checks is None:
+            return self._all_failed(self._why_silent(self._look.seconds))
+        return checks
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._look.close()
 
     async def _run(self) -> Sequence[Check]:
         try:
-            return await self._look()
+            return await self._check()
         except OnApiError as error:
             return self._all_failed(error.details)
         except Exception as error:  # a missing table, say: reported, and no 500
             log_failure(logger, f"the check of {self._names[0]} failed", error)
             return self._all_failed(f"the check failed: {type(error).__name__}")
-        finally:
-            self._ended = self._clock()
 
     def _all_failed(self, details: str) -> Sequence[Check]:
         first, *others = self._names
