@@ -41,6 +41,7 @@ from on_api.core.web.middleware import (
 from on_api.core.web.request_limits import RequestLimits
 from on_api.core.web.resource_routes import ResourceRoutes
 from on_api.core.web.routing import add_flat
+from on_api.core.web.traced_requests import TracedRequests
 from on_api.public import docs, health, shares
 from on_api.public.gateway.app import Gateway
 from on_api.public.gateway.request import is_gateway_path
@@ -109,7 +110,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
-        # `metrics.py` does the metrics.
+        # `metrics.py` and `tracing.py` do it: FastAPI would record queries, which may hold secrets.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
@@ -117,6 +118,9 @@ def create_app(
     app.state.is_up = lambda: None
     gateway = Gateway(services)
     app.gateway = app.state.gateway = gateway
+    tracing = services.tracing
+    if tracing is not None:
+        app.gateway = TracedRequests(gateway, tracing, route="/ipfs")
 
     handlers = ErrorHandlers(
         {prefix: form for version in VERSIONS for prefix, form in version.error_formats().items()}
@@ -158,6 +162,8 @@ def create_app(
             ],
         )
     app.add_middleware(RequestContext, metrics=services.metrics)
+    if tracing is not None:
+        app.add_middleware(TracedRequests, tracing=tracing)
     if settings.trusted_proxies:
         believed = settings.trusted_proxies
         app.gateway = ProxyHeadersMiddleware(app.gateway, believed)  # type: ignore[arg-type,assignment]  # uvicorn has types of its own
@@ -187,6 +193,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         lambda: threads.statistics().tasks_waiting,
     )
     await to_thread.run_sync(_check_database, services)
+    if services.tracing is not None:
+        services.tracing.begin_export()
     sibling: Sibling | None = app.state.sibling
     keeps_house = sibling is None or sibling.is_first
     housekeeper = Housekeeper(services.database, services.invalidations, services.settings.traffic)
@@ -219,6 +227,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(services.presence.stop)
         await to_thread.run_sync(services.invalidations.stop)
         await services.close()
+        if services.tracing is not None:
+            await to_thread.run_sync(services.tracing.close)
 
 
 def _check_database(services: Services) -> None:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def chosen_lanes(settings: Settings, app: Application) -> tuple[ASGIApp, type[FramedHttp]]:
-    """Return the application and the protocol for `build_server`."""
-    if settings.fast_lanes:
+    """Return the application and the protocol for `build_server`. Requests that are traced go the
+    ordinary way, where their spans are made."""
+    if settings.fast_lanes and not settings.otel:
         from on_api.fast.application import FastApplication
         from on_api.fast.protocol import FastHttp
 

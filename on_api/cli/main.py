@@ -25,9 +25,10 @@ def run() -> None:
 def _run() -> None:
     from on_api.cli.commands import app
     from on_api.core.errors import OnApiError
+    from on_api.core.logging import tell_failure
 
     try:
         app()
     except OnApiError as error:
-        sys.stderr.write(f"on-api: {error.details}\n")
+        tell_failure(error.details)
         sys.exit(1)

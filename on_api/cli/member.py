@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from on_api.cli.lanes import chosen_lanes
 from on_api.core.errors import OnApiError
-from on_api.core.logging import configure_logging
+from on_api.core.logging import configure_logging, log_uncaught_errors, tell_failure
 from on_api.server import collector
 from on_api.server.crew import NODE_RESTARTED, UP
 from on_api.server.process import end_cleanly_on_signal, load_settings
@@ -33,6 +33,7 @@ def main(number: int, listener: socket.socket, line: socket.socket) -> None:
         inherited.set_inheritable(False)
     settings = load_settings()
     configure_logging(settings.log)
+    log_uncaught_errors()
     keep_freed_memory()
     app = create_app(settings, sibling=Sibling(number, settings.home))
     collector.begin()
@@ -63,5 +64,5 @@ if __name__ == "__main__":
         with suppress(KeyboardInterrupt):
             main(number, socket.socket(fileno=listening), socket.socket(fileno=leading))
     except OnApiError as error:
-        sys.stderr.write(f"on-api: {error.details}\n")
+        tell_failure(error.details)
         sys.exit(1)

@@ -37,7 +37,7 @@ def run() -> None:
     """Run the IPFS node in the foreground until you press Ctrl-C."""
     from on_api.core.ipfs.daemon.process import ManagedNode
     from on_api.core.ipfs.daemon.repo import rpc_auth_for
-    from on_api.core.logging import configure_logging
+    from on_api.core.logging import configure_logging, log_uncaught_errors
     from on_api.core.services.upkeep.instance import published
 
     settings = load_settings()
@@ -48,6 +48,7 @@ def run() -> None:
         )
         raise StartupError(msg)
     configure_logging(settings.log)
+    log_uncaught_errors()
     show_home(settings)
     end_cleanly_on_signal()
     node = ManagedNode(settings.home, settings.node, rpc_auth_for(settings.home / "ipfs"), _say)

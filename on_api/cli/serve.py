@@ -61,10 +61,11 @@ def serve(
     listeners = open_listeners(settings, settings.processes)
     key_file = _look_at_database(settings)
 
-    from on_api.core.logging import configure_logging
+    from on_api.core.logging import configure_logging, log_uncaught_errors
     from on_api.core.services.upkeep.instance import published
 
     configure_logging(settings.log)
+    log_uncaught_errors()
     with ExitStack() as stack:
         for listener in listeners:
             stack.callback(listener.close)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from typing import TYPE_CHECKING
-
-import typer
 
 from on_api.cli.context import build_services, command_settings
 
 if TYPE_CHECKING:
     from on_api.core.settings import Settings
+
+
+logger = logging.getLogger(__name__)
 
 
 def worker() -> None:
@@ -21,10 +23,11 @@ def worker() -> None:
     It uses the node that `on-api serve` or `on-api node run` has started, or the external node from
     the settings.
     """
-    from on_api.core.logging import configure_logging
+    from on_api.core.logging import configure_logging, log_uncaught_errors
 
     settings = command_settings(warns=False)
     configure_logging(settings.log)
+    log_uncaught_errors()
     asyncio.run(_work(settings))
 
 
@@ -43,7 +46,7 @@ async def _work(settings: Settings) -> None:
     services.presence.start()
     housekeeper.start()
     running.start()
-    typer.echo("on-api: the worker is running; press Ctrl-C to stop it", err=True)
+    logger.info("the worker is running; press Ctrl-C to stop it")
     try:
         await stop.wait()
     finally:

@@ -11,11 +11,16 @@ import json
 import logging
 import re
 import sys
+import threading
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
+from types import TracebackType
+from typing import TextIO
 
 from on_api.core.server_settings import LogSettings
+
+logger = logging.getLogger(__name__)
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that this task or thread works for."""
@@ -27,6 +32,8 @@ _SHARE_LINK = re.compile(r"/s/[0-9A-Za-z]{16,}")
 # characters that change the direction of text. None of them may enter the log from outside.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOST_CAUSES = 3
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Syslog's priorities, by the least level; 7 is for what is below."""
 
 EXTRA = "on_api"
 """Attribute of a record that holds its structured fields: `logger.info("…", extra={EXTRA:
@@ -35,8 +42,10 @@ EXTRA = "on_api"
 
 def configure_logging(settings: LogSettings) -> None:
     """Send every logger's lines to standard error in the chosen format."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if settings.format == "json" else _ConsoleFormatter())
+    handler = _Handler(sys.stderr)
+    handler.is_for_machines = settings.format == "json"
+    formatter = _JsonFormatter() if handler.is_for_machines else _ConsoleFormatter()
+    handler.setFormatter(_PriorityFormatter(formatter) if settings.priority else formatter)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.level)
@@ -54,10 +63,29 @@ def configure_logging(settings: LogSettings) -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def log_uncaught_errors() -> None:
+    """Log what Python itself would write to standard error: warnings, and errors that nothing
+    handles. A reader of JSON is to find nothing else there. For processes that stay."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+
+
 def mask_foreign_access_log() -> None:
     """Keep secrets out of uvicorn's own access log, in case the application is served by uvicorn's
     command; `configure_logging` switches that log off."""
     logging.getLogger("uvicorn.access").addFilter(_masks_arguments)
+
+
+def tell_failure(details: str) -> None:
+    """Say why a command ends: by a sentence on standard error or, once the log is JSON, by a line
+    of the log."""
+    handlers = logging.getLogger().handlers
+    if any(isinstance(each, _Handler) and each.is_for_machines for each in handlers):
+        logger.critical("%s", details)
+    else:
+        sys.stderr.write(f"on-api: {details}\n")
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
@@ -87,6 +115,10 @@ def _masks_arguments(record: logging.LogRecord) -> bool:
     return True
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    is_for_machines = False
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -110,6 +142,40 @@ class _ConsoleFormatter(logging.Formatter):
             lines = self.formatException(record.exc_info).split("\n")
             line = "\n".join([line, *(_CONTROLS.sub(_as_escape, text) for text in lines)])
         return _masked(line)
+
+
+class _PriorityFormatter(logging.Formatter):
+    """Begins each line with the priority that journald knows from syslog."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        found = (each for level, each in _PRIORITIES if record.levelno >= level)
+        priority = f"<{next(found, 7)}>"
+        return "\n".join(priority + line for line in self._inner.format(record).split("\n"))
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logger.critical("an error that nobody handles", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(told: threading.ExceptHookArgs) -> None:
+    if told.exc_value is not None and not isinstance(told.exc_value, SystemExit):
+        name = "?" if told.thread is None else told.thread.name
+        info = (told.exc_type, told.exc_value, told.exc_traceback)
+        logger.critical("the thread %s has ended by an error", name, exc_info=info)
+
+
+def _log_unraisable(told: sys.UnraisableHookArgs) -> None:
+    if told.exc_value is not None:
+        info = (told.exc_type, told.exc_value, told.exc_traceback)
+        logger.error("%s", told.err_msg or "an error that can't be raised", exc_info=info)
 
 
 def _masked(line: str) -> str:

@@ -154,3 +154,6 @@ class LogSettings(Group):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Minimum level of log messages."
     )
+    priority: bool = Field(
+        False, description="Begin each line with its priority for journald, which removes it."
+    )

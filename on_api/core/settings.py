@@ -86,6 +86,10 @@ class Settings(BaseSettings):
         True,
         description="Enable optimised code paths for frequent requests; responses are the same.",
     )
+    otel: bool = Field(
+        False,
+        description="Send OpenTelemetry traces (see the OTEL_* variables); requires the extra `otel`.",
+    )
     public_url: str | None = Field(
         None, description="Public base URL of this server, used in all URLs that it returns."
     )

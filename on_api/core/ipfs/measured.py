@@ -1,10 +1,15 @@
-"""Decorator of any `IpfsNode` that counts and times its calls."""
+"""Decorator of any `IpfsNode` that counts, times and traces its calls."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 
 from on_api.core.errors import OnApiError
 from on_api.core.ipfs.formats.bundle import Bundle
@@ -20,15 +25,18 @@ from on_api.core.ipfs.port import (
 )
 from on_api.core.metrics import Metrics
 from on_api.core.streams.blocks import Bytes
+from on_api.core.tracing import Tracing
 
 
 class MeasuredNode:
     """Passes every call on to `node`. The recorded outcome is `ok`, an error's reason, or `ended`
-    if the call was cancelled or its caller failed."""
+    if the call was cancelled or its caller failed. With `tracing` each call of a traced request is
+    a span."""
 
-    def __init__(self, node: IpfsNode, metrics: Metrics) -> None:
+    def __init__(self, node: IpfsNode, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._node = node
         self._metrics = metrics
+        self._tracing = tracing
 
     async def add(self, source: AsyncIterator[Bytes], *, pin_name: str) -> Added:
         """See `IpfsNode.add`."""
@@ -153,8 +161,16 @@ class MeasuredNode:
             async with self._node.read(cid, offset=offset, length=length) as chunks:
                 yield chunks
 
+    def _measured(self, call: str) -> AbstractContextManager[None]:
+        return self._counted(call) if self._tracing is None else self._traced(call, self._tracing)
+
     @contextmanager
-    def _measured(self, call: str) -> Iterator[None]:
+    def _traced(self, call: str, tracing: Tracing) -> Iterator[None]:
+        with tracing.call(f"ipfs {call}", {"rpc.method": call}), self._counted(call):
+            yield
+
+    @contextmanager
+    def _counted(self, call: str) -> Iterator[None]:
         started = time.perf_counter()
         outcome = "ok"
         try:

@@ -16,6 +16,7 @@ from on_api.core.ipfs.port import IpfsNode
 from on_api.core.metrics import Metrics
 from on_api.core.models import Database
 from on_api.core.models.invalidation import Invalidations
+from on_api.core.models.statement_spans import trace_statements
 from on_api.core.pagination import CursorSigner
 from on_api.core.services.accounts.authentication import Authenticator
 from on_api.core.services.accounts.container import Accounts
@@ -64,6 +65,7 @@ from on_api.core.services.uploads.intake import Intake, IntakeLimits
 from on_api.core.services.uploads.uploads import UploadService
 from on_api.core.settings import Settings
 from on_api.core.streams.blocks import BufferPool
+from on_api.core.tracing import Tracing
 
 HASHING_THREADS = 4
 
@@ -118,6 +120,8 @@ class Services:
     cursors: CursorSigner
     idempotency: IdempotencyService
     metrics: Metrics
+    tracing: Tracing | None
+    """None unless traces are switched on."""
     hashers: ThreadPoolExecutor
     buffer_pool: BufferPool
     """Memory that all uploads under way share."""
@@ -141,9 +145,12 @@ class Services:
         throttle = Throttle(database, settings.auth)
         strangers = Strangers(settings.threads)
         metrics = _watched(database, pool)
+        tracing = Tracing() if settings.otel else None
+        if tracing is not None:
+            trace_statements(database.engine, tracing)
         if node is None:
             node = connect_node(settings, RecordedNode(database, records=records_node))
-        node = MeasuredNode(node, metrics)
+        node = MeasuredNode(node, metrics, tracing)
         identities = IdentityService(keyring)
         private_files = PrivateFiles(
             database,
@@ -160,7 +167,7 @@ class Services:
             database, RowSealer(keyring, Purpose.ANSWERS), settings.files.lease_seconds
         )
         capacity = Capacity(node, settings)
-        node_gateway = NodeGateway(settings)
+        node_gateway = NodeGateway(settings, tracing)
         names = PinNames(database)
         reconciler = PinReconciler(database, node, names, settings.worker.lease_seconds)
         lease_life = timedelta(seconds=settings.files.lease_seconds)
@@ -255,6 +262,7 @@ class Services:
             cursors=CursorSigner(lambda: keyring.subkeys(Purpose.CURSORS)),
             idempotency=idempotency,
             metrics=metrics,
+            tracing=tracing,
             hashers=hashers,
             buffer_pool=buffer_pool,
             pins_doubtful=doubtful,

@@ -140,7 +140,7 @@ class RequestContext:
             self._record.tell(
                 scope["method"],
                 scope["path"],
-                _pattern(scope),
+                pattern_of(scope),
                 scope["client"][0] if scope.get("client") else "-",
                 status,
                 outcome,
@@ -279,7 +279,7 @@ def _loggable(path: str) -> str:
     return f"{_LINKS}…" if path.startswith(_LINKS) else path
 
 
-def _pattern(scope: Scope) -> str:
+def pattern_of(scope: Scope) -> str:
     """Return the route's pattern, not the path: the number of series must not grow with stored
     objects."""
     route = getattr(scope.get("route"), "path", None)

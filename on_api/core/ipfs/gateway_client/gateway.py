@@ -17,6 +17,7 @@ from on_api.core.ipfs.gateway_client.client import NodeHttp
 from on_api.core.ipfs.gateway_client.connection import NodeAnswer, OutcomeCallback, Stale
 from on_api.core.ipfs.gateway_client.heads import Headers
 from on_api.core.settings import Settings
+from on_api.core.tracing import Tracing
 
 # Headers of one connection only (RFC 9110, 7.6.1), or set by the server that answers the client.
 _NOT_PASSED_ON = frozenset({
@@ -50,7 +51,8 @@ class NodeGateway:
     """The gateway over its port and, for small answers, its Unix socket. Bound to the event loop of
     its first call."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self._http = self._by_socket = gateway_http(settings)
         if (socket := own_gateway_socket(settings)) is not None:
             self._by_socket = gateway_http(settings, socket)
@@ -63,7 +65,12 @@ class NodeGateway:
 
         Raises a `NodeError` in bounded time.
         """
-        answer = await self._http.ask(method, f"{path}?{query}" if query else path, headers)
+        target = f"{path}?{query}" if query else path
+        if self._tracing is None:
+            answer = await self._http.ask(method, target, headers)
+        else:
+            with self._tracing.call("ipfs gateway", {"rpc.method": "gateway"}):
+                answer = await self._http.ask(method, target, headers)
         answer.headers = _passed_on(answer.headers)
         return answer
 

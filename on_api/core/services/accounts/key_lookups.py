@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from contextvars import Context
 from typing import TypeVar
 
 from anyio import to_thread
@@ -14,6 +13,7 @@ from anyio import to_thread
 from on_api.core.services.accounts.access import Principal
 from on_api.core.services.accounts.authentication import Authenticator, CountedKey
 from on_api.core.services.accounts.strangers import Strangers
+from on_api.core.tracing import detached
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class KeyLookups:
         if learning is None:
             work = self._in_thread(self._authenticator.learn, key)
             # Without this request's context: the task serves several requests.
-            learning = asyncio.create_task(work, context=Context())
+            learning = asyncio.create_task(work, context=detached())
             self._under_way[asked] = learning
             learning.add_done_callback(lambda _: self._under_way.pop(asked))
         # Shielded: a waiter that is cancelled must not end the task for the others.

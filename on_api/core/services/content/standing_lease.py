@@ -14,6 +14,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from datetime import timedelta
 
 from anyio import to_thread
@@ -110,7 +111,8 @@ class StandingLease:
             lease = self._held
             if lease is None or lease.closing:
                 lease = self._held = HeldLease(*await to_thread.run_sync(self._open))
-                task = asyncio.create_task(self._keep(lease))
+                # It outlives the request that begins it, and must not go on in its trace.
+                task = asyncio.create_task(self._keep(lease), context=Context())
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
             if lease.lingering is not None:

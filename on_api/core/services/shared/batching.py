@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
-from contextvars import Context
 from typing import Generic, TypeVar
 
 from anyio import to_thread
 
 from on_api.core.errors import DatabaseUnavailable
+from on_api.core.tracing import detached
 
 MOST_PIECES = 64
 """Most pieces in one transaction."""
@@ -47,7 +47,7 @@ class Batcher(Generic[Piece, Outcome]):
         else:
             self._waiting[user_id] = [(piece, future)]
             # Without this request's context: the work is for several requests.
-            running = loop.create_task(self._run(user_id), context=Context())
+            running = loop.create_task(self._run(user_id), context=detached())
             self._running.add(running)
             running.add_done_callback(self._running.discard)
         return await future

@@ -12,7 +12,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import Context
 
 from anyio import to_thread
 
@@ -24,6 +23,7 @@ from on_api.core.models.database import new_id
 from on_api.core.services.content.standing_lease import HeldLease, StandingLease
 from on_api.core.services.files.files import FileFacts
 from on_api.core.services.uploads.bundle_records import Admitted, BundleRecords, SmallUpload
+from on_api.core.tracing import detached
 
 MOST_HELD_BYTES = 32 * 1024 * 1024
 """Most bytes of small uploads in memory; beyond it further ones are streamed."""
@@ -133,7 +133,7 @@ class Bundler:
                 return  # it begins in a moment, and then counts
             if batch:
                 # Without this request's context: the work is for several requests.
-                task = asyncio.create_task(self._store_together(batch), context=Context())
+                task = asyncio.create_task(self._store_together(batch), context=detached())
                 self._together.add(task)
                 task.add_done_callback(self._end)
 
