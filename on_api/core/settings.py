@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     )
     otel: bool = Field(
         False,
-        description="Send OpenTelemetry traces (see the OTEL_* variables); requires the extra `otel`.",
+        description="Send OpenTelemetry traces (see OTEL_*); requires the extra `otel`.",
     )
     public_url: str | None = Field(
         None, description="Public base URL of this server, used in all URLs that it returns."
