@@ -1,5 +1,6 @@
 """`on-api db`: Alembic's commands for the configured database, also where on-api is installed and
-there is no `alembic.ini`. Plain `alembic` does the same in a checkout."""
+there is no `alembic.ini` (plain `alembic` does the same in a checkout); and `copy`, from
+`db_copy.py`."""
 
 from __future__ import annotations
 
@@ -11,13 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from on_api.cli import db_copy
 from on_api.cli.context import open_database, prepare_home, show_home
 from on_api.server.process import load_settings
 
 if TYPE_CHECKING:
     from on_api.core.models import Database
 
-app = typer.Typer(help="Migrate the database, and look at its revision.", no_args_is_help=True)
+app = typer.Typer(
+    help="Migrate the database, look at its revision, copy it to another one.",
+    no_args_is_help=True,
+)
+app.command("copy")(db_copy.copy)
 
 AsSql = Annotated[
     bool, typer.Option("--sql", help="Print the SQL instead, for whoever runs it by hand.")

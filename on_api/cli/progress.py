@@ -17,12 +17,13 @@ RATE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """State of the work; `total_bytes` is None while it is unknown."""
+    """State of the work; `bytes` is None if only items are counted, `total_bytes` while it is
+    unknown."""
 
     what: str
     items: int
     total: int
-    bytes: int
+    bytes: int | None
     total_bytes: int | None
 
 
@@ -70,7 +71,8 @@ class ProgressLine:
             words.append(f"{progress.items} of {progress.total} items ({done:.0%})")
         else:
             words.append(f"{progress.items} items")
-        words.append(size(progress.bytes))
+        if progress.bytes is not None:
+            words.append(size(progress.bytes))
         rate, left = self.speed(progress)
         if rate is not None:
             words.append(f"{size(rate)}/s")
@@ -84,9 +86,11 @@ class ProgressLine:
         seconds = self._seen[-1][0] - first_at
         if seconds < 1:
             return None, None
-        rate = max(0.0, (progress.bytes - first.bytes) / seconds)
+        rate = None
+        if progress.bytes is not None and first.bytes is not None:
+            rate = max(0.0, (progress.bytes - first.bytes) / seconds)
         pace = (progress.items - first.items) / seconds
-        if progress.total_bytes and rate > 0:
+        if progress.bytes is not None and progress.total_bytes and rate:
             return rate, max(0, progress.total_bytes - progress.bytes) / rate
         left = (progress.total - progress.items) / pace if pace > 0 and progress.total else None
         return rate, left

@@ -141,6 +141,13 @@ class DatabaseMaker:
             shutil.copy(self._folder / "template.db", self._folder / f"{name}.db")
         return self._url(name)
 
+    def empty(self) -> str:
+        """The URL of a new one without tables."""
+        name = f"empty_{os.getpid()}_{next(self._numbers)}"
+        if self._postgres is not None:
+            self._run(f"CREATE DATABASE {name}")
+        return self._url(name)
+
     def _url(self, name: str) -> str:
         if self._postgres is None:
             return f"sqlite:///{self._folder / name}.db"
