@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from on_api.cli import (
+    backup,
     db,
     doctor,
     export,
@@ -59,6 +60,9 @@ app.command("worker")(worker.worker)
 app.command("gc")(gc.gc)
 app.command("fsck")(fsck.fsck)
 app.command("export")(export.export)
+app.command("backup")(backup.backup)
+app.command("verify")(backup.verify)
+app.command("restore")(backup.restore)
 app.command("init")(init.init)
 app.command("openapi")(openapi.openapi)
 app.command("doctor")(doctor.doctor)
@@ -66,5 +70,6 @@ app.add_typer(db.app, name="db")
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(imports.app, name="imports")
+app.add_typer(db.app, name="db")
 app.add_typer(node.app, name="node")
 app.add_typer(gateway.app, name="gateway")

@@ -50,8 +50,13 @@ def show_home(settings: Settings) -> None:
     typer.echo(f"on-api: {settings.home_message}", err=True)
 
 
-def prepare_home(home: Path) -> None:
-    """Create `ON_API_HOME` (mode 0700). Raises `StartupError` if it can't be written."""
+def prepare_home(home: Path, *, restoring: bool = False) -> None:
+    """Create `ON_API_HOME` (mode 0700). Raises `StartupError` if it can't be written, or a restore
+    into it has not come to its end (unless this is that restore)."""
+    from on_api.core.services.upkeep.backup.restore_state import require_no_restore
+
+    if not restoring:
+        require_no_restore(home)
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = home / ".writable"

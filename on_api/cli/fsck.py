@@ -64,7 +64,7 @@ def fsck(
 
         print_json(as_document(report))
     else:
-        _print(report)
+        print_report(report)
     if not report.clean:
         raise typer.Exit(1)
 
@@ -110,7 +110,8 @@ async def _drop(services: Services, found: Sequence[LostContent]) -> Sequence[Lo
     return await services.fsck.drop_lost(found, COMMAND_LINE)
 
 
-def _print(report: FsckReport) -> None:
+def print_report(report: FsckReport) -> None:
+    """Print the findings of a run, and its sums, for people."""
     from on_api.core.services.upkeep.fsck.findings import MEANINGS
 
     for finding in report.findings:

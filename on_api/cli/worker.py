@@ -24,8 +24,10 @@ def worker() -> None:
     the settings.
     """
     from on_api.core.logging import configure_logging, log_uncaught_errors
+    from on_api.core.services.upkeep.backup.restore_state import require_no_restore
 
     settings = command_settings(warns=False)
+    require_no_restore(settings.home)
     configure_logging(settings.log)
     log_uncaught_errors()
     asyncio.run(_work(settings))

@@ -7,7 +7,6 @@ the home is when none is named.
 
 from __future__ import annotations
 
-from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -242,7 +241,7 @@ class Settings(BaseSettings):
                         raise UnknownSettingError(name.upper())
         return init_settings, env_settings, dotenv_settings
 
-    @cached_property
+    @property
     def sqlalchemy_url(self) -> str:
         """URL of the database, password included: for the engine only, never for a log."""
         if self.database_url is not None:

@@ -6,6 +6,7 @@ No other module sees a master secret itself.
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import os
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import Container, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from on_api.core.crypto.age import Decryptor, Encryptor, Identity, Recipient
 from on_api.core.crypto.kdf import KEY_BYTES, hkdf
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
@@ -215,6 +217,65 @@ def keep_previous(home: Path, needed: Container[int]) -> None:
         _sync_folder(home)
 
 
+class SecretCopy:
+    """Copy of a deployment's master secrets, the latest one first, as a backup keeps it."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        """Take the secrets, one a line. Raises `StartupError` for none, or one that is cut."""
+        if not lines or any(len(line) < MIN_LENGTH for line in lines):
+            raise StartupError("The copy of the master secret is not whole.")
+        self._lines = list(dict.fromkeys(lines))
+
+    def __repr__(self) -> str:
+        return f"SecretCopy(versions={self.versions})"
+
+    @classmethod
+    def of(cls, settings: Settings) -> SecretCopy:
+        """Copy what this deployment uses: the settings' secrets, else those of the home. Raises
+        `StartupError` when there is none."""
+        if settings.secret_key is not None:
+            given = (settings.secret_key, *settings.previous_secret_keys)
+            return cls([each.get_secret_value() for each in given])
+        return cls.of_home(settings.home)
+
+    @classmethod
+    def of_home(cls, home: Path) -> SecretCopy:
+        """Copy the secrets in a home's files. Raises `StartupError` when there is none."""
+        return cls([_read_secret(home / SECRET_FILE), *_lines(home / PREVIOUS_FILE)])
+
+    @classmethod
+    def of_file(cls, path: Path) -> SecretCopy:
+        """Read a file as `secret.key` is, or with previous secrets on further lines. Raises
+        `StartupError` when it can't be read."""
+        _read_secret(path)
+        return cls(_lines(path))
+
+    @classmethod
+    def opened(cls, sealed: bytes, identities: Sequence[Identity]) -> SecretCopy:
+        """Open what `sealed_for` has returned. Raises `AgeError`."""
+        decryptor = Decryptor(identities)
+        plain = decryptor.update(sealed) + decryptor.finish()
+        return cls([str(line) for line in json.loads(plain)])
+
+    def sealed_for(self, recipients: Sequence[Recipient]) -> bytes:
+        """Return an age file of the secrets. Raises what `Encryptor` raises."""
+        encryptor = Encryptor(recipients)
+        # JSON: a secret of the environment may have blanks in it.
+        plain = json.dumps(self._lines).encode()
+        return bytes(encryptor.update(plain) + encryptor.finish())
+
+    @property
+    def versions(self) -> Sequence[int]:
+        """Versions of the secrets, the latest first."""
+        return [_secret(line).version for line in self._lines]
+
+    def put_into(self, home: Path) -> None:
+        """Write the home's files of secrets (mode 0600)."""
+        if len(self._lines) > 1:
+            _write(home / PREVIOUS_FILE, self._lines[1:])
+        _write(home / SECRET_FILE, self._lines[:1])
+
+
 def _secret(text: str) -> MasterSecret:
     return MasterSecret(text.encode())
 
@@ -240,9 +301,10 @@ def _read_secret(path: Path) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text().split() if len(line) >= MIN_LENGTH]
+        lines = [line.strip() for line in path.read_text().splitlines()]
     except FileNotFoundError:
         return []
+    return [line for line in lines if len(line) >= MIN_LENGTH]
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -32,6 +32,9 @@ BACKUP = "backup"
 LIFE = timedelta(seconds=60)
 _BEGINNING = 0x6F6E2D617069
 """Number of PostgreSQL's advisory lock: shared by work that begins, exclusive for a collection."""
+_APART = {GARBAGE: BACKUP, BACKUP: GARBAGE}
+"""Kinds that never run at once: a collection would remove blocks that a backup has still to copy.
+Uploads go on beside a backup: it is a kind of its own, which they don't ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Turn:
     """This process's turn at one kind of maintenance; expires after `LIFE` unless renewed."""
 
     def __init__(self, database: Database, kind: str) -> None:
-        """Take the turn. Raises `Conflict` while another process has it."""
+        """Take the turn. Raises `Conflict` while another process has it, or the turn of a kind that
+        this one must not overlap with."""
         self._database = database
         self._kind = kind
         self._token = new_id()
@@ -55,11 +59,15 @@ class Turn:
                 # Waits for transactions that have seen no collection and have not committed their
                 # work yet.
                 session.execute(select(func.pg_advisory_xact_lock(_BEGINNING)))
-            insert_unless_there(session, Maintenance, kind=kind)
-            row = _lock(session, kind)
-            now = moment_of(session)
-            if row.lease_until is not None and row.lease_until > now:
-                raise Conflict(f"A {kind} run is already in progress.")
+            # In the order of their names, so that two never wait for each other in a ring.
+            kinds = sorted({kind, _APART.get(kind, kind)})
+            for each in kinds:
+                insert_unless_there(session, Maintenance, kind=each)
+            rows = {each: _lock(session, each) for each in kinds}
+            row, now = rows[kind], moment_of(session)
+            for each, other in rows.items():
+                if other.lease_until is not None and other.lease_until > now:
+                    raise Conflict(f"A {each} run is already in progress.")
             row.token, row.lease_until, row.started_at = self._token, now + LIFE, now
 
     def kept(self) -> AbstractAsyncContextManager[None]:
@@ -118,8 +126,12 @@ def last_outcome(session: Session, kind: str) -> Outcome:
 
 
 def start_counting(session: Session, kind: str) -> None:
-    """Start the schedule now where this kind never ran."""
-    insert_unless_there(session, Maintenance, kind=kind, finished_at=database_now())
+    """Start the schedule now where no run of this kind has ended."""
+    insert_unless_there(session, Maintenance, kind=kind)
+    # The row may be there without an end: of a run that was killed, or another kind's look at it.
+    row = _lock(session, kind)
+    if row.finished_at is None:
+        row.finished_at = moment_of(session)
 
 
 def _lock(session: Session, kind: str) -> Maintenance:
