@@ -1,7 +1,9 @@
-"""ChaCha20-Poly1305 (RFC 8439) for large data: by the `cryptography` package if it is installed
-(the extra `on-api[fast]`), else by pycryptodome. The bytes are the same.
+"""ChaCha20-Poly1305 (RFC 8439), the authenticated cipher (AEAD) in which `crypto/age` encrypts
+private files and their keys.
 
-The only importer of `cryptography`. Knows nothing of files.
+Two packages implement it behind one protocol, `Aead`: `cryptography` if it is installed (the extra
+`on-api[fast]`), else pycryptodome. Both make the same bytes, so that what one has sealed the other
+opens. Only this module imports `cryptography`. It knows nothing of files.
 """
 
 from __future__ import annotations
@@ -16,26 +18,36 @@ from on_api.core.streams.blocks import Bytes
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
+"""Bytes of the authentication tag, which follows the ciphertext."""
 
 
 class Aead(Protocol):
-    """A cipher with one key of 32 bytes. Releases the GIL while it works; not to be shared by
-    threads."""
+    """Protocol of a cipher with one key of 32 bytes. Each thread needs an instance of its own. The
+    GIL is released while one works."""
 
     library: str
+    """Name of the package that does the work."""
 
     def __init__(self, key: bytes) -> None: ...
 
     def seal(self, nonce: bytes, plaintext: Bytes, out: memoryview) -> None:
-        """Write ciphertext and tag to `out`, which is `TAG_BYTES` longer than `plaintext`."""
+        """Encrypt: write ciphertext and tag to `out`, which is `TAG_BYTES` longer than `plaintext`.
+
+        `nonce` is `NONCE_BYTES` long. Never seal twice with one nonce and key: that breaks
+        the encryption.
+        """
 
     def open(self, nonce: bytes, sealed: Bytes, out: memoryview) -> bool:
-        """Write the plaintext to `out`, `TAG_BYTES` shorter than `sealed`. Returns False when it is
-        not authentic: then the content of `out` must not be used."""
+        """Decrypt: write the plaintext to `out`, which is `TAG_BYTES` shorter than `sealed`, the
+        ciphertext and its tag.
+
+        Returns False if the tag does not match key, nonce and ciphertext: then the bytes in `out`
+        must not be used.
+        """
 
 
 class PycryptodomeAead:
-    """The implementation that is always available."""
+    """Implementation by pycryptodome, which is always installed."""
 
     library = "pycryptodome"
 
@@ -62,19 +74,19 @@ class PycryptodomeAead:
 
 @cache
 def chosen() -> type[Aead]:
-    """Return the implementation that this process uses, determined once."""
+    """Return the implementation that this process uses. It is chosen at the first call."""
     return _cryptography() or PycryptodomeAead
 
 
 def describe() -> str:
-    """Return the package and version in use, for people."""
+    """Return name and version of the package in use, for a person to read."""
     library = chosen().library
     return f"{library} {metadata.version(library)}"
 
 
 def _cryptography() -> type[Aead] | None:
-    """Return the implementation by `cryptography`; None if the package is missing, too old to write
-    into a buffer, or its OpenSSL has no ChaCha20-Poly1305."""
+    """Return the implementation by `cryptography`. None if the package is missing, is too old to
+    write into a given buffer, or has an OpenSSL without ChaCha20-Poly1305."""
     try:
         from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -82,7 +94,7 @@ def _cryptography() -> type[Aead] | None:
         return None
 
     class CryptographyAead:
-        """The implementation by OpenSSL, several times as fast."""
+        """Implementation by `cryptography`'s OpenSSL, several times as fast as pycryptodome."""
 
         library = "cryptography"
 
@@ -101,6 +113,7 @@ def _cryptography() -> type[Aead] | None:
                 return False
             return True
 
+    # Only a call shows whether this version and its OpenSSL can do it.
     try:
         CryptographyAead(bytes(32)).seal(bytes(NONCE_BYTES), b"", memoryview(bytearray(TAG_BYTES)))
     except (AttributeError, UnsupportedAlgorithm):

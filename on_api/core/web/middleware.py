@@ -1,5 +1,10 @@
-"""Middleware around every request: its id, its line in the access log, common headers, and the
-count of bytes sent. Pure ASGI."""
+"""Middleware around every request that FastAPI answers, in pure ASGI.
+
+From the outside in: `RequestContext` (id, common headers, access log), `InFlightLimit` (the bound
+on requests at once), `Metering` (the count of bytes sent) and `ErrorAnswers` (every exception
+becomes an answer). What they tell each other is in the ASGI scope, under the keys `TICKET` and
+`CUT`.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +32,21 @@ REQUEST_ID = b"x-request-id"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 TICKET = "on_api.ticket"
-"""Key in the scope of the `Ticket` that counts an answer."""
+"""Key in the scope for the `Ticket` that counts an answer; set by whoever makes the answer."""
 CUT = "on_api.cut"
-"""Key in the scope of the reason why an answer was cut, or failed."""
+"""Key in the scope for the reason why an answer was cut, or failed, as the access log tells it."""
 
 new_request_number = partial(random.Random().getrandbits, 64)  # noqa: S311 (no secret)
-"""Return a random number of 64 bits, from which an id of 16 hexadecimal digits is made."""
+"""Return a random number of 64 bits, which is written as a request id of 16 hexadecimal digits."""
 _ALWAYS_ANSWERED = {"/healthz", "/metrics"}
-_LINKS = "/s/"
-"""Prefix of a path that is followed by the secret of a share."""
+"""Paths that `InFlightLimit` lets pass, so that an overloaded process can still be watched."""
+_SHARE_PREFIX = "/s/"
+"""Beginning of the path of a share. What follows is its token, which must not be logged."""
 
 
 class _Series(NamedTuple):
+    """Prometheus series of one method, route and status."""
+
     requests: Counter
     seconds: Histogram
     sent: Counter
@@ -49,14 +57,14 @@ def new_request_id() -> str:
     return f"{new_request_number():016x}"
 
 
-class RequestRecord:
-    """Reports a finished request: its line in the access log and its metrics."""
+class RequestReporter:
+    """Writes the line of a finished request in the access log, and counts it in the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._series: dict[tuple[str, str, int], _Series] = {}
 
-    def tell(
+    def report(
         self,
         method: str,
         path: str,
@@ -67,12 +75,15 @@ class RequestRecord:
         sent: int,
         seconds: float,
     ) -> None:
-        """Report a request. `route` is the pattern of the path: the number of series must not grow
-        with the stored objects. `sent` is the bytes of the body. The request's id is in its context
-        variable."""
+        """Report a request that has ended. The access log takes its id from a context variable.
+
+        `route` is the route's pattern, not the path: the number of series must not grow with the
+        stored objects. `status` is 0 if no answer has begun, `outcome` a word such as "done", and
+        `sent` the bytes of the body that were sent.
+        """
         series = self._series.get((method, route, status))
         if series is None:
-            # Cached: looking it up by its labels takes longer than counting.
+            # Kept, because finding a series by its labels takes longer than counting.
             series = self._series[method, route, status] = _Series(
                 self._metrics.requests.labels(method, route, status),
                 self._metrics.request_seconds.labels(method, route),
@@ -98,19 +109,20 @@ class RequestRecord:
 
 
 class RequestContext:
-    """Gives each request an id, and reports it when it is over. Outermost middleware."""
+    """Gives each request an id, adds the common headers to its answer, and reports it when it is
+    over. Outermost middleware, so that nothing goes unreported."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._record = RequestRecord(metrics)
+        self._reporter = RequestReporter(metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Handle one ASGI scope: a request, or the lifespan, which passes unchanged."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = new_request_id()
-        token = request_id.set(identity)
+        this_id = new_request_id()
+        token = request_id.set(this_id)
         started = time.perf_counter()
         status = 0
         sent = 0
@@ -120,7 +132,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [header for header in message["headers"] if header[0] != REQUEST_ID]
-                headers.append((REQUEST_ID, identity.encode()))
+                headers.append((REQUEST_ID, this_id.encode()))
                 if not any(header[0] == NOSNIFF[0] for header in headers):
                     headers.append(NOSNIFF)
                 message["headers"] = headers
@@ -137,7 +149,7 @@ class RequestContext:
                 raise
         finally:
             outcome = scope.get(CUT, outcome)
-            self._record.tell(
+            self._reporter.report(
                 scope["method"],
                 scope["path"],
                 pattern_of(scope),
@@ -151,10 +163,11 @@ class RequestContext:
 
 
 class ErrorAnswers:
-    """Turns every exception into an answer. Innermost middleware: the others always see an answer.
+    """Turns every exception of a request into an answer, which `respond` makes. Innermost
+    middleware, so that the others see an answer instead of an exception.
 
-    `respond` returns it, for a scope and an exception. If an answer has already begun, it ends
-    there, and the server cuts the connection, so that the client sees that it is incomplete.
+    An answer that has begun can't be replaced. It ends where it is, and the server cuts the
+    connection, so that the client sees that something is missing.
     """
 
     def __init__(self, app: ASGIApp, respond: Callable[[Scope, Exception], ASGIApp]) -> None:
@@ -162,7 +175,7 @@ class ErrorAnswers:
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Handle one ASGI scope: a request, or the lifespan, which passes unchanged."""
         has_begun = False
 
         async def send_seen(message: Message) -> None:
@@ -173,6 +186,7 @@ class ErrorAnswers:
         try:
             await self._app(scope, receive, send_seen)
         except Exception as error:
+            # Nobody reads the rest of an answer whose client is gone: `RequestContext` reports it.
             if scope["type"] != "http" or (has_begun and isinstance(error, ClientDisconnect)):
                 raise
             if not has_begun:
@@ -183,18 +197,18 @@ class ErrorAnswers:
 
 
 class Metering:
-    """Counts the bytes of an answer's body before each piece is sent, with the ticket that the
-    endpoint has put into the scope (`TICKET`).
+    """Counts each piece of an answer's body before it is sent, on the answer's ticket (`TICKET`):
+    never is more delivered than was counted.
 
-    Answers without a ticket, answers to HEAD, and errors are not counted. When a budget ends in the
-    middle of an answer, the answer is cut.
+    Bodies are not counted without a ticket, in answers to HEAD and in errors. If a budget is used
+    up in the middle of an answer, the answer is cut there.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Handle one ASGI scope: a request, or the lifespan, which passes unchanged."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -207,6 +221,7 @@ class Metering:
                 status = message["status"]
             elif status < 400 and not is_head and (size := len(message.get("body", b""))):
                 ticket: Ticket | None = scope.get(TICKET)
+                # `take` needs credit in memory. Where that is short, `more` waits for the database.
                 if ticket is not None and not ticket.take(size):
                     try:
                         await ticket.more(size)
@@ -224,7 +239,7 @@ class Metering:
 
 
 class RequestSlots:
-    """Counter of requests in flight, up to a limit."""
+    """Counter of the requests in flight, with `limit` slots."""
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self._limit = limit
@@ -232,7 +247,7 @@ class RequestSlots:
         self._taken = 0
 
     def take(self) -> bool:
-        """Take a place. Returns False if none is free."""
+        """Take a slot. Returns False if none is free."""
         if self._taken >= self._limit:
             return False
         self._taken += 1
@@ -240,16 +255,16 @@ class RequestSlots:
         return True
 
     def give(self) -> None:
-        """Give a place back."""
+        """Give a slot back. Once for each `take` that returned True."""
         self._taken -= 1
         self._metrics.in_flight = self._taken
 
 
 class InFlightLimit:
-    """Refuses requests for which there is no place, so that those in flight can end. Health and
-    metrics always pass.
+    """Answers 503 to a request for which no slot is free, so that an overloaded process can finish
+    those in flight. `/healthz` and `/metrics` need no slot.
 
-    `refuse` returns the 503 for a path.
+    `refuse` makes the answer for a path.
     """
 
     def __init__(
@@ -261,7 +276,7 @@ class InFlightLimit:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server."""
+        """Handle one ASGI scope: a request, or the lifespan, which passes unchanged."""
         if scope["type"] != "http" or scope["path"] in _ALWAYS_ANSWERED:
             await self._app(scope, receive, send)
             return
@@ -276,19 +291,22 @@ class InFlightLimit:
 
 
 def _loggable(path: str) -> str:
-    return f"{_LINKS}…" if path.startswith(_LINKS) else path
+    """Return a path without the token of a share, which is a secret."""
+    return f"{_SHARE_PREFIX}…" if path.startswith(_SHARE_PREFIX) else path
 
 
 def pattern_of(scope: Scope) -> str:
-    """Return the route's pattern, not the path: the number of series must not grow with stored
-    objects."""
-    route = getattr(scope.get("route"), "path", None)
-    if route is None:
+    """Return the pattern of the route that has answered, such as `/v1/files/{file_id}`, with its
+    router's prefix; `(none)` if no route matched."""
+    pattern = getattr(scope.get("route"), "path", None)
+    if pattern is None:
         return "(none)"
-    if route.count("/") == scope["path"].count("/"):
-        return str(route)
-    if ":path}" in route:  # the number of its segments varies
-        return str(route)
-    # FastAPI names the route within its router; the part before it is the router's own prefix.
+    if pattern.count("/") == scope["path"].count("/"):
+        return str(pattern)
+    if ":path}" in pattern:  # such a parameter takes any number of segments
+        return str(pattern)
+    # FastAPI may give the pattern within a router only. The path has more segments then: its first
+    # ones are the router's prefix.
     segments = scope["path"].split("/")
-    return "/".join(segments[: 1 + max(0, len(segments) - 1 - route.count("/"))]) + str(route)
+    prefix_segments = max(0, len(segments) - 1 - pattern.count("/"))
+    return "/".join(segments[: 1 + prefix_segments]) + str(pattern)

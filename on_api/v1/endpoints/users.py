@@ -1,4 +1,12 @@
-"""Accounts: administrators manage them, everyone sees and changes their own."""
+"""Endpoints of accounts: everyone sees and changes their own, administrators manage all.
+
+Passwords are hashed by dependencies (`_hash_…`), which run before the endpoint opens its
+transaction: a hash takes up to a second, and may wait for its turn much longer. So the endpoints
+behind them check once more whether the caller may do what was asked for.
+
+`shared_router` has what v2 shares unchanged, `replaced_router` what v2 does otherwise. The
+endpoints' docstrings are shown to clients, in the OpenAPI documents.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +68,11 @@ def change_me(
     return User.model_validate(user)
 
 
-async def _hash_changed(
+async def _hash_both_passwords(
     body: PasswordChange, principal: KeysWrite, services: ServicesDep, client: ClientDep
 ) -> tuple[str, str]:
+    """Check the current password and hash the new one. Returns the stored hash that the current one
+    was checked against, and the hash of the new one. Raises `Unauthorized` for a wrong password."""
     asker = Asker.user(principal.user_id, client.client)
     old = await services.login.check_password(asker, principal.user_id, body.current_password)
     return old, await services.login.hash_password(body.new_password, asker)
@@ -70,7 +80,7 @@ async def _hash_changed(
 
 @shared_router.post("/me/password", status_code=204, responses=documented(TooManyRequests))
 def change_my_password(
-    hashes: Annotated[tuple[str, str], Depends(_hash_changed)],
+    hashes: Annotated[tuple[str, str], Depends(_hash_both_passwords)],
     principal: KeysWrite,
     session: SessionDep,
     services: ServicesDep,
@@ -80,6 +90,7 @@ def change_my_password(
     require_in_force(session, principal.key_id)  # it may have ended while the hash was waited for
     old, new = hashes
     actor = act_as(principal, client)
+    # `verified`: refused if the stored hash isn't the one that was checked against any more.
     services.users.change(session, principal.user_id, {"password_hash": new}, actor, verified=old)
 
 
@@ -89,9 +100,10 @@ def get_my_usage(principal: CurrentUser, session: SessionDep) -> Usage:
     return Usage.model_validate(usage_of(session, get_user(session, principal.user_id)))
 
 
-async def _hash_first(
+async def _hash_password_of_new_user(
     body: UserCreate, principal: Admin, services: ServicesDep, client: ClientDep
 ) -> str:
+    """Return the hash of the password of an account to be made."""
     asker = Asker.user(principal.user_id, client.client)
     return await services.login.hash_password(body.password, asker)
 
@@ -99,14 +111,14 @@ async def _hash_first(
 @shared_router.post("", status_code=201, responses=documented(Conflict, TooManyRequests))
 def create_user(
     body: UserCreate,
-    password_hash: Annotated[str, Depends(_hash_first)],
+    password_hash: Annotated[str, Depends(_hash_password_of_new_user)],
     principal: Admin,
     session: SessionDep,
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
     """Create an account."""
-    require_administrator(session, principal)  # still, after the wait for the hash
+    require_administrator(session, principal)  # may have ended during the wait for the hash
     user = services.users.create(
         session,
         body.username,
@@ -137,9 +149,10 @@ def get_usage_of_user(user_id: UserId, _principal: Admin, session: SessionDep) -
     return Usage.model_validate(usage_of(session, get_user(session, user_id)))
 
 
-async def _hash_given(
+async def _hash_password_if_given(
     body: UserUpdate, principal: Admin, services: ServicesDep, client: ClientDep
 ) -> str | None:
+    """Return the hash of the new password; None if the request leaves the password as it is."""
     if "password" not in body.model_fields_set:
         return None
     asker = Asker.user(principal.user_id, client.client)
@@ -150,14 +163,14 @@ async def _hash_given(
 def change_user(
     user_id: UserId,
     body: UserUpdate,
-    password_hash: Annotated[str | None, Depends(_hash_given)],
+    password_hash: Annotated[str | None, Depends(_hash_password_if_given)],
     principal: Admin,
     session: SessionDep,
     services: ServicesDep,
     client: ClientDep,
 ) -> User:
     """Change a user's quota, budget, permissions or password, or deactivate the account."""
-    require_administrator(session, principal)  # still, after the wait for the hash
+    require_administrator(session, principal)  # may have ended during the wait for the hash
     changes: dict[str, Any] = body.model_dump(exclude_unset=True, exclude={"password"})
     if password_hash is not None:
         changes["password_hash"] = password_hash
@@ -187,7 +200,7 @@ def list_files_of_user(
     page: PageQuery,
 ) -> FileList:
     """List the files of any user, newest first."""
-    get_user(session, user_id)
+    get_user(session, user_id)  # raises `NotFound`
     count, rows = files_of(session, user_id, FileFilter()).by_time(session, page)
     items = [StoredFile.of(row, services.settings.base_url) for row in rows]
     return FileList(count=count, items=items)

@@ -1,5 +1,10 @@
-"""List of an import: its source's contents, stored as items page by page, under the import's
-lease."""
+"""Listing, the first half of an import: the worker reads what the source has, page by page, and
+stores it here as the items that are moved afterwards.
+
+A listing is a call of `begin_listing`, one of `add_page` for each page, and `end_listing`. Each is
+one transaction and raises `LostError` when the worker no longer has the import's lease, so that two
+workers never write to one list. After a crash the next worker continues after the last page.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +32,12 @@ from on_api.core.providers.base import SourceFile, SourceItem
 from on_api.core.services.transfer.jobs import ImportClaim, let_go, lock
 
 ITEM_STEP = timedelta(microseconds=1)
+"""Time between the `created_at` of an import's items, which keeps them in the source's order."""
 
 
 def secrets_of(session: Session, claim: ImportClaim) -> tuple[int, bytes] | None:
-    """Return the sealed source of an import, and first the version of the master secret that opens
-    it; None if the source is forgotten."""
+    """Return the version of the master secret that opens an import's source, and the source itself,
+    sealed: its address and credentials. None if they are erased already."""
     row = lock(session, claim)
     if row.secrets is None or row.secret_version is None:
         return None
@@ -39,41 +45,46 @@ def secrets_of(session: Session, claim: ImportClaim) -> tuple[int, bytes] | None
 
 
 def begin_listing(session: Session, claim: ImportClaim, delegates: Sequence[str]) -> None:
-    """Record where the source's content can be fetched, as the source says."""
+    """Record the multiaddrs at which, by the source's word, its content can be fetched."""
     lock(session, claim).delegates = list(delegates)
 
 
 def add_page(
-    session: Session, claim: ImportClaim, items: Sequence[SourceItem], resume: str, most: int
+    session: Session, claim: ImportClaim, items: Sequence[SourceItem], resume: str, max_items: int
 ) -> None:
-    """Add a page of the source's list, and record where to resume. Raises `BadRequest` for more
-    than `most` items in all."""
+    """Add a page of the source's list to the import's items and counters. `resume` is the source's
+    cursor after this page. Raises `BadRequest` if the import then has more than `max_items`."""
     row = lock(session, claim)
-    if row.total + len(items) > most:
-        raise BadRequest(f"The source lists more than {most} items.")
-    mine = exists().where(Identity.user_id == claim.user_id)
-    has_keys = bool(session.scalar(select(mine)))
-    rows = [
-        _listed(row, item, position, has_keys=has_keys)
+    if row.total + len(items) > max_items:
+        raise BadRequest(f"The source lists more than {max_items} items.")
+    has_identity = exists().where(Identity.user_id == claim.user_id)
+    opens_private = bool(session.scalar(select(has_identity)))
+    item_rows = [
+        _item_row(row, item, position, opens_private=opens_private)
         for position, item in enumerate(items, start=row.total)
     ]
-    held = _held(session, claim.user_id, {item.cid for item in rows if item.cid is not None})
-    for item in rows:
+    cids = {item.cid for item in item_rows if item.cid is not None}
+    held = _held_cids(session, claim.user_id, cids)
+    for item in item_rows:
         row.failed += item.status == FAILED
         row.known_bytes += item.size or 0
         row.unknown_sizes += item.size is None and item.status != FAILED
         if item.cid in held:
             row.here += 1
             row.here_bytes += item.size or 0
-    row.total += len(rows)
+    row.total += len(item_rows)
+    # The attempts that are counted are those at one page: the next page begins with none.
     row.resume, row.attempts, row.error = resume, 0, None
-    session.add_all(rows)
+    session.add_all(item_rows)
     session.flush()
 
 
 def end_listing(session: Session, claim: ImportClaim) -> bool:
-    """End the listing, and forget the source's credentials. Returns whether the items are to be
-    moved at once."""
+    """End the listing, and erase the source's credentials, which nothing needs any more.
+
+    Returns True if the import is running: its items are to be moved at once. A draft is released
+    instead: its owner looks at the items first, and starts it.
+    """
     row = lock(session, claim)
     row.listed_at, row.secrets, row.secret_version = utc_now(), None, None
     row.attempts, row.error = 0, None
@@ -83,10 +94,14 @@ def end_listing(session: Session, claim: ImportClaim) -> bool:
     return False
 
 
-def _listed(row: Import, item: SourceItem, position: int, *, has_keys: bool) -> ImportItem:
+def _item_row(row: Import, item: SourceItem, position: int, *, opens_private: bool) -> ImportItem:
+    """Return the row for an item of the source, `FAILED` with a reason if it can't be moved.
+    `opens_private` says whether the user has identities, with which private files may be opened."""
     cid, problem = None, item.problem
-    if has_keys and item.file is not None and item.file.visibility == PRIVATE:
-        problem = None  # its header shows whether one of them opens it
+    if opens_private and item.file is not None and item.file.visibility == PRIVATE:
+        # The source can't know the user's identities here. Whether one of them opens the file is
+        # seen from its header, when it is moved.
+        problem = None
     try:
         cid = normalise(item.cid)
     except BadRequest:
@@ -111,6 +126,7 @@ def _listed(row: Import, item: SourceItem, position: int, *, has_keys: bool) -> 
 
 
 def _file_document(file: SourceFile) -> dict[str, Any]:
+    """Return the file's metadata as JSON, as an item keeps it until the item becomes a file."""
     return {
         "name": file.name,
         "media_type": file.media_type,
@@ -121,6 +137,7 @@ def _file_document(file: SourceFile) -> dict[str, Any]:
     }
 
 
-def _held(session: Session, user_id: uuid.UUID, cids: set[str]) -> set[str]:
+def _held_cids(session: Session, user_id: uuid.UUID, cids: set[str]) -> set[str]:
+    """Return those of the CIDs of which the user has a holding already."""
     statement = select(Holding.cid).where(Holding.user_id == user_id, Holding.cid.in_(cids))
     return set(session.scalars(statement))
