@@ -24,7 +24,7 @@ def test_limits_are_set_at_once_and_audited(home: Home, kubo: Kubo) -> None:
             return client.put("/v1/files?name=y", content=b"y" * 2000).status_code
 
         done = home.run("users", "set", name, "--quota", "6kB", "--budget", "5000")
-        assert (done.returncode, done.stdout) == (0, f"changed {name}\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, f"Updated {name}\n"), done.stderr
         until(lambda: put() == 403, "the quota holds")
         until(lambda: client.get(path).status_code == 429, "the budget holds")
         [user] = json.loads(home.run("users", "list", "--json").stdout)

@@ -201,7 +201,7 @@ def test_a_node_that_has_outlived_its_database(home: Home, tmp_path: Path) -> No
             path.unlink() if path.is_file() else shutil.rmtree(path)
     done = home.run("restore", folder)
     assert done.returncode == 1, done.stdout  # `fsck` tells of the newer pin
-    assert "is seen again" in done.stdout
+    assert "orphan_pin" in done.stdout
     with reading(home, key) as client:
         assert content_of(client, file_id) == b"older"
         repaired = home.run("fsck", "--repair", "--json")

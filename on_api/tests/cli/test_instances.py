@@ -44,7 +44,9 @@ def car(tmp_path: Path) -> Path:
 def recorded(home: Home) -> tuple[int, int]:
     """How many runs of maintenance and how many imports the home's database tells of."""
     with sqlite3.connect(home.path / "on-api.db") as database:
-        runs = database.execute("SELECT count(*) FROM maintenance WHERE result IS NOT NULL")
+        runs = database.execute(
+            "SELECT count(*) FROM maintenance WHERE result IS NOT NULL AND kind != 'census'"
+        )
         imports = database.execute("SELECT count(*) FROM imports")
         return int(runs.fetchone()[0]), int(imports.fetchone()[0])
 

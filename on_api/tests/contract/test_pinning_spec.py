@@ -24,7 +24,7 @@ _SAYS_NOTHING = [("minItems", 0), ("minProperties", 0)]
 
 # What we say beyond the specification, each allowed by it.
 OUR_HEADERS = {("header", "Idempotency-Key")}
-OUR_STATUSES = {"403", "408", "413", "415", "500", "503"}
+OUR_STATUSES = {"403", "408", "413", "415", "429", "500", "503"}
 """Of its `4XX` and `5XX`."""
 ALWAYS_SENT = {"details"}
 """Optional in its `Failure`; ours always has it."""

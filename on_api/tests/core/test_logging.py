@@ -110,7 +110,7 @@ def test_nothing_but_json_on_standard_error() -> None:
 import threading, warnings
 from on_api.core.logging import configure_logging, log_uncaught_errors, tell_failure
 from on_api.core.models.revisions import PROJECT
-from on_api.core.setting_groups import LogSettings
+from on_api.core.server_settings import LogSettings
 
 class Last:
     def __del__(self):

@@ -247,7 +247,7 @@ def test_what_an_aborted_client_did_not_get_is_refunded_once(front: Front) -> No
     assert database is not None
     home = Home(front.folder / "home", {"ON_API_DATABASE_URL": database.get_secret_value()})
     done = home.run("gateway", "refund", str(front.folder / ACCEL_LOG))
-    assert done.stdout.startswith("1 answers settled"), done.stderr
+    assert done.stdout.startswith("1 responses settled"), done.stderr
     now = counted(front, account)
     assert received <= now <= received + 8 * MIB
     assert spent(front, account) == now

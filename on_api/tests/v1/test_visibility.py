@@ -94,7 +94,7 @@ def test_there_and_back(server: Server, alice: Account, bob: Account) -> None:
     said = answer["change"]
     assert isinstance(said, dict)
     assert (said["changing_to"], said["status"]) == ("private", "waiting")
-    assert "copied" in said["notice"]
+    assert "downloaded" in said["notice"]
 
     def settled(visibility: str) -> dict[str, object] | None:
         shown = alice.client.get(url).json()

@@ -70,7 +70,7 @@ class IdentityService:
             secret = X25519Identity.parse(text)
         except BadKey:
             raise BadRequest(
-                "identity: must be an identity in age's format (AGE-SECRET-KEY-1…)."
+                "identity: must be an identity in age's format (as `age-keygen` prints it)."
             ) from None
         get_user(session, user_id, lock=True)
         recipient = str(secret.recipient)

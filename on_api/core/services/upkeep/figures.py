@@ -56,7 +56,7 @@ DEADLINE_SECONDS = 2.0
 """Seconds after which a part without an answer counts as gone; Prometheus waits ten for all."""
 RUNS = (GARBAGE, FSCK, SWEEP, BACKUP)
 """Kinds of maintenance whose last run is told."""
-FAILURES = frozenset({"failed", "postponed", "unsafe", "troubles"})
+FAILURES = frozenset({"failed", "postponed", "unsafe", "troubles", "damaged"})
 """Outcomes of maintenance that did not do what it is for."""
 OUTCOME_LENGTH = 32
 

@@ -69,7 +69,7 @@ class DagRestorer:
         self._names = PinNames(database)
         self._total = 0
         self._troubles: dict[str, list[str]] = {}
-        """What is wrong with the DAGs of one page, by their roots."""
+        """Errors in the DAGs of one page, by their roots."""
         self.result = RestoredDags()
 
     async def run(self) -> RestoredDags:
