@@ -1,12 +1,13 @@
-"""Every setting of on-api, read from the environment (prefix `ON_API_`, nested with `__`) and from
-`.env`.
+"""Every setting of on-api, read from the environment (prefix `ON_API_`, nested with `__`), from
+files in `$CREDENTIALS_DIRECTORY`, and from `.env`.
 
-Holds values, bounds and defaults only: it opens no file but `.env`. `installation.py` decides where
-the home is when none is named.
+Holds values, bounds and defaults only: it opens no other file. `installation.py` decides where the
+home is when none is named.
 """
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -50,10 +51,53 @@ OF_COMMANDS = {"new_password", "source_token", "source_password"}
 
 
 class UnknownSettingError(ValueError):
-    """A name in the environment or `.env` that looks like a setting but is not."""
+    """A name in the environment, in `.env` or of a credential that looks like a setting but is
+    not."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is not a setting of on-api (see .env.example)")
+
+
+class UnreadableCredentialError(ValueError):
+    """`$CREDENTIALS_DIRECTORY`, or a file in it that is named as a setting, can't be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} (see $CREDENTIALS_DIRECTORY) can't be read: {reason}")
+
+
+class _CredentialFiles(EnvSettingsSource):
+    """Settings in files, each named as its variable, below `$CREDENTIALS_DIRECTORY`: what systemd's
+    `LoadCredential=` and mounted secrets of containers provide.
+
+    White space around a value is removed, as from `secret.key`. An empty file counts as none.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        values = _credentials(Path(folder), self.env_prefix) if folder else {}
+        self.env_vars = {name: value for name, value in values.items() if value}
+
+
+def _credentials(folder: Path, prefix: str) -> dict[str, str]:
+    """Return the values of a folder's files by their names in lower case, of those that begin with
+    the prefix. A folder that does not exist has none.
+
+    Raises `UnreadableCredentialError`: what was meant to be set must not silently be a default.
+    """
+    values = {}
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.name.lower().startswith(prefix.lower()):
+                values[path.name.lower()] = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path == folder:
+            return {}
+        raise UnreadableCredentialError(path, error.strerror or "unknown reason") from None
+    except UnicodeDecodeError:
+        raise UnreadableCredentialError(path, "it is not UTF-8") from None
+    return values
 
 
 class Settings(BaseSettings):
@@ -232,14 +276,15 @@ class Settings(BaseSettings):
         Raises `UnknownSettingError`: a misspelt name must not silently get its default.
         """
         prefix = str(cls.model_config["env_prefix"]).lower()
-        for source in (env_settings, dotenv_settings):
+        credentials = _CredentialFiles(settings_cls)
+        for source in (env_settings, credentials, dotenv_settings):
             if isinstance(source, EnvSettingsSource):
                 for name in source.env_vars:
                     field = name.lower().removeprefix(prefix).partition("__")[0]
                     is_known = field in cls.model_fields or field in OF_COMMANDS
                     if name.lower().startswith(prefix) and not is_known:
                         raise UnknownSettingError(name.upper())
-        return init_settings, env_settings, dotenv_settings
+        return init_settings, env_settings, credentials, dotenv_settings
 
     @property
     def sqlalchemy_url(self) -> str:

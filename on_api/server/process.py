@@ -10,15 +10,15 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from on_api.core.errors import StartupError
-from on_api.core.settings import Settings, UnknownSettingError
+from on_api.core.settings import Settings, UnknownSettingError, UnreadableCredentialError
 
 
 def load_settings(**given: object) -> Settings:
-    """Load settings from the environment and `.env`; `given` ones take precedence. Raises
-    `StartupError` naming each wrong variable, never its value."""
+    """Load settings from the environment, `$CREDENTIALS_DIRECTORY` and `.env`; `given` ones take
+    precedence. Raises `StartupError` naming each wrong variable, never its value."""
     try:
         return Settings(**given)  # type: ignore[arg-type]  # checked by Pydantic
-    except UnknownSettingError as error:
+    except (UnknownSettingError, UnreadableCredentialError) as error:
         raise StartupError(f"The settings are invalid: {error}.") from None
     except SettingsError as error:
         # Its text names the outermost field only: cors, of ON_API_CORS__ORIGINS.

@@ -20,7 +20,7 @@ from pydantic_settings import SettingsError
 from on_api.core.errors import StartupError
 from on_api.core.models.revisions import PROJECT
 from on_api.core.setting_groups import IpfsSettings
-from on_api.core.settings import Settings, UnknownSettingError
+from on_api.core.settings import Settings, UnknownSettingError, UnreadableCredentialError
 from on_api.server.process import load_settings
 
 EXAMPLE = PROJECT / ".env.example"
@@ -104,6 +104,62 @@ def test_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.base_url == "https://files.example"
     assert settings.node.network == "public"
     assert settings.manages_node
+
+
+def test_values_from_files_of_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files named as settings, nested ones too. The environment wins over them, they win over
+    `.env`."""
+    folder, env = tmp_path / "credentials", tmp_path / ".env"
+    folder.mkdir()
+    for name, text in {
+        "ON_API_SECRET_KEY": "hunter2" * 8 + "\n",
+        "ON_API_PREVIOUS_SECRET_KEYS": '["another secret, as long as it has to be"]\n',
+        "ON_API_IPFS__RPC_AUTH": "bearer:of-the-node\n",
+        "on_api_threads": "30",
+        "ON_API_PORT": "8222",
+        "ON_API_LOG__LEVEL": "",
+        "database_password": "of others",
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    env.write_text("ON_API_PORT=8111\nON_API_THREADS=20\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    monkeypatch.setenv("ON_API_PORT", "8333")
+    settings = load_settings(_env_file=env)
+    assert settings.secret_key is not None
+    assert settings.secret_key.get_secret_value() == "hunter2" * 8
+    assert len(settings.previous_secret_keys) == 1
+    assert settings.ipfs.rpc_auth is not None
+    assert (settings.port, settings.threads) == (8333, 30)
+    assert settings.log == Settings(_env_file=None).log
+    monkeypatch.chdir(folder)
+    for none in ("", str(tmp_path / "none")):
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", none)
+        assert load_settings(_env_file=None).secret_key is None
+
+
+def test_files_of_credentials_that_can_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentence that names the file and never what is in it."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    wrong = tmp_path / "ON_API_SECRET_KEYS"
+    wrong.write_text("hunter2")
+    with pytest.raises(StartupError, match="ON_API_SECRET_KEYS is not a setting"):
+        load_settings(_env_file=None)
+    wrong = wrong.rename(tmp_path / "ON_API_SECRET_KEY")
+    with pytest.raises(StartupError, match="at least 32 characters"):
+        load_settings(_env_file=None)
+    wrong.write_bytes(b"hunter2\xff" * 8)
+    with pytest.raises(StartupError, match=r"ON_API_SECRET_KEY .* not UTF-8") as raised:
+        load_settings(_env_file=None)
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+    wrong.unlink()
+    wrong.mkdir()
+    with pytest.raises(UnreadableCredentialError, match="Is a directory"):
+        Settings(_env_file=None)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", __file__)
+    with pytest.raises(StartupError, match="can't be read: Not a directory"):
+        load_settings(_env_file=None)
 
 
 @pytest.mark.parametrize(
