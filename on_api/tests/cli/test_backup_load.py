@@ -115,11 +115,10 @@ def sqlite_of(home: Home) -> str:
     return f"sqlite:///{home.path / 'on-api.db'}"
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("seconds", "backups", "kills"),
     [
-        (0, 1, {0}),
+        pytest.param(0, 1, {0}, marks=pytest.mark.timeout(600)),
         pytest.param(1200, 10, {0, 5}, marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
     ],
 )
