@@ -217,9 +217,10 @@ def test_a_damaged_block_on_the_node_is_told(
     assert outcome.result is not None
     assert (outcome.result["outcome"], outcome.result["damaged"]) == ("damaged", 1)
     assert "holed.bin" not in str(outcome.result)
-    assert not verified(tmp_path / "backup").clean
     if change == "missing":  # Kubo remembers that it has none
+        assert not verified(tmp_path / "backup").clean
         return
+    # Without a verification in between, which would have the root looked at anew by itself.
     blocks.put(leaf, taken)
     report = back_up(own.settings, tmp_path / "backup")
     assert (report.outcome, report.copied_blocks) == ("complete", 1)
