@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from on_api.core.crypto.age import Identity, Recipient
     from on_api.core.crypto.secrets import SecretCopy
     from on_api.core.services.upkeep.backup.dag_restorer import RestoredDags
+    from on_api.core.services.upkeep.backup.damages import Damage
     from on_api.core.services.upkeep.backup.folder import BackupFolder, SavedDatabase
     from on_api.core.services.upkeep.backup.restore_state import RestoreState
-    from on_api.core.services.upkeep.backup.runner import BackupReport, Damage, Tell
+    from on_api.core.services.upkeep.backup.runner import BackupReport, Tell
     from on_api.core.services.upkeep.backup.verifying import Verification
     from on_api.core.services.upkeep.fsck.findings import FsckReport
     from on_api.core.settings import Settings

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from on_api.core.crypto.age import Decryptor, Encryptor, Identity, Recipient
 from on_api.core.crypto.kdf import KEY_BYTES, hkdf
+from on_api.core.durable_files import replace_file, sync
 from on_api.core.errors import StartupError
 from on_api.core.settings import Settings
 
@@ -214,7 +215,7 @@ def keep_previous(home: Path, needed: Container[int]) -> None:
         _write(path, kept)
     elif lines:
         path.unlink()
-        _sync_folder(home)
+        sync(home)
 
 
 class SecretCopy:
@@ -308,26 +309,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    # Written aside and renamed: a kill in between must not leave an empty secret for the next
-    # start.
+    # A kill in between must not leave an empty secret for the next start, and the new name has to
+    # survive a power cut before anything is sealed with the secret in that file.
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name has to survive a power cut before anything is sealed with the secret in that
-    # file.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, "".join(f"{line}\n" for line in lines).encode(), draft)
 
 
 def _stamp(settings: Settings) -> tuple[tuple[int, int], ...]:

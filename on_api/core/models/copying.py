@@ -32,6 +32,7 @@ from sqlalchemy.schema import sort_tables_and_constraints
 
 from on_api.core.errors import Conflict, StartupError
 from on_api.core.models.database import Base, Database
+from on_api.core.models.database_errors import cause_of
 from on_api.core.models.revisions import check_revision
 
 BATCH_ROWS = 200
@@ -226,7 +227,7 @@ def _copy(
             target.execute(insert(table), values)
         except (DataError, IntegrityError) as error:
             raise Conflict(
-                f"The target can't take a row of {table.name}: {_cause(error)}. Mend it in the "
+                f"The target can't take a row of {table.name}: {cause_of(error)}. Mend it in the "
                 "source, and copy again."
             ) from None
         total.add(rows)
@@ -302,8 +303,3 @@ def _dangling(name: str) -> Conflict:
         f"A row of {name} refers to one that the source doesn't have. Mend it there (`on-api fsck` "
         "may tell more), and copy again."
     )
-
-
-def _cause(error: DataError | IntegrityError) -> str:
-    """Return the first line of the driver's message, which names no value."""
-    return str(error.orig).strip().splitlines()[0]

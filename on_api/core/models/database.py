@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -175,6 +175,16 @@ class Database:
         )
         self._writer = sessionmaker(self.engine, expire_on_commit=False)
         self._reader = sessionmaker(reading, expire_on_commit=False)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, settings: Settings) -> Iterator[Self]:
+        """Open a database while the block runs."""
+        database = cls(settings)
+        try:
+            yield database
+        finally:
+            database.dispose()
 
     @property
     def is_postgresql(self) -> bool:

@@ -56,7 +56,7 @@ def explained(error: Exception) -> str | None:
 
 def cause_of(error: Exception) -> str:
     """Return the first line of the driver's message: what happened, without the statement."""
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def distrust_confusion(context: ExceptionContext) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from alembic import command
 from on_api.core.errors import StartupError
 from on_api.core.models.database import Database
+from on_api.core.models.database_errors import cause_of
 from on_api.core.models.downgrades import OVERRIDE
 from on_api.core.models.revisions import MIGRATIONS
 
@@ -97,5 +98,6 @@ def _as_startup_errors() -> Iterator[None]:
     except CommandError as error:
         raise StartupError(str(error)) from error
     except DBAPIError as error:
-        reason = str(error.orig).strip().partition("\n")[0]
-        raise StartupError(f"The database refused it, and nothing was changed: {reason}") from error
+        raise StartupError(
+            f"The database refused it, and nothing was changed: {cause_of(error)}"
+        ) from error

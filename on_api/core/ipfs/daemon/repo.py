@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from on_api.core.durable_files import sync
 from on_api.core.errors import StartupError
 from on_api.core.ipfs.daemon.binary import inherited_environment
 from on_api.core.ipfs.daemon.kubo_config import (
@@ -337,9 +338,9 @@ def _init(binary: Path, repo: Path, wanted: Mapping[str, object]) -> None:
         make_durable(value_of(config, "Datastore.Spec"))
         _write_config(draft, with_values(config, wanted))
         for path in (*draft.rglob("*"), draft):
-            _sync(path)
+            sync(path)
         draft.rename(repo)
-        _sync(repo.parent)
+        sync(repo.parent)
     except subprocess.TimeoutExpired as error:
         msg = f"`{binary} init` did not finish within {INIT_TIMEOUT_SECONDS:g} s."
         raise StartupError(msg) from error
@@ -393,15 +394,6 @@ def _write_config(repo: Path, config: Mapping[str, object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(repo / "config")
-        _sync(repo)
+        sync(repo)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Sync a file's bytes, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

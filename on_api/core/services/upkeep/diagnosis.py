@@ -262,15 +262,13 @@ def _some_content(settings: Settings) -> Cid | None:
     from on_api.core.models import Content, Database
     from on_api.core.models.content import PINNED
 
-    database = Database(settings)
-    try:
-        with database.session_scope(write=False) as session:
-            found = session.scalar(select(Content.cid).where(Content.state == PINNED).limit(1))
-            return None if found is None else Cid.from_text(found)
-    except (OnApiError, SQLAlchemyError):
-        return None  # reported already
-    finally:
-        database.dispose()
+    with Database.opened(settings) as database:
+        try:
+            with database.session_scope(write=False) as session:
+                found = session.scalar(select(Content.cid).where(Content.state == PINNED).limit(1))
+                return None if found is None else Cid.from_text(found)
+        except (OnApiError, SQLAlchemyError):
+            return None  # reported already
 
 
 def node_settings(settings: Settings) -> Iterator[Diagnosis]:

@@ -107,14 +107,11 @@ def adopt(session: Session, peer_id: str, actor: Actor) -> str | None:
 async def asking(settings: Settings) -> AsyncIterator[KuboNode]:
     """Provide the node of the settings, for questions about itself: any node at the address where
     the database can't be read, or names none."""
-    database = Database(settings)
-    try:
+    with Database.opened(settings) as database:
         known = await to_thread.run_sync(_known, database)
         recorded = RecordedNode(database, records=False) if known is not None else None
         async with connect_node(settings, recorded) as node:
             yield node
-    finally:
-        database.dispose()
 
 
 def _known(database: Database) -> str | None:

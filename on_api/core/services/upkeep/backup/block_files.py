@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from on_api.core.durable_files import replace_file, sync
 from on_api.core.errors import BadRequest
 from on_api.core.ipfs.formats.car import MAX_BLOCK_BYTES, CarError, WrongBlockError, check_block
 from on_api.core.ipfs.formats.cid import RAW, Cid, read_varint, varint
@@ -129,23 +130,7 @@ def require_sound(cid: Cid, block: bytes) -> None:
 
 def written(path: Path, data: bytes) -> None:
     """Write a small file (mode 0600), durable and whole or not at all. Raises `OSError`."""
-    part = _part_of(path)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    synced(path.parent)
-
-
-def synced(path: Path) -> None:
-    """Make a file, or the names in a folder, durable. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, data, _part_of(path))
 
 
 def made_folder(path: Path) -> None:
@@ -172,7 +157,7 @@ def _make_durable(folder: Path, paths: Iterable[Path]) -> None:
     as long as a few of the hundreds of calls that one each would be."""
     if sys.platform != "linux":
         for path in paths:
-            synced(path)
+            sync(path)
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -19,8 +19,9 @@ from on_api.core.models.content import ABSENT, PINNED
 from on_api.core.services.content.pin_names import PinNames
 from on_api.core.services.content.walking import DamagedError
 from on_api.core.services.upkeep.backup.dag_walk import Found, walk
+from on_api.core.services.upkeep.backup.damages import MOST_TROUBLES, Damage, add_damage
 from on_api.core.services.upkeep.backup.folder import BackupFolder
-from on_api.core.services.upkeep.backup.runner import MOST_NAMED, Damage, Tell
+from on_api.core.services.upkeep.backup.runner import Tell
 from on_api.core.services.upkeep.backup.saved_rows import SavedRows
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ TOGETHER_BYTES = 64 * 1024 * 1024
 """Bytes up to which they are pinned in one call, which the node answers only at its end."""
 PIECE = 16
 """Blocks read in one visit to a thread."""
-MOST_TROUBLES = 20
 
 _member = aliased(Content)
 
@@ -143,9 +143,7 @@ class DagRestorer:
             _dissolve(session, cid, is_held=bool(is_held))
         if is_held:
             self.result.lost += 1
-            if len(self.result.damages) < MOST_NAMED:
-                damage = Damage(cid, troubles, self._rows.references(cid))
-                self.result.damages.append(damage)
+            add_damage(self.result.damages, cid, troubles, self._rows)
 
     def _page(self, kind: ColumnElement[bool], last: str) -> Sequence[str]:
         with self._database.session_scope(write=False) as session:

@@ -16,6 +16,7 @@ from on_api.core.ipfs.formats.dag import DagError, UnknownCodecError, links_of
 from on_api.core.ipfs.port import IpfsNode
 from on_api.core.services.content.walking import DamagedError
 from on_api.core.services.upkeep.backup.block_files import BlockFiles, require_sound
+from on_api.core.services.upkeep.backup.damages import MOST_TROUBLES
 from on_api.core.services.upkeep.backup.root_index import RootIndex
 
 BLOCKS_AT_ONCE = 16
@@ -28,8 +29,6 @@ TRIES = 3
 """Times that a block is asked for which the node can't read."""
 TRIES_WHILE_AWAY = 15
 """Times that it is asked for while the node can't be reached: about two minutes."""
-MOST_TROUBLES = 20
-"""Damaged blocks named of one DAG."""
 
 
 class DagSaver:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from on_api.core.durable_files import sync
 from on_api.core.errors import StartupError
-from on_api.core.services.upkeep.backup.block_files import BlockFiles, made_folder, synced, written
+from on_api.core.services.upkeep.backup.block_files import BlockFiles, made_folder, written
 from on_api.core.services.upkeep.backup.root_index import RootIndex
 
 MARKER = "backup.json"
@@ -156,7 +157,7 @@ class BackupFolder:
         if secret is not None:
             written(saved.secret, secret)
         draft.replace(saved.path)
-        synced(self._databases)
+        sync(self._databases)
         return saved
 
     def drop_all_but(self, newest: int) -> Sequence[SavedDatabase]:

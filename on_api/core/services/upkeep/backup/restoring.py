@@ -15,13 +15,13 @@ from pathlib import Path
 from sqlalchemy import inspect, select
 
 from on_api.core.crypto.secrets import SECRET_FILE, SecretCopy
+from on_api.core.durable_files import sync
 from on_api.core.errors import StartupError
 from on_api.core.models import AuditEvent, Base, Database, Deployment, User, migrations
 from on_api.core.models.copying import CopyProgress, copy_rows, snapshot
 from on_api.core.models.revisions import known_revisions, present_revision
 from on_api.core.services.accounts import audit
 from on_api.core.services.accounts.audit import COMMAND_LINE
-from on_api.core.services.upkeep.backup.block_files import synced
 from on_api.core.services.upkeep.backup.folder import SavedDatabase
 from on_api.core.services.upkeep.backup.restore_state import RestoreState
 from on_api.core.services.upkeep.backup.saved_rows import SavedRows
@@ -51,12 +51,12 @@ def require_empty(settings: Settings) -> None:
                 "or set ON_API_HOME to an empty folder."
             )
     if settings.uses_sqlite:
-        with _opened(settings) as database:
+        with Database.opened(settings) as database:
             path = database.file
         if path is not None and path.exists():
             raise StartupError(f"There is a database {path}: nothing was written. Move it away.")
         return
-    with _opened(settings) as database, database.session_scope(write=False) as session:
+    with Database.opened(settings) as database, database.session_scope(write=False) as session:
         tables = set(inspect(session.connection()).get_table_names())
         others = tables - Base.metadata.tables.keys() - {"alembic_version"}
         if others or ("users" in tables and session.scalar(select(User.id).limit(1)) is not None):
@@ -93,7 +93,7 @@ class RestoredDatabase:
 
     def is_in_place(self) -> bool:
         """Return whether an earlier run has put it into its place."""
-        with _opened(self._settings) as database:
+        with Database.opened(self._settings) as database:
             if database.file is not None and not database.file.exists():
                 return False
             with database.session_scope(write=False) as session:
@@ -158,20 +158,20 @@ class RestoredDatabase:
         self._move()
 
     def _copy_to_postgresql(self, source: Database, progress: CopyProgress) -> None:
-        with _opened(self._settings) as target:
+        with Database.opened(self._settings) as target:
             migrations.upgrade(target)
             with snapshot(source) as rows, target.session_scope() as session:
                 copy_rows(rows, session.connection(), progress)
 
     def _move(self) -> None:
-        with _opened(self._settings) as database:
+        with Database.opened(self._settings) as database:
             place = database.file
         if place is None:
             raise StartupError("ON_API_DATABASE_URL names no file: nothing can be restored there.")
         with sqlite3.connect(self.path) as connection:
             connection.execute("PRAGMA journal_mode = DELETE")  # all of it in this file
         connection.close()
-        synced(self.path)
+        sync(self.path)
         if place.parent.absolute() == self.path.parent.absolute():
             self.path.replace(place)
         else:
@@ -179,7 +179,7 @@ class RestoredDatabase:
             part = place.with_name(place.name + ".restored")
             copy_file(self.path, part)
             part.replace(place)
-        synced(place.parent)
+        sync(place.parent)
         self._discard()
 
     def _discard(self) -> None:
@@ -191,13 +191,4 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file (mode 0600), durable."""
     target.touch(mode=0o600)
     shutil.copyfile(source, target)
-    synced(target)
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    database = Database(settings)
-    try:
-        yield database
-    finally:
-        database.dispose()
+    sync(target)

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from on_api.core.services.accounts.audit import COMMAND_LINE
 from on_api.core.services.content.maintenance import BACKUP, Turn
 from on_api.core.services.content.pin_names import deployment
 from on_api.core.services.upkeep.backup.dag_saver import DagSaver
+from on_api.core.services.upkeep.backup.damages import DamageReport
 from on_api.core.services.upkeep.backup.folder import BackupFolder
 from on_api.core.services.upkeep.backup.saved_rows import Needed, SavedRows
 from on_api.core.services.upkeep.backup.snapshots import copy_database
@@ -33,24 +34,13 @@ DAGS_AT_ONCE = 8
 WAIT_SECONDS = 600.0
 """Seconds to wait for the end of a garbage collection, or of a backup that was killed."""
 LOOK_SECONDS = 1.0
-MOST_NAMED = 1000
-"""Damaged contents of a run that are named; more are counted."""
 
 Tell = Callable[[str, int, int, int], None]
 """Function that is told what is being done, how many of how many are done, and the bytes copied."""
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A content that is not whole, and who needs it."""
-
-    cid: str
-    troubles: Sequence[str]
-    references: Sequence[str]
-
-
 @dataclass
-class BackupReport:
+class BackupReport(DamageReport):
     """Result of a run. `outcome`: `complete`, `damaged` (what the node has lost is missing) or
     `failed`."""
 
@@ -61,13 +51,8 @@ class BackupReport:
     """Contents whose DAGs are needed."""
     copied_blocks: int = 0
     copied_bytes: int = 0
-    damaged: int = 0
-    """Contents that somebody holds and that are not whole."""
-    thin_bundles: int = 0
-    """Bundles that are not whole; their members are saved by themselves."""
     seconds: float = 0.0
     dropped_databases: int = 0
-    damages: list[Damage] = field(default_factory=list)
 
     def as_result(self) -> dict[str, Any]:
         """Return what is recorded of the run: no name of anybody's file."""
@@ -154,7 +139,7 @@ class Backup:
             async with places:
                 troubles = await saver.save(content.cid)
             if troubles:
-                await to_thread.run_sync(_note, report, rows, content, troubles)
+                await to_thread.run_sync(report.note, content, troubles, rows)
             done += 1
             self._tell("copying blocks", done, report.contents, saver.copied_bytes)
 
@@ -200,15 +185,6 @@ def _require(turn: Turn) -> None:
             "The database could not be reached for so long that garbage may have been collected "
             "meanwhile: run the backup again, it goes on from here."
         )
-
-
-def _note(report: BackupReport, rows: SavedRows, content: Needed, troubles: Sequence[str]) -> None:
-    if not content.held:
-        report.thin_bundles += 1
-        return
-    report.damaged += 1
-    if len(report.damages) < MOST_NAMED:
-        report.damages.append(Damage(content.cid, troubles, rows.references(content.cid)))
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from on_api.core.durable_files import sync
 from on_api.core.errors import StartupError
 from on_api.core.models import Database, migrations
 from on_api.core.models.copying import CopyProgress, copy_rows, snapshot
-from on_api.core.services.upkeep.backup.block_files import synced
 from on_api.core.settings import Settings
 
 PATIENCE_SECONDS = 60.0
@@ -40,18 +40,15 @@ def copy_database(
             connection.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.Error as error:
         raise StartupError(f"Can't write {target} ({error}).") from None
-    synced(target)
+    sync(target)
 
 
 @contextmanager
 def sqlite_at(path: Path, settings: Settings) -> Iterator[Database]:
     """Open another SQLite file than the settings name while the block runs."""
     url = SecretStr(f"sqlite:///{path.absolute()}")
-    database = Database(settings.model_copy(update={"database_url": url}))
-    try:
+    with Database.opened(settings.model_copy(update={"database_url": url})) as database:
         yield database
-    finally:
-        database.dispose()
 
 
 def _copy_file(source: Path, target: Path) -> None:

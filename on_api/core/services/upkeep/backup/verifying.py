@@ -13,16 +13,16 @@ from on_api.core.errors import StartupError
 from on_api.core.ipfs.formats.cid import Cid
 from on_api.core.services.content.walking import DamagedError
 from on_api.core.services.upkeep.backup.dag_walk import walk
+from on_api.core.services.upkeep.backup.damages import MOST_TROUBLES, DamageReport
 from on_api.core.services.upkeep.backup.folder import BackupFolder, SavedDatabase
-from on_api.core.services.upkeep.backup.runner import MOST_NAMED, Damage, Tell
+from on_api.core.services.upkeep.backup.runner import Tell
 from on_api.core.services.upkeep.backup.saved_rows import SavedRows
 
 MOST_SECRET_BYTES = 1024 * 1024
-MOST_TROUBLES = 20
 
 
 @dataclass
-class Verification:
+class Verification(DamageReport):
     """Findings of a verification."""
 
     databases: Sequence[str] = ()
@@ -33,12 +33,6 @@ class Verification:
     """Blocks that aren't what their names say. They are set aside, so that the next backup copies
     them anew."""
     contents: int = 0
-    damages: list[Damage] = field(default_factory=list)
-    """Contents that somebody holds and that are not whole, `MOST_NAMED` of them."""
-    damaged: int = 0
-    """Number of all of them."""
-    thin_bundles: int = 0
-    """Bundles that are not whole; their members are checked by themselves."""
     secrets: int = 0
     """Copies of the master secrets."""
     troubles: list[str] = field(default_factory=list)
@@ -100,13 +94,7 @@ def _check_contents(
             if not troubles:
                 continue
             lost.append(content.cid)
-            if not content.held:
-                found.thin_bundles += 1
-                continue
-            found.damaged += 1
-            if len(found.damages) < MOST_NAMED:
-                references = rows.references(content.cid)
-                found.damages.append(Damage(content.cid, troubles, references))
+            found.note(content, troubles, rows)
     if lost:
         with suppress(StartupError):  # on a copy that can't be written
             folder.roots.forget(lost)
