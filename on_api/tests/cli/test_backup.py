@@ -131,7 +131,7 @@ def test_the_secret_goes_where_it_is_told(home: Home, tmp_path: Path) -> None:
 
 
 def test_a_wrong_key_is_refused_before_anything_is_written(home: Home, tmp_path: Path) -> None:
-    """What doesn't open the secret, another secret, or none at all; the right identity does."""
+    """A wrong key, another secret and none at all are refused; the right identity opens it."""
     key = home.init()
     secret = (home.path / "secret.key").read_text().strip()
     identity = X25519Identity.generate()

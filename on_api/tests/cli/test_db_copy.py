@@ -27,7 +27,7 @@ from on_api.tests.testing.rows import pin_row, user_row
 
 PASSPHRASE = "a passphrase of the tests"
 OTHERS = {"/healthz", "/readyz", "/metrics", "/v1/node", "/v2/node"}
-"""What tells of the process and of the node, not of the database."""
+"""Paths that describe the process and the node, not the database."""
 CHANGING = {"last_used_at", "instance", "forecast"}
 """Fields that tell of the looking itself (key's use, id of the request) or of the time of day."""
 AT_ONCE = 1000
@@ -36,7 +36,7 @@ AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Filled:
-    """What a user has, by which a deployment is known again."""
+    """Things of one user, by which a deployment is recognised."""
 
     admin: str
     key: str

@@ -283,7 +283,7 @@ RATE_LIMITED = {
     "POST /s/{token}", "GET /ipfs/{cid}", "HEAD /ipfs/{cid}", "GET /ipfs/{cid}/{path}",
     "HEAD /ipfs/{cid}/{path}",
 }  # fmt: skip
-"""What has a reason of its own: passwords, passphrases, budgets and the gateway's limits."""
+"""Operations with a 429 of their own: passwords, passphrases, budgets, the gateway's limits."""
 
 
 def test_what_may_be_refused_for_now_says_so() -> None:

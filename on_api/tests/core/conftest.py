@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from on_api.core.crypto import aead
 from on_api.core.models import Database
-from on_api.tests.conftest import DatabaseMaker, make_settings
+from on_api.core.setting_groups import WorkerSettings
+from on_api.core.settings import Settings
+from on_api.tests.conftest import Account, DatabaseMaker, Server, make_settings
 from on_api.tests.testing.metering import Stage, staged
 
 
@@ -37,3 +39,20 @@ def stage(database: Database) -> Iterator[Stage]:
     """Meters on it."""
     with staged(database) as stage:
         yield stage
+
+
+@pytest.fixture
+def own(new_database: DatabaseMaker, settings_for: Callable[..., Settings]) -> Iterator[Server]:
+    """A server on each kind of database, for one test, without a worker that would change things
+    meanwhile."""
+    settings = settings_for(new_database(), worker=WorkerSettings(embedded=False))
+    with Server(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def user(own: Server) -> Iterator[Account]:
+    """Somebody there."""
+    account = own.new_user()
+    with account.client:
+        yield account

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -33,8 +33,6 @@ from on_api.core.services.content import maintenance
 from on_api.core.services.content.maintenance import BACKUP, GARBAGE, Turn
 from on_api.core.services.upkeep.backup.folder import BackupFolder
 from on_api.core.services.upkeep.backup.tables import CHANGED, EMPTIED, KEPT
-from on_api.core.setting_groups import WorkerSettings
-from on_api.core.settings import Settings
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.testing.backups import (
     back_up,
@@ -51,22 +49,6 @@ from on_api.tests.testing.rows import pin_row
 from on_api.tests.testing.shares import share
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def own(new_database: DatabaseMaker, settings_for: Callable[..., Settings]) -> Iterator[Server]:
-    """A server on each kind of database, without a worker that would change things meanwhile."""
-    settings = settings_for(new_database(), worker=WorkerSettings(embedded=False))
-    with Server(settings) as running:
-        yield running
-
-
-@pytest.fixture
-def user(own: Server) -> Iterator[Account]:
-    """Somebody there."""
-    account = own.new_user()
-    with account.client:
-        yield account
 
 
 @pytest.fixture
@@ -93,7 +75,7 @@ def restored_database(target: Home) -> Iterator[Database]:
 
 
 def test_every_table_is_decided() -> None:
-    """Whoever adds a table says what a restored database is to have of it."""
+    """A table that is added must be classified: what a restored database has of it."""
     decided = [*KEPT, *CHANGED, *EMPTIED]
     assert sorted(decided) == sorted(Base.metadata.tables)
 

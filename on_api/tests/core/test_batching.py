@@ -48,7 +48,7 @@ async def all_at_once(work: Work, pieces: Sequence[int]) -> list[int | BaseExcep
 
 
 async def test_who_comes_meanwhile_shares_the_next_transaction() -> None:
-    """What is asked for at the same moment is one transaction of `MOST_PIECES` pieces at most."""
+    """Pieces asked for at the same moment share a transaction, `MOST_PIECES` at most."""
     work = Work()
     pieces = list(range(2 * MOST_PIECES))
     assert await all_at_once(work, pieces) == [2 * piece for piece in pieces]

@@ -6,11 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import make_transient
 
@@ -37,28 +36,10 @@ from on_api.core.services.container import Services
 from on_api.core.services.upkeep.fsck.findings import FindingKind, FsckReport
 from on_api.core.services.upkeep.fsck.ledger import check_ledger
 from on_api.core.services.upkeep.node import connect_node
-from on_api.core.setting_groups import WorkerSettings
-from on_api.core.settings import Settings
-from on_api.tests.conftest import Account, DatabaseMaker, Kubo, Server
+from on_api.tests.conftest import Account, Kubo, Server
 from on_api.tests.testing.blockstore import Blockstore
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def own(new_database: DatabaseMaker, settings_for: Callable[..., Settings]) -> Iterator[Server]:
-    """A server without a worker that would mend things first."""
-    settings = settings_for(new_database(), worker=WorkerSettings(embedded=False))
-    with Server(settings) as running:
-        yield running
-
-
-@pytest.fixture
-def user(own: Server) -> Iterator[Account]:
-    """Somebody there."""
-    account = own.new_user()
-    with account.client:
-        yield account
 
 
 def fsck(server: Server, *, repair: bool = False, now: bool = False) -> FsckReport:
