@@ -32,6 +32,7 @@ from on_api.core.models.database import database_now, new_id, utc_now
 from on_api.core.services.content import maintenance
 from on_api.core.services.content.maintenance import BACKUP, GARBAGE, Turn
 from on_api.core.services.upkeep.backup.folder import BackupFolder
+from on_api.core.services.upkeep.backup.restoring import require_empty
 from on_api.core.services.upkeep.backup.tables import CHANGED, EMPTIED, KEPT
 from on_api.tests.conftest import PASSWORD, Account, DatabaseMaker, Kubo, Server, make_settings
 from on_api.tests.testing.backups import (
@@ -72,6 +73,17 @@ def restored_database(target: Home) -> Iterator[Database]:
     database = Database(make_settings(target.path, url))
     yield database
     database.dispose()
+
+
+def test_a_home_with_the_nodes_logs_counts_as_empty(tmp_path: Path) -> None:
+    """The log rotates: all of its files are left beside a node that has outlived its database."""
+    settings = make_settings(tmp_path, f"sqlite:///{tmp_path / 'on-api.db'}")
+    for name in ("ipfs", "lock", "node.log", "node.log.1", "node.log.2", "node.log.3"):
+        (tmp_path / name).touch()
+    require_empty(settings)
+    (tmp_path / "notes").touch()
+    with pytest.raises(StartupError, match="notes"):
+        require_empty(settings)
 
 
 def test_every_table_is_decided() -> None:

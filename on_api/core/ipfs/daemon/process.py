@@ -38,10 +38,13 @@ RESTARTS = Backoff(first=0.5, longest=30.0)
 STEADY_AFTER_SECONDS = 60.0
 """Seconds of running after which failures are counted from 1 again."""
 
+LOG_NAME = "node.log"
 LOG_BYTES = 10 * MIB
 """Bytes of node.log at which it is renamed to node.log.1; see `log_writer.py`."""
 LOG_FILES = 3
 """Older logs that are kept."""
+LOG_NAMES = frozenset({LOG_NAME, *(f"{LOG_NAME}.{number}" for number in range(1, LOG_FILES + 1))})
+"""Names in the home of the log and of older ones."""
 LAST_WORDS_SECONDS = 5.0
 """Seconds to wait for the last lines of a Kubo that has ended to be written."""
 
@@ -73,7 +76,7 @@ class ManagedNode:
     ) -> None:
         self.home = home.absolute()
         self.repo = self.home / "ipfs"
-        self.log = self.home / "node.log"
+        self.log = self.home / LOG_NAME
         self.on_restart: Callable[[], None] = lambda: None
         """Callback (quick, called by the watching thread) for when Kubo is up again after it had
         died."""

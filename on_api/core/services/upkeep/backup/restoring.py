@@ -14,9 +14,10 @@ from pathlib import Path
 
 from sqlalchemy import inspect, select
 
-from on_api.core.crypto.secrets import SECRET_FILE, SecretCopy
+from on_api.core.crypto.secrets import PREVIOUS_FILE, SECRET_FILE, SecretCopy
 from on_api.core.durable_files import sync
 from on_api.core.errors import StartupError
+from on_api.core.ipfs.daemon.process import LOG_NAMES
 from on_api.core.models import AuditEvent, Base, Database, Deployment, User, migrations
 from on_api.core.models.copying import CopyProgress, copy_rows, snapshot
 from on_api.core.models.revisions import known_revisions, present_revision
@@ -33,9 +34,7 @@ WORK_FILE = "restore.sqlite3"
 """Name in the home of the database while it is prepared."""
 ACTION = "restore"
 """Action in the audit log by which a restored database is recognised."""
-MAY_BE_THERE = {
-    "ipfs", "lock", "lost+found", "node.log", "node.log.1", "secret.key", "secret.key.previous",
-}  # fmt: skip
+MAY_BE_THERE = {"ipfs", "lock", "lost+found", SECRET_FILE, PREVIOUS_FILE, *LOG_NAMES}
 """Names that a home may have before: a node that has outlived its database, and the secret where
 the backup has none."""
 
